@@ -1,0 +1,155 @@
+"""From a config to the Recipe of its run."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from gamix_jax import objective, optim, population, posterior
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.errors import UserError
+from gamix_jax.networks import (
+  NORMS,
+  VAE,
+  Decoder,
+  Encoder,
+  PatchDiscriminator,
+)
+from gamix_jax.step import Recipe
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def _weights(config: ConfigDict) -> tuple[dict, dict]:
+  """The weights of the VAE's terms and of the discriminator's.
+
+  Raises:
+    UserError: a term without weight or a weight without term; both lists.
+  """
+  of_vae, of_disc = objective.term_names(
+    config.objective.name, config.adversarial.loss
+  )
+  terms = [*of_vae, *of_disc]
+  given = {k: v for k, v in config.weights.items() if v is not None}
+  if set(given) != set(terms):
+    flags = [f"--config.weights.{k}=1" for k in terms if k not in given]
+    flags += [f"--config.weights.{k}=None" for k in given if k not in terms]
+    raise UserError(
+      f"The terms of objective.name={config.objective.name!r}, "
+      f"adversarial.loss={config.adversarial.loss!r} are "
+      f"{', '.join(terms)}; the weights are of {', '.join(given)}.\n"
+      f"Say, with weights to your liking: {' '.join(flags)}"
+    )
+  return (
+    {k: float(given[k]) for k in of_vae},
+    {k: float(given[k]) for k in of_disc},
+  )
+
+
+def _dtypes(name: str):
+  """Of the computation and of the parameters."""
+  if name not in DTYPES:
+    raise UserError(
+      f"dtype={name!r} is not one of {', '.join(DTYPES)} (float16 is not "
+      "offered: exp overflows in it)."
+    )
+  if name == "float64":
+    if not jax.config.jax_enable_x64:
+      raise UserError("dtype='float64' needs the variable JAX_ENABLE_X64=1.")
+    return jnp.float64, jnp.float64
+  return jnp.dtype(name).type, jnp.float32
+
+
+def _networks(config: ConfigDict, kind: dict):
+  """Encoder, head and decoder in one; the discriminator or None."""
+  model = config.model
+  h, w, _ = image_shape(config)
+  halvings = len(model.encoder_features) - 1
+  channels = model.head_features or max(1, model.latent // 8)
+  if model.norm not in NORMS:
+    raise UserError(
+      f"model.norm={model.norm!r} is not a normalisation; "
+      f"there are: {', '.join(NORMS)}."
+    )
+  common = dict(norm=model.norm, **kind)
+  vae = VAE(
+    encoder=Encoder(
+      features=tuple(model.encoder_features), head_features=channels, **common
+    ),
+    posterior=posterior.head(**config.posterior, latent=model.latent, **kind),
+    decoder=Decoder(
+      features=tuple(model.decoder_features),
+      start=(h >> halvings, w >> halvings, channels),
+      **common,
+    ),
+  )
+  if config.adversarial.loss == "none":
+    return vae, None
+  disc = PatchDiscriminator(
+    features=tuple(model.discriminator_features),
+    strides=tuple(model.discriminator_strides),
+    dropout=model.dropout,
+    **common,
+  )
+  return vae, disc
+
+
+def memory_decay(config: ConfigDict) -> float:
+  """The decay of the population's memory: as asked for, or as needed."""
+  if config.objective.memory is not None:
+    return float(config.objective.memory)
+  return population.default_decay(
+    config.objective.population, config.model.latent, config.data.batch_size
+  )
+
+
+def recipe(config: ConfigDict) -> Recipe:
+  """The Recipe of a checked config (`config.check`).
+
+  Raises:
+    UserError: a name that is not in its table, weights that do not fit the
+      terms, a population that cannot be estimated.
+  """
+  dtype, param_dtype = _dtypes(config.dtype)
+  vae, disc = _networks(config, dict(dtype=dtype, param_dtype=param_dtype))
+  vae_weights, disc_weights = _weights(config)
+  section = config.objective
+  if section.reconstruction not in objective.RECONSTRUCTIONS:
+    raise UserError(
+      f"objective.reconstruction={section.reconstruction!r} is not a "
+      f"reconstruction; there are: {', '.join(objective.RECONSTRUCTIONS)}."
+    )
+  latent, form = config.model.latent, section.population
+  decay = memory_decay(config)
+  remembers = "population_kl" in vae_weights
+  if remembers:
+    population.check(form, decay, latent, config.data.batch_size)
+  function, _ = objective.OBJECTIVES[section.name]
+  return Recipe(
+    vae=vae,
+    disc=disc,
+    vae_optimizer=optim.optimizer(config.steps, **config.optim.vae),
+    disc_optimizer=optim.optimizer(config.steps, **config.optim.disc),
+    terms=partial(
+      function, form=form, decay=decay, kind=section.reconstruction
+    ),
+    init_memory=partial(
+      population.init_memory,
+      form,
+      decay if remembers else 0.0,
+      latent,
+      param_dtype,
+    ),
+    vae_weights=vae_weights,
+    disc_weights=disc_weights,
+    reconstruction=section.reconstruction,
+    adversarial=config.adversarial.loss,
+    start=config.adversarial.start,
+    delay=config.adversarial.delay,
+    ramp=config.adversarial.ramp,
+    draws=section.draws,
+    ema_decay=config.ema.decay,
+    image_shape=image_shape(config),
+    dtype=param_dtype,
+    seed=config.seed,
+  )

@@ -1,0 +1,83 @@
+"""Why a save failed, in the operating system's words."""
+
+import errno
+import logging
+import os
+import sys
+
+_REASONS = {
+  number: os.strerror(number)
+  for number in (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ESTALE,
+  )
+}
+
+
+def reason(error: BaseException) -> str | None:
+  """The operating system's words for a failure that the user can mend.
+
+  The array writer (tensorstore) hands them on as text only.
+  """
+  seen: BaseException | None = error
+  while seen is not None:
+    if isinstance(seen, OSError) and seen.errno in _REASONS:
+      return _REASONS[seen.errno]
+    for words in _REASONS.values():
+      if words in str(seen):
+        return words
+    seen = seen.__cause__ or seen.__context__
+  return None
+
+
+# Normal here: not every step has been evaluated, and `save` waits by itself.
+_NORMAL = ("did not provide metrics", "Waiting for previous save")
+
+
+class _Quiet(logging.Filter):
+  """Drops what Orbax logs of a failed save: `Checkpoints` raises it.
+
+  A user who is told in two lines that the disk is full is not to find them
+  under three tracebacks.
+  """
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    if f"{os.sep}orbax{os.sep}" not in record.pathname:
+      return True
+    text = str(record.msg)
+    return not (record.exc_info or any(words in text for words in _NORMAL))
+
+
+# Of a save that failed, the writes still under way: each reports by itself,
+# to an event loop that Orbax has left or at its own end.
+_LEFT = "Event loop is closed"
+_LOST = "exception was never retrieved"
+
+
+def _told_otherwise(record: logging.LogRecord) -> bool:
+  error = record.exc_info[1] if record.exc_info else None
+  lost = _LOST in str(record.msg)
+  return not (lost and error is not None and reason(error))
+
+
+def _hook(kind, error, trace) -> None:
+  if not (kind is RuntimeError and str(error) == _LEFT):
+    sys.__excepthook__(kind, error, trace)
+
+
+def quiet_orbax() -> None:
+  """Installs them, once."""
+  log = logging.getLogger("absl")
+  if not any(isinstance(f, _Quiet) for f in log.filters):
+    log.addFilter(_Quiet())
+  logging.getLogger("asyncio").addFilter(_told_otherwise)  # a second is none
+  if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _hook

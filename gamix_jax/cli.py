@@ -1,0 +1,190 @@
+"""What the commands share: flags, messages, exit codes.
+
+0: done, or stopped on request with everything saved. 2: a mistake the message
+says how to mend. Anything else is a defect of this program.
+"""
+
+import errno
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from gamix_jax.errors import UserError
+
+PACKAGE = Path(__file__).parent
+# A checkout has them beside the package, an installed wheel inside it.
+CONFIG_FOLDERS = (PACKAGE.parent / "configs", PACKAGE / "configs")
+DEFAULT_CONFIG = "digits.py"
+USAGE = 2  # exit code
+
+# Faults of the machine that a user can mend: what is wrong is in the error.
+_MENDABLE = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EFBIG,
+}
+
+
+def shipped_config(name: str) -> Path:
+  """Where one of this project's own configs lies.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  for folder in CONFIG_FOLDERS:
+    if (folder / name).is_file():
+      return folder / name
+  have = sorted(
+    p.name for f in CONFIG_FOLDERS if f.is_dir() for p in f.glob("*.py")
+  )
+  raise UserError(
+    f"--config={name}: no such file; the project has: {', '.join(have)}."
+  )
+
+
+def _find_config(argument: str) -> str:
+  """--config=configs/x.py[:variant] also from where there is no configs/."""
+  path, colon, variant = argument.partition(":")
+  if not Path(path).is_file():
+    if Path(path).parent not in (Path(), Path("configs")):
+      raise UserError(f"--config={path}: there is no such file.")
+    path = str(shipped_config(Path(path).name))
+  return path + colon + variant
+
+
+def parse(argv: Sequence[str]) -> None:
+  """Parses the flags that were defined.
+
+  Raises:
+    UserError: an unknown flag, a config key that is none, a value of another
+      type, a config file that is missing or wrong.
+  """
+  argv = list(argv)
+  for i, word in enumerate(argv):
+    name, equals, value = word.partition("=")
+    if name.lstrip("-") != "config" or not name.startswith("-"):
+      continue
+    if equals:
+      argv[i] = f"{name}={_find_config(value)}"
+    elif i + 1 < len(argv):
+      argv[i + 1] = _find_config(argv[i + 1])
+  try:
+    rest = flags.FLAGS(argv)
+  except UserError:
+    raise
+  except Exception as e:
+    message = _fault_of_config(e, argv) or _flag_message(e)
+    if message is None:
+      raise
+    raise UserError(message) from e
+  if rest[1:]:
+    raise UserError(f"{rest[1]!r} is not a flag; all flags begin with --.")
+
+
+def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str | None:
+  """Where in a config file of `argv` an error arose, and which; None: not."""
+  files = {word.partition("=")[2].partition(":")[0] for word in argv}
+  files |= {word.partition(":")[0] for word in argv[1:]}
+  seen: BaseException | None = error
+  while seen is not None:
+    if isinstance(seen, UserError):  # flags wrap it
+      return str(seen)
+    if isinstance(seen, SyntaxError) and seen.filename in files:
+      return f"{seen.filename}, line {seen.lineno}: {seen.msg}."
+    for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+      if frame.filename in files:
+        what = _misspelt(seen) or f"{type(seen).__name__}: {_first(seen)}"
+        return f"{frame.filename}, line {frame.lineno}: {what}"
+    seen = seen.__cause__ or seen.__context__
+  return None
+
+
+def _misspelt(error: BaseException) -> str | None:
+  """ml_collections' suggestion, if that is what went wrong."""
+  match = re.search(
+    r'Did you mean "(.*?)" instead of "(.*?)"', str(error.args[:1])
+  )
+  return f"no key {match[2]!r}; did you mean {match[1]!r}?" if match else None
+
+
+def _first(error: BaseException) -> str:
+  """The first line of what an error says."""
+  text = str(error).strip().strip("'\"") or type(error).__name__
+  return text.splitlines()[0]
+
+
+_KINDS = {
+  "invalid literal for int": "a whole number",
+  "could not convert string to float": "a number",
+  "Non-boolean argument": "true or false",
+}
+
+
+def _flag_message(error: Exception) -> str | None:
+  """One or two lines of what absl and ml_collections say."""
+  text = str(error)
+  if found := _misspelt(error):
+    return f"--config has {found}"
+  if "'get_config" in text or "get_config()" in text:
+    return "--config is a file with a function get_config(variant='')."
+  if isinstance(error, AttributeError | KeyError):
+    return (
+      f"--config has no key {_first(error)!r}; gamix_jax/config.py lists all "
+      "keys."
+    )
+  if not isinstance(error, flags.Error | TypeError | ValueError):
+    return None
+  flag = re.match(r"flag (--\S+?)=(.*?): ", text)
+  if flag:
+    for words, kind in _KINDS.items():
+      if words in text:
+        return f"{flag[1]}={flag[2]} has to be {kind}."
+  return "\n".join(text.strip().splitlines()[:2])
+
+
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+  """Parses the flags and runs a command; the process's exit code."""
+  logging.basicConfig(format="%(message)s", level=logging.WARNING)
+  try:
+    parse(sys.argv if argv is None else argv)
+    main()
+  except UserError as e:
+    return _say(str(e))
+  except OSError as e:
+    if e.errno not in _MENDABLE:
+      raise
+    where = f"{e.filename}: " if e.filename else ""
+    return _say(f"{where}{e.strerror}. What was complete before is kept.")
+  except KeyboardInterrupt:
+    return _say("interrupted; the last complete checkpoint is kept.")
+  return 0
+
+
+def _say(message: str) -> int:
+  print(f"gamix_jax: {message}", file=sys.stderr, flush=True)
+  return USAGE
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled steps between runs, unless JAX is told where already.
+
+  JAX_COMPILATION_CACHE_DIR says where; set and empty, there is no cache.
+  """
+  import jax  # noqa: PLC0415  (flags are refused before jax is there)
+
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  folder = Path(home) / "gamix_jax" / "compiled"
+  jax.config.update("jax_compilation_cache_dir", str(folder))

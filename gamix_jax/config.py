@@ -1,0 +1,394 @@
+"""Every key with its default, its meaning and its source.
+
+`base()` is locked, so it is the schema: a config file is a list of differences
+from it, and a misspelt key is an error. The defaults are the published run
+(the reference's repository, as run; see README, "Differences").
+"""
+
+import difflib
+import json
+import math
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from gamix_jax.errors import UserError
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def _any(default: Any) -> config_dict.FieldReference:
+  """A key of more than one type (int or pair, number or None)."""
+  return config_dict.FieldReference(default, field_type=object)
+
+
+def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
+  """The published configuration, every key present; locked."""
+  c = ConfigDict()
+  c.seed = 0  # noise, initial weights, batches: all are functions of it
+  c.steps = 240_000  # README of the reference: 200 epochs of 24,000 / 20
+  c.dtype = "float32"  # of convolutions and matrix products; or bfloat16
+  c.log_every = 100
+  c.eval_every = 2_000
+  c.eval_images = 1_024  # held-out images looked at, at most
+  c.eval_draws = 16  # of z an image, for their bounds
+
+  c.data = ConfigDict()
+  c.data.source = "folder:data"  # digits, tfds:<name>, folder:, npz:<path>
+  c.data.image_size = _any(256)  # int or (height, width)
+  c.data.channels = 3  # 1 grey, 3 colour; images are converted
+  c.data.batch_size = 20  # global; the population is this batch
+  c.data.crop = _any("square")  # "square", "none", or a side: centre, pixels
+  c.data.resize = "area"  # area, linear, cubic, nearest
+  c.data.flip = True  # left-right, with probability 1/2, training only
+  c.data.cache = "none"  # "none", "memory", or a folder for a mapped file
+  c.data.workers = 0  # processes that decode; 0: this one
+  c.data.test_share = 0.2  # held out by hash where the source has no test split
+  c.data.max_broken = 0.01  # share of unreadable files that is an error
+
+  c.model = ConfigDict()
+  c.model.latent = 512
+  c.model.encoder_features = (128,) * 7
+  c.model.decoder_features = (128,) * 6 + (3,)
+  c.model.discriminator_features = (128, 128, 128, 64, 64, 1)
+  c.model.discriminator_strides = (2, 2, 2, 1, 1, 1)
+  c.model.norm = "affine"  # what ran; batch, group, none
+  c.model.head_features = 0  # channels of the encoder's output; 0: latent // 8
+  c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
+
+  c.posterior = ConfigDict()
+  c.posterior.name = "gaussian"
+  c.posterior.components = 1
+  c.posterior.initial_logvar = 0.0  # bias of ln sigma^2 at the start
+
+  c.objective = ConfigDict()
+  c.objective.name = "gamix"  # or elbo
+  c.objective.population = "means"  # full, correlation, covariance
+  c.objective.memory = _any(None)  # decay of the moments' average over steps;
+  #   0: this batch alone; None: 0, and what "covariance" needs
+  c.objective.reconstruction = "l1"  # l2, bernoulli
+  c.objective.draws = 1  # of z per image, and per component of a mixture
+
+  c.adversarial = ConfigDict()
+  c.adversarial.loss = "bce"  # hinge, none
+  c.adversarial.start = 0  # the discriminator's first step
+  c.adversarial.delay = 0  # steps it trains before `fool` counts
+  c.adversarial.ramp = 0  # steps over which `fool` grows to its weight
+
+  # A weight for every term of the objective, None for the names it has not.
+  c.weights = ConfigDict()
+  c.weights.recon = _any(5000.0)  # reference: R_LOSS_FACTOR
+  c.weights.population_kl = _any(1.0)
+  c.weights.collapse = _any(0.2)  # reference: 0.1 of twice our term
+  c.weights.kl = _any(None)
+  c.weights.fool = _any(100.0)
+  c.weights.real = _any(100.0)
+  c.weights.fake = _any(100.0)
+
+  c.optim = ConfigDict()
+  for net in ("vae", "disc"):
+    c.optim[net] = ConfigDict()
+    o = c.optim[net]
+    o.name = "keras_adam"  # epsilon on the uncorrected sqrt(v); or adam
+    o.learning_rate = 1e-4
+    o.b1 = 0.5
+    o.b2 = 0.999
+    o.eps = 1e-7
+    o.clip = 0.0  # of the gradient's global norm; 0: none
+    o.warmup = 0  # steps of linear warm-up
+    o.schedule = "constant"  # or cosine, to 0 at `steps`
+
+  c.ema = ConfigDict()
+  c.ema.decay = 0.999  # reached as min(decay, (1 + t) / (10 + t))
+
+  c.guard = ConfigDict()
+  c.guard.max_skipped = 20  # non-finite updates in a row that end the run
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 2_000
+  c.checkpoint.keep = 3  # the newest
+  c.checkpoint.keep_best = 1  # besides, by eval/elbo
+
+  return c.lock()
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+  """(h, w, c) of the images a config trains on."""
+  size = config.data.image_size
+  h, w = (size, size) if isinstance(size, int) else size
+  return int(h), int(w), config.data.channels
+
+
+def at_size(
+  config: ConfigDict,
+  recon: float = 0.78,
+  population: float = 0.05,
+  collapse: float = 1.0,
+) -> ConfigDict:
+  """Sets what the published preset would have at another size and purpose.
+
+  The published 5000 belongs to 256x256x3 numbers (0.0254 each). Weights here
+  go with the numbers of an image; the population is matched with its
+  correlations, with weight enough that N(0, I) is where the codes are; and the
+  optimiser is quicker than the published 1e-4. The defaults were found on
+  16x16 digits (configs/digits.py), with 6 latents and a batch of 64.
+
+  More latents than about the square root of the batch need a smaller
+  `population`: the correlations of a small batch are mostly chance, and a
+  heavy weight on them teaches the encoder to say nothing (seen with 64 latents
+  and a batch of 32 at 0.05).
+
+  Args:
+    config: with `data.image_size` and `data.channels` set.
+    recon: weight of `recon` per number of an image. A larger one gives closer
+      reconstructions and codes that fill N(0, I) less well.
+    population: weight of `population_kl` per weight of `recon`.
+    collapse: weight of `collapse`.
+  """
+  h, w, c = image_shape(config)
+  config.objective.population = "correlation"
+  weight = float(round(recon * h * w * c))
+  config.weights.update(
+    recon=weight,
+    population_kl=population * weight,
+    collapse=collapse,
+    fool=weight / 100,
+    real=1.0,  # Adam divides a scale out
+    fake=1.0,
+  )
+  for net in config.optim:
+    config.optim[net].update(name="adam", learning_rate=1e-3, eps=1e-8)
+  config.optim.vae.b1 = 0.9
+  return config
+
+
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+  """The config of `--config=FILE:name`: itself, or its tiny variant.
+
+  `tiny` keeps a config's objective and kind of image, and shrinks what costs:
+  3 steps of narrow networks on small synthetic images.
+
+  Raises:
+    UserError: another name.
+  """
+  if not name:
+    return config
+  if name != "tiny":
+    raise UserError(f"--config=...:{name}: the one variant is 'tiny'.")
+  config.steps = 3
+  config.log_every = config.eval_every = config.checkpoint.every = 1
+  config.eval_images, config.eval_draws = 8, 2
+  config.data.source = "synthetic"
+  config.data.batch_size = 8
+  halvings = min(len(config.model.encoder_features) - 1, 1)
+  config.data.image_size = 4 * 2**halvings
+  config.model.latent = 4
+  config.model.head_features = 0
+  config.model.encoder_features = (4,) * (halvings + 1)
+  config.model.decoder_features = (4,) * halvings + (config.data.channels,)
+  config.model.discriminator_features = (4, 1)
+  config.model.discriminator_strides = (2, 1)
+  return config
+
+
+# ---------------------------------------------------------- checking
+
+POSITIVE = (
+  "steps",
+  "log_every",
+  "eval_every",
+  "eval_images",
+  "eval_draws",
+  "data.batch_size",
+  "model.latent",
+  "posterior.components",
+  "objective.draws",
+  "optim.vae.learning_rate",
+  "optim.disc.learning_rate",
+  "optim.vae.eps",
+  "optim.disc.eps",
+  "guard.max_skipped",
+  "checkpoint.every",
+  "checkpoint.keep",
+)
+NOT_NEGATIVE = (
+  "model.head_features",
+  "adversarial.start",
+  "adversarial.delay",
+  "adversarial.ramp",
+  "optim.vae.clip",
+  "optim.disc.clip",
+  "optim.vae.warmup",
+  "optim.disc.warmup",
+  "checkpoint.keep_best",
+)
+BELOW_ONE = (  # from 0
+  "model.dropout",
+  "objective.memory",
+  "optim.vae.b1",
+  "optim.vae.b2",
+  "optim.disc.b1",
+  "optim.disc.b2",
+  "ema.decay",
+)
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses a config that no run can have; names are checked by their tables.
+
+  Raises:
+    UserError: a value of the wrong type or out of its range, an image size
+      that the halvings do not divide, features that do not fit each other.
+  """
+  if not isinstance(config, ConfigDict) or flat(config).keys() != _KEYS:
+    raise UserError(
+      "The config has not the keys of gamix_jax.config.base(): get_config of "
+      "its file has to return that, with changes."
+    )
+  _check_ranges(config)
+  if config.data.channels not in (1, 3):
+    raise UserError(
+      f"data.channels={config.data.channels}: 1 is grey and 3 is colour."
+    )
+  _check_sizes(config)
+  _check_features(config.model, config.data.channels)
+
+
+def _check_ranges(config: ConfigDict) -> None:
+  for name, weight in config.weights.items():
+    if weight is not None and not (_is_number(weight) and weight >= 0):
+      raise UserError(
+        f"weights.{name}={weight!r} is neither a number from 0 on nor None."
+      )
+  memory = config.objective.memory
+  if memory is not None and not _is_number(memory):
+    raise UserError(f"objective.memory={memory!r} is no number, nor None.")
+  if not -(2**63) <= config.seed < 2**63:
+    raise UserError(f"seed={config.seed} does not fit into 64 bits.")
+  for keys, wanted, ok in (
+    (POSITIVE, "over 0", lambda v: v > 0),
+    (NOT_NEGATIVE, "0 or more", lambda v: v >= 0),
+    (BELOW_ONE, "in [0, 1)", lambda v: 0 <= v < 1),
+  ):
+    for key in keys:
+      value = get(config, key)
+      if value is not None and not (_is_number(value) and ok(value)):
+        raise UserError(f"{key}={value} has to be {wanted}.")
+
+
+def _is_number(value: Any) -> bool:
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  size = config.data.image_size
+  pair = size if isinstance(size, tuple | list) else (size, size)
+  whole = all(isinstance(s, int) and s > 0 for s in pair)
+  if len(pair) != len("hw") or not whole:
+    raise UserError(
+      f"data.image_size={size!r} is neither a side nor a pair (height, width)."
+    )
+  halvings = len(config.model.encoder_features) - 1
+  factor = 2**halvings
+  for side in pair:
+    if side % factor:
+      below = side // factor * factor
+      fits = [s for s in (below, below + factor, below + 2 * factor) if s]
+      raise UserError(
+        f"data.image_size={size!r}: model.encoder_features halves an image "
+        f"{halvings} times, which {side} does not divide by; sizes that do: "
+        f"{', '.join(map(str, fits))} (multiples of {factor})."
+      )
+
+
+def _check_features(model: ConfigDict, channels: int) -> None:
+  encoder, decoder = model.encoder_features, model.decoder_features
+  if len(encoder) != len(decoder) or not encoder:
+    raise UserError(
+      f"model.encoder_features has {len(encoder)} entries and "
+      f"model.decoder_features {len(decoder)}; they halve and double an image "
+      "one time less than that, so give them as many."
+    )
+  if decoder[-1] != channels:
+    fitting = (*decoder[:-1], channels)
+    raise UserError(
+      f"model.decoder_features ends with {decoder[-1]}, but images have "
+      f"data.channels={channels}; use --config.model.decoder_features="
+      f"'{fitting}'."
+    )
+  features, strides = model.discriminator_features, model.discriminator_strides
+  if len(features) != len(strides) or not features or features[-1] != 1:
+    raise UserError(
+      f"model.discriminator_features={features} and _strides={strides} have "
+      "to be of one length, and the last of the features is 1, the logit."
+    )
+  for name, value in model.items():
+    if isinstance(value, tuple) and not all(
+      isinstance(v, int) and v > 0 for v in value
+    ):
+      raise UserError(f"model.{name}={value} has to be whole numbers over 0.")
+
+
+# ---------------------------------------------------------- keys and files
+
+
+def get(config: ConfigDict, key: str) -> Any:
+  """The value at a dotted key."""
+  value = config
+  for part in key.split("."):
+    value = value[part]
+  return value
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+  """{"data.batch_size": 20, ...}, every key; tuples as lists, as in JSON."""
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      out |= {f"{key}.{k}": v for k, v in flat(value).items()}
+    else:
+      out[key] = list(value) if isinstance(value, tuple) else value
+  return out
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
+  """{key: (old value, new value)} of the keys that differ."""
+  a, b = flat(old), flat(new)
+  keys = sorted(a.keys() | b.keys())
+  return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)}
+
+
+def to_json(config: ConfigDict) -> str:
+  """Every key and its value, as `from_json` reads it."""
+  return json.dumps(flat(config), indent=1) + "\n"
+
+
+def from_json(text: str, where: str = "config.json") -> ConfigDict:
+  """The config that `to_json` wrote; keys it lacks have their defaults.
+
+  Raises:
+    UserError: not JSON, or a key that this version does not have.
+  """
+  try:
+    values = json.loads(text)
+  except json.JSONDecodeError as e:
+    raise UserError(f"{where} is not a config: {e}.") from e
+  config = base()
+  known = flat(config)
+  for key, value in values.items():
+    if key not in known:
+      close = difflib.get_close_matches(key, known, 1)
+      hint = f" (did you mean {close[0]}?)" if close else ""
+      raise UserError(f"{where} has the key {key}, which is none{hint}.")
+    section, _, name = key.rpartition(".")
+    holder = get(config, section) if section else config
+    holder[name] = tuple(value) if isinstance(value, list) else value
+  return config
+
+
+_KEYS = flat(base()).keys()

@@ -1,0 +1,128 @@
+"""A split of a source as prepared images, by index.
+
+The rule for broken images. What does not even begin as an image is left out
+of the index when the source is opened. What turns out broken when decoded
+keeps its index, and the next whole image in order stands in for it. Both are
+functions of the files alone, so the batches do not depend on when, where or
+by which worker a broken file was met.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.settings import Settings
+from gamix_jax.data.sources import Source, open_source
+from gamix_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Dataset:
+  """Random access: `dataset[i]` is {"image": uint8 [h, w, c], "label": int}.
+
+  Attributes:
+    settings: what it was made from.
+    split: "train" or "test".
+    skipped: names of the broken files met so far.
+    label_names: name of class i at i; empty where there are none.
+  """
+
+  in_memory = False  # whether `fetch` only looks up
+
+  def __init__(self, source: Source, settings: Settings, split: str):
+    """Raises UserError if too many of the source's files are broken."""
+    self._source, self.settings, self.split = source, settings, split
+    self._prepare = Prepare(settings.shape, settings.crop, settings.resize)
+    self.label_names = tuple(source.label_names)
+    self.skipped: list[str] = []
+    self.note(source.broken)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of every image."""
+    return self.settings.shape
+
+  def __len__(self) -> int:
+    """Number of images in this split."""
+    return len(self._source)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """Image i: uint8 [h, w, c], and its label, -1 where it has none."""
+    image, label, broken = self.fetch(range(len(self))[i])
+    self.note(broken)
+    return {"image": image, "label": label}
+
+  def fetch(self, i: int) -> tuple[np.ndarray, int, list[str]]:
+    """Image, label, and the names of the broken files it stands in for.
+
+    Changes nothing, so that threads and worker processes may call it; `note`
+    the names in the process that trains.
+
+    Raises:
+      UserError: a file is gone, or too many in a row are broken.
+    """
+    broken: list[str] = []
+    for k in range(len(self)):
+      j = (i + k) % len(self)
+      raw, label = self._source[j]
+      try:
+        return self._prepare(raw), label, broken
+      except BrokenImage:
+        broken.append(self._source.name(j))
+      self._check(broken)
+    raise UserError(f"No image of {self.settings.source} can be decoded.")
+
+  def note(self, broken: Sequence[str]) -> None:
+    """Counts and logs broken files, each once.
+
+    Raises:
+      UserError: they are more than `settings.max_broken` of all files.
+    """
+    new = sorted(set(broken) - set(self.skipped))
+    if not new:
+      return
+    self.skipped.extend(new)
+    self._check(self.skipped)
+    log.warning(
+      "%s: skipped %d broken of %d files: %s%s",
+      *(self.settings.source, len(self.skipped), self._source.total),
+      *(", ".join(new[:10]), ", ..." if len(new) > 10 else ""),
+    )
+
+  def _check(self, broken: Sequence[str]) -> None:
+    share = self.settings.max_broken
+    if len(broken) > share * self._source.total:
+      names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+      raise UserError(
+        f"{len(broken)} of the {self._source.total} files of"
+        f" {self.settings.source} are broken ({names}): more than"
+        f" data.max_broken={share}. Mend or remove them, or raise it."
+      )
+
+
+def open_dataset(
+  config: Settings | Mapping[str, Any], split: str, seed: int = 0
+) -> Dataset:
+  """Opens one split of the data the configuration names.
+
+  Args:
+    config: the section `data`, whole: a ConfigDict, any mapping, or Settings.
+    split: "train" or "test". What is held out never depends on the seed.
+    seed: makes the images of the synthetic source; others ignore it.
+
+  Raises:
+    UserError: whatever the user can mend, in one or two lines.
+  """
+  if split not in ("train", "test"):
+    raise ValueError(f"split must be train or test, not {split!r}")
+  settings = Settings.of(config)
+  dataset = Dataset(open_source(settings, split, seed), settings, split)
+  if settings.cache == "none":
+    return dataset
+  from gamix_jax.data import cache  # noqa: PLC0415
+
+  return cache.cached(dataset)

@@ -1,0 +1,75 @@
+"""The batch of step t, a function of (seed, t) alone.
+
+Positions p = t B + row count through the data set over and over; position p
+is image perm_e[p mod n] of epoch e = p div n, perm_e being a permutation
+drawn from (seed, e). So an epoch holds every image once, a batch may straddle
+two epochs, and a data set smaller than a batch fills it by repeating. Row r of
+step t is mirrored by bit r of a draw from (seed, t).
+
+Every host computes the same global rows and takes its own. Starting at step t
+costs nothing.
+"""
+
+import numpy as np
+
+from gamix_jax.errors import UserError
+
+_ORDER, _FLIP = 0, 1  # what a draw is for
+
+
+def _rng(seed: int, what: int, t: int) -> np.random.Generator:
+  return np.random.default_rng((seed % 2**63, what, t))
+
+
+class Order:
+  """Which images make the batch of a step, and which are mirrored."""
+
+  def __init__(
+    self, n: int, batch_size: int, seed: int, *, shuffle: bool, flip: bool
+  ):
+    """`n` images in global batches of `batch_size`."""
+    self._n, self._b, self._seed = n, batch_size, seed
+    self._shuffle, self._flip = shuffle, flip
+    self._epochs: dict[int, np.ndarray] = {}
+
+  def rows(self, t: int) -> np.ndarray:
+    """Indices of the global batch of step t: int64 [b]."""
+    epoch, i = np.divmod(t * self._b + np.arange(self._b), self._n)
+    if not self._shuffle:
+      return i
+    out = np.empty_like(i)
+    for e in np.unique(epoch):
+      out[epoch == e] = self._permutation(int(e))[i[epoch == e]]
+    return out
+
+  def flips(self, t: int) -> np.ndarray:
+    """Which rows of step t are mirrored: bool [b]."""
+    if not self._flip:
+      return np.zeros(self._b, bool)
+    return _rng(self._seed, _FLIP, t).random(self._b) < 0.5
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    found = self._epochs.get(epoch)
+    if found is None:
+      found = _rng(self._seed, _ORDER, epoch).permutation(self._n)
+      # A batch needs two epochs at most, unless the set is tiny. A new dict
+      # rather than a change, since threads read this one.
+      kept = {e: p for e, p in self._epochs.items() if abs(e - epoch) <= 1}
+      self._epochs = kept | {epoch: found}
+    return found
+
+
+def local_rows(
+  batch_size: int, process_index: int, process_count: int
+) -> slice:
+  """One host's rows of the global batch.
+
+  Raises:
+    UserError: they cannot be shared evenly.
+  """
+  share, rest = divmod(batch_size, process_count)
+  if rest:
+    raise UserError(
+      f"data.batch_size={batch_size} does not divide by {process_count} hosts."
+    )
+  return slice(process_index * share, (process_index + 1) * share)

@@ -1,0 +1,120 @@
+"""The section `data` of the configuration, checked."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from gamix_jax.errors import UserError
+
+RESIZES = ("area", "linear", "cubic", "nearest")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Which images, and what is made of each before it joins a batch.
+
+  Attributes:
+    source: `digits`, `synthetic[:<n>]`, `folder:<path>`, `npz:<path>` or
+      `tfds:<name>`.
+    image_size: of the images handed out: an int (a square) or
+      (height, width), pixels.
+    channels: of the images handed out: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+    batch_size: of the global batch; all hosts' rows together.
+    crop: before resizing. "square": the largest centred window of the
+      target's shape, so a square for a square target. An int: a centred
+      window of the target's shape that is so many pixels high, or the largest
+      that fits where the image is smaller. "none": the whole image, stretched
+      where its shape is not the target's.
+    resize: "area" averages the source pixels under each target pixel when
+      shrinking and is linear when enlarging; "linear", "cubic" and "nearest"
+      look only at neighbours, so they alias when shrinking.
+    flip: mirror left-right with probability 1/2, in training only.
+    cache: "none", "memory", or a folder for a memory-mapped file: where the
+      prepared images are kept, so that each is decoded once.
+    workers: processes that decode. 0: a thread of this one. Not needed, and
+      not started, where `cache` holds the images.
+    test_share: share held out by hash where the source has no test split.
+    max_broken: share of the source's files that may be unreadable.
+  """
+
+  source: str
+  image_size: int | tuple[int, int]
+  channels: int
+  batch_size: int
+  crop: str | int = "square"
+  resize: str = "area"
+  flip: bool = True
+  cache: str = "none"
+  workers: int = 0
+  test_share: float = 0.2
+  max_broken: float = 0.01
+
+  @classmethod
+  def of(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
+    """Settings from the section itself (a ConfigDict or any mapping)."""
+    if isinstance(config, cls):
+      return config
+    config = dict(**config)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in config.keys() - set(names):
+      near = difflib.get_close_matches(key, names, 1)
+      hint = f"did you mean data.{near[0]}?" if near else f"it has {names}"
+      raise UserError(f"The configuration has no key data.{key}; {hint}")
+    return cls(**config)
+
+  def __post_init__(self):
+    """Raises UserError at the first value out of its range."""
+
+    def check(key: str, ok: bool, wanted: str) -> None:
+      if not ok:
+        value = getattr(self, key)
+        raise UserError(f"data.{key} must be {wanted}, not {value!r}.")
+
+    size = self.image_size
+    check(
+      "image_size",
+      (_is_int(size) and size > 0)
+      or (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(_is_int(s) and s > 0 for s in size)
+      ),
+      "an int or (height, width), each at least 1",
+    )
+    check("source", isinstance(self.source, str), "a string")
+    check("channels", self.channels in (1, 3), "1 (grey) or 3 (colour)")
+    check(
+      "batch_size",
+      _is_int(self.batch_size) and self.batch_size > 0,
+      "an int, at least 1",
+    )
+    check(
+      "crop",
+      self.crop in ("square", "none")
+      if isinstance(self.crop, str)
+      else _is_int(self.crop) and self.crop > 0,
+      '"square", "none" or a side in pixels',
+    )
+    check("resize", self.resize in RESIZES, "one of " + ", ".join(RESIZES))
+    check(
+      "cache",
+      isinstance(self.cache, str) and self.cache != "",
+      '"none", "memory" or a folder',
+    )
+    check(
+      "workers", _is_int(self.workers) and self.workers >= 0, "an int from 0"
+    )
+    check("test_share", 0 < self.test_share < 1, "between 0 and 1")
+    check("max_broken", 0 <= self.max_broken <= 1, "from 0 to 1")
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of every image handed out."""
+    if isinstance(self.image_size, int):
+      return self.image_size, self.image_size, self.channels
+    return self.image_size[0], self.image_size[1], self.channels
+
+
+def _is_int(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool)

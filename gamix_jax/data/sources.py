@@ -1,0 +1,243 @@
+"""Where images come from: one function a source, and one line in a table.
+
+A source is a sequence of raw images, encoded or not; `Prepare` makes them of
+one size. It is opened for one split and is cheap to send to a worker process.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from gamix_jax.data.settings import Settings
+from gamix_jax.errors import UserError
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Raw images of one split, by index.
+
+  Attributes:
+    label_names: name of class i at i; empty where there are no classes.
+    broken: names of the source's files, in both splits, that were found
+      unreadable at opening; they have no index.
+    total: number of the source's files in both splits, broken or not.
+  """
+
+  label_names: Sequence[str]
+  broken: Sequence[str]
+  total: int
+
+  def __len__(self) -> int:
+    """Number of images."""
+
+  def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
+    """Encoded bytes or uint8 [h, w] or [h, w, 1 | 3]; label or -1."""
+
+  def name(self, i: int) -> str:
+    """What to call image i in a message."""
+
+  def identity(self) -> str:
+    """Changes whenever an image, a label or their order changes."""
+
+
+@dataclasses.dataclass
+class Arrays:
+  """A source that lies in memory.
+
+  Attributes:
+    images: uint8 [n, h, w] or [n, h, w, 1 | 3].
+    labels: int [n], -1 for none.
+    what: for messages.
+    total: images in both splits.
+    label_names: name of class i at i.
+    broken: always empty.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  what: str
+  total: int
+  label_names: Sequence[str] = ()
+  broken: Sequence[str] = ()
+
+  def __len__(self) -> int:
+    """Number of images."""
+    return len(self.images)
+
+  def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    """Image i as it lies, and its label."""
+    return self.images[i], int(self.labels[i])
+
+  def name(self, i: int) -> str:
+    """`what[i]`, counted within the split."""
+    return f"{self.what}[{i}]"
+
+  def identity(self) -> str:
+    """A hash of every pixel and label."""
+    h = hashlib.sha256(repr((self.images.shape, self.what)).encode())
+    h.update(np.ascontiguousarray(self.images))
+    h.update(np.ascontiguousarray(self.labels))
+    return h.hexdigest()
+
+
+def held_out(where: str, names: Sequence[str], share: float) -> np.ndarray:
+  """A fixed test split: bool [n], a function of each name alone.
+
+  Each name is hashed to a number in [0, 1) and held out if that is under
+  `share`, so files added later move none of the others. Only a set so small
+  that one side would be empty gets its smallest (or largest) there.
+
+  Args:
+    where: for the message.
+    names: of all images.
+    share: to hold out, in (0, 1).
+
+  Raises:
+    UserError: fewer than two names; there is nothing to split.
+  """
+  if len(names) < 2:
+    raise UserError(
+      f"{where} holds {len(names)} image(s); training and evaluation need at"
+      " least one each. Add images."
+    )
+  u = np.array(
+    [
+      int.from_bytes(hashlib.blake2b(os.fsencode(n), digest_size=6).digest())
+      / 2**48
+      for n in names
+    ]
+  )
+  test = u < share
+  if not test.any():
+    test[u.argmin()] = True
+  if test.all():
+    test[u.argmax()] = False
+  return test
+
+
+def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
+  """scikit-learn's 1,797 handwritten digits, 8x8 grey, split by hash."""
+  del seed
+  if rest:
+    raise UserError(f"data.source=digits takes nothing after it, not :{rest}")
+  from sklearn.datasets import load_digits  # noqa: PLC0415  (takes 2 s)
+
+  digits = load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+  total = len(images)
+  test = held_out(
+    "digits", [f"digits/{i}" for i in range(total)], settings.test_share
+  )
+  keep = test if split == "test" else ~test
+  return Arrays(
+    images[keep],
+    digits.target[keep],
+    f"digits/{split}",
+    total,
+    tuple(str(i) for i in range(10)),
+  )
+
+
+class Synthetic:
+  """Smooth random images, made when asked for; no files.
+
+  Image i is a function of (seed, split, i): noise on a 4x4 grid, enlarged
+  with cubic interpolation to the wanted size, in colour.
+  """
+
+  label_names: Sequence[str] = ()
+  broken: Sequence[str] = ()
+
+  def __init__(self, n: int, total: int, size: tuple, split: str, seed: int):
+    """Images of `size` (height, width); `n` of them in this split."""
+    self._n, self.total = n, total
+    self._size, self._split, self._seed = size, split, seed
+
+  def __len__(self) -> int:
+    """Number of images in this split."""
+    return self._n
+
+  def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    """Image i, uint8 [h, w, 3]; no label."""
+    import cv2  # noqa: PLC0415
+
+    key = (self._seed % 2**63, self._split == "test", i)
+    grid = np.random.default_rng(key).uniform(0, 255, (4, 4, 3))
+    h, w = self._size
+    image = cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
+    return np.round(image).clip(0, 255).astype(np.uint8), -1
+
+  def name(self, i: int) -> str:
+    """Its index, within the split."""
+    return f"synthetic/{self._split}[{i}]"
+
+  def identity(self) -> str:
+    """All it is made from."""
+    return repr(("synthetic 1", self._n, self._size, self._split, self._seed))
+
+
+def open_synthetic(
+  rest: str, settings: Settings, split: str, seed: int
+) -> Source:
+  """`synthetic` or `synthetic:<n>`: n training images, a quarter for tests."""
+  if rest and not (rest.isdecimal() and int(rest) > 0):
+    raise UserError(
+      f"data.source=synthetic:{rest}: give a number of images, or none (256)."
+    )
+  train = int(rest) if rest else 256
+  test = max(1, train // 4)
+  n = test if split == "test" else train
+  return Synthetic(n, train + test, settings.shape[:2], split, seed)
+
+
+def open_folder(rest: str, settings: Settings, split: str, seed: int) -> Source:
+  """`folder:<path>`; see `gamix_jax.data.folder`."""
+  del seed
+  from gamix_jax.data import folder  # noqa: PLC0415
+
+  return folder.open_folder(rest, settings.test_share, split)
+
+
+def open_npz(rest: str, settings: Settings, split: str, seed: int) -> Source:
+  """`npz:<path>`; see `gamix_jax.data.npz`."""
+  del seed
+  from gamix_jax.data import npz  # noqa: PLC0415
+
+  return npz.open_npz(rest, settings.test_share, split)
+
+
+def open_tfds(rest: str, settings: Settings, split: str, seed: int) -> Source:
+  """`tfds:<name>`; see `gamix_jax.data.tfds`."""
+  del seed
+  from gamix_jax.data import tfds  # noqa: PLC0415
+
+  return tfds.open_tfds(rest, settings.test_share, split)
+
+
+# name: (rest of data.source after the colon, settings, split, seed) -> Source
+SOURCES: dict[str, Callable[[str, Settings, str, int], Source]] = {
+  "digits": open_digits,
+  "folder": open_folder,
+  "npz": open_npz,
+  "synthetic": open_synthetic,
+  "tfds": open_tfds,
+}
+
+
+def open_source(settings: Settings, split: str, seed: int) -> Source:
+  """The source that `settings.source` names, opened for a split.
+
+  Raises:
+    UserError: no source has that name, or it cannot be opened.
+  """
+  name, _, rest = settings.source.partition(":")
+  if name not in SOURCES:
+    raise UserError(
+      f"data.source={settings.source!r} is not known. There are digits,"
+      " folder:<path>, npz:<path>, tfds:<name> and synthetic."
+    )
+  return SOURCES[name](rest, settings, split, seed)

@@ -1,0 +1,231 @@
+"""`tfds:<name>`: TensorFlow Datasets, read at random and without TensorFlow.
+
+The data set is prepared once as array_record (under ~/tensorflow_datasets, or
+TFDS_DATA_DIR) in a process of its own. Preparing needs TensorFlow where the
+builder gives images as arrays (MNIST, CIFAR-10), and then that process hides
+the accelerators from it; the process that trains never imports it.
+
+Test images are those of the split `test` or `validation`, otherwise a share
+held out by a hash of the index. The image is the feature `image`, or the only
+image there is; the label is `label` where that is a class.
+"""
+
+import concurrent.futures
+import importlib.util
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gamix_jax.data.cache import exclusive
+from gamix_jax.data.sources import held_out
+from gamix_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_TESTS = ("test", "validation")
+_CELEBA = (
+  " For CelebA, whose download often fails by quota: get img_align_celeba.zip"
+  " by hand (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), then `unzip"
+  " img_align_celeba.zip -d celeba` and --config.data.source=folder:celeba"
+)
+_WAYS_OUT = (
+  " Prepare it where there is a network and copy its folder to {place}, or use"
+  " --config.data.source=folder:<path> or npz:<path>."
+)
+
+
+class Tfds:
+  """One split of a prepared data set; each process opens it for itself."""
+
+  broken: Sequence[str] = ()
+
+  def __init__(self, folder: Path, split: str, index: np.ndarray, total: int):
+    """`index`: which records of the TFDS split `split` are ours."""
+    self._folder, self._split, self._index = folder, split, index
+    self.total = total
+    self._records: Any = None
+    builder = _read(folder)
+    self._image, self._label = _features(builder)
+    names = builder.info.features[self._label].names if self._label else ()
+    self.label_names = tuple(names)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Without the open files, for a worker process."""
+    return self.__dict__ | {"_records": None}
+
+  def __len__(self) -> int:
+    """Number of images."""
+    return len(self._index)
+
+  def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
+    """The encoded image as it lies in the record, and its label."""
+    if self._records is None:
+      self._records = _source(_read(self._folder), self._split, self._image)
+    try:
+      record = self._records[int(self._index[i])]
+    except (OSError, RuntimeError, ValueError, IndexError) as e:
+      raise UserError(
+        f"Cannot read record {self._index[i]} of {self._folder}: {e}."
+        " Delete that folder to have the data set prepared again."
+      ) from e
+    label = int(record[self._label]) if self._label else -1
+    return record[self._image], label
+
+  def name(self, i: int) -> str:
+    """Split and index of the record."""
+    return f"{self._split}[{self._index[i]}]"
+
+  def identity(self) -> str:
+    """Folder, files, their sizes and times, and the records taken."""
+    files = sorted(p for p in self._folder.iterdir() if p.is_file())
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    index = self._index.tolist()
+    return repr((str(self._folder), stats, self._split, index))
+
+
+def open_tfds(name: str, test_share: float, split: str) -> Tfds:
+  """Opens one split, and has the data set prepared if it is not.
+
+  Raises:
+    UserError: there is no such data set, it cannot be prepared, or it holds
+      no images.
+  """
+  if not name:
+    raise UserError("data.source=tfds: names no data set, as in tfds:celeb_a")
+  builder = _builder(name)
+  if not builder.is_prepared():
+    _prepare_elsewhere(name)
+    builder = _builder(name)
+  folder = Path(builder.data_dir)
+  builder = _read(folder)
+  _random_access(builder, name)
+  splits = {k: s.num_examples for k, s in builder.info.splits.items()}
+  test = next((s for s in _TESTS if splits.get(s)), None)
+  if "train" in splits and test is not None:
+    used = "train" if split == "train" else test
+    index = np.arange(splits[used])
+    return Tfds(folder, used, index, splits["train"] + splits[test])
+  used = "train" if splits.get("train") else max(splits, key=splits.get)
+  names = [f"{used}/{i}" for i in range(splits[used])]
+  keep = held_out(f"tfds:{name}", names, test_share) == (split == "test")
+  return Tfds(folder, used, np.flatnonzero(keep), splits[used])
+
+
+def prepare(name: str) -> None:
+  """Downloads and prepares as array_record, in this process.
+
+  Raises:
+    UserError: it needs TensorFlow and there is none, or the download failed.
+  """
+  _hide_accelerators()
+  builder = _builder(name)
+  folder = Path(builder.data_dir)
+  place = folder.parent
+  try:
+    place.mkdir(parents=True, exist_ok=True)
+    with exclusive(place / ".gamix_jax.lock"):
+      if builder.is_prepared():
+        return  # by another process, while we waited
+      builder.download_and_prepare(file_format="array_record")
+  except ImportError as e:
+    if "tensorflow" not in f"{e.name} {e}".lower():
+      raise
+    raise UserError(
+      f"Preparing tfds:{name} needs TensorFlow, once (its images come as"
+      " arrays): pip install 'gamix_jax[tfds]', then the same command again."
+    ) from e
+  # A download fails in as many ways as there are servers: requests' errors,
+  # checksums, missing manual files (AssertionError), archives cut short, ...
+  except Exception as e:
+    reason = next((x for x in str(e).splitlines() if x.strip()), "no reason")
+    raise UserError(
+      f"tfds:{name} could not be downloaded and prepared"
+      f" ({type(e).__name__}: {reason[:200]})."
+      + (_CELEBA if name.startswith("celeb_a") else "")
+      + _WAYS_OUT.format(place=place)
+    ) from e
+
+
+def _prepare_elsewhere(name: str) -> None:
+  """Runs `prepare` in a fresh process, which may import TensorFlow."""
+  log.warning("Preparing tfds:%s once; this can take long.", name)
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    try:
+      pool.submit(prepare, name).result()
+    except concurrent.futures.BrokenExecutor as e:
+      raise UserError(
+        f"The process that prepared tfds:{name} was killed; was there enough"
+        " memory? The same command starts it again."
+      ) from e
+
+
+def _hide_accelerators() -> None:
+  if importlib.util.find_spec("tensorflow") is None:
+    return
+  os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+  import tensorflow as tf  # noqa: PLC0415
+
+  for kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], kind)
+
+
+def _builder(name: str) -> Any:
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  try:
+    return tfds.builder(name)
+  except Exception as e:
+    missing = isinstance(e, tfds.core.DatasetNotFoundError)
+    lines = str(e).splitlines() or [""]
+    reason = "there is no such data set" if missing else lines[0][:300]
+    raise UserError(
+      f"tfds:{name}: {reason}. Names are listed at"
+      " https://www.tensorflow.org/datasets/catalog"
+    ) from e
+
+
+def _read(folder: Path) -> Any:
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  return tfds.builder_from_directory(folder)
+
+
+def _random_access(builder: Any, name: str) -> None:
+  found = [f.value for f in builder.info.available_file_formats()]
+  if "array_record" not in found:
+    raise UserError(
+      f"tfds:{name} lies in {builder.data_dir} as {', '.join(found)}, which"
+      " cannot be read at random. Move that folder away, or set TFDS_DATA_DIR"
+      " to another place, and it is prepared as array_record."
+    )
+
+
+def _features(builder: Any) -> tuple[str, str | None]:
+  """Names of the image and of the label, None where there is none."""
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  features = dict(builder.info.features)
+  images = [
+    k for k, f in features.items() if isinstance(f, tfds.features.Image)
+  ]
+  if "image" not in images and len(images) != 1:
+    raise UserError(
+      f"{builder.name} has no image to train on; its features are"
+      f" {', '.join(features)}."
+    )
+  image = "image" if "image" in images else images[0]
+  is_class = isinstance(features.get("label"), tfds.features.ClassLabel)
+  return image, "label" if is_class else None
+
+
+def _source(builder: Any, split: str, image: str) -> Any:
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  decoders = {image: tfds.decode.SkipDecoding()}
+  return builder.as_data_source(split, decoders=decoders)

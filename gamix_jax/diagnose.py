@@ -1,0 +1,89 @@
+"""What a run shows of its health: the posterior's, the GAN's, held out."""
+
+import jax
+import jax.numpy as jnp
+
+from gamix_jax import objective
+from gamix_jax.objective import Pass
+from gamix_jax.posterior import Posterior, log_prior
+
+# Burda et al., arXiv:1509.00519, section 5.3: a unit is active if the variance
+# of its posterior mean over the data is over this.
+ACTIVE_VARIANCE = 0.01
+# A standard deviation under 1/10 of the prior's: a posterior near a point.
+COLLAPSED_VARIANCE = 0.01
+
+
+def posterior(q: Posterior) -> dict[str, jax.Array]:
+  """Active units, and the share of variances that collapsed to near 0."""
+  weights, _, var = q.centres()
+  units = jnp.var(q.mean(), axis=0) > ACTIVE_VARIANCE
+  small = jnp.mean((var < COLLAPSED_VARIANCE).astype(var.dtype), axis=-1)
+  return {
+    "posterior/active_units": jnp.sum(units),
+    "posterior/collapsed_share": jnp.mean(jnp.sum(weights * small, axis=-1)),
+    "posterior/mean_var": jnp.mean(
+      jnp.sum(weights * jnp.mean(var, axis=-1), axis=-1)
+    ),
+  }
+
+
+def logits(
+  real: jax.Array, fake: jax.Array, w: jax.Array
+) -> dict[str, jax.Array]:
+  """Mean logits, and the share of patches told rightly.
+
+  Args:
+    real: [b, p, q, 1].
+    fake: [s, b, p, q, 1], with weights w [s, b].
+    w: see fake.
+  """
+
+  def over_draws(each):
+    return jnp.mean(jnp.sum(w * jnp.mean(each, axis=(-3, -2, -1)), axis=0))
+
+  right_fake = over_draws((fake < 0).astype(w.dtype))
+  return {
+    "disc/logits_real": jnp.mean(real),
+    "disc/logits_fake": over_draws(fake),
+    "disc/accuracy": (jnp.mean(real > 0) + right_fake) / 2,
+  }
+
+
+def held_out(
+  p: Pass, x_hat: jax.Array, kind: str, weight: float
+) -> dict[str, jax.Array]:
+  """Numbers an image, [b] or [b, d], of images that were not trained on.
+
+  The two bounds are true lower bounds of ln p(x), in nats, for the likelihood
+  that the reconstruction term stands for (`objective.log_likelihood`):
+
+      elbo   sum_s w_s ( ln p(x, z_s) - ln q(z_s | x) )
+      iwae   ln sum_s w_s p(x, z_s) / q(z_s | x)
+
+  the second with s draws (Burda et al., arXiv:1509.00519; of a mixture the
+  stratified form, arXiv:2003.01687).
+
+  Args:
+    p: a pass with s draws.
+    x_hat: q's mean decoded, [b, h, w, c].
+    kind: the reconstruction's.
+    weight: of the reconstruction.
+  """
+  shown = jnp.clip(objective.to_image(x_hat, kind), -1, 1)
+  square = jnp.mean(jnp.square(p.x - shown), axis=(-3, -2, -1))
+  likelihood = objective.log_likelihood(p.x, p.x_hat, kind, weight)
+  kl = jnp.sum(p.w * (p.q.log_prob(p.z) - log_prior(p.z)), axis=0)
+  mean, (weights, mu, var) = p.q.mean(), p.q.centres()
+  square_of_z = jnp.square(mu) + var
+  log_ratio = likelihood + log_prior(p.z) - p.q.log_prob(p.z)
+  return {
+    "mae": jnp.mean(jnp.abs(p.x - shown), axis=(-3, -2, -1)),
+    # The peak-to-peak of [-1, 1] is 2.
+    "psnr": 10 * jnp.log10(4 / jnp.maximum(square, 1e-10)),
+    "elbo": jnp.sum(p.w * log_ratio, axis=0),
+    "iwae": jax.nn.logsumexp(log_ratio, axis=0, b=p.w),
+    "kl": kl,
+    "mean": mean,
+    "var": jnp.sum(weights[..., None] * square_of_z, axis=1) - mean**2,
+  }

@@ -1,0 +1,141 @@
+"""A model in training, looked at on held-out images: numbers and pictures."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gamix_jax import data, mesh, objective, pictures
+from gamix_jax.config import ConfigDict
+from gamix_jax.diagnose import ACTIVE_VARIANCE
+from gamix_jax.step import Recipe, TrainState, eval_step, pixels
+
+COLUMNS = 8
+ROWS = 4  # of pairs, and of samples by two
+SAMPLES = 64
+BETWEEN = 8  # images of an interpolation, ends included
+SPAN = COLUMNS * ROWS  # held-out images in pictures
+
+
+class Examiner:
+  """Numbers and panels of a state's averaged weights."""
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    config: ConfigDict,
+    over: jax.sharding.Mesh,
+    dataset: data.Dataset,
+  ):
+    """`dataset` is the held-out split."""
+    self._recipe, self._config, self._mesh = recipe, config, over
+    self._dataset = dataset
+    everywhere = mesh.replicated(over)
+    self._numbers = jax.jit(
+      partial(eval_step, recipe, config.eval_draws), out_shardings=everywhere
+    )
+    self._pictures = jax.jit(self._draw, out_shardings=everywhere)
+    shown = [dataset[i]["image"] for i in range(min(SPAN, len(dataset)))]
+    self._shown = np.stack((shown * SPAN)[:SPAN])
+
+  def numbers(self, state: TrainState) -> dict[str, float]:
+    """`eval/<metric>`, means over up to `eval_images` held-out images.
+
+    mae, psnr (dB) of reconstructions from q's mean, clipped to [-1, 1]; elbo
+    and iwae (nats an image, see `diagnose.held_out`); kl, the mean of
+    KL(q(z | x) || p); population_kl, that of the Gaussian with the moments of
+    these images' population, in nats (the rest of kl is, about, what a code
+    tells of its image: Hoffman & Johnson 2016); active_units.
+    """
+    size = self._config.data.batch_size
+    batches = data.eval_batches(
+      self._dataset,
+      batch_size=size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    found: list[dict[str, np.ndarray]] = []
+    for i, batch in enumerate(batches):
+      if i * size >= self._config.eval_images:
+        break
+      whole = mesh.global_batch(
+        self._mesh, {"image": batch["image"], "mask": batch["mask"]}
+      )
+      mask = whole.pop("mask")
+      out = self._numbers(
+        state.ema,
+        state.vae.batch_stats,
+        whole | {"step": np.int32(i), "mask": mask},
+      )
+      out = jax.device_get(out)
+      real = out.pop("mask") > 0
+      found.append({k: v[real] for k, v in out.items()})
+    each = {
+      k: np.concatenate([f[k] for f in found])[: self._config.eval_images]
+      for k in found[0]
+    }
+    mean, var = each.pop("mean"), each.pop("var")
+    numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
+    numbers["eval/population_kl"] = _gaussian_kl(mean, var)
+    active = np.var(mean, axis=0) > ACTIVE_VARIANCE
+    numbers["eval/active_units"] = float(np.sum(active))
+    return numbers
+
+  def panels(self, state: TrainState) -> dict[str, np.ndarray]:
+    """Pictures as uint8 [h, w, c].
+
+    Originals over reconstructions; samples from N(0, I); straight
+    interpolations between the codes of held-out images.
+    """
+    out = jax.device_get(
+      self._pictures(state.ema, state.vae.batch_stats, self._shown)
+    )
+    x = np.asarray(pixels(self._shown))
+    return {
+      "reconstructions": pictures.grid(
+        pictures.pairs(x, out["reconstructions"], COLUMNS), COLUMNS
+      ),
+      "samples": pictures.grid(out["samples"], COLUMNS),
+      "interpolation": pictures.grid(out["interpolation"], BETWEEN),
+    }
+
+  def _draw(self, params, batch_stats, image):
+    recipe = self._recipe
+    vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
+    mean = vae.encode(pixels(image, recipe.dtype)).mean()
+    # The same latents at every look, so that pictures can be compared.
+    z = jax.random.normal(
+      jax.random.fold_in(recipe.key(0), 2),
+      (SAMPLES, mean.shape[-1]),
+      mean.dtype,
+    )
+    t = jnp.linspace(0, 1, BETWEEN, dtype=mean.dtype)[None, :, None]
+    first, last = mean[: SPAN // 2 : 2, None], mean[1 : SPAN // 2 : 2, None]
+    between = (first + t * (last - first)).reshape(-1, mean.shape[-1])
+
+    kinds = {"reconstructions": mean, "samples": z, "interpolation": between}
+    x_hat = vae.decode(jnp.concatenate(list(kinds.values())))
+    image = objective.to_image(x_hat, recipe.reconstruction)
+    ends = np.cumsum([len(v) for v in kinds.values()])
+    return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
+
+
+def _gaussian_kl(mean: np.ndarray, var: np.ndarray) -> float:
+  """1/2 ( tr S + |m|^2 - d - ln det S ), nats; S of q(z), float64.
+
+  Args:
+    mean: of each image's posterior, [n, d].
+    var: of each image's posterior, [n, d].
+
+  Returns:
+    NaN where n is too small for S to have full rank by itself.
+  """
+  mean = mean.astype(np.float64)
+  n, d = mean.shape
+  if n <= d:
+    return float("nan")
+  m = mean.mean(axis=0)
+  s = np.cov(mean, rowvar=False, bias=True).reshape(d, d)
+  s = s + np.diag(var.mean(axis=0, dtype=np.float64))
+  return 0.5 * float(np.trace(s) + m @ m - d - np.linalg.slogdet(s)[1])

@@ -1,0 +1,45 @@
+"""Trains a model: python -m gamix_jax.main [--config=FILE] [--workdir=DIR].
+
+--config=configs/digits.py          what to train; digits if left out
+--config=configs/celeba.py:tiny     its tiny variant, on synthetic images
+--config.optim.vae.learning_rate=1e-3     any key, see gamix_jax/config.py
+--workdir=runs/digits               all that the run writes; the same command
+                                    again continues it
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from gamix_jax import cli, config
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", default=None, help_string="A file of configs/, and its keys."
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the run is kept; runs/<config> if left out."
+)
+
+
+def main() -> None:
+  """Trains as the flags say."""
+  config.check(CONFIG.value)  # most mistakes are told before JAX is there
+  cli.use_compilation_cache()
+  from gamix_jax import train  # noqa: PLC0415
+
+  name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  train.train(CONFIG.value, WORKDIR.value or f"runs/{name}")
+
+
+if __name__ == "__main__":
+  # The default is filled in here rather than declared, since overrides
+  # (--config.key=value) need the file on the command line.
+  argv = sys.argv
+  if "--help" in argv:
+    print(__doc__)
+    sys.exit(0)
+  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
+    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
+  sys.exit(cli.run(main, argv))

@@ -1,0 +1,205 @@
+"""THE PAPER, 3: the named terms; their weighted sum is the loss.
+
+All in nats per image, images in [-1, 1]. q(z | x_i) is image i's posterior,
+i = 1..B over the global batch, and w [s, b] are the weights of its s draws
+(see `Posterior.draws`), so that a mixture is scored stratum by stratum.
+
+    recon           mean_i sum_s w_si mean over h, w, c of |x_i - x_hat_si|
+    population_kl   1/2 sum_d ( m^2 + v - 1 - ln v )     (and its other forms)
+    collapse        mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
+    kl              mean_i KL(q(z | x_i) || N(0, I))      (the ELBO's)
+    fool            mean_i sum_s w_si mean over patches BCE(D(x_hat_si), real)
+    real, fake      the same means of BCE(D(x), real) and BCE(D(x_hat), fake)
+
+m and v are the mean and the variance of the population, in `population.py`.
+Source: arXiv:2309.13160 and the published code as it ran.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gamix_jax import population
+from gamix_jax.errors import UserError
+from gamix_jax.posterior import Posterior
+from gamix_jax.posterior.base import float_at_least_32, lift
+
+Terms = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Pass:
+  """What one forward pass of the VAE leaves for its terms.
+
+  Attributes:
+    x: images [b, h, w, c] in [-1, 1].
+    q: their posterior.
+    z: draws [s, b, d], with weights w [s, b].
+    w: see z.
+    x_hat: the draws decoded, [s, b, h, w, c].
+  """
+
+  x: jax.Array
+  q: Posterior
+  z: jax.Array
+  w: jax.Array
+  x_hat: jax.Array
+
+
+# ---------------------------------------------------------- reconstruction
+
+
+def _l1(x, x_hat):
+  return jnp.abs(x - x_hat)
+
+
+def _l2(x, x_hat):
+  return jnp.square(x - x_hat)
+
+
+def _bernoulli(x, x_hat):
+  # x_hat are logits; x in [-1, 1] is read as a probability in [0, 1].
+  t = (x + 1) / 2
+  return jax.nn.softplus(x_hat) - t * x_hat
+
+
+RECONSTRUCTIONS = {"l1": _l1, "l2": _l2, "bernoulli": _bernoulli}
+
+
+def error(x: jax.Array, x_hat: jax.Array, kind: str) -> jax.Array:
+  """Mean over pixels, channels: [b, h, w, c], [.., b, h, w, c] -> [.., b]."""
+  x_hat = float_at_least_32(x_hat)
+  each = RECONSTRUCTIONS[kind](lift(x, x_hat.ndim), x_hat)
+  return jnp.mean(each, axis=(-3, -2, -1))
+
+
+def to_image(x_hat: jax.Array, kind: str) -> jax.Array:
+  """The decoder's output as an image: bounded only where its form is."""
+  return jnp.tanh(x_hat / 2) if kind == "bernoulli" else x_hat
+
+
+def log_likelihood(
+  x: jax.Array, x_hat: jax.Array, kind: str, weight: float
+) -> jax.Array:
+  """ln p(x | z) in nats of the density that weight * error stands for.
+
+  With n = h w c numbers an image, weight * mean |x - x_hat| is, up to its
+  constant, minus the log density of Laplace noise of scale n / weight; `l2`
+  of Gaussian noise of variance n / (2 weight). `bernoulli` is a likelihood
+  at weight n; at another one it is tempered. Pixels in [-1, 1].
+  """
+  n = x.shape[-1] * x.shape[-2] * x.shape[-3]
+  if kind == "l1":
+    constant = n * jnp.log(2 * n / weight)
+  elif kind == "l2":
+    constant = n / 2 * jnp.log(jnp.pi * n / weight)
+  else:
+    constant = 0.0
+  return -weight * error(x, x_hat, kind) - constant
+
+
+def recon(p: Pass, kind: str) -> jax.Array:
+  """Mean over the batch of the draws' weighted error."""
+  return jnp.mean(jnp.sum(p.w * error(p.x, p.x_hat, kind), axis=0))
+
+
+# ---------------------------------------------------------- the objectives
+
+
+def collapse(q: Posterior) -> jax.Array:
+  """mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 ), nats."""
+  weights, _, var = q.centres()
+  each = 0.5 * jnp.sum(var - 1 - jnp.log(var), axis=-1)
+  return jnp.mean(jnp.sum(weights * each, axis=-1))
+
+
+def gamix(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+  """GAMIX: the population is pulled to the prior, single posteriors are not."""
+  kl, info, memory = population.population_kl(p.q, memory, form, decay)
+  terms = {
+    "recon": recon(p, kind),
+    "population_kl": kl,
+    "collapse": collapse(p.q),
+  }
+  return terms, info, memory
+
+
+def elbo(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+  """The standard VAE: every posterior is pulled to the prior."""
+  del form, decay
+  terms = {"recon": recon(p, kind), "kl": jnp.mean(p.q.kl(p.z, p.w))}
+  return terms, {}, memory
+
+
+# name -> (function of a Pass and the moments' memory, the terms it returns)
+OBJECTIVES: dict[str, tuple[Callable, tuple[str, ...]]] = {
+  "gamix": (gamix, ("recon", "population_kl", "collapse")),
+  "elbo": (elbo, ("recon", "kl")),
+}
+
+
+# ---------------------------------------------------------- adversarial
+
+
+def _bce(logits: jax.Array, real: bool) -> jax.Array:
+  return jax.nn.softplus(-logits if real else logits)
+
+
+def _hinge(logits: jax.Array, real: bool) -> jax.Array:
+  return jax.nn.relu(1 - logits if real else 1 + logits)
+
+
+ADVERSARIAL = ("bce", "hinge", "none")
+
+
+def adversarial(
+  logits_real: jax.Array, logits_fake: jax.Array, w: jax.Array, loss: str
+) -> Terms:
+  """fool, real and fake of logits [b, p, q, 1] and [s, b, p, q, 1].
+
+  With `hinge` (Lim & Ye, arXiv:1705.02894) `fool` is minus the mean logit.
+  """
+
+  def over_patches(each):
+    return jnp.mean(each, axis=(-3, -2, -1))
+
+  def over_draws(each):
+    return jnp.mean(jnp.sum(w * over_patches(each), axis=0))
+
+  score = _bce if loss == "bce" else _hinge
+  fool = -logits_fake if loss == "hinge" else _bce(logits_fake, True)
+  return {
+    "fool": over_draws(fool),
+    "real": jnp.mean(over_patches(score(logits_real, True))),
+    "fake": over_draws(score(logits_fake, False)),
+  }
+
+
+def term_names(objective: str, adversarial_loss: str) -> tuple[list, list]:
+  """The names of the VAE's terms and of the discriminator's.
+
+  Raises:
+    UserError: if there is no such objective or adversarial loss.
+  """
+  if objective not in OBJECTIVES:
+    raise UserError(
+      f"objective.name={objective!r} is not an objective; "
+      f"there are: {', '.join(OBJECTIVES)}."
+    )
+  if adversarial_loss not in ADVERSARIAL:
+    raise UserError(
+      f"adversarial.loss={adversarial_loss!r} is not a loss; "
+      f"there are: {', '.join(ADVERSARIAL)}."
+    )
+  of_vae = list(OBJECTIVES[objective][1])
+  if adversarial_loss == "none":
+    return of_vae, []
+  return [*of_vae, "fool"], ["real", "fake"]
+
+
+def weighted(terms: Terms, weights: dict[str, float]) -> jax.Array:
+  """sum over the names of `weights` of weight * term."""
+  return sum(weight * terms[name] for name, weight in weights.items())

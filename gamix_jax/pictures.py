@@ -1,0 +1,60 @@
+"""Grids of images as PNG."""
+
+import math
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SMALL_SIDE = 64  # images under this are enlarged, each pixel to a square
+LINE = 2  # pixels between images
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+  """[-1, 1] to 0..255, clipped; what is no number is black."""
+  x = np.nan_to_num(np.asarray(x), nan=-1)
+  return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+  """Images [n, h, w, c] in [-1, 1] in rows of `columns`: uint8 [H, W, c].
+
+  Small images are enlarged by a whole factor, so that pixels stay pixels.
+  """
+  images = to_uint8(images)
+  n, h, w, c = images.shape
+  factor = max(1, SMALL_SIDE // max(h, w))
+  images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+  h, w = h * factor + LINE, w * factor + LINE
+  rows = math.ceil(n / columns)
+  out = np.full((rows * h + LINE, columns * w + LINE, c), 255, np.uint8)
+  for i, image in enumerate(images):
+    y, x = i // columns * h + LINE, i % columns * w + LINE
+    out[y : y + h - LINE, x : x + w - LINE] = image
+  return out
+
+
+def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
+  """Rows of `above` over rows of `below`, as one list for `grid`."""
+  n = len(above) // columns * columns
+  shape = (n // columns, columns, *above.shape[1:])
+  both = np.stack([above[:n].reshape(shape), below[:n].reshape(shape)], axis=1)
+  return both.reshape(-1, *above.shape[1:])
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+  """Writes uint8 [h, w, c], whole or not at all.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  if image.shape[-1] > 1:
+    image = image[..., ::-1]  # cv2 keeps colours the other way round
+  _, data = cv2.imencode(".png", image)
+  temporary = path.with_name(f".{path.name}.part")
+  try:
+    temporary.write_bytes(data.tobytes())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

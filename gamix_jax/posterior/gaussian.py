@@ -1,0 +1,77 @@
+"""q(z | x) = N(z; mu, diag sigma^2): the published run's posterior, K = 1."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from gamix_jax.errors import UserError
+from gamix_jax.posterior import base
+
+
+@struct.dataclass
+class Gaussian:
+  """mu and logvar = ln sigma^2, both [b, d]."""
+
+  mu: jax.Array
+  logvar: jax.Array
+
+  def noise_shape(self, n: int) -> tuple[int, ...]:
+    return (n, *self.mu.shape)
+
+  def draws(
+    self, key: jax.Array, n: int, eps: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    if eps is None:
+      eps = jax.random.normal(key, self.noise_shape(n), self.mu.dtype)
+    z = self.mu[None] + jnp.exp(self.logvar / 2)[None] * eps
+    return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
+
+  def mean(self) -> jax.Array:
+    return self.mu
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    return base.normal_log_prob(z, self.mu, self.logvar)
+
+  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weights = jnp.ones((self.mu.shape[0], 1), self.mu.dtype)
+    return weights, self.mu[:, None], jnp.exp(self.logvar)[:, None]
+
+  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+    """Closed form; the draws are not looked at."""
+    del z, w
+    return base.normal_kl(self.mu, self.logvar)
+
+
+class GaussianHead(nn.Module):
+  """Two linear maps of the features [b, n] to mu and logvar [b, d]."""
+
+  latent: int
+  components: int = 1
+  initial_logvar: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.components != 1:
+      raise UserError(
+        f"posterior.components={self.components}, but a Gaussian posterior has "
+        "one; use --config.posterior.name=mixture for more."
+      )
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> Gaussian:
+    def linear(name, bias=0.0):
+      dense = nn.Dense(
+        self.latent,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        kernel_init=nn.initializers.glorot_uniform(),
+        bias_init=nn.initializers.constant(bias),
+        name=name,
+      )
+      return base.float_at_least_32(dense(features))
+
+    logvar = linear("logvar", self.initial_logvar)
+    return Gaussian(linear("mu"), base.clamp_logvar(logvar))

@@ -1,0 +1,308 @@
+"""THE PAPER, 4: one training step.
+
+One forward pass; two pullbacks of it at the same, old weights, one of the
+VAE's loss and one of the discriminator's; two updates. The published step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from gamix_jax import diagnose, objective
+from gamix_jax.objective import Pass
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Net:
+  """One network's arrays."""
+
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a run is at a step, arrays only: it is the checkpoint.
+
+  Attributes:
+    step: int32, steps done.
+    vae: encoder, posterior head and decoder.
+    disc: the discriminator; empty where there is none.
+    ema: the exponential average of the VAE's parameters.
+    population: remembered moments, see `population.init_memory`.
+    skipped: int32 [2]: updates skipped for a non-finite number, in all and
+      in a row until now.
+  """
+
+  step: jax.Array
+  vae: Net
+  disc: Net
+  ema: Any
+  population: Any
+  skipped: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What does not change in a run: networks, optimisers, loss, seed."""
+
+  vae: nn.Module
+  disc: nn.Module | None
+  vae_optimizer: optax.GradientTransformation
+  disc_optimizer: optax.GradientTransformation
+  terms: Callable  # (Pass, memory) -> terms, info, memory
+  init_memory: Callable[[], Any]
+  vae_weights: dict[str, float]
+  disc_weights: dict[str, float]
+  reconstruction: str
+  adversarial: str
+  start: int
+  delay: int
+  ramp: int
+  draws: int
+  ema_decay: float
+  image_shape: tuple[int, int, int]
+  dtype: Any
+  seed: int
+
+  def key(self, step: jax.Array | int) -> jax.Array:
+    """The key of all draws of a step: a function of (seed, step)."""
+    return jax.random.fold_in(jax.random.key(self.seed), step)
+
+
+def pixels(image: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+  """uint8 images to [-1, 1]; float images are in [-1, 1] already."""
+  if image.dtype == jnp.uint8:
+    return image.astype(dtype) / 127.5 - 1
+  return image.astype(dtype)
+
+
+def init(recipe: Recipe) -> TrainState:
+  """The state before step 0, a function of the recipe's seed."""
+  keys = jax.random.split(jax.random.key(recipe.seed), 3)
+  x = jnp.zeros((1, *recipe.image_shape), recipe.dtype)
+  variables = recipe.vae.init(keys[0], x, keys[2])
+  vae = Net(
+    variables["params"],
+    variables.get("batch_stats", {}),
+    recipe.vae_optimizer.init(variables["params"]),
+  )
+  disc = Net({}, {}, ())
+  if recipe.disc is not None:
+    variables = recipe.disc.init(keys[1], x)
+    disc = Net(
+      variables["params"],
+      variables.get("batch_stats", {}),
+      recipe.disc_optimizer.init(variables["params"]),
+    )
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    vae=vae,
+    disc=disc,
+    ema=jax.tree.map(jnp.copy, vae.params),
+    population=recipe.init_memory(),
+    skipped=jnp.zeros(2, jnp.int32),
+  )
+
+
+def _apply(module: nn.Module, params: Any, net: Net, *args, **kwargs):
+  """A network in training: its output and its new batch statistics."""
+  out, new = module.apply(
+    {"params": params, "batch_stats": net.batch_stats},
+    *args,
+    train=True,
+    mutable=["batch_stats"],
+    **kwargs,
+  )
+  return out, new.get("batch_stats", {})
+
+
+def _discriminate(recipe, params, net, x, x_hat, key):
+  """Logits of x [b, ...] and of x_hat [s, b, ...], from one pass.
+
+  Interleaved along the batch, not appended, so that on a mesh every device
+  looks at its own images.
+  """
+  s, b = x_hat.shape[:2]
+  both = jnp.concatenate([x[None], x_hat])
+  both = jnp.moveaxis(both, 1, 0).reshape(b * (1 + s), *x.shape[1:])
+  logits, stats = _apply(recipe.disc, params, net, both, rngs={"dropout": key})
+  logits = jnp.moveaxis(logits.reshape(b, 1 + s, *logits.shape[1:]), 1, 0)
+  return logits[0], logits[1:], stats
+
+
+def _ramp(recipe: Recipe, step: jax.Array) -> jax.Array:
+  """The share of its weight that `fool` has at a step: 0 to 1."""
+  since = step - recipe.start - recipe.delay
+  return jnp.clip((since + 1) / max(recipe.ramp, 1), 0, 1)
+
+
+def losses(
+  recipe: Recipe, state: TrainState, batch: Batch, params: tuple[Any, Any]
+):
+  """The forward pass: ((VAE's loss, discriminator's loss), all else).
+
+  Args:
+    recipe: see there.
+    state: its parameters are not looked at, `params` are.
+    batch: "image" [b, h, w, c], uint8 or in [-1, 1]; optionally "eps", the
+      standard noise to use (of the shape of the posterior's `noise_shape`).
+    params: the VAE's and the discriminator's.
+  """
+  x = pixels(batch["image"], recipe.dtype)
+  noise, dropout = jax.random.split(recipe.key(state.step))
+  (q, z, w, x_hat), vae_stats = _apply(
+    recipe.vae,
+    params[0],
+    state.vae,
+    x,
+    noise,
+    recipe.draws,
+    eps=batch.get("eps"),
+  )
+  terms, info, memory = recipe.terms(Pass(x, q, z, w, x_hat), state.population)
+  disc_stats, disc_terms = {}, {}
+  weights = dict(recipe.vae_weights)
+  metrics = diagnose.posterior(q) | info
+  if recipe.disc is not None:
+    image = objective.to_image(x_hat, recipe.reconstruction)
+    real, fake, disc_stats = _discriminate(
+      recipe, params[1], state.disc, x, image, dropout
+    )
+    disc_terms = objective.adversarial(real, fake, w, recipe.adversarial)
+    terms["fool"] = disc_terms.pop("fool")
+    weights["fool"] = weights["fool"] * _ramp(recipe, state.step)
+    metrics |= diagnose.logits(real, fake, w)
+  vae_loss = objective.weighted(terms, weights)
+  disc_loss = objective.weighted(disc_terms, recipe.disc_weights)
+  disc_loss = jnp.asarray(disc_loss, vae_loss.dtype)
+  metrics |= {f"vae/{k}": v for k, v in terms.items()}
+  metrics |= {f"disc/{k}": v for k, v in disc_terms.items()}
+  metrics |= {"vae/loss": vae_loss, "disc/loss": disc_loss}
+  return (vae_loss, disc_loss), (metrics, vae_stats, disc_stats, memory)
+
+
+def gradients(recipe: Recipe, state: TrainState, batch: Batch):
+  """Gradients of each loss for its own network, and what else came of it.
+
+  Two pullbacks of one forward pass. The discriminator's share of the first
+  and the VAE's of the second are dropped, so XLA does not compute them.
+  """
+  params = (state.vae.params, state.disc.params)
+  (vae_loss, disc_loss), pullback, aux = jax.vjp(
+    partial(losses, recipe, state, batch), params, has_aux=True
+  )
+  one, zero = jnp.ones_like(vae_loss), jnp.zeros_like(vae_loss)
+  vae_grads = pullback((one, zero))[0][0]
+  disc_grads = pullback((zero, one))[0][1]
+  return (vae_loss, disc_loss), (vae_grads, disc_grads), aux
+
+
+def _update(net: Net, optimizer, grads, stats, keep: jax.Array) -> Net:
+  """The network after the update, or as it was where keep is False."""
+  updates, opt_state = optimizer.update(grads, net.opt_state, net.params)
+  new = Net(optax.apply_updates(net.params, updates), stats, opt_state)
+  return _select(keep, new, net)
+
+
+def _select(keep: jax.Array, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
+
+
+def _average(recipe: Recipe, state: TrainState, params: Any) -> Any:
+  """ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
+  t = state.step.astype(jnp.float32)
+  decay = jnp.minimum(recipe.ema_decay, (1 + t) / (10 + t))
+  return jax.tree.map(
+    lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), state.ema, params
+  )
+
+
+def train_step(
+  recipe: Recipe, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+  """One step: a state in, a state out. Jit it with `state` donated.
+
+  A non-finite loss or gradient leaves its network as it was and is counted.
+
+  Args:
+    recipe: networks, optimisers, weights; static.
+    state: donated.
+    batch: see `losses`; the global batch.
+
+  Returns:
+    The next state; metrics `vae/<term>`, `disc/<term>` (unweighted, nats),
+    gradient norms, the posterior's and the logits' health; scalars but for
+    `population_mean` and `population_var`, which are [d].
+  """
+  (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch)
+  metrics, vae_stats, disc_stats, memory = aux
+  vae_norm, disc_norm = (optax.tree.norm(g) for g in grads)
+  vae_ok = jnp.isfinite(vae_loss) & jnp.isfinite(vae_norm)
+  disc_ok = jnp.isfinite(disc_loss) & jnp.isfinite(disc_norm)
+
+  vae = _update(state.vae, recipe.vae_optimizer, grads[0], vae_stats, vae_ok)
+  disc = state.disc
+  if recipe.disc is not None:
+    started = state.step >= recipe.start
+    disc = _update(
+      disc, recipe.disc_optimizer, grads[1], disc_stats, disc_ok & started
+    )
+  bad = ~(vae_ok & disc_ok)
+  skipped = jnp.stack(
+    [state.skipped[0] + bad, jnp.where(bad, state.skipped[1] + 1, 0)]
+  )
+  metrics |= {"vae/grad_norm": vae_norm, "skipped": skipped[0]}
+  metrics["skipped_in_a_row"] = skipped[1]
+  if recipe.disc is not None:
+    metrics["disc/grad_norm"] = disc_norm
+    metrics["disc/grad_ratio"] = disc_norm / (vae_norm + 1e-12)
+  state = TrainState(
+    step=state.step + 1,
+    vae=vae,
+    disc=disc,
+    ema=_average(recipe, state, vae.params),
+    population=_select(vae_ok, memory, state.population),
+    skipped=skipped,
+  )
+  return state, metrics
+
+
+def eval_step(
+  recipe: Recipe, draws: int, params: Any, batch_stats: Any, batch: Batch
+) -> Metrics:
+  """Held-out numbers, one an image: see `diagnose.held_out`.
+
+  Args:
+    recipe: the run's.
+    draws: of z per image (and component), for the two bounds.
+    params: of the VAE, raw or averaged.
+    batch_stats: of the VAE.
+    batch: "image" as in `losses`; "step", the key's; and what else there is,
+      which is handed through.
+  """
+  x = pixels(batch["image"], recipe.dtype)
+  key = jax.random.fold_in(recipe.key(batch["step"]), 1)
+  bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
+  q = bound.encode(x)
+  z, w = q.draws(key, draws)
+  # The mean and the draws through the decoder at once: one network to compile.
+  x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))
+  rest = {k: v for k, v in batch.items() if k not in ("image", "step")}
+  return rest | diagnose.held_out(
+    Pass(x, q, z, w, x_hat[1:]),
+    x_hat[0],
+    recipe.reconstruction,
+    recipe.vae_weights["recon"],
+  )

@@ -1,0 +1,240 @@
+"""The loop: batches in; a state, numbers, pictures and checkpoints out."""
+
+import collections
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from gamix_jax import build, data, health, mesh, step, workdir
+from gamix_jax import config as configs
+from gamix_jax.checkpoint import Checkpoints, Preemption
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.examine import Examiner
+from gamix_jax.progress import Progress
+from gamix_jax.writer import Writer
+
+# Steps that may be under way on the device: enough to hide the host, few
+# enough for the progress to be true and a signal to be answered.
+IN_FLIGHT = 2
+
+
+@dataclasses.dataclass
+class Loop:
+  """What one run holds while it runs."""
+
+  config: ConfigDict
+  recipe: step.Recipe
+  checkpoints: Checkpoints
+  writer: Writer
+  examiner: Examiner
+  progress: Progress
+  verdict: health.Verdict
+
+  def due(self, every: int, done: int) -> bool:
+    """Whether something is to be done after `done` steps; at the end, too."""
+    return done % every == 0 or done == self.config.steps
+
+  def report(self, done: int, metrics: dict[str, Any]) -> None:
+    """Scalars to the log, histograms, and what ails the run."""
+    metrics = {k: np.asarray(v) for k, v in metrics.items()}
+    scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
+    scalars |= self.progress.speed()
+    self.writer.scalars(done, scalars)
+    self.writer.histograms(done, {k: v for k, v in metrics.items() if v.ndim})
+    self.progress.show(done, scalars)
+    for line in self.verdict.of(done, scalars):
+      self.progress.say(line)
+
+  def examine(self, done: int, state: step.TrainState) -> dict[str, float]:
+    """Held-out numbers and pictures."""
+    with self.progress.paused():
+      numbers = self.examiner.numbers(state)
+      self.writer.scalars(done, numbers)
+      self.writer.images(done, self.examiner.panels(state))
+    shown = ("eval/mae", "eval/psnr", "eval/elbo", "eval/kl")
+    text = "  ".join(f"{k[5:]} {numbers[k]:.4g}" for k in shown)
+    self.progress.say(f"held out at {done}: {text}")
+    return numbers
+
+
+def train(config: ConfigDict, folder: str) -> dict[str, float]:
+  """Trains, or goes on with what `folder` holds, up to `config.steps`.
+
+  Args:
+    config: from a file of configs/; checked here.
+    folder: the workdir.
+
+  Returns:
+    The last held-out numbers, {"eval/mae": ...}; empty if a signal ended it.
+
+  Raises:
+    UserError: whatever the user can mend, before anything is written where
+      possible.
+  """
+  configs.check(config)
+  recipe = build.recipe(config)
+  devices = mesh.make(config.data.batch_size)
+  train_set = data.open(config.data, "train", config.seed)
+  test_set = data.open(config.data, "test", config.seed)
+  path = Path(folder)
+  workdir.claim(path, config)
+
+  with Checkpoints(
+    path / "checkpoints",
+    keep=config.checkpoint.keep,
+    keep_best=config.checkpoint.keep_best,
+  ) as checkpoints:
+    abstract = mesh.on(devices, jax.eval_shape(partial(step.init, recipe)))
+    _introduce(path, config, abstract, devices, train_set, test_set)
+    begin, state = _begin(recipe, checkpoints, abstract, devices)
+    loop = Loop(
+      config,
+      recipe,
+      checkpoints,
+      Writer(path, begin),
+      Examiner(recipe, config, devices, test_set),
+      Progress(begin, config.steps, config.data.batch_size),
+      health.Verdict(recipe.disc is not None),
+    )
+    batches = data.batches(
+      train_set,
+      batch_size=config.data.batch_size,
+      seed=config.seed,
+      start=begin,
+      flip=config.data.flip,
+      workers=config.data.workers,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    try:
+      with Preemption() as preemption:
+        numbers = _run(loop, devices, state, begin, batches, preemption)
+    finally:
+      batches.close()
+      loop.progress.close()
+      loop.writer.close()
+  _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
+  return numbers
+
+
+def _begin(recipe, checkpoints, abstract, devices):
+  """The step and the state to go on from: the newest whole one, or a new."""
+  restored = checkpoints.restore(abstract)
+  if restored is not None:
+    print(f"Continuing at step {restored[0]}.", flush=True)
+    return restored
+  # On a CPU the optimising passes take longer than what they speed up.
+  cpu = jax.default_backend() == "cpu"
+  init = jax.jit(
+    partial(step.init, recipe),
+    out_shardings=mesh.replicated(devices),
+    compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
+  )
+  return 0, init()
+
+
+def _run(loop, devices, state, begin, batches, preemption) -> dict[str, float]:
+  """The steps; returns the last held-out numbers."""
+  config = loop.config
+  whole = mesh.replicated(devices)
+  train_step = jax.jit(
+    partial(step.train_step, loop.recipe),
+    donate_argnums=0,
+    out_shardings=(whole, whole),
+  )
+  in_flight: collections.deque = collections.deque()
+  numbers: dict[str, float] = {}
+  for done in range(begin + 1, config.steps + 1):
+    with loop.progress.waiting():
+      batch = next(batches)
+    image = mesh.global_batch(devices, {"image": batch["image"]})
+    state, metrics = train_step(state, image)
+    in_flight.append((done, metrics))
+    if len(in_flight) > IN_FLIGHT:
+      _check(*in_flight.popleft(), config)
+    loop.progress.advance(done)
+
+    stop = preemption.reached(done)
+    if loop.due(config.log_every, done):
+      loop.report(done, metrics)
+    save = loop.due(config.checkpoint.every, done) or stop
+    numbers = {}
+    best = save and config.checkpoint.keep_best and not stop
+    if loop.due(config.eval_every, done) or best:
+      numbers = loop.examine(done, state)
+    if save:
+      while in_flight:
+        _check(*in_flight.popleft(), config)
+      # Weights may be past mending where a loss is not finite: they are not
+      # to push good ones out of the checkpoints.
+      if int(metrics["skipped_in_a_row"]) and done < config.steps and not stop:
+        loop.progress.say(f"{done}: not saved, since the loss is not finite.")
+      else:
+        loop.checkpoints.save(done, state, numbers)
+    if stop:
+      loop.progress.say(f"Asked to stop: saving step {done}.")
+      return {}
+  if begin >= config.steps:  # done before, and written down then
+    numbers = loop.examiner.numbers(state)
+  return numbers
+
+
+def _check(done: int, metrics: dict[str, Any], config: ConfigDict) -> None:
+  """Ends a run whose updates have not been finite for a while.
+
+  Raises:
+    UserError: says since when, and what helps.
+  """
+  in_a_row = int(metrics["skipped_in_a_row"])
+  if in_a_row >= config.guard.max_skipped:
+    raise UserError(
+      f"The loss or its gradient was not finite in the {in_a_row} steps up to "
+      f"{done}; the weights are those before. The last checkpoint is kept.\n"
+      "Lower the learning rates, set optim.*.clip, or start the discriminator "
+      "later (adversarial.start, .delay, .ramp)."
+    )
+
+
+def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
+  """What is about to be trained, and on what."""
+  table = parameter_overview.get_parameter_overview(
+    {"vae": abstract.vae.params, "disc": abstract.disc.params},
+    include_stats=False,
+    max_lines=None,
+  )
+  workdir.write_text(path / "parameters.txt", table + "\n")
+  parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
+  counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
+  h, w, c = train_set.shape
+  kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
+  on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
+  print(
+    f"Data       {config.data.source}: {len(train_set)} images to train on, "
+    f"{len(test_set)} held out, {h}x{w}x{c}\n"
+    f"Parameters {sum(counts.values()):,}: "
+    + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+    + f" (all in {path / 'parameters.txt'})\n"
+    f"Devices    {on}; batch {config.data.batch_size}, "
+    f"{config.data.batch_size // devices.size} a device; {config.dtype}",
+    flush=True,
+  )
+
+
+def _conclude(path, config, numbers, latest, progress) -> None:
+  """The summary at the end."""
+  print(f"Done: step {latest} of {config.steps}, {progress.elapsed()}.")
+  if numbers:
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
+      print(f"  {name:<{width}}  {value:.5g}")
+    print(f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints.")
+  else:
+    print("The same command continues it.")
+  sys.stdout.flush()

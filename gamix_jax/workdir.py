@@ -1,0 +1,125 @@
+"""A run's folder: what it was started with, and that it goes on as that.
+
+config.json      every key
+parameters.txt   every parameter's name and shape
+metrics.jsonl    one object a line: step and scalars
+tensorboard/     the same, and pictures and histograms
+checkpoints/     see `checkpoint`
+images/          *.png
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gamix_jax import config as configs
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+
+# What a run may be continued with a new value of: it changes what is shown
+# and kept, or how fast it goes, and no number of the training.
+FREE = (
+  "log_every",
+  "eval_every",
+  "eval_images",
+  "eval_draws",
+  "checkpoint.every",
+  "checkpoint.keep",
+  "checkpoint.keep_best",
+  "data.cache",
+  "data.workers",
+  "guard.max_skipped",
+)
+SHOWN = 8  # differing keys named in a message
+
+
+def _writable(path: Path) -> None:
+  """Makes the folder and tries it.
+
+  Raises:
+    UserError: it cannot be made or written to.
+  """
+  probe = path / f".probe-{os.getpid()}"
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.write_text("")
+    probe.unlink()
+  except OSError as e:
+    raise UserError(
+      f"--workdir={path} cannot be written to ({e.strerror}); "
+      "give another one, or mend its permissions."
+    ) from e
+
+
+def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
+  """The keys that differ and may not."""
+  differing = configs.differences(old, new)
+  free = set(FREE)
+  # With constant rates a longer run begins as the shorter one did.
+  if all(new.optim[net].schedule == "constant" for net in new.optim):
+    free.add("steps")
+  return {k: v for k, v in differing.items() if k not in free}
+
+
+def claim(path: Path, config: ConfigDict) -> None:
+  """Makes the folder this config's: new, or one that it was begun with.
+
+  Raises:
+    UserError: it cannot be written to, holds something else, or was trained
+      with other values of keys that matter; the message lists them.
+  """
+  saved = path / "config.json"
+  if saved.is_file():
+    old = configs.from_json(saved.read_text(), str(saved))
+    differing = _fixed(old, config)
+    if differing:
+      shown = [
+        f"{key}: {was!r} there, {now!r} now"
+        for key, (was, now) in list(differing.items())[:SHOWN]
+      ]
+      more = len(differing) - len(shown)
+      raise UserError(
+        f"--workdir={path} was trained with another config "
+        f"({'; '.join(shown)}{f'; and {more} more' if more else ''}).\n"
+        "Give the old values to continue it, or another --workdir."
+      )
+  elif path.is_dir() and (path / "checkpoints").exists():
+    raise UserError(
+      f"--workdir={path} has checkpoints but no config.json, so it cannot be "
+      "told what they are of; give another --workdir."
+    )
+  _writable(path)
+  (path / "images").mkdir(exist_ok=True)
+  write_text(saved, configs.to_json(config))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Around what writes a file of a run.
+
+  Raises:
+    UserError: in place of an OSError; it names the file.
+  """
+  try:
+    yield
+  except OSError as e:
+    raise UserError(
+      f"{e.strerror or e} while writing {path}; what was complete before is "
+      "kept.\nMend that, and the same command continues the run."
+    ) from e
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file whole or not at all.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  temporary = path.with_name(f".{path.name}.part")
+  with writing(path):
+    try:
+      temporary.write_text(text)
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, PNG."""
+
+import contextlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from gamix_jax import pictures
+from gamix_jax.workdir import write_text, writing
+
+
+class Writer:
+  """Writes what a run reports; on a continued run, from its step on."""
+
+  def __init__(self, folder: Path, step: int):
+    """Drops what an interrupted run wrote after `step`.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    self._folder = folder
+    self._jsonl, self._events = folder / "metrics.jsonl", folder / "tensorboard"
+    _forget_after(self._jsonl, step)
+    with writing(self._jsonl):
+      self._file = self._jsonl.open("ab", buffering=0)
+    try:
+      self._board = self._open_board(step)
+    except BaseException:
+      self._file.close()
+      raise
+
+  def _open_board(self, step: int) -> RecordWriter:
+    # Not SummaryWriter: it writes in a thread, which a full disk ends without
+    # a word to this one, which then waits for it for ever.
+    with writing(self._events):
+      self._events.mkdir(exist_ok=True)
+      name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+      name += f".{len(list(self._events.iterdir()))}"  # never one there is
+      board = RecordWriter(str(self._events / f"events.out.tfevents.{name}"))
+    # TensorBoard is to forget what an interrupted run told of later steps.
+    start = SessionLog(status=SessionLog.START)
+    for head in (
+      Event(file_version="brain.Event:2"),
+      Event(step=step + 1, session_log=start),
+    ):
+      head.wall_time = time.time()
+      board.write(head.SerializeToString())
+    return board
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """One line of metrics.jsonl; non-finite numbers become null there."""
+    finite = {k: v for k, v in values.items() if math.isfinite(v)}
+    line = {"step": step} | {k: finite.get(k) for k in values}
+    self._append(f"{json.dumps(line)}\n".encode())
+    self._show(step, [summary.scalar(k, v) for k, v in finite.items()])
+
+  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+    """Arrays [d], one number a latent."""
+    finite = {k: v for k, v in values.items() if np.all(np.isfinite(v))}
+    self._show(
+      step, [summary.histogram(k, v, "auto") for k, v in finite.items()]
+    )
+
+  def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
+    """uint8 [h, w, c] each, to images/<name>_<step>.png and TensorBoard."""
+    for name, image in panels.items():
+      path = self._folder / "images" / f"{name}_{step:07d}.png"
+      with writing(path):
+        pictures.save_png(path, image)
+    self._show(
+      step,
+      [summary.image(k, v, dataformats="HWC") for k, v in panels.items()],
+    )
+
+  def close(self) -> None:
+    """Everything is on disk afterwards.
+
+    Raises:
+      UserError: something is not.
+    """
+    self._file.close()
+    with writing(self._events):
+      self._board.close()
+
+  def _append(self, line: bytes) -> None:
+    """A whole line or nothing of it."""
+    with writing(self._jsonl):
+      begin, rest = os.fstat(self._file.fileno()).st_size, memoryview(line)
+      try:
+        while rest:
+          rest = rest[self._file.write(rest) :]
+      except OSError:
+        with contextlib.suppress(OSError):
+          self._file.truncate(begin)
+        raise
+
+  def _show(self, step: int, summaries: list) -> None:
+    with writing(self._events):
+      for each in summaries:
+        event = Event(wall_time=time.time(), step=step, summary=each)
+        self._board.write(event.SerializeToString())
+      self._board.flush()
+
+
+def _forget_after(path: Path, step: int) -> None:
+  """Keeps the lines up to a step, and no torn last line."""
+  if not path.is_file():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except (json.JSONDecodeError, TypeError, KeyError):
+      continue  # torn by a kill in the middle of a write
+  write_text(path, "".join(f"{line}\n" for line in kept))

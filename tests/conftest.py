@@ -1,0 +1,221 @@
+"""What the tests share: small configs, their states and compiled steps.
+
+Compiling is what a test of a step costs, so the steps here are compiled once
+a session for each config, with the cheap half of XLA's passes.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from program import Program
+
+from gamix_jax import build, config, step
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def jit(function, **kwargs):
+  """jax.jit that compiles in half the time."""
+  return jax.jit(function, compiler_options=QUICK, **kwargs)
+
+
+def small(**changes):
+  """The published config with networks of 4 channels on 8x8 grey images.
+
+  Keys of `changes` have `__` for the dots.
+  """
+  c = config.base()
+  c.data.image_size, c.data.channels, c.data.batch_size = 8, 1, 8
+  c.model.latent = 4
+  c.model.encoder_features = (4, 4)
+  c.model.decoder_features = (4, 1)
+  c.model.discriminator_features = (4, 1)
+  c.model.discriminator_strides = (2, 1)
+  for key, value in changes.items():
+    section, _, name = key.rpartition("__")
+    holder = config.get(c, section.replace("__", ".")) if section else c
+    holder[name] = value
+  return c
+
+
+FLAT = dict(
+  data__image_size=4,
+  model__encoder_features=(4,),
+  model__decoder_features=(1,),
+)
+
+
+def flat(**changes):
+  """`small` without a residual block: a step that compiles in a second."""
+  return small(**(FLAT | changes))
+
+
+# One of `flat` with statistics and moments that move, compiled once for tests.
+FLAT_BATCH = flat(
+  model__norm="batch",
+  objective__population="covariance",
+  objective__memory=0.5,
+  objective__draws=2,
+)
+
+
+def elbo(make=small, **changes):
+  """A config with the standard VAE's objective."""
+  return make(
+    objective__name="elbo",
+    weights__population_kl=None,
+    weights__collapse=None,
+    weights__kl=1.0,
+    **changes,
+  )
+
+
+def alone(make=small, **changes):
+  """A config without a discriminator."""
+  names = ("fool", "real", "fake")
+  none = {f"weights__{k}": None for k in names}
+  return make(adversarial__loss="none", **none, **changes)
+
+
+def _filled(seed, path, shape):
+  """Numbers for a leaf: every one other than its initial value."""
+  name = jax.tree_util.keystr(path)
+  rng = np.random.default_rng([seed, *name.encode()])
+  noise = rng.normal(size=shape.shape)
+  if "kernel" in name:
+    value = noise * np.sqrt(1.5 / np.prod(shape.shape[:-1]))
+  elif "scale" in name or "var" in name.rsplit("'", 2)[-2]:
+    value = 1 + 0.2 * np.tanh(noise)
+  else:
+    value = 0.1 * noise
+  return jnp.asarray(value, shape.dtype)
+
+
+def state_of(recipe, seed=0):
+  """A state with weights from NumPy: nothing to compile, no zero bias."""
+  shapes = jax.eval_shape(functools.partial(step.init, recipe))
+
+  def net(shape):
+    params, stats = (
+      jax.tree_util.tree_map_with_path(functools.partial(_filled, seed), tree)
+      for tree in (shape.params, shape.batch_stats)
+    )
+    slots = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape.opt_state)
+    return step.Net(params, stats, slots)
+
+  vae = net(shapes.vae)
+  return step.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    vae=vae,
+    disc=net(shapes.disc) if recipe.disc is not None else shapes.disc,
+    ema=vae.params,
+    population=recipe.init_memory(),
+    skipped=jnp.zeros(2, jnp.int32),
+  )
+
+
+def images(c, seed=0):
+  """A batch of smooth images in [-1, 1]."""
+  rng = np.random.default_rng(seed)
+  h, w, channels = config.image_shape(c)
+  i, j = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
+  a = rng.normal(size=(4, c.data.batch_size, 1, 1, channels))
+  i, j = i[None, ..., None], j[None, ..., None]
+  x = np.tanh(a[0] * np.sin(6 * i + a[1]) + a[2] * np.cos(6 * j + a[3]))
+  return {"image": jnp.asarray(x, jnp.float32)}
+
+
+class Run:
+  """A config's recipe, first state and batch, and its functions compiled."""
+
+  def __init__(self, c):
+    self.config = c
+    self.recipe = build.recipe(c)
+    self.state = state_of(self.recipe)
+    self.batch = images(c)
+
+  @functools.cached_property
+  def _step(self):
+    def with_weights(of_vae, of_disc, state, batch):
+      recipe = dataclasses.replace(
+        self.recipe, vae_weights=of_vae, disc_weights=of_disc
+      )
+      return step.train_step(recipe, state, batch)
+
+    return jit(with_weights)
+
+  def step(self, state, batch, weights=None):
+    """(state, batch) -> (state, metrics), of the config's weights or others."""
+    named = [self.recipe.vae_weights, self.recipe.disc_weights]
+    if weights is not None:
+      named = [{k: float(weights.get(k, 0)) for k in of} for of in named]
+    return self._step(*named, state, batch)
+
+  def steps(self, n, state=None):
+    """The state and the metrics after n steps, a fresh batch each."""
+    state, metrics = state or self.state, None
+    for t in range(n):
+      state, metrics = self.step(state, images(self.config, t))
+    return state, metrics
+
+
+@functools.cache
+def _run(text):
+  return Run(config.from_json(text))
+
+
+def run_of(c):
+  """The Run of a config, the same one for the same config."""
+  return _run(config.to_json(c))
+
+
+def assert_same(a, b):
+  """Two trees, bit for bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+  ):
+    np.testing.assert_array_equal(x, y, jax.tree_util.keystr(path))
+
+
+def assert_close(a, b, rtol, atol=0.0):
+  """Two trees, relative to each leaf's largest number."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+  ):
+    wanted = np.asarray(y, np.float64)
+    off = np.max(np.abs(np.asarray(x, np.float64) - wanted), initial=0)
+    limit = rtol * np.max(np.abs(wanted), initial=0) + atol
+    assert off <= limit, (jax.tree_util.keystr(path), off, limit)
+
+
+def moved(a, b):
+  """Whether each leaf of b differs from a's: {path: bool}."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+  )
+  return {
+    jax.tree_util.keystr(p): bool(np.any(np.asarray(x) != np.asarray(y)))
+    for (p, x), y in pairs
+  }
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+  """The commands, in processes of their own; see `program.py`."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # what the workers share
+  return Program(folder / "compiled")

@@ -1,0 +1,219 @@
+"""The commands as a user runs them: processes of their own.
+
+Compiling is what a run costs, so all runs of a session share one compilation
+cache and most of them one program, that of SMALL.
+"""
+
+import concurrent.futures
+import importlib.util
+import io
+import json
+import os
+import shlex
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+ROOT = Path(__file__).parents[1]
+
+# The tiny variant without what can be spared: no norm, the cheapest population.
+SMALL = shlex.split("""
+  --config=configs/digits.py:tiny
+  --config.model.norm=none
+  --config.objective.population=means
+  --config.eval_every=1000
+  --config.checkpoint.every=1000
+  --config.checkpoint.keep_best=0
+  --config.data.cache=none
+""")
+
+# XLA's options with which it is soonest done with compiling.
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones know no other emitters
+  QUICK["xla_cpu_use_fusion_emitters"] = False
+
+# Warnings are errors, but for those of libraries that nobody here can mend.
+WARNINGS = (
+  "error",
+  "ignore:the load_module() method is deprecated:DeprecationWarning",
+  # JAX writes its cache in place, so another process may meet half an entry.
+  "ignore:Error reading persistent compilation cache entry:UserWarning",
+)
+
+
+class Program:
+  """Runs python -m gamix_jax.<command>."""
+
+  def __init__(self, cache: Path):
+    """`cache` is where compiled steps are kept."""
+    self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    self._env = {
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "XLA_FLAGS": " ".join(
+        f"--{k}={str(v).lower()}" for k, v in QUICK.items()
+      ),
+    }
+
+  def env(self, devices: int = 1, **more: str) -> dict[str, str]:
+    """The environment of a process."""
+    env = self._env | more
+    if devices > 1:
+      env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+    return env
+
+  def argv(self, *flags: str, module: str = "gamix_jax.main") -> list[str]:
+    """The words of a command."""
+    warnings = [f"-W{w}" for w in WARNINGS]
+    return [sys.executable, *warnings, "-m", module, *map(str, flags)]
+
+  def run(self, *flags: str, devices: int = 1, cwd: Path = ROOT, **kwargs):
+    """Runs `main` to its end: .returncode, .stdout, .stderr."""
+    return subprocess.run(
+      self.argv(*flags),
+      env=self.env(devices),
+      cwd=cwd,
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+      **kwargs,
+    )
+
+  def done(self, *flags: str, **kwargs) -> str:
+    """Runs `main`, which is to end well and quietly; its stdout."""
+    ran = self.run(*flags, **kwargs)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    return ran.stdout
+
+  def start(self, *flags: str, **kwargs) -> subprocess.Popen:
+    """Starts `main`, to be waited for, killed or asked to stop."""
+    return subprocess.Popen(
+      self.argv(*flags),
+      env=self.env(),
+      cwd=ROOT,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      **kwargs,
+    )
+
+
+def assert_refused(ran, *words: str) -> None:
+  """Exit code 2 and one or two lines that hold these words."""
+  assert ran.returncode == 2, ran.stdout + ran.stderr
+  lines = ran.stderr.rstrip("\n").split("\n")
+  assert 1 <= len(lines) <= 2, ran.stderr
+  assert lines[0].startswith("gamix_jax: "), ran.stderr
+  for word in words:
+    assert word in ran.stderr
+
+
+def rows(workdir: Path) -> list[dict]:
+  """The lines of metrics.jsonl."""
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def numbers(workdir: Path) -> list[dict]:
+  """The lines of metrics.jsonl without how fast they came."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith("speed/")}
+    for row in rows(workdir)
+  ]
+
+
+class Jobs:
+  """Commands run beside each other, a folder of its own for each.
+
+  Attributes:
+    table: {name: function of the folder that prepares it and returns the
+      words of the command}; a name with `@8` in it runs on eight devices.
+  """
+
+  def __init__(self, program: Program, table: dict, names: set, root: Path):
+    """Starts those of `names`."""
+    self._folders = {n: root / f"job{i}" for i, n in enumerate(sorted(names))}
+    self._futures = {}
+    for name in (n for n in table if n in names):  # in the table's order
+      self._folders[name].mkdir()
+      self._futures[name] = program.pool.submit(
+        self._run, program, table[name], name
+      )
+
+  def _run(self, program, prepare, name):
+    flags = prepare(self._folders[name])
+    return program.run(*flags, devices=8 if "@8" in name else 1)
+
+  def __getitem__(self, name: str):
+    """What came of it, and its folder."""
+    return self._futures[name].result(), self._folders[name]
+
+
+def chosen(session, path: Path) -> set:
+  """The values of `job` with which tests of a file are going to run."""
+  found = set()
+  for item in session.items:
+    if item.path == path and hasattr(item, "callspec"):
+      value = item.callspec.params.get("job", ())
+      found |= {value} if isinstance(value, str) else set(value)
+  return found
+
+
+def config_of(name: str, variant: str = ""):
+  """What a file of configs/ says."""
+  path = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"config_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def events(folder):
+  """The records of TensorBoard's files: length, check, data, check."""
+  for path in sorted(folder.glob("events.out.tfevents.*")):
+    file = io.BytesIO(path.read_bytes())
+    while head := file.read(12):
+      (size,) = struct.unpack("<Q", head[:8])
+      yield Event.FromString(file.read(size))
+      assert len(file.read(4)) == 4
+
+
+# ------------------------------------------------------------ images
+
+
+def save(path, image, **kwargs):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(image).save(path, **kwargs)
+
+
+def noise(seed, *shape):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def hundred(folder, broken=1):
+  """A hundred JPEGs of which the first ones end too early."""
+  for i in range(100):
+    path = folder / f"{i:03d}.jpg"
+    save(path, noise(i, 12, 12, 3))
+    if i < broken:
+      path.write_bytes(path.read_bytes()[:-200])
+
+
+def files(folder, *flags):
+  return [
+    *SMALL,
+    f"--config.data.source=folder:{folder}/images",
+    f"--workdir={folder}/run",
+    *flags,
+  ]

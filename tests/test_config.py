@@ -1,0 +1,304 @@
+"""The schema: its checks, its JSON, and that every key changes something."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import FLAT, alone, elbo, flat, small
+
+from gamix_jax import build, config, step
+from gamix_jax.errors import UserError
+
+# ---------------------------------------------------------- every key
+
+MEMORY = dict(objective__memory=0.5)
+COSINE = dict(optim__vae__schedule="cosine", optim__disc__schedule="cosine")
+NO_KL = dict(weights__population_kl=None, weights__collapse=None)
+ALONE = dict(weights__fool=None, weights__real=None, weights__fake=None)
+
+# key: another value than `flat`'s, and what else makes that a config
+CHANGES = {
+  "seed": (1, {}),
+  "steps": (77, COSINE),
+  "dtype": ("bfloat16", {}),
+  "data.image_size": (8, {}),
+  "data.channels": (3, {}),
+  "data.batch_size": (4, {}),
+  "model.latent": (6, {}),
+  "model.encoder_features": ((5,), {}),
+  "model.decoder_features": ((4, 1), dict(model__encoder_features=(4, 4))),
+  "model.discriminator_features": ((5, 1), {}),
+  "model.discriminator_strides": ((1, 1), {}),
+  "model.norm": ("batch", {}),
+  "model.head_features": (3, {}),
+  "model.dropout": (0.25, {}),
+  "posterior.name": ("mixture", {}),
+  "posterior.components": (2, dict(posterior__name="mixture")),
+  "posterior.initial_logvar": (-3.0, {}),
+  "objective.name": ("elbo", dict(weights__kl=1.0, **NO_KL)),
+  "objective.population": ("full", {}),
+  "objective.memory": (0.7, MEMORY),
+  "objective.reconstruction": ("l2", {}),
+  "objective.draws": (2, {}),
+  "adversarial.loss": ("none", ALONE),
+  "adversarial.start": (7, {}),
+  "adversarial.delay": (7, {}),
+  "adversarial.ramp": (7, {}),
+  "weights.recon": (7.0, {}),
+  "weights.population_kl": (7.0, {}),
+  "weights.collapse": (7.0, {}),
+  "weights.kl": (7.0, dict(objective__name="elbo", **NO_KL)),
+  "weights.fool": (7.0, {}),
+  "weights.real": (7.0, {}),
+  "weights.fake": (7.0, {}),
+  "optim.*.name": ("adam", {}),
+  "optim.*.learning_rate": (7e-4, {}),
+  "optim.*.b1": (0.7, {}),
+  "optim.*.b2": (0.7, {}),
+  "optim.*.eps": (7e-4, {}),
+  "optim.*.clip": (7.0, {}),
+  "optim.*.warmup": (7, {}),
+  "optim.*.schedule": ("cosine", {}),
+  "ema.decay": (0.7, {}),
+}
+# Who walks the keys that the step does not read.
+ELSEWHERE = {
+  "data.": "test_data_*: sources, decoding, batches",
+  "checkpoint.": "test_checkpoint, test_main",
+  "guard.": "test_main: the run ends",
+  "log_every": "test_main",
+  "eval_every": "test_main",
+  "eval_images": "test_main, test_resume",
+  "eval_draws": "test_main, test_resume",
+}
+
+
+@functools.cache
+def program(text, first=False):
+  """The step of a config, or its first state: text with every number in it."""
+  c = config.from_json(text)
+  recipe = build.recipe(c)
+  state = jax.eval_shape(functools.partial(step.init, recipe))
+  shape = (c.data.batch_size, *config.image_shape(c))
+  batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+  if first:
+    jaxpr = jax.make_jaxpr(functools.partial(step.init, recipe))()
+  else:
+    function = functools.partial(step.train_step, recipe)
+    jaxpr = jax.make_jaxpr(function)(state, batch)
+  return re.sub("0x[0-9a-f]+", "", str(jaxpr))
+
+
+def changed(key):
+  """The value a key is changed to, and what else it needs; None: not here."""
+  general = re.sub(r"^optim\.(vae|disc)\.", "optim.*.", key)
+  return CHANGES.get(general)
+
+
+KEYS = list(config.flat(config.base()))
+
+
+def test_no_key_is_forgotten():
+  """A new key has to be walked here or be said to be walked elsewhere."""
+  lost = [
+    k for k in KEYS if not changed(k) and not k.startswith(tuple(ELSEWHERE))
+  ]
+  assert not lost, f"keys that no test walks: {lost}"
+  known = {re.sub(r"^optim\.(vae|disc)\.", "optim.*.", k) for k in KEYS}
+  assert set(CHANGES) <= known
+
+
+@pytest.mark.parametrize("key", [k for k in KEYS if changed(k)])
+def test_every_key_changes_the_step(key):
+  value, context = changed(key)
+  first = flat(**context)
+  second = flat(**(context | {key.replace(".", "__"): value}))
+  if key == "objective.name":
+    first = flat()
+  elif key == "weights.kl":
+    first = elbo(flat)
+  elif key == "adversarial.loss":
+    first = flat()
+  elif key == "data.channels":
+    second.model.decoder_features = (3,)
+  elif key == "model.decoder_features":
+    first = flat(model__encoder_features=(4, 4), model__decoder_features=(5, 1))
+  elif key == "model.encoder_features":
+    assert first.model.encoder_features == FLAT["model__encoder_features"]
+  for c in (first, second):
+    config.check(c)
+  assert config.get(first, key) != config.get(second, key)
+  initial = "initial" in key
+  texts = [program(config.to_json(c), initial) for c in (first, second)]
+  assert texts[0] != texts[1]
+
+
+# ---------------------------------------------------------- checks
+
+
+@pytest.mark.parametrize("table", ["POSITIVE", "NOT_NEGATIVE", "BELOW_ONE"])
+def test_ranges(table):
+  """Every key of a table, at the values next to its range."""
+  wrong, wanted = {
+    "POSITIVE": ((0, -1), "over 0"),
+    "NOT_NEGATIVE": ((-1,), "0 or more"),
+    "BELOW_ONE": ((1.0, -0.1), "in [0, 1)"),
+  }[table]
+  for key in getattr(config, table):
+    kind = type(config.get(config.base(), key))
+    for value in wrong:
+      shown = kind(value) if kind in (int, float) else value
+      changes = {key.replace(".", "__"): shown}
+      with pytest.raises(UserError) as e:
+        config.check(small(**changes))
+      assert str(e.value) == f"{key}={shown} has to be {wanted}."
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(weights__recon="1"), r"weights\.recon='1' is neither a number"),
+    (dict(weights__recon=True), "neither a number from 0 on nor None"),
+    (dict(weights__recon=-1.0), "neither a number from 0 on nor None"),
+    (dict(weights__recon=float("nan")), "neither a number"),
+    (dict(optim__vae__learning_rate=float("inf")), "has to be over 0"),
+    (dict(seed=2**63), "64 bits"),
+    (dict(objective__memory="0.9"), r"objective\.memory='0.9' is no number"),
+    (dict(data__channels=2), "1 is grey and 3 is colour"),
+    (dict(data__image_size=(8, 8, 1)), r"neither a side nor a pair"),
+    (dict(data__image_size=0), r"neither a side nor a pair"),
+    (dict(data__image_size=8.0), r"neither a side nor a pair"),
+    (dict(data__image_size="8"), r"neither a side nor a pair"),
+    (dict(data__image_size=(8, 7)), "halves an image 1 times.*6, 8, 10"),
+    (dict(data__image_size=1), r"sizes that do: 2, 4 \(multiples of 2\)"),
+    (
+      dict(model__encoder_features=(4, 4, 4)),
+      "encoder_features has 3 entries and model.decoder_features 2",
+    ),
+    (dict(data__channels=3), r"decoder_features=\n?'\(4, 3\)'"),
+    (dict(model__discriminator_strides=(2,)), "of one length"),
+    (dict(model__discriminator_features=(4, 2)), "is 1, the logit"),
+    (dict(model__encoder_features=(0, 4)), "whole numbers over 0"),
+    (dict(model__discriminator_strides=(0, 1)), "whole numbers over 0"),
+  ],
+)
+def test_refused(changes, message):
+  with pytest.raises(UserError) as e:
+    config.check(small(**changes))
+  assert re.search(message, str(e.value)), str(e.value)
+  assert len(str(e.value).splitlines()) <= 2
+
+
+def test_another_thing_than_a_config():
+  c = config.base()
+  with c.unlocked():
+    del c.steps
+  for wrong in (None, {}, c):
+    with pytest.raises(UserError, match="get_config"):
+      config.check(wrong)
+
+
+def test_accepted():
+  for c in (
+    config.base(),
+    small(),
+    flat(),
+    alone(),
+    elbo(),
+    small(data__image_size=(8, 12)),
+    small(objective__memory=0),
+    small(weights__recon=1),
+  ):
+    config.check(c)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(dtype="float16"), "float32, bfloat16"),
+    (dict(dtype="float64"), "JAX_ENABLE_X64"),
+    (dict(model__norm="instance"), "affine, batch, group, none"),
+    (dict(data__batch_size=1), "2 or more"),
+    (dict(objective__population="cov"), "means, full"),
+    (dict(optim__vae__name="lion"), "adam, keras_adam"),
+  ],
+)
+def test_names_are_checked_by_their_tables(changes, message):
+  with pytest.raises(UserError, match=message):
+    build.recipe(small(**changes))
+
+
+def test_a_misspelt_key_is_an_error():
+  c = config.base()
+  with pytest.raises(AttributeError, match="batch_sise"):
+    c.data.batch_sise = 3
+  with pytest.raises(TypeError):
+    c.steps = "many"
+
+
+# ---------------------------------------------------------- JSON
+
+
+def test_json_round_trip():
+  for c in (
+    config.base(),
+    small(
+      data__image_size=(8, 12),
+      weights__kl=0.5,
+      weights__recon=None,
+      objective__memory=0.25,
+      posterior__components=3,
+    ),
+  ):
+    again = config.from_json(config.to_json(c))
+    assert config.differences(c, again) == {}
+    assert config.to_json(again) == config.to_json(c)
+    assert isinstance(again.model.encoder_features, tuple)
+    assert config.image_shape(again) == config.image_shape(c)
+    build.recipe(again) if c.weights.recon else None
+    assert again.is_locked
+
+
+def test_json_of_another_version():
+  """Keys it lacks have their defaults; keys that are none are an error."""
+  c = config.from_json('{"steps": 5, "data.batch_size": 7}')
+  assert (c.steps, c.data.batch_size) == (5, 7)
+  assert set(config.differences(config.base(), c)) == {
+    "steps",
+    "data.batch_size",
+  }
+  with pytest.raises(
+    UserError, match=r"batch_sise.*did you mean data\.batch_size\?"
+  ):
+    config.from_json('{"data.batch_sise": 7}')
+  with pytest.raises(UserError) as e:
+    config.from_json('{"qqqqqqqqqq": 7}', "DIR/config.json")
+  assert "DIR/config.json has the key qqqqqqqqqq, which is none." in str(
+    e.value
+  )
+  with pytest.raises(UserError, match="is not a config"):
+    config.from_json("{")
+
+
+def test_flat_and_differences():
+  a, b = small(), small(model__latent=9, weights__kl=2.0)
+  assert config.differences(a, b) == {
+    "model.latent": (4, 9),
+    "weights.kl": (None, 2.0),
+  }
+  assert json.loads(config.to_json(a)) == config.flat(a)
+  assert config.flat(a)["model.encoder_features"] == [4, 4]
+
+
+def test_tiny_variant():
+  c = config.variant(config.base(), "tiny")
+  config.check(c)
+  build.recipe(c)
+  assert c.steps == 3
+  assert c.data.source == "synthetic"
+  assert config.variant(c, "") is c
+  with pytest.raises(UserError, match="'tiny'"):
+    config.variant(c, "large")

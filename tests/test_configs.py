@@ -1,0 +1,105 @@
+"""Every file of configs/: at its real size in shapes, and tiny for 3 steps."""
+
+import functools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from program import QUICK, ROOT, config_of
+
+from gamix_jax import build, config, step, train
+
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+
+
+def test_there_are_all():
+  assert set(NAMES) >= {
+    *("digits", "mnist", "fashion_mnist", "cifar10", "celeba", "celeba_hq"),
+    "folder",
+  }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_headed_by_its_command(name):
+  """A command that main understands, with this file and a workdir."""
+  path = ROOT / "configs" / f"{name}.py"
+  head = re.match(r'"""(.*?)"""', path.read_text(), re.S)[1]
+  command = re.search(r"^ *python -m gamix_jax.main(?:.*\\\n)*.*$", head, re.M)
+  assert command, head
+  assert f"--config=configs/{name}.py" in command[0]
+  assert "--workdir=" in command[0]
+  keys = config.flat(config_of(name))
+  for key in re.findall(r"--config\.([\w.]+)=", head):
+    assert key in keys, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_at_its_size(name):
+  c = config_of(name)
+  config.check(c)
+  recipe = build.recipe(c)
+  state = jax.eval_shape(functools.partial(step.init, recipe))
+  h, w, channels = config.image_shape(c)
+  image = jax.ShapeDtypeStruct((c.data.batch_size, h, w, channels), np.uint8)
+  after, metrics = jax.eval_shape(
+    functools.partial(step.train_step, recipe), state, {"image": image}
+  )
+  assert after == state  # shapes and types: it can be donated
+  for term, weight in c.weights.items():
+    side = "disc" if term in ("real", "fake") else "vae"
+    assert (f"{side}/{term}" in metrics) == (weight is not None), term
+  assert metrics["population_mean"].shape == (c.model.latent,)
+
+
+def test_celeba_hq_is_the_published_run():
+  """Counts of the published networks, and what it was trained with."""
+  c = config_of("celeba_hq")
+  state = jax.eval_shape(functools.partial(step.init, build.recipe(c)))
+
+  def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+  assert count((state.vae.params, state.disc.params)) == 11_368_815
+  differing = config.differences(config.base(), c)
+  assert differing.keys() <= {
+    *("data.source", "data.cache", "data.workers"),
+    *("log_every", "eval_every", "checkpoint.every", "checkpoint.keep"),
+  }
+  assert (c.data.batch_size, c.model.latent) == (20, 512)
+  assert (c.optim.vae.learning_rate, c.optim.vae.b1) == (1e-4, 0.5)
+  assert dict(c.weights) == {
+    **{"recon": 5000, "population_kl": 1, "collapse": 0.2, "kl": None},
+    **{"fool": 100, "real": 100, "fake": 100},
+  }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """jax.jit that compiles in half the time."""
+  jit = jax.jit
+
+  def cheap(function, **kwargs):
+    return jit(function, **kwargs | {"compiler_options": QUICK})
+
+  monkeypatch.setattr(train.jax, "jit", cheap)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_runs(name, quick, tmp_path, capfd):
+  real, c = config_of(name), config_of(name, "tiny")
+  kept = ("objective", "adversarial", "posterior", "weights", "optim", "ema")
+  for section in kept:
+    assert c[section].to_dict() == real[section].to_dict()
+  assert (c.model.norm, c.data.flip) == (real.model.norm, real.data.flip)
+  assert c.data.channels == real.data.channels
+  numbers = train.train(c, str(tmp_path))
+  assert all(np.isfinite(v) for v in numbers.values()), numbers
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [r["step"] for r in rows if "vae/loss" in r] == [1, 2, 3]
+  assert all(r["skipped"] == 0 for r in rows if "vae/loss" in r)
+  out, err = capfd.readouterr()
+  assert "Done: step 3 of 3" in out
+  assert err == ""

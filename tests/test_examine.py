@@ -1,0 +1,78 @@
+"""Held-out numbers: over which images, of how many draws, of which Gaussian."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import small, state_of
+from program import QUICK
+
+from gamix_jax import build, data, examine, mesh
+
+
+@pytest.fixture
+def examiner(monkeypatch):
+  """An Examiner of synthetic images: 20 held out; and a state."""
+  jit = jax.jit
+  monkeypatch.setattr(
+    examine.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
+  )
+
+  def make(**changes):
+    c = small(data__source="synthetic:80", **changes)
+    recipe = build.recipe(c)
+    test = data.open(c.data, "test", c.seed)
+    assert len(test) == 20
+    made = examine.Examiner(recipe, c, mesh.make(c.data.batch_size), test)
+    return made, state_of(recipe)
+
+  return make
+
+
+def looked_at(made, state):
+  """What `numbers` makes of a model that says an image's mean pixel."""
+
+  def say(params, batch_stats, batch):
+    x = np.asarray(batch["image"], np.float64).mean(axis=(1, 2, 3))
+    z = np.stack([x, -x], -1)
+    return {"mae": x, "mean": z, "var": 0 * z, "mask": batch["mask"]}
+
+  made._numbers = say
+  return made.numbers(state)["eval/mae"]
+
+
+@pytest.mark.parametrize("eval_images", [1, 8, 9, 17, 99])
+def test_images_looked_at(examiner, eval_images):
+  """The first so many, or all; of the last batch no filling."""
+  seen = min(eval_images, 20)
+  made, state = examiner(eval_images=eval_images)
+  test = made._dataset
+  pixels = [test[i]["image"].mean(dtype=np.float64) for i in range(seen)]
+  assert looked_at(made, state) == pytest.approx(np.mean(pixels), rel=1e-6)
+
+
+def test_draws(examiner):
+  """With one draw the two bounds are one; with more they order themselves."""
+  one, state = examiner(eval_draws=1)
+  four, _ = examiner(eval_draws=4)
+  a, b = one.numbers(state), four.numbers(state)
+  assert a["eval/iwae"] == pytest.approx(a["eval/elbo"], rel=1e-5)
+  assert b["eval/iwae"] > b["eval/elbo"] + 1e-3
+  # What is not drawn is the same; what is, is about the same.
+  for name in ("eval/mae", "eval/psnr", "eval/population_kl"):
+    assert a[name] == pytest.approx(b[name], rel=1e-5)
+  assert a["eval/active_units"] == b["eval/active_units"]
+
+
+def test_gaussian_kl_by_monte_carlo():
+  rng = np.random.default_rng(0)
+  mean = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) * 0.5 + 0.3
+  var = rng.uniform(0.1, 0.4, (500, 3))
+  each = rng.integers(0, 500, 400_000)
+  z = mean[each] + np.sqrt(var[each]) * rng.normal(size=(len(each), 3))
+  fitted = scipy.stats.multivariate_normal(z.mean(0), np.cov(z.T))
+  prior = scipy.stats.multivariate_normal(np.zeros(3))
+  draws = fitted.rvs(400_000, random_state=rng)
+  wanted = np.mean(fitted.logpdf(draws) - prior.logpdf(draws))
+  assert examine._gaussian_kl(mean, var) == pytest.approx(wanted, rel=0.02)
+  assert np.isnan(examine._gaussian_kl(mean[:3], var[:3]))

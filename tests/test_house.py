@@ -1,0 +1,190 @@
+"""The house: imports only go down, TensorFlow stays out, files stay short."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from program import ROOT, SMALL
+
+PACKAGE = ROOT / "gamix_jax"
+# From the ground up; a folder is one room. A room imports from lower floors
+# and, as the reading order goes, from earlier rooms of its own floor.
+FLOORS = (
+  ("errors",),
+  ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
+  ("population", "networks"),
+  ("objective",),
+  ("optim", "diagnose"),
+  ("step",),
+  ("build", "workdir", "health", "progress"),
+  ("writer", "examine", "inference", "keras_weights"),
+  ("train",),
+  ("cli", "main"),
+)
+ROOMS = [room for floor in FLOORS for room in floor]
+# What must not wait: it names things for `import gamix_jax` alone.
+LAZY = {("__init__", "inference")}
+SOURCES = sorted(
+  path
+  for folder in ("gamix_jax", "configs", "launch", "benchmarks")
+  for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def room(path):
+  """The top-level name a file is under; a package's command is as `main`."""
+  if path.name == "__main__.py":
+    return "main"
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+  """The rooms of the package that a file imports from."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      assert node.level == 0, f"{path}: a relative import"
+      parts = node.module.split(".")
+      if parts == ["gamix_jax"]:
+        yield from (alias.name for alias in node.names)
+      elif parts[0] == "gamix_jax":
+        yield parts[1]
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        parts = alias.name.split(".")
+        if parts[0] == "gamix_jax" and len(parts) > 1:
+          yield parts[1]
+
+
+def test_every_room_has_a_floor():
+  there = {room(p) for p in PACKAGE.rglob("*.py")} - {"__init__"}
+  assert there == set(ROOMS)
+
+
+def test_imports_only_go_down():
+  wrong = []
+  for path in PACKAGE.rglob("*.py"):
+    here = room(path)
+    for there in imported(path):
+      if there == here or there not in ROOMS:
+        continue
+      if here != "__init__" and ROOMS.index(there) > ROOMS.index(here):
+        wrong.append(f"{path.relative_to(ROOT)} imports {there}")
+  assert wrong == []
+
+
+@pytest.mark.parametrize(
+  "path", SOURCES, ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_files_are_short(path):
+  lines = path.read_text().count("\n")
+  assert lines <= 400, f"{lines} lines"
+
+
+CHECK = """
+import runpy, sys
+import gamix_jax
+assert gamix_jax.__version__
+def heavy(*names):
+  return [n for n in names if n in sys.modules]
+assert heavy("tensorflow", "jax", "flax") == []
+import gamix_jax.inference, gamix_jax.keras_weights
+assert heavy("tensorflow", "torch") == []
+sys.argv[0] = "main"
+try:
+  runpy.run_module("gamix_jax.main", run_name="__main__", alter_sys=False)
+except SystemExit as end:
+  assert end.code == 0, end.code
+assert heavy("tensorflow", "torch", "tensorboard") == []
+assert heavy("jax", "grain", "orbax", "tensorboardX")  # it did run
+print("left out")
+"""
+
+
+def test_tensorflow_stays_out(program, tmp_path):
+  """Of `import gamix_jax` and of a whole run."""
+  ran = subprocess.run(
+    [sys.executable, "-c", CHECK, *SMALL, f"--workdir={tmp_path}/run"],
+    env=program.env(),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert ran.stdout.endswith("left out\n")
+  assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+# ------------------------------------------------------------ README
+
+
+README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+
+
+def commands():
+  """The commands of the README's code blocks, continued lines joined."""
+  for block in re.findall(r"```bash\n(.*?)```", README, re.S):
+    for line in block.replace("\\\n", " ").splitlines():
+      if line and not line.startswith("#"):
+        yield re.sub(r" +", " ", line)
+
+
+def test_readme_two_commands_are_those_of_ci():
+  first, second, *_ = commands()
+  assert first == (
+    "pip install -e . && python -m gamix_jax.main "
+    "--config=configs/digits.py --workdir=runs/digits"
+  )
+  assert second == "pip install -e '.[test]' && pytest"
+  run = [re.sub("--quiet ", "", x) for x in CI.splitlines()]
+  run = [re.sub(r'--workdir="\$fresh/', 'runs="', x) for x in run]
+  for wanted in (
+    "pip install -e .",
+    'python -m gamix_jax.main --config=configs/digits.py runs="digits"',
+    "pip install -e '.[test]'",
+    "pytest",
+    "ruff check",
+  ):
+    assert wanted in run, wanted
+
+
+def test_readme_keys_are_keys():
+  from gamix_jax import config
+
+  keys = config.flat(config.base())
+  found = re.findall(r"--config\.([\w.]+)", README)
+  assert found
+  for key in found:
+    assert key in keys, key
+  for name in re.findall(r"configs/(\w+)\.py", README):
+    assert (ROOT / "configs" / f"{name}.py").is_file(), name
+
+
+def test_readme_pictures_are_there():
+  found = re.findall(r"!\[.*?\]\((.*?)\)", README)
+  assert found
+  for name in found:
+    assert (ROOT / name).is_file(), name
+
+
+def test_readme_variations_are_configs():
+  """The flags it offers, alone or together, fit digits."""
+  from gamix_jax import build, config
+
+  block = README.split("Any key can be given on the command line:")[1]
+  block = re.search(r"```bash\n(.*?)```", block, re.S)[1].replace("\\\n", " ")
+  lines = [x for x in block.splitlines() if not x.startswith("#")]
+  assert len(lines) >= 3
+  for line in lines:
+    c = config.base()
+    for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", line):
+      section, _, name = key.rpartition(".")
+      holder = config.get(c, section) if section else c
+      old = holder[name]
+      kind = type(old) if old is not None else float
+      holder[name] = None if value == "None" else kind(value)
+    config.check(c)
+    build.recipe(c)

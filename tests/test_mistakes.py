@@ -1,0 +1,377 @@
+"""What main says of mistakes: exit code 2 and a line or two, by running it.
+
+Nothing is begun by a mistake, and nothing half-written by a full disk; the
+second opinion on that disk is the operating system.
+"""
+
+import os
+import subprocess
+
+import pytest
+from PIL import Image
+from program import (
+  SMALL,
+  Jobs,
+  assert_refused,
+  chosen,
+  config_of,
+  files,
+  hundred,
+  rows,
+)
+
+from gamix_jax import config
+from gamix_jax.checkpoint import Checkpoints, sums
+
+TINY = "--config=configs/digits.py:tiny"
+ALONE = (
+  "--config.adversarial.loss=none",
+  *(f"--config.weights.{k}=None" for k in ("fool", "real", "fake")),
+)
+
+
+def many_broken(folder):
+  hundred(folder / "images", broken=3)
+  return files(folder, "--config.data.cache=memory")
+
+
+def full_metrics(folder):
+  (folder / "run").mkdir()
+  (folder / "run" / "metrics.jsonl").symlink_to("/dev/full")
+  return [*SMALL, f"--workdir={folder}/run"]
+
+
+def full_pictures(folder):
+  (folder / "run" / "images").mkdir(parents=True)
+  part = folder / "run" / "images" / ".samples_0000003.png.part"
+  part.symlink_to("/dev/full")
+  return [*SMALL, f"--workdir={folder}/run"]
+
+
+def disk(size, at, *flags):
+  """A disk of so many bytes at a folder of the run."""
+
+  def prepare(folder):
+    place = folder / at
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+    mounted = subprocess.run(mount, check=False, capture_output=True)
+    if mounted.returncode:
+      return ["--help"]
+    return [*SMALL, f"--workdir={folder}/run", *flags]
+
+  return prepare
+
+
+def words(*flags):
+  """A command that needs nothing prepared."""
+  return lambda folder: [TINY, f"--workdir={folder}/run", *flags]
+
+
+def with_file(name, text, *flags):
+  def prepare(folder):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return [TINY, f"--workdir={folder}/run", *flags]
+
+  return prepare
+
+
+def empty(folder):
+  (folder / "images").mkdir()
+  (folder / "images" / "list.txt").write_text("")
+  return files(folder)
+
+
+def in_file(folder):
+  (folder / "file").write_text("mine")
+  return [TINY, f"--workdir={folder}/file/run"]
+
+
+def other_config(folder):
+  """Begun with other values of two keys that matter and one that does not."""
+  old = config_of("digits", "tiny")
+  old.seed, old.model.latent, old.log_every = 7, 2, 5
+  (folder / "run").mkdir()
+  (folder / "run" / "config.json").write_text(config.to_json(old))
+  return [TINY, f"--workdir={folder}/run"]
+
+
+def default_config(folder):
+  """Begun with digits and another seed; --config is left out."""
+  old = config_of("digits")
+  old.seed = 7
+  (folder / "run").mkdir()
+  (folder / "run" / "config.json").write_text(config.to_json(old))
+  return [f"--workdir={folder}/run"]
+
+
+def with_config(text, variant=""):
+  def prepare(folder):
+    (folder / "mine.py").write_text(text)
+    return [f"--config={folder}/mine.py{variant}", f"--workdir={folder}/run"]
+
+  return prepare
+
+
+def key(value):
+  return words(f"--config.{value}")
+
+
+BASE = "from gamix_jax import config\ndef get_config(variant=''):\n"
+
+# name: (command, words of its message). The workdir is not begun by any.
+MISTAKES = {
+  "misspelt key": (
+    key("optim.vae.learning_rat=1"),
+    ["'learning_rat'", "did you mean 'learning_rate'"],
+  ),
+  "misspelt section": (key("optm.vae.b1=0"), ["did you mean 'optim'"]),
+  "no such key": (key("zzz=1"), ["'zzz'", "gamix_jax/config.py"]),
+  "int": (key("steps=abc"), ["--config.steps=abc", "whole number"]),
+  "float for int": (key("model.latent=1.5"), ["latent=1.5", "whole number"]),
+  "float": (key("ema.decay=x"), ["--config.ema.decay=x", "a number"]),
+  "bool": (key("data.flip=maybe"), ["flip=maybe", "true or false"]),
+  "size": (key("data.image_size=big"), ["data.image_size='big'", "height"]),
+  "weight": (key("weights.recon=lots"), ["weights.recon='lots'", "None"]),
+  "negative weight": (key("weights.recon=-1"), ["weights.recon=-1"]),
+  "no steps": (key("steps=0"), ["steps=0", "over 0"]),
+  "negative": (key("optim.vae.clip=-1"), ["optim.vae.clip=-1", "0 or more"]),
+  "decay": (key("optim.disc.b1=1"), ["optim.disc.b1=1", "[0, 1)"]),
+  "seed": (key("seed=99999999999999999999"), ["seed=9", "64 bits"]),
+  "does not halve": (
+    words(
+      "--config.model.encoder_features=(4,4,4)",
+      "--config.model.decoder_features=(4,4,1)",
+      "--config.data.image_size=18",
+    ),
+    ["data.image_size=18", "halves an image 2 times", "16, 20"],
+  ),
+  "depths": (
+    key("model.decoder_features=(4,4,1)"),
+    ["encoder_features has 2", "decoder_features 3"],
+  ),
+  "channels": (
+    key("data.channels=3"),
+    ["ends with 1", "data.channels=3", "decoder_features='(4, 3)'"],
+  ),
+  "unknown flag": (words("--workdri=x"), ["workdri", "workdir"]),
+  "no flag": (words("hello"), ["'hello' is not a flag"]),
+  "config file": (words("--config=configs/celeb.py"), ["celeba.py"]),
+  "config path": (words("--config=/no/where.py"), ["/no/where.py"]),
+  "variant": (words("--config=configs/digits.py:huge"), ["huge", "tiny"]),
+  "config's syntax": (
+    with_config("def get_config(:\n"),
+    ["mine.py, line 1", "syntax"],
+  ),
+  "config's name": (
+    with_config(f"{BASE}  return nonsense\n"),
+    ["mine.py, line 3", "nonsense"],
+  ),
+  "config's key": (
+    with_config(f"{BASE}  config.base().model.latnt = 3\n"),
+    ["mine.py, line 3", "did you mean 'latent'"],
+  ),
+  "config's type": (
+    with_config(f"{BASE}  config.base().steps = 'x'\n", ":tiny"),
+    ["mine.py, line 3", "steps"],
+  ),
+  "no get_config": (with_config("x = 1\n"), ["get_config"]),
+  "other config": (
+    with_config(f"{BASE}  return config.ml_collections.ConfigDict()\n"),
+    ["gamix_jax.config.base()"],
+  ),
+  "posterior": (key("posterior.name=gausian"), ["gaussian", "mixture"]),
+  "components": (key("posterior.components=2"), ["mixture"]),
+  "objective": (key("objective.name=x"), ["'x'", "gamix, elbo"]),
+  "population": (key("objective.population=x"), ["means, full, correlation"]),
+  "reconstruction": (
+    key("objective.reconstruction=x"),
+    ["l1, l2, bernoulli"],
+  ),
+  "adversarial": (key("adversarial.loss=x"), ["bce, hinge, none"]),
+  "norm": (key("model.norm=x"), ["affine, batch, group, none"]),
+  "optimiser": (key("optim.vae.name=x"), ["adam, keras_adam"]),
+  "schedule": (key("optim.disc.schedule=x"), ["constant, cosine"]),
+  "dtype": (key("dtype=float16"), ["float32, bfloat16"]),
+  "weights": (
+    key("objective.name=elbo"),
+    [
+      "are recon, kl, fool, real, fake;",
+      "of collapse, fake, fool, population_kl, real, recon.",
+      "--config.weights.kl=1",
+    ],
+  ),
+  "batch of one": (key("data.batch_size=1"), ["batch_size=1", "2 or more"]),
+  "covariance": (
+    words(
+      "--config.objective.population=covariance",
+      "--config.objective.memory=0",
+      "--config.data.batch_size=4",
+    ),
+    ["objective.memory=0", "singular", "correlation"],
+  ),
+  "source": (key("data.source=digit"), ["'digit'", "folder:<path>"]),
+  "no folder": (key("data.source=folder:/no/where"), ["/no/where"]),
+  "empty folder": (empty, ["images holds no image files", "JPEG"]),
+  "no npz": (key("data.source=npz:/no/x.npz"), ["/no/x.npz"]),
+  "resize": (key("data.resize=x"), ["area, linear, cubic, nearest"]),
+  "crop": (key("data.crop=x"), ["data.crop", "square"]),
+  "many broken": (
+    many_broken,
+    ["of the 100 files", "are broken (000.jpg", "data.max_broken"],
+  ),
+  "devices@8": (key("data.batch_size=12"), ["12", "8 devices", "8 or 16"]),
+}
+
+# name: (command, words of its message). Something is there already.
+PLACES = {
+  "a file": (with_file("run", "mine"), ["run cannot be written to"]),
+  "in a file": (in_file, ["file/run cannot be written to"]),
+  "proc": (words("--workdir=/proc/x"), ["/proc/x", "cannot be written to"]),
+  "checkpoints": (
+    with_file("run/checkpoints", ""),
+    ["checkpoints but no config.json"],
+  ),
+  "no JSON": (with_file("run/config.json", "{"), ["is not a config"]),
+  "unknown key": (
+    with_file("run/config.json", '{"model.latnt": 3}'),
+    ["model.latnt", "did you mean model.latent?"],
+  ),
+  "other config": (
+    other_config,
+    ["model.latent: 2 there, 4 now; seed: 7 there, 0 now)", "--workdir"],
+  ),
+  "default": (default_config, ["another config (seed: 7 there, 0 now)"]),
+}
+
+
+# name: (command, words). The disk is full at some moment of the run; PNG is
+# what the pictures of three steps come to.
+FULL = {
+  "metrics.jsonl": (full_metrics, ["metrics.jsonl"]),
+  "pictures": (full_pictures, ["images/samples_0000003.png"]),
+  "events": (
+    disk("4k", "run/tensorboard", "--config.steps=60"),
+    ["run/tensorboard"],
+  ),
+  "checkpoint": (
+    disk("96k", "run", "--config.checkpoint.every=1"),
+    ["checkpoint of step 1", "there is no complete one"],
+  ),
+}
+
+
+def absurd(folder):
+  return [
+    *SMALL,
+    *ALONE,
+    "--config.optim.vae.learning_rate=1e30",
+    "--config.guard.max_skipped=3",
+    "--config.checkpoint.every=1",
+    "--config.steps=1000",
+    f"--workdir={folder}/run",
+  ]
+
+
+TABLE = {"absurd": absurd} | {
+  f"{kind}: {name}": command
+  for kind, table in (
+    ("full", FULL),
+    ("mistake", MISTAKES),
+    ("place", PLACES),
+  )
+  for name, (command, _) in table.items()
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(program, request, tmp_path_factory):
+  root = tmp_path_factory.mktemp("jobs")
+  names = chosen(request.session, request.path)
+  yield Jobs(program, TABLE, names, root)
+  for mounted in root.glob("*/run"):
+    for place in (mounted / "tensorboard", mounted):
+      if os.path.ismount(place):
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def job(jobs, request):
+  """What came of the command of that name, and its folder."""
+  return jobs[request.param]
+
+
+def each(kind, table):
+  return pytest.mark.parametrize(
+    ("job", "said"),
+    [(f"{kind}: {name}", said) for name, (_, said) in table.items()],
+    indirect=["job"],
+    ids=list(table),
+  )
+
+
+# ------------------------------------------------------------ mistakes
+
+
+@each("mistake", MISTAKES)
+def test_mistake(job, said):
+  ran, folder = job
+  assert_refused(ran, *said)
+  assert ran.stdout == ""
+  assert not (folder / "run").exists()
+
+
+def contents(folder):
+  return {
+    str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+    for p in folder.rglob("*")
+  }
+
+
+@each("place", PLACES)
+def test_place(jobs, job, said, tmp_path):
+  """Something is at the workdir already, and stays as it is."""
+  ran, folder = job
+  assert_refused(ran, *said)
+  assert ran.stdout == ""
+  prepare = next(c for c, s in PLACES.values() if s == said)
+  prepare(tmp_path)
+  assert contents(folder) == contents(tmp_path)
+
+
+@each("full", FULL)
+def test_full_disk(job, said):
+  """Said in two lines; what stays is whole."""
+  ran, folder = job
+  if ran.args[-1] == "--help":
+    pytest.skip("a disk cannot be mounted here")
+  assert_refused(ran, "No space left on device while", *said)
+  run = folder / "run"
+  if not (run / "metrics.jsonl").is_symlink():
+    assert [r["step"] for r in rows(run)][:1] == [1]  # and each line parses
+  for path in run.rglob("*"):
+    assert not path.name.endswith(".part"), path
+    assert "orbax-checkpoint-tmp" not in path.name, path
+  for path in (run / "images").glob("*.png"):
+    with Image.open(path) as image:
+      image.load()
+
+
+@pytest.mark.parametrize("job", ["absurd"], indirect=True)
+def test_absurd_learning_rate(job):
+  ran, folder = job
+  assert_refused(
+    ran, "not finite in the 3 steps up to", "learning rates", "clip"
+  )
+  checkpoints = folder / "run" / "checkpoints"
+  with Checkpoints(checkpoints, keep=3) as store:
+    steps = store.steps()
+  assert steps
+  for step in steps:
+    assert sums.fault(checkpoints / str(step)) is None
+  skipped = [r["skipped_in_a_row"] for r in rows(folder / "run")]
+  begin = skipped.index(1)
+  assert skipped[begin : begin + 3] == [1, 2, 3]
+  assert max(steps) <= begin  # nothing is saved that was not finite

@@ -1,0 +1,371 @@
+"""Posterior families against scipy, quadrature and Monte Carlo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from conftest import jit
+
+from gamix_jax import diagnose, population, posterior
+from gamix_jax.errors import UserError
+from gamix_jax.objective import Pass
+from gamix_jax.posterior import Gaussian, Mixture, Posterior, base
+
+KEY = jax.random.key(3)
+
+
+def gaussian(b=5, d=3, seed=0):
+  rng = np.random.default_rng(seed)
+  return Gaussian(*jnp.asarray(rng.normal(size=(2, b, d)), jnp.float32))
+
+
+def mixture(b=5, k=3, d=3, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
+  return Mixture(draw(b, k), 1.5 * draw(b, k, d), 0.7 * draw(b, k, d) - 1)
+
+
+FAMILIES = {
+  "gaussian": gaussian(),
+  "mixture1": mixture(k=1),
+  "mixture3": mixture(),
+}
+
+
+def noise(q, n, seed=0):
+  """NumPy's, which has nothing to compile."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=q.noise_shape(n)), jnp.float32)
+
+
+@jit
+def facts(q, eps):
+  """Everything a family says of its draws; eps [n, ...]."""
+  z, w = q.draws(KEY, eps.shape[0], eps)
+  return {
+    "z": z,
+    "w": w,
+    "log_prob": q.log_prob(z),
+    "log_prior": posterior.log_prior(z),
+    "one": q.log_prob(z[0]),
+    "more": q.log_prob(z[None, :2]),
+    "far": q.log_prob(jnp.full(z.shape[1:], 60.0)),
+    "mean": q.mean(),
+    "centres": q.centres(),
+    "kl": q.kl(z, w),
+  }
+
+
+N = 20_000
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+  q = FAMILIES[request.param]
+  return q, jax.tree.map(np.asarray, facts(q, noise(q, N)))
+
+
+def scipy_log_prob(q, z):
+  """[s, b] of z [s, b, d], in float64, component by component."""
+  weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  z = np.asarray(z, np.float64)[:, :, None]
+  each = scipy.stats.norm.logpdf(z, mu[None], np.sqrt(var)[None]).sum(-1)
+  return scipy.special.logsumexp(each + np.log(weights)[None], axis=-1)
+
+
+def test_protocol_and_log_prob(family):
+  q, of = family
+  assert isinstance(q, Posterior)
+  b, d = 5, 3
+  z, w, (weights, mu, _) = of["z"], of["w"], of["centres"]
+  s = N * weights.shape[1]
+  assert z.shape == (s, b, d)
+  assert w.shape == (s, b)
+  assert np.prod(q.noise_shape(N)) == s * b * d
+  np.testing.assert_allclose(w.sum(0, dtype=np.float64), 1, rtol=1e-5)
+  np.testing.assert_allclose(
+    of["log_prob"][:50], scipy_log_prob(q, z[:50]), rtol=5e-5, atol=5e-5
+  )
+  # one z an image, and more axes in front
+  np.testing.assert_allclose(of["one"], of["log_prob"][0], rtol=1e-5)
+  assert of["more"].shape == (1, 2, b)
+  np.testing.assert_allclose(of["more"][0], of["log_prob"][:2], rtol=1e-5)
+  # far out, where a sum of densities would be ln 0
+  np.testing.assert_allclose(
+    of["far"], scipy_log_prob(q, np.full((1, b, d), 60.0))[0], rtol=1e-4
+  )
+  assert np.all(np.isfinite(of["far"]))
+  np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+  np.testing.assert_allclose(
+    of["mean"], np.einsum("bk,bkd->bd", weights, mu), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_draws_have_the_moments_of_the_density(family):
+  _, of = family
+  z, w = of["z"].astype(np.float64), of["w"][..., None].astype(np.float64)
+  weights, mu, var = (v.astype(np.float64) for v in of["centres"])
+  mean = np.einsum("bk,bkd->bd", weights, mu)
+  second = np.einsum("bk,bkd->bd", weights, var + mu**2)
+  error = 5 * np.sqrt(second.max() / N)
+  np.testing.assert_allclose((w * z).sum(0), mean, atol=error)
+  np.testing.assert_allclose((w * z**2).sum(0), second, rtol=0.08, atol=0.05)
+
+
+def test_kl_against_monte_carlo(family):
+  """With draws that scipy scores; a mixture's kl is given others."""
+  q, of = family
+  ratio = (of["log_prob"] - of["log_prior"]).astype(np.float64)
+  estimate = np.sum(of["w"] * ratio, axis=0)
+  error = 5 * ratio.std(0) / np.sqrt(N)
+  other = facts(q, noise(q, N, 1))["kl"]
+  assert np.all(np.abs(estimate - other) < 1.5 * error)
+
+
+def test_draws_of_a_key():
+  q = FAMILIES["mixture3"]
+  z, w = q.draws(KEY, 1)
+  z1, _ = q.draws(KEY, 1)
+  z2, _ = q.draws(jax.random.key(4), 1)
+  assert z.shape == (3, 5, 3)
+  np.testing.assert_allclose(np.sum(w, 0), 1, rtol=1e-6)
+  np.testing.assert_array_equal(z, z1)
+  assert np.all(z != z2)
+
+
+def test_draws_from_given_noise():
+  q = mixture(b=2, k=2, d=3)
+  eps = jnp.asarray(np.random.default_rng(1).normal(size=q.noise_shape(2)))
+  z, w = q.draws(KEY, 2, eps)
+  sigma = np.exp(np.asarray(q.logvar) / 2)
+  for n in range(2):
+    for k in range(2):
+      np.testing.assert_allclose(
+        z[2 * n + k], q.mu[:, k] + sigma[:, k] * eps[n, :, k], rtol=1e-5
+      )
+      np.testing.assert_allclose(
+        w[2 * n + k], scipy.special.softmax(q.logits, -1)[:, k] / 2, rtol=1e-6
+      )
+
+
+def test_one_component_is_the_gaussian_to_the_bit():
+  g = gaussian()
+  m = Mixture(jnp.full((5, 1), 0.3), g.mu[:, None], g.logvar[:, None])
+  z, w = g.draws(KEY, 3)
+  z1, w1 = m.draws(KEY, 3)
+  np.testing.assert_array_equal(z, z1)
+  np.testing.assert_array_equal(w, w1)
+  eps = noise(g, 2)
+  of_gaussian, of_mixture = facts(g, eps), facts(m, eps[:, :, None])
+  for name, values in of_gaussian.items():
+    for a, b in zip(
+      jax.tree.leaves(values), jax.tree.leaves(of_mixture[name]), strict=True
+    ):
+      np.testing.assert_array_equal(a, b, name)
+
+
+# ---------------------------------------------- the bimodal toy, in 1-D
+# p(z) = N(0, 1), p(x | z) = N(z^2, 1/4), x = 1.2; spec 5.6, facts G1 to G6.
+
+PI = np.array([0.5, 0.3, 0.2])
+MU = np.array([-1.1, 0.9, 0.1])
+SIGMA = np.array([0.35, 0.4, 0.9])
+GRID = np.linspace(-9, 9, 40001)
+DZ = GRID[1] - GRID[0]
+
+
+def toy(pi=PI, mu=MU, sigma=SIGMA):
+  as_array = lambda v: jnp.asarray(v, jnp.float32)  # noqa: E731
+  return Mixture(
+    as_array(np.log(pi))[None] + 0.7,  # logits need not be normalised
+    as_array(mu)[None, :, None],
+    as_array(2 * np.log(sigma))[None, :, None],
+  )
+
+
+def log_q(z, pi=PI, mu=MU, sigma=SIGMA):
+  each = scipy.stats.norm.logpdf(z[..., None], mu, sigma)
+  return scipy.special.logsumexp(np.log(pi) + each, axis=-1)
+
+
+def log_joint(z):
+  return scipy.stats.norm.logpdf(1.2, z**2, 0.5) + scipy.stats.norm.logpdf(z)
+
+
+def true_kl(*parameters):
+  density = log_q(GRID, *parameters)
+  ratio = density - scipy.stats.norm.logpdf(GRID)
+  return np.sum(np.exp(density) * ratio) * DZ
+
+
+def test_stratified_elbo_is_unbiased_and_quieter_than_ancestral_draws():
+  exact = np.sum(np.exp(log_q(GRID)) * (log_joint(GRID) - log_q(GRID))) * DZ
+  assert abs(exact + 2.104) < 2e-3  # spec 5.6, fact 3
+  q, n = toy(), 100_000
+  of = jax.tree.map(np.asarray, facts(q, noise(q, n)))
+  ratio = log_joint(of["z"][..., 0]) - of["log_prob"]
+  each = (of["w"] * n).astype(np.float64) * ratio
+  each = each.reshape(n, 3).sum(1)  # n estimates, a draw of every component
+  assert abs(each.mean() - exact) < 5 * each.std() / np.sqrt(n)
+  rng = np.random.default_rng(0)
+  k = rng.choice(3, n, p=PI)
+  a = MU[k] + SIGMA[k] * rng.normal(size=n)
+  ancestral = log_joint(a) - log_q(a)
+  assert each.var() < ancestral.var() / 3  # quieter a decoder call, too
+
+
+def test_kl_of_the_mixture_is_of_its_own_density():
+  """Not of its components': that would be the looser bound (G2)."""
+  q = toy()
+  estimate = float(facts(q, noise(q, 100_000))["kl"][0])
+  exact = true_kl()
+  assert abs(exact - 0.2683) < 1e-3  # spec 5.2's worked example
+  assert abs(estimate - exact) < 0.02
+  components = 0.5 * (SIGMA**2 + MU**2 - 1 - 2 * np.log(SIGMA))
+  convex = np.sum(PI * components)
+  entropy = -np.sum(PI * np.log(PI))
+  assert convex - entropy <= estimate <= convex - 0.3
+
+
+def test_gradient_of_the_stratified_kl_is_unbiased():
+  """Against the finite difference of the quadrature, of every parameter."""
+  eps = noise(toy(), 100_000)
+
+  def estimate(pi_logits, mu, logvar):
+    q = Mixture(pi_logits[None], mu[None, :, None], logvar[None, :, None])
+    return q.kl(*q.draws(KEY, eps.shape[0], eps))[0]
+
+  at = [np.log(PI), MU, 2 * np.log(SIGMA)]
+
+  def exact(pi_logits, mu, logvar):
+    return true_kl(scipy.special.softmax(pi_logits), mu, np.exp(logvar / 2))
+
+  got = jit(jax.grad(estimate, (0, 1, 2)))(
+    *(jnp.asarray(v, jnp.float32) for v in at)
+  )
+  for i, gradient in enumerate(got):
+    for k in range(3):
+      shift = np.zeros(3)
+      shift[k] = 1e-4
+      up, down = ([*at[:i], at[i] + s, *at[i + 1 :]] for s in (shift, -shift))
+      wanted = (exact(*up) - exact(*down)) / 2e-4
+      assert abs(gradient[k] - wanted) < 0.02, (i, k)
+
+
+@pytest.mark.parametrize("pi", [(1.0,), (0.6, 0.4)], ids=["one", "identical"])
+def test_components_that_are_one_give_the_gaussians_kl(pi):
+  k = len(pi)
+  q = toy(np.array(pi), np.full(k, 0.5), np.full(k, 0.7))
+  g = Gaussian(q.mu[:, 0], q.logvar[:, 0])
+  of = jax.tree.map(np.asarray, facts(q, noise(q, 100_000)))
+  each = scipy.stats.norm.logpdf(of["z"][..., 0], 0.5, 0.7)
+  np.testing.assert_allclose(of["log_prob"], each, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(of["kl"], g.kl(None, None), atol=0.01)
+
+
+def test_bounds_are_in_order_on_random_mixtures():
+  """{moments, convex - H(pi)} <= true KL <= convex (spec 5.6, fact 4).
+
+  The true one is our estimate, the moments' our population of one image.
+  """
+  rng = np.random.default_rng(7)
+  # components [k], images [b]: all mixtures at once
+  pi = rng.dirichlet(np.ones(3), size=40)
+  mu = rng.normal(0, 1.5, size=(40, 3))
+  sigma = np.exp(rng.normal(-0.5, 0.5, size=(40, 3)))
+  q = Mixture(
+    jnp.asarray(np.log(pi), jnp.float32),
+    jnp.asarray(mu, jnp.float32)[..., None],
+    jnp.asarray(2 * np.log(sigma), jnp.float32)[..., None],
+  )
+  estimate = np.asarray(facts(q, noise(q, N))["kl"])
+  exact = [true_kl(*v) for v in zip(pi, mu, sigma, strict=True)]
+  np.testing.assert_allclose(estimate, exact, atol=0.06, rtol=0.03)
+  components = 0.5 * (sigma**2 + mu**2 - 1 - 2 * np.log(sigma))
+  convex = np.sum(pi * components, 1)
+  entropy = -np.sum(pi * np.log(pi), 1)
+  moments = jit(
+    jax.vmap(lambda one: population.population_kl(one, {}, "full", 0.0)[0])
+  )(jax.tree.map(lambda v: v[:, None], q))
+  for i in range(40):
+    assert moments[i] <= exact[i] + 1e-5
+    slack = 0.06 + 0.03 * exact[i]
+    assert convex[i] - entropy[i] - slack <= estimate[i] <= convex[i] + slack
+
+
+def test_importance_weighted_bounds_are_in_order():
+  """SELBO <= SIWAE_1 <= SIWAE_5 <= ln p(x), through diagnose.held_out.
+
+  Images of one pixel: `l2` of weight w is Gaussian noise of variance 1 / (2w).
+  """
+  exact = np.log(np.sum(np.exp(log_joint(GRID))) * DZ)
+  b = 40_000
+  q = toy()
+  q = jax.tree.map(lambda v: jnp.broadcast_to(v, (b, *v.shape[1:])), q)
+  x = jnp.full((b, 1, 1, 1), 1.2)
+  got = {}
+
+  @jit
+  def of(q, eps):
+    z, w = q.draws(KEY, eps.shape[0], eps)
+    x_hat = jnp.square(z)[..., None, None]
+    return diagnose.held_out(Pass(x, q, z, w, x_hat), x, "l2", 2.0)
+
+  for n in (1, 5):
+    bounds = of(q, noise(q, n))
+    got[n] = {k: float(np.mean(bounds[k])) for k in ("elbo", "iwae", "kl")}
+  assert got[1]["elbo"] < got[1]["iwae"] < got[5]["iwae"] < exact
+  for value, wanted in [
+    (got[1]["elbo"], -2.104),
+    (got[5]["elbo"], -2.104),
+    (got[1]["iwae"], -1.474),
+    (got[5]["iwae"], -1.423),
+    (exact, -1.413),
+  ]:
+    assert abs(value - wanted) < 0.03
+  np.testing.assert_allclose(got[5]["kl"], true_kl(), atol=0.01)
+
+
+# ---------------------------------------------- heads
+
+
+@pytest.mark.parametrize("name", posterior.HEADS)
+@pytest.mark.parametrize("level", [100.0, -100.0])
+def test_heads_keep_an_extreme_logvar_finite(name, level):
+  head = posterior.head(name, components=1, latent=2)
+  features = jnp.ones((3, 4))
+  params = head.init(KEY, features)["params"]
+  params["logvar"]["bias"] = jnp.full(2, level)
+
+  def total(params):
+    q = head.apply({"params": params}, features)
+    z, w = q.draws(KEY, 2, noise(q, 2))
+    return jnp.mean(q.kl(z, w)) + jnp.mean(q.log_prob(z)) + jnp.mean(z)
+
+  value, gradient = jit(jax.value_and_grad(total))(params)
+  q = head.apply({"params": params}, features)
+  edge = base.LOGVAR_RANGE[level > 0]
+  np.testing.assert_array_equal(q.logvar, np.full(q.logvar.shape, edge))
+  for leaf in [value, *jax.tree.leaves(gradient)]:
+    assert np.all(np.isfinite(leaf))
+
+
+def test_head_of_bfloat16_has_a_posterior_of_float32():
+  head = posterior.head("mixture", components=2, latent=3, dtype=jnp.bfloat16)
+  q, variables = head.init_with_output(KEY, jnp.ones((2, 4)))
+  assert {v.dtype for v in jax.tree.leaves((q, variables))} == {
+    jnp.dtype("float32")
+  }
+  assert q.mu.shape == (2, 2, 3)
+  assert not np.allclose(q.mu[:, 0], q.mu[:, 1])  # components start apart
+
+
+def test_unknown_family_and_wrong_components():
+  with pytest.raises(UserError, match="gaussian, mixture"):
+    posterior.head("gauss", components=1, latent=2)
+  with pytest.raises(UserError, match=r"posterior\.name=mixture"):
+    posterior.head("gaussian", components=2, latent=2)
+  with pytest.raises(UserError, match="at least 1"):
+    posterior.head("mixture", components=0, latent=2)

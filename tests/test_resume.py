@@ -1,0 +1,243 @@
+"""A run that is stopped and goes on is the run that never stopped.
+
+Bit for bit, on a CPU, of every array of the checkpoint. The second opinion on
+a run is the run without what befell it.
+"""
+
+import random
+import shutil
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from program import SMALL, Jobs, chosen, numbers
+
+from gamix_jax import config
+from gamix_jax.checkpoint import Checkpoints
+
+# Everything that a state can hold: components, batch statistics, the memory of
+# the population, a discriminator with dropout, a ramp, both optimisers' slots.
+RICH = (
+  *SMALL,
+  "--config.posterior.name=mixture",
+  "--config.posterior.components=2",
+  "--config.model.norm=batch",
+  "--config.model.dropout=0.25",
+  "--config.objective.population=full",
+  "--config.objective.memory=0.9",
+  "--config.adversarial.delay=1",
+  "--config.adversarial.ramp=3",
+  "--config.data.flip=true",
+  # A bias in front of a norm has no gradient but rounding, which Adam with a
+  # small eps would make steps of, others on eight devices than on one.
+  "--config.optim.vae.eps=1e-3",
+  "--config.optim.disc.eps=1e-3",
+)
+EVERY = "--config.checkpoint.every=1"
+KILLS, STEPS = 10, 32
+
+
+def arrays(workdir, step):
+  """Every array of a checkpoint, as Orbax alone reads it."""
+  path = workdir / "checkpoints" / str(step) / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    names = reader.metadata(path).item_metadata.keys()
+    plain = {n: ocp.RestoreArgs(restore_type=np.ndarray) for n in names}
+    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
+
+
+def assert_equal(a, b, step):
+  """Two runs ended alike: the bits of the state, the numbers on the way."""
+  ours, theirs = arrays(a, step), arrays(b, step)
+  assert ours.keys() == theirs.keys()
+  assert len(ours) > 100
+  for name, x in ours.items():
+    y = theirs[name]
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), name
+
+
+def steps(n, *flags):
+  return lambda folder: [
+    *flags,
+    f"--config.steps={n}",
+    f"--workdir={folder}/run",
+  ]
+
+
+TABLE = {
+  "six": steps(6, *RICH),
+  "three": steps(3, *RICH),
+  "three@8": steps(3, *RICH),
+  "many": steps(STEPS, *SMALL, EVERY),
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(program, request, tmp_path_factory):
+  names = chosen(request.session, request.path)
+  return Jobs(program, TABLE, names, tmp_path_factory.mktemp("jobs"))
+
+
+def of(*names):
+  return pytest.mark.parametrize("job", [names], ids=["and".join(names)])
+
+
+@pytest.fixture
+def runs(jobs, job):
+  """The workdirs of the runs of these names, which ended well."""
+  found = []
+  for name in job:
+    ran, folder = jobs[name]
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    found.append(folder / "run")
+  return found
+
+
+@of("six", "three")
+def test_three_and_three_are_six(runs, program, tmp_path):
+  six, three = runs
+  both = shutil.copytree(three, tmp_path / "run")
+  # Nor does it matter how it is watched, or where the images come from.
+  free = (
+    *("--config.log_every=1", "--config.eval_images=4"),
+    *("--config.data.cache=memory", "--config.checkpoint.keep=1"),
+    *("--config.data.workers=1", "--config.guard.max_skipped=5"),
+  )
+  flags = steps(6, *RICH, *free)(tmp_path)
+  assert "Continuing at step 3." in program.done(*flags)
+  assert_equal(both, six, 6)
+
+  def training(run):
+    return [r for r in numbers(run) if "vae/loss" in r]
+
+  assert training(both) == training(six)
+  assert [r["step"] for r in training(both)] == [1, 2, 3, 4, 5, 6]
+  saved = config.from_json((both / "config.json").read_text())
+  assert (saved.steps, saved.checkpoint.keep) == (6, 1)
+
+
+@of("three", "three@8")
+def test_eight_devices_are_one(runs):
+  one, eight = runs
+  for a, b in zip(numbers(one), numbers(eight), strict=True):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+      np.testing.assert_allclose(
+        b[name], value, rtol=2e-4, atol=2e-6, err_msg=f"{a['step']} {name}"
+      )
+  assert [a["step"] for a in numbers(one)] == [1, 2, 3, 3]
+  ours, theirs = arrays(one, 3), arrays(eight, 3)
+  for name in (n for n in ours if "kernel" in n or "batch_stats" in n):
+    np.testing.assert_allclose(
+      theirs[name], ours[name], rtol=2e-4, atol=2e-5, err_msg=name
+    )
+
+
+# ------------------------------------------------------------ kills
+
+
+def when(process, line_begins):
+  """Waits for a line of the output; the rest of it, if the process ended."""
+  for line in process.stdout:
+    if line.strip().startswith(line_begins):
+      return line
+  raise AssertionError(process.stderr.read())
+
+
+def killed_run(program, folder, rng):
+  """Kills a run again and again at random moments; when it was killed."""
+  flags = TABLE["many"](folder)
+  moments = []
+  for _ in range(KILLS):
+    begin = Checkpoints(folder / "run" / "checkpoints", keep=1).latest() or 0
+    # A save begins at each step, and the next step's waits for it: so a step
+    # and a part of one lands before, in and after one.
+    with program.start(*flags) as process:
+      when(process, f"{begin + 1}/{STEPS}")
+      first = time.monotonic()
+      when(process, f"{begin + 2}/{STEPS}")
+      # Every other time a line later, when the first save is surely complete,
+      # so that the run gets on however slow the disk is.
+      if len(moments) % 2:
+        first = time.monotonic()
+        when(process, f"{begin + 3}/{STEPS}")
+      time.sleep(rng.random() * (time.monotonic() - first))
+      process.kill()
+      _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    left = sorted(p.name for p in (folder / "run" / "checkpoints").glob("*"))
+    moments.append((begin, left))
+    assert "Traceback" not in err, err
+  return moments
+
+
+@of("many")
+def test_kills(runs, program, tmp_path):
+  """Ten kills, some of them in the middle of a save, on the way to the end."""
+  (straight,) = runs
+  moments = killed_run(program, tmp_path, random.Random(0))
+  in_a_save = [m for m in moments if any("tmp" in name for name in m[1])]
+  assert in_a_save, moments  # else the kills say little
+  assert moments[-1][0] > 0  # it got on in spite of them
+  assert moments[-1][0] < STEPS  # and was not done
+  out = program.done(*TABLE["many"](tmp_path))
+  assert f"Done: step {STEPS} of {STEPS}" in out
+  run = tmp_path / "run"
+  assert_equal(run, straight, STEPS)
+  assert numbers(run) == numbers(straight)
+  left = {p.name for p in (run / "checkpoints").iterdir()}
+  assert left == {str(s) for s in range(STEPS - 2, STEPS + 1)}
+
+
+@of("many")
+def test_a_flipped_bit(runs, program, tmp_path):
+  """The newest checkpoint changed: it is named, and the one before used."""
+  (straight,) = runs
+  run = shutil.copytree(straight, tmp_path / "run")
+  folder = run / "checkpoints" / str(STEPS)
+  largest = max(
+    (p for p in folder.rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  ran = program.run(*TABLE["many"](tmp_path))
+  assert ran.returncode == 0, ran.stderr
+  assert f"checkpoint of step {STEPS} in" in ran.stderr
+  assert str(largest.relative_to(folder)) in ran.stderr
+  assert "has changed since it was written" in ran.stderr
+  assert f"Continuing at step {STEPS - 1}." in ran.stdout
+  assert_equal(run, straight, STEPS)
+  assert numbers(run) == numbers(straight)
+  damaged = run / "checkpoints" / "damaged" / str(STEPS)
+  assert (damaged / largest.relative_to(folder)).read_bytes() == content
+
+
+@of("many")
+def test_asked_to_stop(runs, program, tmp_path):
+  """SIGTERM, then Ctrl-C: each saves and ends with 0; then to the end."""
+  (straight,) = runs
+  flags = [*TABLE["many"](tmp_path), "--config.checkpoint.every=1000"]
+  begin = 0
+  for number in (signal.SIGTERM, signal.SIGINT):
+    with program.start(*flags) as process:
+      when(process, f"{begin + 2}/{STEPS}")
+      process.send_signal(number)
+      out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err == ""
+    step = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest()
+    assert begin + 2 <= step < STEPS
+    assert f"Asked to stop: saving step {step}." in out
+    assert "The same command continues it." in out
+    begin = step
+  out = program.done(*flags)
+  assert f"Continuing at step {begin}." in out
+  assert_equal(tmp_path / "run", straight, STEPS)
+  training = [r for r in numbers(tmp_path / "run") if "vae/loss" in r]
+  assert training == [r for r in numbers(straight) if "vae/loss" in r]

@@ -1,0 +1,457 @@
+"""One training step: what it moves, when, and what it survives."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import (
+  FLAT_BATCH,
+  alone,
+  assert_close,
+  assert_same,
+  elbo,
+  flat,
+  images,
+  jit,
+  moved,
+  run_of,
+  small,
+)
+from sklearn.datasets import load_digits
+
+from gamix_jax import build, objective, step
+
+BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
+
+
+# ---------------------------------------------------------- what moves what
+
+
+def gradients_of(c, **weights):
+  """Of the two losses, with these weights alone: ({path: norm}, the same).
+
+  They are in Adam's first moment after step 0, times 1 - b1 = 1/2.
+  """
+  run = run_of(c)
+  after, _ = run.step(run.state, run.batch, weights)
+  return tuple(
+    {
+      jax.tree_util.keystr(p): float(jnp.linalg.norm(v.ravel()))
+      for p, v in jax.tree_util.tree_leaves_with_path(
+        net.opt_state[0].mu if net.opt_state else {}
+      )
+    }
+    for net in (after.vae, after.disc)
+  )
+
+
+ELBO_ALONE = elbo(partial(alone, flat))
+HEADS = ("['posterior']", "['encoder']")
+REACH = {
+  # term: the parts of the VAE it reaches, and those it does not
+  "recon": (("['decoder']", *HEADS), ()),
+  "population_kl": (HEADS, ("['decoder']", "['logvar']")),
+  "collapse": (HEADS, ("['decoder']", "['mu']")),
+  "fool": (("['decoder']", *HEADS), ()),
+  "kl": (HEADS, ("['decoder']",)),
+}
+
+
+@pytest.mark.parametrize("term", REACH)
+def test_a_term_of_the_vae_reaches_what_it_should(term):
+  """And never the discriminator: `fool` does not move it."""
+  c = ELBO_ALONE if term == "kl" else flat()
+  of_vae, of_disc = gradients_of(c, **{term: 1.0})
+  assert not any(of_disc.values())
+  reached, spared = REACH[term]
+  for path, norm in of_vae.items():
+    out = [part for part in spared if part in path]
+    if out:
+      assert norm == 0, (term, path)
+    elif any(part in path for part in reached):
+      assert norm > 0, (term, path)
+
+
+@pytest.mark.parametrize("term", ["real", "fake"])
+def test_a_term_of_the_discriminator_reaches_it_alone(term):
+  of_vae, of_disc = gradients_of(flat(), **{term: 1.0})
+  assert not any(of_vae.values())
+  assert all(of_disc.values())
+
+
+def test_every_term_of_every_objective_is_walked():
+  terms = set()
+  for name in objective.OBJECTIVES:
+    terms |= {t for side in objective.term_names(name, "bce") for t in side}
+  assert terms == {*REACH, "real", "fake"}
+
+
+def test_gradients_against_finite_differences():
+  """Of each loss along a random direction of its own network, in float64."""
+  with jax.enable_x64(True):
+    run = run_of(
+      flat(
+        dtype="float64",
+        posterior__name="mixture",
+        posterior__components=2,
+        objective__population="correlation",
+      )
+    )
+    rng = np.random.default_rng(0)
+    params = (run.state.vae.params, run.state.disc.params)
+    along = jax.tree.map(
+      lambda v: jnp.asarray(rng.normal(size=v.shape)), params
+    )
+    batch = {"image": run.batch["image"].astype(jnp.float64)}
+
+    @jit
+    def losses(t):
+      """t [2]: how far each network goes."""
+      at = tuple(
+        jax.tree.map(lambda p, a, t=t[i]: p + t * a, params[i], along[i])
+        for i in range(2)
+      )
+      return step.losses(run.recipe, run.state, batch, at)[0]
+
+    @jit
+    def slopes():
+      _, grads, _ = step.gradients(run.recipe, run.state, batch)
+      return [optax.tree.vdot(*v) for v in zip(grads, along, strict=True)]
+
+    for i, got in enumerate(slopes()):
+      ahead = np.zeros(2)
+      ahead[i] = 1e-6
+      wanted = (losses(ahead)[i] - losses(-ahead)[i]) / 2e-6
+      np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_both_updates_come_from_the_old_weights():
+  """Neither network's update depends on whether the other's happens."""
+  run = run_of(flat())
+  after, _ = run.step(run.state, run.batch)
+  assert all(moved(run.state.vae.params, after.vae.params).values())
+  assert all(moved(run.state.disc.params, after.disc.params).values())
+  of_vae, _ = run.step(run.state, run.batch, run.recipe.vae_weights)
+  of_disc, _ = run.step(run.state, run.batch, run.recipe.disc_weights)
+  assert_same(run.state.disc.params, of_vae.disc.params)
+  assert_same(run.state.vae.params, of_disc.vae.params)
+  assert_same((of_vae.vae, of_disc.disc), (after.vae, after.disc))
+
+
+# ---------------------------------------------------------- K = 1
+
+
+def test_a_mixture_of_one_is_the_gaussian_to_the_bit():
+  """Metrics, gradients, Adam, moments, weights: three whole steps."""
+  c = FLAT_BATCH.copy_and_resolve_references()
+  c.posterior.name = "mixture"
+  one, two = run_of(FLAT_BATCH), run_of(c)
+  a, b = one.state, two.state
+  assert b.vae.params["posterior"]["logits"]["kernel"].shape[1] == 1
+  assert_same(a.vae.params, without_logits(b.vae.params))
+  for t in range(3):
+    a, of_a = one.step(a, images(one.config, t))
+    b, of_b = two.step(b, images(two.config, t))
+    assert_same(of_a, of_b)
+  assert_same(a.vae.params, without_logits(b.vae.params))
+  assert_same(a.ema, without_logits(b.ema))
+  assert_same((a.disc, a.population), (b.disc, b.population))
+  adam, adam2 = a.vae.opt_state[0], b.vae.opt_state[0]
+  assert_same(adam.mu, without_logits(adam2.mu))
+  assert_same(adam.nu, without_logits(adam2.nu))
+  assert not np.any(adam2.mu["posterior"]["logits"]["kernel"])
+
+
+def without_logits(params):
+  head = {k: v for k, v in params["posterior"].items() if k != "logits"}
+  return params | {"posterior": head}
+
+
+# ---------------------------------------------------------- when
+
+
+LATE = flat(
+  adversarial__start=2,
+  adversarial__delay=3,
+  adversarial__ramp=4,
+  ema__decay=0.15,
+)
+
+
+def test_start_delay_and_ramp():
+  """D from step 2; `fool` from 2 + 3, growing over 4 steps."""
+  run = run_of(LATE)
+  state, weights = run.state, []
+  given = {"recon": 1.0, "fool": 100.0, "real": 1.0, "fake": 1.0}
+  for t in range(12):
+    old = state
+    state, metrics = run.step(state, run.batch, given)
+    changed = moved(
+      (old.disc.params, old.disc.opt_state),
+      (state.disc.params, state.disc.opt_state),
+    )
+    assert set(changed.values()) == {t >= 2}, t
+    rest = metrics["vae/loss"] - metrics["vae/recon"]
+    weights.append(float(rest / metrics["vae/fool"]))
+  wanted = [0, 0, 0, 0, 0, 25, 50, 75, 100, 100, 100, 100]
+  np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_published_schedule_is_at_once():
+  run = run_of(flat())
+  _, m = run.step(run.state, run.batch)
+  weights = run.recipe.vae_weights
+  total = sum(weights[k] * m[f"vae/{k}"] for k in weights)
+  np.testing.assert_allclose(m["vae/loss"], total, rtol=1e-5)
+  total = 100 * (m["disc/real"] + m["disc/fake"])
+  np.testing.assert_allclose(m["disc/loss"], total, rtol=1e-5)
+
+
+def test_average_of_weights_warms_up():
+  """ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
+  run = run_of(LATE)
+  state = run.state
+  wanted = jax.tree.map(lambda v: np.asarray(v, np.float64), state.ema)
+  decays = []
+  for t in range(4):
+    state, _ = run.step(state, images(run.config, t))
+    d = min(0.15, (1 + t) / (10 + t))
+    decays.append(d)
+    wanted = jax.tree.map(
+      lambda e, p, d=d: d * e + (1 - d) * np.asarray(p, np.float64),
+      wanted,
+      state.vae.params,
+    )
+    assert_close(state.ema, wanted, 1e-5)
+  assert decays[0] == 0.1
+  assert decays[1] == decays[3] == 0.15
+
+
+def test_draws_are_a_function_of_seed_and_step():
+  run = run_of(flat())
+  (a, of_a), (b, of_b) = (run.step(run.state, run.batch) for _ in range(2))
+  assert_same((a, of_a), (b, of_b))
+  later = run.state.replace(step=jnp.asarray(1, jnp.int32))
+  _, other = run.step(later, run.batch)
+  assert float(other["vae/recon"]) != float(of_a["vae/recon"])
+  # nothing is drawn twice: every image and latent has its own noise
+  eps = jax.random.normal(run.recipe.key(0), (1, 8, 4))
+  assert len(np.unique(eps)) == eps.size
+
+
+def test_bytes_and_floats_are_the_same_images():
+  """0 is -1 and 255 is 1."""
+  image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+  got = np.asarray(step.pixels(jnp.asarray(image)))
+  np.testing.assert_allclose(got, image / 127.5 - 1, atol=1e-6)
+  assert got.min() == -1
+  assert got.max() == 1
+  np.testing.assert_array_equal(step.pixels(jnp.asarray(got)), got)
+
+
+def test_no_discriminator():
+  """The same state and step, with nothing in D's place."""
+  run = run_of(ELBO_ALONE)
+  assert jax.tree.leaves(run.state.disc) == []
+  after, metrics = run.steps(2)
+  assert jax.tree.leaves(after.disc) == []
+  assert all(moved(run.state.vae.params, after.vae.params).values())
+  assert not any(k.startswith("disc/") and k != "disc/loss" for k in metrics)
+  assert metrics["disc/loss"] == 0
+
+
+def test_init_is_a_function_of_the_seed():
+  recipes = [
+    build.recipe(flat(posterior__name=k)) for k in ("gaussian", "mixture")
+  ]
+  first, of_mixture = (
+    jit(lambda seed, r=r: step.init(dataclasses.replace(r, seed=seed)))
+    for r in recipes
+  )
+  a, b, other, mixture = first(1), first(1), first(2), of_mixture(1)
+  assert_same(a, b)
+  for path, differs in moved(a.vae.params, other.vae.params).items():
+    assert differs == ("kernel" in path), path
+  assert_same(a.ema, a.vae.params)
+  # a family more does not change the weights that both have
+  assert_same(a.vae.params, without_logits(mixture.vae.params))
+  assert_same(a.disc, mixture.disc)
+
+
+# ---------------------------------------------------------- what it survives
+
+
+def test_a_batch_of_nan_is_skipped_and_counted():
+  """All but the counters is as it was; then the run goes on."""
+  run = run_of(FLAT_BATCH)
+  before, _ = run.steps(2)
+  state = before
+  for n in (1, 2):
+    state, metrics = run.step(state, BATCH_OF_NAN)
+    assert not np.isfinite(metrics["vae/loss"])
+    np.testing.assert_array_equal(state.skipped, [n, n])
+    assert metrics["skipped"] == metrics["skipped_in_a_row"] == n
+  assert state.step == before.step + 2
+  for part in ("vae", "disc", "population"):
+    assert_same(getattr(before, part), getattr(state, part))
+  for leaf in jax.tree.leaves(state.ema):
+    assert np.all(np.isfinite(leaf))
+  state, metrics = run.step(state, run.batch)
+  np.testing.assert_array_equal(state.skipped, [2, 0])
+  assert np.isfinite(metrics["vae/loss"])
+  for part in ("vae", "disc", "population"):
+    assert all(moved(getattr(before, part), getattr(state, part)).values())
+
+
+def test_one_network_is_skipped_without_the_other():
+  """D's loss infinite: the VAE's update is its own."""
+  run = run_of(flat())
+  weights = run.recipe.vae_weights | {"real": np.inf, "fake": 1.0}
+  state, _ = run.step(run.state, run.batch, weights)
+  assert_same(run.state.disc, state.disc)
+  usual, _ = run.step(run.state, run.batch)
+  assert_same(usual.vae, state.vae)
+  np.testing.assert_array_equal(state.skipped, [1, 1])
+
+
+@pytest.mark.parametrize("level", [100.0, -100.0])
+def test_an_extreme_logvar_is_finite(level):
+  """At the head, through the whole step, for every form of the population."""
+  for run in (run_of(flat()), run_of(ELBO_ALONE)):
+    params = jax.tree.map(jnp.copy, run.state.vae.params)
+    bias = params["posterior"]["logvar"]["bias"]
+    params["posterior"]["logvar"]["bias"] = jnp.full_like(bias, level)
+    state = run.state.replace(vae=run.state.vae.replace(params=params))
+    state, metrics = run.step(state, run.batch)
+    assert metrics["skipped"] == 0
+    for name, value in metrics.items():
+      assert np.all(np.isfinite(value)), name
+    for leaf in jax.tree.leaves(state):
+      assert np.all(np.isfinite(leaf))
+
+
+def test_bfloat16_trains_digits():
+  """200 steps, no number that is not finite, everything kept in float32."""
+  digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
+  c = small(
+    dtype="bfloat16",
+    data__batch_size=32,
+    objective__population="full",
+    weights__recon=100.0,
+    weights__collapse=1.0,
+    weights__fool=1.0,
+    weights__real=1.0,
+    weights__fake=1.0,
+    optim__vae__learning_rate=2e-3,
+  )
+  run = run_of(c)
+  state, recon = run.state, []
+  for t in range(200):
+    rows = np.arange(32 * t, 32 * t + 32) % len(digits)
+    state, metrics = run.step(state, {"image": jnp.asarray(digits[rows])})
+    for name, value in metrics.items():
+      assert np.all(np.isfinite(value)), (t, name)
+      assert value.dtype in (jnp.float32, jnp.int32), name
+    recon.append(float(metrics["vae/recon"]))
+  assert metrics["skipped"] == 0
+  assert np.mean(recon[-10:]) < 0.6 * recon[0]
+  for leaf in jax.tree.leaves(state):
+    assert leaf.dtype in (jnp.float32, jnp.int32)
+    assert np.all(np.isfinite(leaf))
+
+
+# ---------------------------------------------------------- many devices
+
+
+def test_one_device_equals_eight(tmp_path):
+  """Loss, moments, moving statistics, weights: in four steps.
+
+  The eight are another process, for their number is fixed at its start.
+  """
+  out = tmp_path / "eight.npz"
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+  }
+  with subprocess.Popen(
+    [sys.executable, eight_devices.__file__, str(out)],
+    env=env,
+    cwd=Path(__file__).parents[1],
+  ) as other:
+    one = eight_devices.history()
+  assert other.returncode == 0
+  with np.load(out) as file:
+    eight = dict(file)
+  assert eight.pop("devices") == 8
+  assert one.keys() == eight.keys()
+  kinds = ("params", "batch_stats", "ema", "population", "vae/", "disc/")
+  compared = dict.fromkeys(kinds, 0)
+  for name, value in one.items():
+    kind = next((k for k in kinds if k in name), None)
+    if kind is None or ".opt_state" in name:
+      continue
+    off = np.max(np.abs(value - eight[name]))
+    limit = 2e-4 * np.max(np.abs(value)) + 1e-6
+    assert off <= limit, (name, off, limit)
+    compared[kind] += 1
+  assert all(compared.values())
+
+
+# ---------------------------------------------------------- held out
+
+
+def test_eval_step():
+  """Its bounds against the terms written out; z of the given number."""
+  run = run_of(alone(flat))
+  variables = (run.state.vae.params, run.state.vae.batch_stats)
+  batch = run.batch | {"step": jnp.asarray(3), "valid": jnp.ones(8)}
+  evaluate = jit(partial(step.eval_step, run.recipe, 5))
+  got = evaluate(*variables, batch)
+  assert_same(got["valid"], batch["valid"])
+  for name in ("mae", "psnr", "elbo", "iwae", "kl"):
+    assert got[name].shape == (8,), name
+  assert np.all(got["iwae"] >= got["elbo"])
+  x = run.batch["image"]
+
+  @jit
+  def by_hand():
+    net = run.recipe.vae.bind(
+      {"params": variables[0], "batch_stats": variables[1]}
+    )
+    q = net.encode(x)
+    key = jax.random.fold_in(run.recipe.key(3), 1)
+    z = q.mu[None] + jnp.exp(q.logvar / 2)[None] * jax.random.normal(
+      key, (5, 8, 4)
+    )
+    return q, z, net.decode(z), net.decode(q.mu[None])[0]
+
+  q, z, x_hat, shown = (
+    jax.tree.map(lambda v: np.asarray(v, np.float64), v) for v in by_hand()
+  )
+  x = np.asarray(x, np.float64)
+  scale = 16 / 5000
+  likelihood = -np.abs(x - x_hat).sum((2, 3, 4)) / scale - 16 * np.log(
+    2 * scale
+  )
+  ratio = (
+    likelihood
+    - 0.5 * (z**2).sum(-1)
+    + 0.5 * ((z - q.mu) ** 2 / np.exp(q.logvar) + q.logvar).sum(-1)
+  )
+  np.testing.assert_allclose(got["elbo"], ratio.mean(0), rtol=1e-4)
+  top = ratio.max(0)
+  iwae = top + np.log(np.exp(ratio - top).mean(0))
+  np.testing.assert_allclose(got["iwae"], iwae, rtol=1e-4)
+  mae = np.abs(x - np.clip(shown, -1, 1)).mean((1, 2, 3))
+  np.testing.assert_allclose(got["mae"], mae, rtol=1e-4)
+  mse = np.square(x - np.clip(shown, -1, 1)).mean((1, 2, 3))
+  np.testing.assert_allclose(got["psnr"], 10 * np.log10(4 / mse), rtol=1e-4)

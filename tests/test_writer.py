@@ -1,0 +1,115 @@
+"""metrics.jsonl and its like, when a run goes on, and when a disk is full."""
+
+import json
+
+import numpy as np
+import pytest
+from program import events
+
+from gamix_jax import workdir
+from gamix_jax.errors import UserError
+from gamix_jax.writer import Writer
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "images").mkdir()
+  return tmp_path
+
+
+def lines(folder):
+  text = (folder / "metrics.jsonl").read_text()
+  assert text == "" or text.endswith("\n")
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def write(folder, begin, *steps):
+  writer = Writer(folder, begin)
+  for step in steps:
+    writer.scalars(step, {"a": step / 2})
+  writer.close()
+
+
+def test_not_finite_is_null_and_not_shown(folder):
+  writer = Writer(folder, 0)
+  writer.scalars(1, {"a": 1.5, "b": float("nan"), "c": float("inf")})
+  writer.histograms(1, {"h": np.arange(5.0), "i": np.array([1, np.nan])})
+  writer.close()
+  assert lines(folder) == [{"step": 1, "a": 1.5, "b": None, "c": None}]
+  shown = [v for e in events(folder / "tensorboard") for v in e.summary.value]
+  assert [v.tag for v in shown] == ["a", "h"]
+  histogram = shown[1].histo
+  assert (histogram.min, histogram.max, histogram.num) == (0, 4, 5)
+  assert sum(histogram.bucket) == 5
+
+
+def test_a_line_is_there_at_once(folder):
+  """Not when the run ends: it may be killed."""
+  writer = Writer(folder, 0)
+  writer.scalars(1, {"a": 1.0})
+  assert lines(folder) == [{"step": 1, "a": 1.0}]
+  tags = [
+    v.tag for e in events(folder / "tensorboard") for v in e.summary.value
+  ]
+  assert tags == ["a"]
+  writer.close()
+
+
+@pytest.mark.parametrize(
+  "torn", ["", '{"step": 5, "a": 2.', '{"step"', "\0\0\0\0", "7"]
+)
+def test_goes_on_after_a_step(folder, torn):
+  write(folder, 0, 1, 2, 3, 4)
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write(torn)
+  write(folder, 2, 3)
+  assert [r["step"] for r in lines(folder)] == [1, 2, 3]
+  starts = [
+    e.step
+    for e in events(folder / "tensorboard")
+    if e.WhichOneof("what") == "session_log"
+  ]
+  assert starts == [1, 3]  # what TensorBoard forgets earlier ones from
+
+
+def test_a_full_disk_leaves_whole_lines(folder, monkeypatch):
+  """Half a line gets onto the disk, then no more: it is taken back."""
+  writer = Writer(folder, 0)
+  writer.scalars(1, {"a": 1.0})
+  raw = writer._file
+
+  class Full:
+    def __getattr__(self, name):
+      return getattr(raw, name)
+
+    def write(self, data):
+      if len(data) > 5:
+        return raw.write(data[:5])
+      raise OSError(28, "No space left on device")
+
+  writer._file = Full()
+  with pytest.raises(UserError, match=r"No space.*metrics\.jsonl"):
+    writer.scalars(2, {"a": 1.0})
+  writer._file = raw
+  assert lines(folder) == [{"step": 1, "a": 1.0}]
+  writer.scalars(2, {"a": 2.0})
+  writer.close()
+  assert [r["step"] for r in lines(folder)] == [1, 2]
+
+
+def test_a_picture_that_cannot_be_written(folder):
+  writer = Writer(folder, 0)
+  (folder / "images").rmdir()
+  with pytest.raises(UserError, match=r"images/x_0000003\.png"):
+    writer.images(3, {"x": np.zeros((4, 4, 1), np.uint8)})
+  writer.close()
+
+
+def test_write_text_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "a.txt"
+  workdir.write_text(path, "old")
+  (tmp_path / ".a.txt.part").symlink_to("/dev/full")
+  with pytest.raises(UserError, match=r"No space left on device.*a\.txt"):
+    workdir.write_text(path, "new")
+  assert path.read_text() == "old"
+  assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
