@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 
 _REASONS = {
   number: os.strerror(number)
@@ -60,6 +61,7 @@ class _Quiet(logging.Filter):
 # to an event loop that Orbax has left or at its own end.
 _LEFT = "Event loop is closed"
 _LOST = "exception was never retrieved"
+_NEVER_BEGUN = "coroutine '.*' was never awaited"
 
 
 def _told_otherwise(record: logging.LogRecord) -> bool:
@@ -68,9 +70,21 @@ def _told_otherwise(record: logging.LogRecord) -> bool:
   return not (lost and error is not None and reason(error))
 
 
-def _hook(kind, error, trace) -> None:
-  if not (kind is RuntimeError and str(error) == _LEFT):
-    sys.__excepthook__(kind, error, trace)
+class _Unraisable:
+  """Hands on all but what the array writer cannot tell the loop it left."""
+
+  def __init__(self, others):
+    self._others = others
+
+  def __call__(self, what) -> None:
+    kind, error = what.exc_type, what.exc_value
+    if not (kind is RuntimeError and str(error) == _LEFT):
+      self._others(what)
+
+
+def quiet_abandoned() -> None:
+  """To be called of a save that failed: it drops writes not yet begun."""
+  warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
 
 
 def quiet_orbax() -> None:
@@ -79,5 +93,5 @@ def quiet_orbax() -> None:
   if not any(isinstance(f, _Quiet) for f in log.filters):
     log.addFilter(_Quiet())
   logging.getLogger("asyncio").addFilter(_told_otherwise)  # a second is none
-  if sys.excepthook is sys.__excepthook__:
-    sys.excepthook = _hook
+  if not isinstance(sys.unraisablehook, _Unraisable):
+    sys.unraisablehook = _Unraisable(sys.unraisablehook)

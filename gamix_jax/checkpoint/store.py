@@ -222,6 +222,7 @@ class Checkpoints(Reader):
     """Ends a failed save: nothing of it stays, the user learns why."""
     step, self._saving, self._saved = self._saving, None, None
     manager, self._manager = self._manager, None
+    failure.quiet_abandoned()
     if manager is not None:
       try:
         manager.close()
