@@ -71,8 +71,8 @@ ELSEWHERE = {
   "guard.": "test_main: the run ends",
   "log_every": "test_main",
   "eval_every": "test_main",
-  "eval_images": "test_main, test_resume",
-  "eval_draws": "test_main, test_resume",
+  "eval_images": "test_examine",
+  "eval_draws": "test_examine",
 }
 
 
