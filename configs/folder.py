@@ -5,11 +5,15 @@
 
 At 64x64 in colour, the centre square of each. A folder with train/ and test/
 inside keeps that split; otherwise a fifth is held out, by a hash of the names.
-A laptop's CPU manages some hundred steps an hour at this size; for a look, add
---config.data.image_size=32 and --config.steps=1000, and for grey images
---config.data.channels=1 --config.model.decoder_features='(128,128,64,1)'.
+For a CPU, add --config.data.image_size=32 and --config.steps=1000, and for grey
+images --config.data.channels=1
+--config.model.decoder_features='(128,128,64,1)'.
 
 Not the published preset: as configs/celeba.py, with which it shares sizes.
+Tried at 64x64 on 11,864 grey faces, one seed, with half these widths, 64
+latents and a batch of 32, for 600 steps (12 minutes on two cores): held-out
+mean absolute error 0.196 and falling, all latents active, the discriminator
+neither blind nor saturated; samples are faces, still soft.
 """
 
 from gamix_jax import config as gamix
