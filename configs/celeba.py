@@ -15,6 +15,7 @@ tuned on CelebA yet.
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -35,5 +36,5 @@ def get_config(variant: str = ""):
   config.model.discriminator_features = (64, 128, 128, 64, 1)
   config.model.discriminator_strides = (2, 2, 1, 1, 1)
   config.model.head_features = 64
-  gamix.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
-  return gamix.variant(config, variant)
+  presets.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
+  return presets.variant(config, variant)

@@ -10,6 +10,7 @@ run 240,000 steps, 2.6e18 operations. The reference took about 13 minutes for
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -17,4 +18,4 @@ def get_config(variant: str = ""):
   config = gamix.base()  # the defaults are the published run
   config.data.source = "folder:data/celeba_hq"
   config.checkpoint.every = config.eval_every = 6_000  # 5 epochs
-  return gamix.variant(config, variant)
+  return presets.variant(config, variant)

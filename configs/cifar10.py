@@ -10,6 +10,7 @@ CIFAR-10 yet.
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -29,5 +30,5 @@ def get_config(variant: str = ""):
   config.model.discriminator_features = (64, 128, 64, 1)
   config.model.discriminator_strides = (2, 1, 1, 1)
   config.model.head_features = 32
-  gamix.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
-  return gamix.variant(config, variant)
+  presets.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
+  return presets.variant(config, variant)

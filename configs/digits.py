@@ -11,6 +11,7 @@ had between 7 and 12 %.
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -31,7 +32,7 @@ def get_config(variant: str = ""):
   config.model.decoder_features = (32, 16, 1)
   config.model.discriminator_features = (8, 16, 1)
   config.model.discriminator_strides = (2, 1, 1)
-  gamix.at_size(config)
+  presets.at_size(config)
   config.optim.vae.learning_rate = 2e-3
   config.ema.decay = 0.995
-  return gamix.variant(config, variant)
+  return presets.variant(config, variant)

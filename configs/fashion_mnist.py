@@ -9,6 +9,7 @@ but the pictures (here mirrored, and never trained to the end yet).
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -27,5 +28,5 @@ def get_config(variant: str = ""):
   config.model.decoder_features = (64, 32, 1)
   config.model.discriminator_features = (16, 32, 1)
   config.model.discriminator_strides = (2, 2, 1)
-  gamix.at_size(config)
-  return gamix.variant(config, variant)
+  presets.at_size(config)
+  return presets.variant(config, variant)

@@ -17,6 +17,7 @@ neither blind nor saturated; samples are faces, still soft.
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -35,5 +36,5 @@ def get_config(variant: str = ""):
   config.model.discriminator_features = (32, 64, 64, 1)
   config.model.discriminator_strides = (2, 2, 1, 1)
   config.model.head_features = 32
-  gamix.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
-  return gamix.variant(config, variant)
+  presets.at_size(config, recon=0.39, population=0.0025, collapse=0.2)
+  return presets.variant(config, variant)

@@ -11,6 +11,7 @@ matched with its correlations, as in configs/digits.py, which was looked at.
 """
 
 from gamix_jax import config as gamix
+from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
@@ -30,5 +31,5 @@ def get_config(variant: str = ""):
   config.model.decoder_features = (64, 32, 1)
   config.model.discriminator_features = (16, 32, 1)
   config.model.discriminator_strides = (2, 2, 1)
-  gamix.at_size(config)
-  return gamix.variant(config, variant)
+  presets.at_size(config)
+  return presets.variant(config, variant)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gamix_jax import objective, optim, population, posterior
-from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.config import ConfigDict, base, differences, image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.networks import (
   NORMS,
@@ -94,6 +94,32 @@ def _networks(config: ConfigDict, kind: dict):
   return vae, disc
 
 
+def _check_posterior(config: ConfigDict, family: type) -> None:
+  """Refuses keys of another family, and an objective that does not fit.
+
+  Raises:
+    UserError: as said.
+  """
+  section = config.posterior
+  for name, default in base().posterior.items():
+    other = isinstance(default, ConfigDict) and name != section.name
+    for key in differences(default, section[name]) if other else ():
+      raise UserError(
+        f"posterior.{name}.{key} is set, but posterior.name is "
+        f"{section.name!r}."
+      )
+  named = f"posterior.name={section.name!r}"
+  if section.name == "epanechnikov":
+    prior = section.epanechnikov.prior
+    named += f" with posterior.epanechnikov.prior={prior!r}"
+  objective.check_fit(config.objective.name, family, named)
+  if config.objective.name == "siwae" and config.weights.kl != 1:
+    raise UserError(
+      f"weights.kl={config.weights.kl}: the bound of objective.name='siwae' "
+      "is whole with --config.weights.kl=1 only."
+    )
+
+
 def memory_decay(config: ConfigDict) -> float:
   """The decay of the population's memory: as asked for, or as needed."""
   if config.objective.memory is not None:
@@ -124,7 +150,8 @@ def recipe(config: ConfigDict) -> Recipe:
   remembers = "population_kl" in vae_weights
   if remembers:
     population.check(form, decay, latent, config.data.batch_size)
-  function, _ = objective.OBJECTIVES[section.name]
+  _check_posterior(config, vae.posterior.family)
+  function = objective.OBJECTIVES[section.name].function
   return Recipe(
     vae=vae,
     disc=disc,

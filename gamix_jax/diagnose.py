@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gamix_jax import objective
 from gamix_jax.objective import Pass
-from gamix_jax.posterior import Posterior, log_prior
+from gamix_jax.posterior import Posterior
 
 # Burda et al., arXiv:1509.00519, section 5.3: a unit is active if the variance
 # of its posterior mean over the data is over this.
@@ -15,11 +15,22 @@ COLLAPSED_VARIANCE = 0.01
 
 
 def posterior(q: Posterior) -> dict[str, jax.Array]:
-  """Active units, and the share of variances that collapsed to near 0."""
+  """Active units, and the share of variances that collapsed to near 0.
+
+  Of a mixture also the mean entropy of its weights (nats) and exp of each
+  image's entropy, the number of components that it really uses.
+  """
   weights, _, var = q.centres()
   units = jnp.var(q.mean(), axis=0) > ACTIVE_VARIANCE
   small = jnp.mean((var < COLLAPSED_VARIANCE).astype(var.dtype), axis=-1)
-  return {
+  found = {}
+  if weights.shape[-1] > 1:
+    entropy = -jnp.sum(jax.scipy.special.xlogy(weights, weights), axis=-1)
+    found = {
+      "posterior/weights_entropy": jnp.mean(entropy),
+      "posterior/effective_components": jnp.mean(jnp.exp(entropy)),
+    }
+  return found | {
     "posterior/active_units": jnp.sum(units),
     "posterior/collapsed_share": jnp.mean(jnp.sum(weights * small, axis=-1)),
     "posterior/mean_var": jnp.mean(
@@ -62,7 +73,8 @@ def held_out(
       iwae   ln sum_s w_s p(x, z_s) / q(z_s | x)
 
   the second with s draws (Burda et al., arXiv:1509.00519; of a mixture the
-  stratified form, arXiv:2003.01687).
+  stratified form, arXiv:2003.01687). Families that have no finite bound
+  (`Posterior.bounded`) do not have them, nor kl.
 
   Args:
     p: a pass with s draws.
@@ -73,17 +85,20 @@ def held_out(
   shown = jnp.clip(objective.to_image(x_hat, kind), -1, 1)
   square = jnp.mean(jnp.square(p.x - shown), axis=(-3, -2, -1))
   likelihood = objective.log_likelihood(p.x, p.x_hat, kind, weight)
-  kl = jnp.sum(p.w * (p.q.log_prob(p.z) - log_prior(p.z)), axis=0)
   mean, (weights, mu, var) = p.q.mean(), p.q.centres()
   square_of_z = jnp.square(mu) + var
-  log_ratio = likelihood + log_prior(p.z) - p.q.log_prob(p.z)
-  return {
+  found = {}
+  if p.q.bounded:
+    log_ratio = p.q.log_prob(p.z) - p.q.log_prior(p.z)
+    found = {
+      "elbo": jnp.sum(p.w * (likelihood - log_ratio), axis=0),
+      "iwae": jax.nn.logsumexp(likelihood - log_ratio, axis=0, b=p.w),
+      "kl": jnp.sum(p.w * log_ratio, axis=0),
+    }
+  return found | {
     "mae": jnp.mean(jnp.abs(p.x - shown), axis=(-3, -2, -1)),
     # The peak-to-peak of [-1, 1] is 2.
     "psnr": 10 * jnp.log10(4 / jnp.maximum(square, 1e-10)),
-    "elbo": jnp.sum(p.w * log_ratio, axis=0),
-    "iwae": jax.nn.logsumexp(log_ratio, axis=0, b=p.w),
-    "kl": kl,
     "mean": mean,
     "var": jnp.sum(weights[..., None] * square_of_z, axis=1) - mean**2,
   }

@@ -31,6 +31,7 @@ class Examiner:
     """`dataset` is the held-out split."""
     self._recipe, self._config, self._mesh = recipe, config, over
     self._dataset = dataset
+    self._normal = recipe.vae.posterior.family.normal
     everywhere = mesh.replicated(over)
     self._numbers = jax.jit(
       partial(eval_step, recipe, config.eval_draws), out_shardings=everywhere
@@ -46,7 +47,9 @@ class Examiner:
     and iwae (nats an image, see `diagnose.held_out`); kl, the mean of
     KL(q(z | x) || p); population_kl, that of the Gaussian with the moments of
     these images' population, in nats (the rest of kl is, about, what a code
-    tells of its image: Hoffman & Johnson 2016); active_units.
+    tells of its image: Hoffman & Johnson 2016); active_units. A family
+    without bounds has no elbo, iwae, kl, one with another prior than N(0, I)
+    no population_kl.
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
@@ -77,7 +80,8 @@ class Examiner:
     }
     mean, var = each.pop("mean"), each.pop("var")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
-    numbers["eval/population_kl"] = _gaussian_kl(mean, var)
+    if self._normal:
+      numbers["eval/population_kl"] = _gaussian_kl(mean, var)
     active = np.var(mean, axis=0) > ACTIVE_VARIANCE
     numbers["eval/active_units"] = float(np.sum(active))
     return numbers
@@ -105,11 +109,7 @@ class Examiner:
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
     mean = vae.encode(pixels(image, recipe.dtype)).mean()
     # The same latents at every look, so that pictures can be compared.
-    z = jax.random.normal(
-      jax.random.fold_in(recipe.key(0), 2),
-      (SAMPLES, mean.shape[-1]),
-      mean.dtype,
-    )
+    z = vae.prior_draws(jax.random.fold_in(recipe.key(0), 2), SAMPLES)
     t = jnp.linspace(0, 1, BETWEEN, dtype=mean.dtype)[None, :, None]
     first, last = mean[: SPAN // 2 : 2, None], mean[1 : SPAN // 2 : 2, None]
     between = (first + t * (last - first)).reshape(-1, mean.shape[-1])

@@ -240,7 +240,7 @@ class Model:
   def sample(
     self, key: jax.Array, n: int, *, temperature: float = 1.0
   ) -> np.ndarray:
-    """New images: z from the prior N(0, I), decoded.
+    """New images: z from the prior (mostly N(0, I)), decoded.
 
     Args:
       key: of `jax.random.key`; the same key gives the same images.
@@ -257,8 +257,10 @@ class Model:
       raise UserError(
         f"n={n} has to be 1 or more, temperature={temperature} 0 or more."
       )
-    shape = (n, self.config.model.latent)
-    return self.decode(temperature * jax.random.normal(key, shape))
+    z = self.recipe.vae.apply(
+      self._vae, key, n, temperature, method="prior_draws"
+    )
+    return self.decode(z)
 
   def interpolate(self, x0: ArrayLike, x1: ArrayLike, steps: int) -> np.ndarray:
     """The way from one image to another, straight between their means.

@@ -6,7 +6,7 @@ bounded. Parameters are float32, convolutions and products in `dtype`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -290,7 +290,7 @@ class VAE(nn.Module):
   """Encoder, posterior head and decoder."""
 
   encoder: nn.Module
-  posterior: Callable[[jax.Array], Posterior]
+  posterior: nn.Module  # features [b, n] -> Posterior; `prior_draws`
   decoder: nn.Module
 
   def encode(self, x: jax.Array, train: bool = False) -> Posterior:
@@ -311,6 +311,12 @@ class VAE(nn.Module):
     x_hat = jnp.moveaxis(x_hat.reshape(b, s, *x_hat.shape[1:]), 1, 0)
     return x_hat.reshape(*lead, *x_hat.shape[2:])
 
+  def prior_draws(
+    self, key: jax.Array, n: int, temperature: float = 1.0
+  ) -> jax.Array:
+    """z [n, d] from the prior p(z)."""
+    return self.posterior.prior_draws(key, n, temperature)
+
   def __call__(
     self,
     x: jax.Array,
@@ -318,10 +324,11 @@ class VAE(nn.Module):
     draws: int = 1,
     train: bool = False,
     eps: jax.Array | None = None,
+    step: jax.Array | None = None,
   ) -> tuple[Posterior, jax.Array, jax.Array, jax.Array]:
     """x [b, h, w, c] -> q, z [s, b, d], w [s, b], x_hat [s, b, h, w, c]."""
     q = self.encode(x, train)
-    z, w = q.draws(key, draws, eps)
+    z, w = q.draws(key, draws, eps, step)
     return q, z, w, self.decode(z, train)
 
 

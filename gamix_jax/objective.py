@@ -8,6 +8,7 @@ i = 1..B over the global batch, and w [s, b] are the weights of its s draws
     population_kl   1/2 sum_d ( m^2 + v - 1 - ln v )     (and its other forms)
     collapse        mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
     kl              mean_i KL(q(z | x_i) || N(0, I))      (the ELBO's)
+    kernel          mean_i 3 B / (5 M) sum_d 1 / r         (published EVAE)
     fool            mean_i sum_s w_si mean over patches BCE(D(x_hat_si), real)
     real, fake      the same means of BCE(D(x), real) and BCE(D(x_hat), fake)
 
@@ -16,7 +17,7 @@ Source: arXiv:2309.13160 and the published code as it ran.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,14 @@ from flax import struct
 
 from gamix_jax import population
 from gamix_jax.errors import UserError
-from gamix_jax.posterior import Posterior
+from gamix_jax.posterior import (
+  Epanechnikov,
+  Gaussian,
+  Mixture,
+  Poisson,
+  Posterior,
+  Smoothed,
+)
 from gamix_jax.posterior.base import float_at_least_32, lift
 
 Terms = dict[str, jax.Array]
@@ -40,6 +48,7 @@ class Pass:
     z: draws [s, b, d], with weights w [s, b].
     w: see z.
     x_hat: the draws decoded, [s, b, h, w, c].
+    weight: of `recon`, where a term has it inside a logarithm.
   """
 
   x: jax.Array
@@ -47,6 +56,7 @@ class Pass:
   z: jax.Array
   w: jax.Array
   x_hat: jax.Array
+  weight: float = 1.0
 
 
 # ---------------------------------------------------------- reconstruction
@@ -128,17 +138,90 @@ def gamix(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
 
 
 def elbo(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
-  """The standard VAE: every posterior is pulled to the prior."""
+  """The standard VAE: every posterior is pulled to the prior.
+
+  Of a mixture this is the stratified ELBO, with the mixture's own density
+  (`selbo` is its other name; Morningstar et al., arXiv:2003.01687).
+  """
   del form, decay
   terms = {"recon": recon(p, kind), "kl": jnp.mean(p.q.kl(p.z, p.w))}
   return terms, {}, memory
 
 
-# name -> (function of a Pass and the moments' memory, the terms it returns)
-OBJECTIVES: dict[str, tuple[Callable, tuple[str, ...]]] = {
-  "gamix": (gamix, ("recon", "population_kl", "collapse")),
-  "elbo": (elbo, ("recon", "kl")),
+def siwae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+  """The stratified importance-weighted bound of T draws, SIWAE_T.
+
+      E logsumexp_kt [ ln pi_k + ln p(x, z_kt) - ln q(z_kt | x) ] - ln T
+
+  Morningstar et al., arXiv:2003.01687; of one component the IWAE of Burda et
+  al., arXiv:1509.00519. T is `objective.draws`. The sum recon_weight * recon +
+  kl is minus the bound (up to the likelihood's constant), so `kl` is here what
+  the bound loses beside the reconstruction: with one draw of one component an
+  estimate of KL(q || p), with more of them less.
+  """
+  del form, decay
+  likelihood = -p.weight * error(p.x, p.x_hat, kind)
+  log_ratio = likelihood + p.q.log_prior(p.z) - p.q.log_prob(p.z)
+  bound = jax.nn.logsumexp(log_ratio, axis=0, b=p.w)
+  of_images = recon(p, kind)
+  kl = -jnp.mean(bound) - p.weight * of_images
+  return {"recon": of_images, "kl": kl}, {}, memory
+
+
+def evae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+  """The Epanechnikov VAE's loss as published; NOT a bound of ln p(x).
+
+      kernel = mean_i 3 B / (5 M) sum_d 1 / r_d(x_i)
+
+  B the prior's width, M the (global) batch; arXiv:2405.12783, equation 10,
+  where it stands beside the reconstruction with a weight of 1. mu is in no
+  term but `recon`.
+  """
+  del form, decay
+  inverse = jnp.mean(jnp.sum(1 / p.q.radius(), axis=-1))
+  kernel = 3 * p.q.width / (5 * p.x.shape[0]) * inverse
+  return {"recon": recon(p, kind), "kernel": kernel}, {}, memory
+
+
+class Objective(NamedTuple):
+  """A line of the table.
+
+  Attributes:
+    function: of a Pass and the moments' memory: terms, what else is to be
+      logged, the new memory.
+    terms: the names it returns.
+    families: the classes of posteriors that it is defined for.
+  """
+
+  function: Callable
+  terms: tuple[str, ...]
+  families: tuple[type, ...]
+
+
+_NORMAL = (Gaussian, Mixture, Epanechnikov)
+OBJECTIVES = {
+  "gamix": Objective(gamix, ("recon", "population_kl", "collapse"), _NORMAL),
+  "elbo": Objective(elbo, ("recon", "kl"), (*_NORMAL, Poisson)),
+  "selbo": Objective(elbo, ("recon", "kl"), (Gaussian, Mixture)),
+  "siwae": Objective(siwae, ("recon", "kl"), _NORMAL),
+  "evae": Objective(evae, ("recon", "kernel"), (Smoothed,)),
 }
+
+
+def check_fit(objective: str, family: type, named: str) -> None:
+  """Refuses an objective that is not defined for a family of posteriors.
+
+  Raises:
+    UserError: names the objectives that are.
+  """
+  # By the class itself: a smoothed kernel is an Epanechnikov without its KL.
+  if family in OBJECTIVES[objective].families:
+    return
+  fit = [k for k, o in OBJECTIVES.items() if family in o.families]
+  raise UserError(
+    f"objective.name={objective!r} is not defined for {named}; "
+    f"what is: {', '.join(fit)}."
+  )
 
 
 # ---------------------------------------------------------- adversarial
@@ -194,7 +277,7 @@ def term_names(objective: str, adversarial_loss: str) -> tuple[list, list]:
       f"adversarial.loss={adversarial_loss!r} is not a loss; "
       f"there are: {', '.join(ADVERSARIAL)}."
     )
-  of_vae = list(OBJECTIVES[objective][1])
+  of_vae = list(OBJECTIVES[objective].terms)
   if adversarial_loss == "none":
     return of_vae, []
   return [*of_vae, "fool"], ["real", "fake"]

@@ -170,8 +170,10 @@ def losses(
     noise,
     recipe.draws,
     eps=batch.get("eps"),
+    step=state.step,
   )
-  terms, info, memory = recipe.terms(Pass(x, q, z, w, x_hat), state.population)
+  made = Pass(x, q, z, w, x_hat, recipe.vae_weights["recon"])
+  terms, info, memory = recipe.terms(made, state.population)
   disc_stats, disc_terms = {}, {}
   weights = dict(recipe.vae_weights)
   metrics = diagnose.posterior(q) | info

@@ -59,7 +59,7 @@ class Loop:
       self.writer.scalars(done, numbers)
       self.writer.images(done, self.examiner.panels(state))
     shown = ("eval/mae", "eval/psnr", "eval/elbo", "eval/kl")
-    text = "  ".join(f"{k[5:]} {numbers[k]:.4g}" for k in shown)
+    text = "  ".join(f"{k[5:]} {numbers[k]:.4g}" for k in shown if k in numbers)
     self.progress.say(f"held out at {done}: {text}")
     return numbers
 

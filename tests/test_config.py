@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import FLAT, alone, elbo, flat, small
 
-from gamix_jax import build, config, step
+from gamix_jax import build, config, presets, step
 from gamix_jax.errors import UserError
 
 # ---------------------------------------------------------- every key
@@ -17,6 +17,20 @@ from gamix_jax.errors import UserError
 MEMORY = dict(objective__memory=0.5)
 COSINE = dict(optim__vae__schedule="cosine", optim__disc__schedule="cosine")
 NO_KL = dict(weights__population_kl=None, weights__collapse=None)
+MIXTURE = dict(posterior__name="mixture", posterior__components=2)
+POISSON = dict(
+  posterior__name="poisson",
+  objective__name="elbo",
+  weights__kl=1.0,
+  **NO_KL,
+)
+EVAE = dict(
+  posterior__name="epanechnikov",
+  posterior__epanechnikov__prior="uniform",
+  objective__name="evae",
+  weights__kernel=1.0,
+  **NO_KL,
+)
 ALONE = dict(weights__fool=None, weights__real=None, weights__fake=None)
 
 # key: another value than `flat`'s, and what else makes that a config
@@ -38,6 +52,10 @@ CHANGES = {
   "posterior.name": ("mixture", {}),
   "posterior.components": (2, dict(posterior__name="mixture")),
   "posterior.initial_logvar": (-3.0, {}),
+  "posterior.mixture.temperature": (3.0, MIXTURE),
+  "posterior.mixture.floor": (0.5, MIXTURE),
+  "posterior.epanechnikov.prior": ("gaussian", EVAE),
+  "posterior.epanechnikov.width": (0.5, EVAE),
   "objective.name": ("elbo", dict(weights__kl=1.0, **NO_KL)),
   "objective.population": ("full", {}),
   "objective.memory": (0.7, MEMORY),
@@ -51,6 +69,12 @@ CHANGES = {
   "weights.population_kl": (7.0, {}),
   "weights.collapse": (7.0, {}),
   "weights.kl": (7.0, dict(objective__name="elbo", **NO_KL)),
+  "posterior.poisson.ramp": ("linear", POISSON),
+  "posterior.poisson.temperature": (0.5, POISSON),
+  "posterior.poisson.temperature_steps": (7, POISSON),
+  "posterior.poisson.max_log_rate": (2.0, POISSON),
+  "posterior.poisson.initial_log_rate": (-3.0, POISSON),
+  "weights.kernel": (7.0, EVAE),
   "weights.fool": (7.0, {}),
   "weights.real": (7.0, {}),
   "weights.fake": (7.0, {}),
@@ -294,11 +318,11 @@ def test_flat_and_differences():
 
 
 def test_tiny_variant():
-  c = config.variant(config.base(), "tiny")
+  c = presets.variant(config.base(), "tiny")
   config.check(c)
   build.recipe(c)
   assert c.steps == 3
   assert c.data.source == "synthetic"
-  assert config.variant(c, "") is c
+  assert presets.variant(c, "") is c
   with pytest.raises(UserError, match="'tiny'"):
-    config.variant(c, "large")
+    presets.variant(c, "large")

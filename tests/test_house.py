@@ -14,7 +14,7 @@ PACKAGE = ROOT / "gamix_jax"
 FLOORS = (
   ("errors",),
   ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
-  ("population", "networks"),
+  ("population", "networks", "presets", "metrics"),
   ("objective",),
   ("optim", "diagnose"),
   ("step",),

@@ -331,7 +331,7 @@ def test_importance_weighted_bounds_are_in_order():
 # ---------------------------------------------- heads
 
 
-@pytest.mark.parametrize("name", posterior.HEADS)
+@pytest.mark.parametrize("name", [n for n in posterior.HEADS if n != "poisson"])
 @pytest.mark.parametrize("level", [100.0, -100.0])
 def test_heads_keep_an_extreme_logvar_finite(name, level):
   head = posterior.head(name, components=1, latent=2)
@@ -341,7 +341,7 @@ def test_heads_keep_an_extreme_logvar_finite(name, level):
 
   def total(params):
     q = head.apply({"params": params}, features)
-    z, w = q.draws(KEY, 2, noise(q, 2))
+    z, w = q.draws(KEY, 2)
     return jnp.mean(q.kl(z, w)) + jnp.mean(q.log_prob(z)) + jnp.mean(z)
 
   value, gradient = jit(jax.value_and_grad(total))(params)

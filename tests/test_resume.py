@@ -126,8 +126,10 @@ def test_eight_devices_are_one(runs):
   for a, b in zip(numbers(one), numbers(eight), strict=True):
     assert a.keys() == b.keys()
     for name, value in a.items():
+      # By its draws, a KL is a difference of densities of some ten nats.
+      atol = 1e-4 if name == "eval/kl" else 2e-6
       np.testing.assert_allclose(
-        b[name], value, rtol=2e-4, atol=2e-6, err_msg=f"{a['step']} {name}"
+        b[name], value, rtol=2e-4, atol=atol, err_msg=f"{a['step']} {name}"
       )
   assert [a["step"] for a in numbers(one)] == [1, 2, 3, 3]
   ours, theirs = arrays(one, 3), arrays(eight, 3)

@@ -6,10 +6,11 @@ is the population of the paper (arXiv:2309.13160); `centres` is what its
 moments are made of.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 # exp(20 / 2) and exp(-30 / 2) are far from float32's ends, and so are the sums
 # made of them. The bounds of latent diffusion's autoencoders.
@@ -20,10 +21,22 @@ LOG_2PI = 1.8378770664093453
 
 @runtime_checkable
 class Posterior(Protocol):
-  """q(z | x) of b images over a latent of size d; a pytree of float32."""
+  """q(z | x) of b images over a latent of size d; a pytree of float32.
+
+  Attributes:
+    normal: whether the prior is N(0, I).
+    bounded: whether ln q and ln p give a finite bound of ln p(x).
+  """
+
+  normal: ClassVar[bool]
+  bounded: ClassVar[bool]
 
   def draws(
-    self, key: jax.Array, n: int, eps: jax.Array | None = None
+    self,
+    key: jax.Array,
+    n: int,
+    eps: jax.Array | None = None,
+    step: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Differentiable draws z [s, b, d], weights w [s, b] summing to 1 over s.
 
@@ -35,6 +48,8 @@ class Posterior(Protocol):
       n: the number of draws, per component where there are any.
       eps: standard noise to use instead of the key's; its shape is the
         family's `noise_shape(n)`.
+      step: of the training, for a family whose draws are relaxed and grow
+        sharper with it; None, for evaluation: as they are, relaxed by nothing.
     """
     ...
 
@@ -50,13 +65,61 @@ class Posterior(Protocol):
     """ln q(z | x) in nats: [..., b, d] -> [..., b]."""
     ...
 
+  def log_prior(self, z: jax.Array) -> jax.Array:
+    """ln p(z) in nats: [..., b, d] -> [..., b]; N(0, I) unless said."""
+    ...
+
   def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights [b, k] (1 over k), means and variances [b, k, d]."""
     ...
 
   def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
-    """KL(q || N(0, I)) in nats, [b]: closed form, or estimated from draws."""
+    """KL(q || p) in nats, [b]: closed form, or estimated from draws."""
     ...
+
+
+class Normal:
+  """Of a family whose prior is N(0, I), and whose bounds are finite."""
+
+  normal: ClassVar[bool] = True
+  bounded: ClassVar[bool] = True
+
+  def log_prior(self, z: jax.Array) -> jax.Array:
+    return log_prior(z)
+
+
+class NormalHead:
+  """Of the module of such a family; it has `latent` and `param_dtype`."""
+
+  def prior_draws(
+    self, key: jax.Array, n: int, temperature: float = 1.0
+  ) -> jax.Array:
+    """z [n, d] from the prior, its standard deviation times `temperature`."""
+    z = jax.random.normal(key, (n, self.latent), self.param_dtype)
+    return temperature * z
+
+
+def location_and_scale(
+  head: nn.Module, features: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Two linear maps of features [b, n] to mu and logvar [b, d], inside a head.
+
+  Their parameters are the head's, under "mu" and "logvar".
+  """
+
+  def linear(name, bias=0.0):
+    dense = nn.Dense(
+      head.latent,
+      dtype=head.dtype,
+      param_dtype=head.param_dtype,
+      kernel_init=nn.initializers.glorot_uniform(),
+      bias_init=nn.initializers.constant(bias),
+      name=name,
+    )
+    return float_at_least_32(dense(features))
+
+  logvar = linear("logvar", head.initial_logvar)
+  return linear("mu"), clamp_logvar(logvar)
 
 
 def float_at_least_32(x: jax.Array) -> jax.Array:

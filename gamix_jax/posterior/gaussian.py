@@ -10,7 +10,7 @@ from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Gaussian:
+class Gaussian(base.Normal):
   """mu and logvar = ln sigma^2, both [b, d]."""
 
   mu: jax.Array
@@ -20,8 +20,13 @@ class Gaussian:
     return (n, *self.mu.shape)
 
   def draws(
-    self, key: jax.Array, n: int, eps: jax.Array | None = None
+    self,
+    key: jax.Array,
+    n: int,
+    eps: jax.Array | None = None,
+    step: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
+    del step
     if eps is None:
       eps = jax.random.normal(key, self.noise_shape(n), self.mu.dtype)
     z = self.mu[None] + jnp.exp(self.logvar / 2)[None] * eps
@@ -43,7 +48,7 @@ class Gaussian:
     return base.normal_kl(self.mu, self.logvar)
 
 
-class GaussianHead(nn.Module):
+class GaussianHead(base.NormalHead, nn.Module):
   """Two linear maps of the features [b, n] to mu and logvar [b, d]."""
 
   latent: int
@@ -60,18 +65,10 @@ class GaussianHead(nn.Module):
         "one; use --config.posterior.name=mixture for more."
       )
 
+  @property
+  def family(self) -> type[base.Posterior]:
+    return Gaussian
+
   @nn.compact
   def __call__(self, features: jax.Array) -> Gaussian:
-    def linear(name, bias=0.0):
-      dense = nn.Dense(
-        self.latent,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        kernel_init=nn.initializers.glorot_uniform(),
-        bias_init=nn.initializers.constant(bias),
-        name=name,
-      )
-      return base.float_at_least_32(dense(features))
-
-    logvar = linear("logvar", self.initial_logvar)
-    return Gaussian(linear("mu"), base.clamp_logvar(logvar))
+    return Gaussian(*base.location_and_scale(self, features))

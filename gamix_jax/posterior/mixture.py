@@ -16,7 +16,7 @@ from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Mixture:
+class Mixture(base.Normal):
   """logits [b, k] of pi, mu and logvar = ln sigma^2 [b, k, d]."""
 
   logits: jax.Array
@@ -31,8 +31,13 @@ class Mixture:
     return jax.nn.softmax(self.logits, axis=-1)
 
   def draws(
-    self, key: jax.Array, n: int, eps: jax.Array | None = None
+    self,
+    key: jax.Array,
+    n: int,
+    eps: jax.Array | None = None,
+    step: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
+    del step
     if eps is None:
       eps = jax.random.normal(key, self.noise_shape(n), self.mu.dtype)
     z = self.mu[None] + jnp.exp(self.logvar / 2)[None] * eps  # [n, b, k, d]
@@ -63,15 +68,24 @@ class Mixture:
     return jnp.sum(w * (self.log_prob(z) - base.log_prior(z)), axis=0)
 
 
-class MixtureHead(nn.Module):
+class MixtureHead(base.NormalHead, nn.Module):
   """Linear maps of the features [b, n] to logits, mu and logvar.
 
   `mu` and `logvar` are the Gaussian head's with k times the outputs.
+
+  Attributes:
+    temperature: the logits are divided by it; over 1 the weights are more even
+      at the start, and slower to become uneven.
+    floor: pi = (1 - floor) softmax + floor / k. No weight is under floor / k
+      then and the weights' entropy not under that of such a pi, so that no
+      component loses its gradient and dies.
   """
 
   latent: int
   components: int = 1
   initial_logvar: float = 0.0
+  temperature: float = 1.0
+  floor: float = 0.0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -81,6 +95,15 @@ class MixtureHead(nn.Module):
       raise UserError(
         f"posterior.components={self.components}: a mixture has at least 1."
       )
+    if not self.temperature > 0 or not 0 <= self.floor < 1:
+      raise UserError(
+        f"posterior.mixture.temperature={self.temperature} has to be over 0, "
+        f"and posterior.mixture.floor={self.floor} in [0, 1)."
+      )
+
+  @property
+  def family(self) -> type[base.Posterior]:
+    return Mixture
 
   @nn.compact
   def __call__(self, features: jax.Array) -> Mixture:
@@ -99,4 +122,8 @@ class MixtureHead(nn.Module):
 
     mu = linear("mu", k * d).reshape(-1, k, d)
     logvar = linear("logvar", k * d, self.initial_logvar).reshape(-1, k, d)
-    return Mixture(linear("logits", k), mu, base.clamp_logvar(logvar))
+    logits = linear("logits", k) / self.temperature
+    if self.floor and k > 1:
+      pi = (1 - self.floor) * jax.nn.softmax(logits, axis=-1) + self.floor / k
+      logits = jnp.log(pi)
+    return Mixture(logits, mu, base.clamp_logvar(logvar))

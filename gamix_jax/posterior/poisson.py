@@ -1,0 +1,323 @@
+"""q(z | x) of counts: the Poisson VAE (Vafaii et al., arXiv:2405.14473).
+
+    p(z_d) = Poisson(r_d),    q(z_d | x) = Poisson(r_d dr_d(x))
+    KL = sum_d r_d f(dr_d),   f(y) = 1 - y + y ln y
+
+r are learned prior rates, one vector for all images; the encoder gives the
+residual rates dr. Counts have no gradient, so training draws relaxed ones: of
+a Poisson process of rate lambda = r dr, with arrivals at t_i, the count of
+arrivals before 1 is sum_i [t_i < 1]; relaxed, sum_i g((1 - t_i) / temperature)
+with a ramp g. Evaluation draws true counts.
+
+One clamped log-rate is used by the sampler and the KL, so that the KL is that
+of what is drawn.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import scipy.stats
+from flax import linen as nn
+from flax import struct
+
+from gamix_jax.errors import UserError
+from gamix_jax.posterior import base
+
+# Of an arrival beyond what is drawn.
+TAIL = 1e-5
+TINY_RATE = 1.19e-7  # float32's epsilon: arrivals stay finite
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return jnp.clip(0.5 * x + 0.5, 0, 1)
+
+
+def _cubic(x):
+  u = _unit(x)
+  return u * u * (3 - 2 * u)
+
+
+def _quintic(x):
+  u = _unit(x)
+  return u**3 * (10 + u * (6 * u - 15))
+
+
+def _cosine(x):
+  return 0.5 * (1 - jnp.cos(jnp.pi * _unit(x)))
+
+
+# The compact ramps leave the mean of a relaxed count what it is, at every
+# temperature up to 1; the sigmoid, the published default, does not.
+RAMPS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "cubic": _cubic,
+  "linear": _unit,
+  "quintic": _quintic,
+  "cosine": _cosine,
+  "sigmoid": jax.nn.sigmoid,
+}
+# How far past 1 an arrival still counts, in temperatures; 1 unless said.
+REACH = {"sigmoid": 12}
+
+
+def soft_upper(x: jax.Array, c: float) -> jax.Array:
+  """c - softplus(c - x): x where it is far below c, and never over c.
+
+  At x = c it is c - ln 2.
+  """
+  return c - jax.nn.softplus(c - x)
+
+
+def silence(log_y: jax.Array) -> jax.Array:
+  """f(y) = 1 - y + y ln y of ln y, by its series near y = 1.
+
+  In float32 the formula has lost all digits at |ln y| = 1e-3.
+  """
+  near = jnp.abs(log_y) < 0.03
+  small = jnp.where(near, log_y, 0.0)
+  series = jnp.square(small) * (
+    0.5 + small * (1 / 3 + small * (1 / 8 + small / 30))
+  )
+  large = jnp.where(near, 1.0, log_y)
+  return jnp.where(near, series, 1 + jnp.exp(large) * (large - 1))
+
+
+def arrivals_needed(rate: float, reach: float = 1.0) -> int:
+  """How many arrivals in [0, reach] there are but for a chance of 1e-5."""
+  return int(scipy.stats.poisson(rate * reach).ppf(1 - TAIL))
+
+
+def relaxed(
+  spacings: jax.Array, rate: jax.Array, temperature: jax.Array, ramp: str
+) -> jax.Array:
+  """Relaxed counts of a Poisson process; differentiable in the rate.
+
+  Args:
+    spacings: standard exponential noise, [arrivals, ...].
+    rate: [...].
+    temperature: over 0.
+    ramp: a name of RAMPS.
+  """
+  times = jnp.cumsum(spacings, axis=0) / rate[None]
+  return jnp.sum(RAMPS[ramp]((1 - times) / temperature), axis=0)
+
+
+@struct.dataclass
+class Poisson:
+  """log_rate = ln r dr(x), clamped, [b, d], and log_prior_rate = ln r, [d].
+
+  Attributes:
+    log_rate: see above.
+    log_prior_rate: see above.
+    ramp: of the relaxed counts, a name of RAMPS.
+    temperature: at the end.
+    temperature_steps: over which it comes down from 1, linearly.
+    buckets: numbers of arrivals that draws are made with, ascending: the
+      smallest is taken that the batch's largest rate needs. All are compiled
+      at once, so no rate makes the step compile anew.
+  """
+
+  normal: ClassVar[bool] = False
+  bounded: ClassVar[bool] = True
+
+  log_rate: jax.Array
+  log_prior_rate: jax.Array
+  ramp: str = struct.field(pytree_node=False, default="cubic")
+  temperature: float = struct.field(pytree_node=False, default=0.05)
+  temperature_steps: int = struct.field(pytree_node=False, default=1)
+  buckets: tuple[int, ...] = struct.field(pytree_node=False, default=(32,))
+
+  def rate(self) -> jax.Array:
+    """lambda = r dr(x), [b, d]: mean and variance of the counts."""
+    return jnp.exp(self.log_rate) + TINY_RATE
+
+  def noise_shape(self, n: int) -> tuple[int, ...]:
+    """Spacings of arrivals: standard exponential noise."""
+    return (self.buckets[-1], n, *self.log_rate.shape)
+
+  def draws(
+    self,
+    key: jax.Array,
+    n: int,
+    eps: jax.Array | None = None,
+    step: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """True counts without a step, relaxed ones with it (or with eps)."""
+    rate = jnp.broadcast_to(self.rate()[None], (n, *self.log_rate.shape))
+    w = jnp.full(rate.shape[:2], 1 / n, rate.dtype)
+    if eps is None and step is None:
+      return jax.random.poisson(key, rate).astype(rate.dtype), w
+    at = self._temperature(step)
+    if eps is not None:
+      return relaxed(eps, rate, at, self.ramp), w
+
+    def draw(arrivals):
+      def of(rate, key, at):
+        shape = (arrivals, *rate.shape)
+        spacings = jax.random.exponential(key, shape, rate.dtype)
+        return relaxed(spacings, rate, at, self.ramp)
+
+      return of
+
+    # What arrives after 1 counts, too, as far as the ramp reaches.
+    reach = 1 + at * REACH.get(self.ramp, 1)
+    most = jax.lax.stop_gradient(jnp.max(rate)) * reach
+    # ppf(1 - 1e-5) of a Poisson law, from above: within 7 of it up to 1,000.
+    need = most + 4.3 * jnp.sqrt(most) + 5
+    bucket = jnp.sum(need > jnp.asarray(self.buckets[:-1], rate.dtype))
+    branches = [draw(arrivals) for arrivals in self.buckets]
+    return jax.lax.switch(bucket, branches, rate, key, at), w
+
+  def _temperature(self, step: jax.Array | None) -> jax.Array:
+    """1 at step 0, `temperature` from `temperature_steps` on."""
+    if step is None:
+      return jnp.asarray(self.temperature, self.log_rate.dtype)
+    gone = jnp.clip(step / self.temperature_steps, 0, 1)
+    return (1 + gone * (self.temperature - 1)).astype(self.log_rate.dtype)
+
+  def mean(self) -> jax.Array:
+    return self.rate()
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    """ln of the probability of counts; of relaxed ones, its continuation."""
+    return _log_pmf(z, base.lift(jnp.log(self.rate()), z.ndim))
+
+  def log_prior(self, z: jax.Array) -> jax.Array:
+    return _log_pmf(z, base.lift(self.log_prior_rate, z.ndim))
+
+  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One component of mean and variance lambda."""
+    weights = jnp.ones((self.log_rate.shape[0], 1), self.log_rate.dtype)
+    rate = self.rate()[:, None]
+    return weights, rate, rate
+
+  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+    """sum_d r f(lambda / r), closed form; the draws are not looked at."""
+    del z, w
+    log_r = base.lift(self.log_prior_rate, 2)
+    return jnp.sum(jnp.exp(log_r) * silence(self.log_rate - log_r), axis=-1)
+
+
+def _log_pmf(z: jax.Array, log_rate: jax.Array) -> jax.Array:
+  each = z * log_rate - jnp.exp(log_rate) - jax.lax.lgamma(z + 1)
+  return jnp.sum(each, axis=-1)
+
+
+def exact_l2(x: jax.Array, basis: jax.Array, rate: jax.Array) -> jax.Array:
+  """E |x - basis z|^2 over counts z of these rates, in closed form.
+
+  |x - basis rate|^2 + rate . diag(basis^T basis): with a linear decoder the
+  Poisson VAE is amortised sparse coding and needs no draws.
+
+  Args:
+    x: [b, n].
+    basis: [n, d], the linear decoder.
+    rate: [b, d].
+
+  Returns:
+    [b], summed over n.
+  """
+  square = jnp.sum(jnp.square(x - rate @ basis.T), axis=-1)
+  return square + rate @ jnp.sum(jnp.square(basis), axis=0)
+
+
+class PoissonHead(nn.Module):
+  """A linear map of the features [b, n] to ln dr, and the prior's ln r.
+
+  Attributes:
+    ramp: a name of RAMPS.
+    temperature: of the relaxed counts at the end.
+    temperature_steps: from 1 down to it, linearly.
+    max_log_rate: ln lambda is soft-clamped below it.
+    initial_log_rate: ln r starts uniform within 1 of it.
+  """
+
+  latent: int
+  components: int = 1
+  initial_logvar: float = 0.0
+  ramp: str = "cubic"
+  temperature: float = 0.05
+  temperature_steps: int = 1_000
+  max_log_rate: float = 5.0
+  initial_log_rate: float = -1.0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  family: ClassVar[type] = Poisson
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.components != 1 or self.initial_logvar:
+      raise UserError(
+        f"posterior.components={self.components} and "
+        f"posterior.initial_logvar={self.initial_logvar}, but a Poisson "
+        "posterior has one component and no variance of its own."
+      )
+    if self.ramp not in RAMPS:
+      raise UserError(
+        f"posterior.poisson.ramp={self.ramp!r} is none of {', '.join(RAMPS)}."
+      )
+    if not 0 < self.temperature <= 1 or self.temperature_steps < 1:
+      raise UserError(
+        f"posterior.poisson.temperature={self.temperature} has to be over 0 "
+        "and at most 1, and posterior.poisson.temperature_steps="
+        f"{self.temperature_steps} 1 or more."
+      )
+    if not self.max_log_rate <= 7:
+      raise UserError(
+        f"posterior.poisson.max_log_rate={self.max_log_rate} is over 7, where "
+        "a draw takes thousands of arrivals."
+      )
+
+  def setup(self):
+    self.log_residual = nn.Dense(
+      self.latent,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      kernel_init=nn.initializers.glorot_uniform(),
+    )
+    self.log_prior_rate = self.param(
+      "log_prior_rate", self._initial, (self.latent,), self.param_dtype
+    )
+
+  def _initial(self, key, shape, dtype):
+    return self.initial_log_rate + jax.random.uniform(
+      key, shape, dtype, minval=-1, maxval=1
+    )
+
+  def _log_r(self) -> jax.Array:
+    log_r = jnp.maximum(self.log_prior_rate, base.LOGVAR_RANGE[0] / 2)
+    return soft_upper(log_r, self.max_log_rate)
+
+  def _buckets(self) -> tuple[int, ...]:
+    """Powers of two up to what the largest rate needs."""
+    reach = 1 + REACH.get(self.ramp, 1)
+    most = math.exp(self.max_log_rate) * reach
+    last = arrivals_needed(most) + 12
+    return (*(2**i for i in range(4, 16) if 2**i < last), last)
+
+  def __call__(self, features: jax.Array) -> Poisson:
+    log_dr = base.float_at_least_32(self.log_residual(features))
+    log_r = self._log_r()
+    # Both ends: a rate of 1e-7 is silence already.
+    log_rate = jnp.maximum(
+      base.lift(log_r, log_dr.ndim) + log_dr, base.LOGVAR_RANGE[0] / 2
+    )
+    return Poisson(
+      soft_upper(log_rate, self.max_log_rate),
+      log_r,
+      self.ramp,
+      self.temperature,
+      self.temperature_steps,
+      self._buckets(),
+    )
+
+  def prior_draws(
+    self, key: jax.Array, n: int, temperature: float = 1.0
+  ) -> jax.Array:
+    """z [n, d]: counts of the prior's rates, times `temperature`."""
+    rate = jnp.exp(self._log_r()) * temperature
+    shape = (n, self.latent)
+    return jax.random.poisson(key, rate, shape).astype(rate.dtype)
