@@ -4,14 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from gamix_jax import objective
+from gamix_jax.metrics import ACTIVE_VARIANCE, COLLAPSED_VARIANCE
 from gamix_jax.objective import Pass
 from gamix_jax.posterior import Posterior
-
-# Burda et al., arXiv:1509.00519, section 5.3: a unit is active if the variance
-# of its posterior mean over the data is over this.
-ACTIVE_VARIANCE = 0.01
-# A standard deviation under 1/10 of the prior's: a posterior near a point.
-COLLAPSED_VARIANCE = 0.01
 
 
 def posterior(q: Posterior) -> dict[str, jax.Array]:

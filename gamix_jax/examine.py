@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import data, mesh, objective, pictures
+from gamix_jax import data, mesh, metrics, objective, pictures
 from gamix_jax.config import ConfigDict
-from gamix_jax.diagnose import ACTIVE_VARIANCE
 from gamix_jax.step import Recipe, TrainState, eval_step, pixels
 
 COLUMNS = 8
@@ -81,8 +80,8 @@ class Examiner:
     mean, var = each.pop("mean"), each.pop("var")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
     if self._normal:
-      numbers["eval/population_kl"] = _gaussian_kl(mean, var)
-    active = np.var(mean, axis=0) > ACTIVE_VARIANCE
+      numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
+    active = np.var(mean, axis=0) > metrics.ACTIVE_VARIANCE
     numbers["eval/active_units"] = float(np.sum(active))
     return numbers
 
@@ -119,23 +118,3 @@ class Examiner:
     image = objective.to_image(x_hat, recipe.reconstruction)
     ends = np.cumsum([len(v) for v in kinds.values()])
     return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
-
-
-def _gaussian_kl(mean: np.ndarray, var: np.ndarray) -> float:
-  """1/2 ( tr S + |m|^2 - d - ln det S ), nats; S of q(z), float64.
-
-  Args:
-    mean: of each image's posterior, [n, d].
-    var: of each image's posterior, [n, d].
-
-  Returns:
-    NaN where n is too small for S to have full rank by itself.
-  """
-  mean = mean.astype(np.float64)
-  n, d = mean.shape
-  if n <= d:
-    return float("nan")
-  m = mean.mean(axis=0)
-  s = np.cov(mean, rowvar=False, bias=True).reshape(d, d)
-  s = s + np.diag(var.mean(axis=0, dtype=np.float64))
-  return 0.5 * float(np.trace(s) + m @ m - d - np.linalg.slogdet(s)[1])

@@ -19,7 +19,6 @@ import numpy as np
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
-from gamix_jax.posterior import log_prior as standard_log_prior
 
 # Of the posterior means over the images; Burda et al., arXiv:1509.00519.
 ACTIVE_VARIANCE = 0.01
@@ -201,8 +200,7 @@ def surgery(
     dataset_size: N, n or more; None is n.
     chunk: draws looked at at once, each against all n posteriors; None bounds
       the memory.
-    log_prior: ln p(z) in nats, [..., d] -> [...]. None is the posterior's own
-      where it has one, else N(0, I).
+    log_prior: ln p(z) in nats, [..., d] -> [...]. None is the posterior's own.
     gaussian_components: q is made of diagonal Gaussians, `centres()`, and p
       has independent dimensions: give the last two numbers too.
 
@@ -235,7 +233,7 @@ def surgery(
     chunk=min(chunk, s * n),
     marginals=gaussian_components,
   )
-  prior = log_prior or getattr(q, "log_prior", standard_log_prior)
+  prior = log_prior or q.log_prior
 
   def host(x):
     return np.asarray(jax.device_get(x), np.float64).reshape(s, n)

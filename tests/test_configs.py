@@ -70,7 +70,8 @@ def test_celeba_hq_is_the_published_run():
   assert (c.data.batch_size, c.model.latent) == (20, 512)
   assert (c.optim.vae.learning_rate, c.optim.vae.b1) == (1e-4, 0.5)
   assert dict(c.weights) == {
-    **{"recon": 5000, "population_kl": 1, "collapse": 0.2, "kl": None},
+    **{"recon": 5000, "population_kl": 1, "collapse": 0.2},
+    **{"kl": None, "kernel": None},
     **{"fool": 100, "real": 100, "fake": 100},
   }
 

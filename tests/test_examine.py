@@ -7,7 +7,7 @@ import scipy.stats
 from conftest import small, state_of
 from program import QUICK
 
-from gamix_jax import build, data, examine, mesh
+from gamix_jax import build, data, examine, mesh, metrics
 
 
 @pytest.fixture
@@ -74,5 +74,7 @@ def test_gaussian_kl_by_monte_carlo():
   prior = scipy.stats.multivariate_normal(np.zeros(3))
   draws = fitted.rvs(400_000, random_state=rng)
   wanted = np.mean(fitted.logpdf(draws) - prior.logpdf(draws))
-  assert examine._gaussian_kl(mean, var) == pytest.approx(wanted, rel=0.02)
-  assert np.isnan(examine._gaussian_kl(mean[:3], var[:3]))
+  assert metrics.population_kl_gaussian(mean, var) == pytest.approx(
+    wanted, rel=0.02
+  )
+  assert np.isnan(metrics.population_kl_gaussian(mean[:3], var[:3]))

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 from conftest import jit
 
-from gamix_jax import diagnose, population, posterior
+from gamix_jax import diagnose, objective, population, posterior
 from gamix_jax.errors import UserError
 from gamix_jax.objective import Pass
 from gamix_jax.posterior import Gaussian, Mixture, Posterior, base
@@ -328,7 +328,72 @@ def test_importance_weighted_bounds_are_in_order():
   np.testing.assert_allclose(got[5]["kl"], true_kl(), atol=0.01)
 
 
+def test_the_objective_siwae_is_minus_the_bound():
+  """Of given noise, against the sum written out in float64; K = 1: IWAE."""
+  b, t = 4, 3
+  for q in (mixture(b=b, k=2, d=1), gaussian(b=b, d=1)):
+    eps = noise(q, t)
+    z, w = q.draws(KEY, t, eps)
+    x = jnp.full((b, 1, 1, 1), 1.2)
+    p = Pass(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
+    terms, _, _ = objective.siwae(p, {}, form="means", decay=0.0, kind="l2")
+    values = (np.asarray(v, np.float64) for v in (z, w))
+    z64, w64 = values
+    weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+    each = scipy.stats.norm.pdf(
+      z64[..., None, 0], mu[None, ..., 0], np.sqrt(var)[None, ..., 0]
+    )
+    density = (weights[None] * each).sum(-1)
+    joint = np.exp(-2.0 * (1.2 - z64[..., 0] ** 2) ** 2)
+    joint *= scipy.stats.norm.pdf(z64[..., 0])
+    bound = np.log((w64 * joint / density).sum(0)).mean()
+    total = 2.0 * terms["recon"] + terms["kl"]
+    np.testing.assert_allclose(total, -bound, rtol=1e-5)
+
+
 # ---------------------------------------------- heads
+
+
+def test_temperature_and_floor_of_the_weights():
+  features = jnp.asarray(
+    np.random.default_rng(0).normal(size=(5, 4)), "float32"
+  )
+  of = {}
+  for name, section in {
+    "plain": {},
+    "hot": {"temperature": 2.0},
+    "floor": {"floor": 0.3},
+  }.items():
+    head = posterior.head("mixture", components=3, latent=2, mixture=section)
+    params = head.init(KEY, features)
+    params = jax.tree.map(lambda v: 9 * v, params)  # uneven weights
+    of[name] = np.asarray(head.apply(params, features).weights(), np.float64)
+  wanted = of["plain"] ** 0.5
+  wanted /= wanted.sum(1, keepdims=True)
+  np.testing.assert_allclose(of["hot"], wanted, rtol=1e-4)
+  np.testing.assert_allclose(of["floor"], 0.7 * of["plain"] + 0.1, rtol=1e-4)
+  assert of["plain"].min() < 0.01
+  for section in ({"temperature": 0.0}, {"floor": 1.0}, {"floor": -0.1}):
+    with pytest.raises(UserError, match=r"posterior\.mixture"):
+      posterior.head("mixture", latent=2, mixture=section)
+
+
+def test_entropy_and_effective_components():
+  pi = np.array([[0.5, 0.5, 1e-30], [0.2, 0.3, 0.5]])
+  q = Mixture(
+    jnp.asarray(np.log(pi), jnp.float32),
+    jnp.zeros((2, 3, 1)),
+    jnp.zeros((2, 3, 1)),
+  )
+  found = diagnose.posterior(q)
+  entropy = scipy.stats.entropy(pi, axis=1)
+  np.testing.assert_allclose(
+    found["posterior/weights_entropy"], entropy.mean(), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    found["posterior/effective_components"], np.exp(entropy).mean(), rtol=1e-5
+  )
+  assert "posterior/weights_entropy" not in diagnose.posterior(gaussian())
 
 
 @pytest.mark.parametrize("name", [n for n in posterior.HEADS if n != "poisson"])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from conftest import alone, flat, jit, run_of
+from conftest import alone, flat, jit
 from test_posterior import KEY, gaussian
+from test_step import EVAE
 
 from gamix_jax import build, objective, posterior
 from gamix_jax.errors import UserError
@@ -163,28 +164,6 @@ def test_a_point_reconstructs_as_an_autoencoder():
   np.testing.assert_allclose(
     draws(q, 100), B * np.array([[0.3, -2.0]] * 100), atol=1e-5
   )
-
-
-EVAE = dict(
-  posterior__name="epanechnikov",
-  posterior__epanechnikov__prior="uniform",
-  objective__name="evae",
-  weights__population_kl=None,
-  weights__collapse=None,
-  weights__kernel=1.0,
-)
-
-
-def test_kernel_moves_the_radius_alone():
-  run = run_of(flat(**EVAE))
-  after, _ = run.step(run.state, run.batch, {"kernel": 1.0})
-  norms = {
-    jax.tree_util.keystr(p): float(jnp.linalg.norm(v.ravel()))
-    for p, v in jax.tree_util.tree_leaves_with_path(after.vae.opt_state[0].mu)
-  }
-  for path, norm in norms.items():
-    spared = "['decoder']" in path or "['mu']" in path
-    assert (norm == 0) == spared, path
 
 
 @pytest.mark.parametrize(

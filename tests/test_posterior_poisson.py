@@ -24,7 +24,7 @@ def of(rate, prior=1.0, **kwargs):
   """One image, one latent a rate."""
   log_rate = jnp.log(jnp.atleast_1d(jnp.asarray(rate, jnp.float32)))
   log_r = jnp.full(log_rate.shape, np.log(prior), jnp.float32)
-  return Poisson(log_rate[None], log_r, **kwargs)
+  return Poisson(log_rate[None], log_r[None], **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_prior_draws_have_the_learned_rates():
   variables = head.init(KEY, jnp.ones((1, 4)))
   z = np.asarray(head.apply(variables, KEY, 20_000, method="prior_draws"))
   q = head.apply(variables, jnp.ones((1, 4)))
-  rate = np.exp(q.log_prior_rate)
+  rate = np.exp(q.log_prior_rate[0])
   np.testing.assert_allclose(z.mean(0), rate, rtol=0.08)
   np.testing.assert_array_equal(z, np.round(z))
 

@@ -54,6 +54,14 @@ def gradients_of(c, **weights):
   )
 
 
+EVAE = dict(
+  posterior__name="epanechnikov",
+  posterior__epanechnikov__prior="uniform",
+  objective__name="evae",
+  weights__population_kl=None,
+  weights__collapse=None,
+  weights__kernel=1.0,
+)
 ELBO_ALONE = elbo(partial(alone, flat))
 HEADS = ("['posterior']", "['encoder']")
 REACH = {
@@ -63,13 +71,14 @@ REACH = {
   "collapse": (HEADS, ("['decoder']", "['mu']")),
   "fool": (("['decoder']", *HEADS), ()),
   "kl": (HEADS, ("['decoder']",)),
+  "kernel": (HEADS, ("['decoder']", "['mu']")),
 }
 
 
 @pytest.mark.parametrize("term", REACH)
 def test_a_term_of_the_vae_reaches_what_it_should(term):
   """And never the discriminator: `fool` does not move it."""
-  c = ELBO_ALONE if term == "kl" else flat()
+  c = {"kl": ELBO_ALONE, "kernel": flat(**EVAE)}.get(term, flat())
   of_vae, of_disc = gradients_of(c, **{term: 1.0})
   assert not any(of_disc.values())
   reached, spared = REACH[term]

@@ -106,11 +106,11 @@ def relaxed(
 
 @struct.dataclass
 class Poisson:
-  """log_rate = ln r dr(x), clamped, [b, d], and log_prior_rate = ln r, [d].
+  """log_rate = ln r dr(x), clamped, and log_prior_rate = ln r, both [b, d].
 
   Attributes:
     log_rate: see above.
-    log_prior_rate: see above.
+    log_prior_rate: see above; of all images the same.
     ramp: of the relaxed counts, a name of RAMPS.
     temperature: at the end.
     temperature_steps: over which it comes down from 1, linearly.
@@ -196,7 +196,7 @@ class Poisson:
   def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """sum_d r f(lambda / r), closed form; the draws are not looked at."""
     del z, w
-    log_r = base.lift(self.log_prior_rate, 2)
+    log_r = self.log_prior_rate
     return jnp.sum(jnp.exp(log_r) * silence(self.log_rate - log_r), axis=-1)
 
 
@@ -307,7 +307,7 @@ class PoissonHead(nn.Module):
     )
     return Poisson(
       soft_upper(log_rate, self.max_log_rate),
-      log_r,
+      jnp.broadcast_to(log_r, log_rate.shape),
       self.ramp,
       self.temperature,
       self.temperature_steps,

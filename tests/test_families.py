@@ -1,0 +1,94 @@
+"""Every family and objective trains on digits, in float32 and bfloat16."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import alone, jit, small
+from sklearn.datasets import load_digits
+
+from gamix_jax import build, objective, step
+from gamix_jax.posterior import HEADS
+
+MIXTURE = dict(posterior__name="mixture", posterior__components=2)
+EPANECHNIKOV = dict(posterior__name="epanechnikov")
+# name: (changes, the weights of its terms besides `recon`)
+FAMILIES = {
+  "gaussian/gamix": ({}, dict(population_kl=1.0, collapse=1.0)),
+  "gaussian/elbo": ({}, dict(kl=1.0)),
+  "mixture/gamix": (
+    MIXTURE | dict(posterior__mixture__floor=0.1),
+    dict(population_kl=1.0, collapse=1.0),
+  ),
+  "mixture/selbo": (MIXTURE, dict(kl=1.0)),
+  "mixture/siwae": (MIXTURE | dict(objective__draws=2), dict(kl=1.0)),
+  "epanechnikov/elbo": (EPANECHNIKOV, dict(kl=1.0)),
+  "epanechnikov/evae": (
+    EPANECHNIKOV | dict(posterior__epanechnikov__prior="uniform"),
+    dict(kernel=1.0),
+  ),
+  "poisson/elbo": (
+    dict(
+      posterior__name="poisson",
+      posterior__poisson__temperature_steps=250,
+      posterior__poisson__max_log_rate=3.0,
+    ),
+    dict(kl=1.0),
+  ),
+}
+STEPS, BATCH = 500, 16
+
+
+def config_of(name, dtype):
+  changes, terms = FAMILIES[name]
+  weights = dict.fromkeys(("population_kl", "collapse", "kl", "kernel")) | terms
+  return alone(
+    functools.partial(small, **changes),
+    dtype=dtype,
+    data__batch_size=BATCH,
+    model__encoder_features=(4,),
+    model__decoder_features=(1,),
+    model__head_features=4,
+    model__latent=8,
+    objective__name=name.split("/")[1],
+    objective__reconstruction="l2",
+    optim__vae__learning_rate=2e-3,
+    optim__vae__b1=0.9,
+    weights__recon=100.0,
+    **{f"weights__{k}": v for k, v in weights.items()},
+  )
+
+
+def test_every_family_and_objective_is_here():
+  pairs = [name.split("/") for name in FAMILIES]
+  assert {p for p, _ in pairs} == set(HEADS)
+  assert {o for _, o in pairs} == set(objective.OBJECTIVES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trains_digits(name, dtype):
+  """500 steps; the last ten losses are under three quarters of the first."""
+  digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
+  recipe = build.recipe(config_of(name, dtype))
+  rows = np.random.default_rng(0).integers(len(digits), size=(STEPS, BATCH))
+
+  @jit
+  def train(digits, rows):
+    def one(state, rows):
+      state, metrics = step.train_step(recipe, state, {"image": digits[rows]})
+      return state, {k: v for k, v in metrics.items() if v.ndim == 0}
+
+    return jax.lax.scan(one, step.init(recipe), rows)
+
+  state, metrics = train(jnp.asarray(digits), jnp.asarray(rows))
+  for key, values in metrics.items():
+    assert np.all(np.isfinite(values)), key
+  assert int(state.skipped[0]) == 0
+  loss = np.asarray(metrics["vae/loss"])
+  assert loss[-10:].mean() < 0.75 * loss[:3].mean(), (loss[:3], loss[-10:])
+  if dtype == "bfloat16":
+    for leaf in jax.tree.leaves(state):
+      assert leaf.dtype in (jnp.float32, jnp.int32)
