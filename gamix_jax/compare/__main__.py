@@ -1,0 +1,55 @@
+"""Compares families and objectives: python -m gamix_jax.compare.
+
+--families=gaussian/elbo,mixture:4/gamix:covariance
+                             posterior[:components]/objective[:population]
+--config=configs/digits.py   what all share; digits if left out
+--config.steps=300           any key, see gamix_jax/config.py
+--seeds=3                    runs of each, with config.seed, +1, +2
+--workdir=runs/compare       all that is written: compare.md, compare.csv,
+                             compare.png, and every run in a folder; the same
+                             command again continues it
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from gamix_jax import cli
+from gamix_jax import config as configs
+from gamix_jax.errors import UserError
+
+
+def main() -> None:
+  """Compares as the flags say.
+
+  Raises:
+    UserError: before any training, whatever is wrong with flags and config.
+  """
+  given = flags.FLAGS
+  if not given.families:
+    raise UserError("--families is missing; --help shows the command.")
+  if given.seeds < 1:
+    raise UserError(f"--seeds={given.seeds} has to be 1 or more.")
+  configs.check(given.config)
+  cli.use_compilation_cache()
+  from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
+
+  name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  workdir = given.workdir or f"runs/compare_{name}"
+  compare(given.config, given.families, given.seeds, Path(workdir))
+
+
+if __name__ == "__main__":
+  if "--help" in sys.argv:
+    print(__doc__)
+    sys.exit(0)
+  flags.DEFINE_list("families", None, "What to compare.")
+  flags.DEFINE_integer("seeds", 3, "Runs of each.")
+  flags.DEFINE_string("workdir", None, "Where the comparison is kept.")
+  config_flags.DEFINE_config_file("config", None, "A config, and its keys.")
+  argv = sys.argv
+  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
+    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
+  sys.exit(cli.run(main, argv))

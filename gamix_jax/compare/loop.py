@@ -1,0 +1,81 @@
+"""All runs of a comparison, one after the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gamix_jax import metrics, workdir
+from gamix_jax.checkpoint import Preemption
+from gamix_jax.compare import judge, report
+from gamix_jax.compare.families import family_config
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.errors import UserError
+
+Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
+
+
+def planned(
+  config: ConfigDict, families: Sequence[str], seeds: int, root: Path
+) -> Runs:
+  """{(family, seed): (folder, config)}; writes nothing.
+
+  Args:
+    config: what all share; its seed is the first.
+    families: see `family_config`.
+    seeds: how many.
+    root: the comparison's folder.
+
+  Raises:
+    UserError: one of the families is none, or there twice; images too small
+      for the features.
+  """
+  metrics.random_features(image_shape(config))  # or says how large they are
+  runs: Runs = {}
+  for k in range(seeds):  # all families once before any of them twice
+    for spec in families:
+      one = config.copy_and_resolve_references()
+      one.seed = config.seed + k
+      one = family_config(one, spec)
+      if (spec, one.seed) in runs:
+        raise UserError(f"--families has {spec} twice.")
+      name = spec.replace("/", "_").replace(":", "-")
+      runs[spec, one.seed] = root / name / f"seed{one.seed}", one
+  return runs
+
+
+def compare(
+  config: ConfigDict, families: Sequence[str], seeds: int, root: Path
+) -> None:
+  """Trains and judges what is not done yet, and writes the report.
+
+  The report is written after every run, so there is always one of what is
+  done. A signal ends the comparison; it can be continued.
+
+  Args:
+    config: see `planned`.
+    families: see `planned`.
+    seeds: see `planned`.
+    root: see `planned`.
+
+  Raises:
+    UserError: as `planned`, or as `train.train`; folders of another
+      comparison are refused before anything is trained.
+  """
+  runs = planned(config, families, seeds, root)
+  for folder, one in runs.values():
+    if (folder / "config.json").is_file():
+      workdir.claim(folder, one)
+  done = {k: judge.finished(*run) for k, run in runs.items()}
+  for i, ((spec, seed), run) in enumerate(runs.items(), 1):
+    if done[spec, seed]:
+      continue
+    print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
+    done[spec, seed] = judge.run(*run)
+    with Preemption() as preemption:  # a report is not left in the middle
+      if done[spec, seed]:
+        report.write(root, config, families, runs, done)
+    if preemption.requested or not done[spec, seed]:
+      print("Asked to stop: the same command continues the comparison.")
+      return
+  with Preemption():
+    report.write(root, config, families, runs, done)
+  print(f"Compared: {root / report.TABLE}, {report.NUMBERS}, {report.FIGURE}.")

@@ -1,0 +1,322 @@
+"""A comparison as a table, as numbers, and its protocol."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gamix_jax import metrics, objective, workdir
+from gamix_jax.compare import figure
+from gamix_jax.config import ConfigDict, image_shape
+
+TABLE, NUMBERS, FIGURE = "compare.md", "compare.csv", "compare.png"
+ENOUGH = 2048  # images, for a Frechet distance to depend little on how many
+DIGITS = 4  # of a mean that are shown
+
+Key = tuple[str, int]  # family, seed
+
+
+class Quantity(NamedTuple):
+  """A line of the table.
+
+  Attributes:
+    key: of it in a run's numbers.
+    label: for people, with an arrow to the better side where there is one.
+    meaning: in a sentence, with its unit.
+    panel: whether the figure has it.
+  """
+
+  key: str
+  label: str
+  meaning: str
+  panel: bool = False
+
+
+def quantities(features: str) -> list[Quantity]:
+  """All of them, in order; `features` is the extractor's name."""
+  fd = f"fd_{features}"
+  of_fd = (
+    f"squared Frechet distance on the features {features}, a fixed random "
+    "network's (never an FID; compare with numbers of the same features, data "
+    "and count only)"
+  )
+  return [
+    Quantity(
+      "elbo",
+      "ELBO ↑",
+      "true lower bound of ln p(x), nats an image, for the likelihood that "
+      "the reconstruction's weight stands for; none for a family whose "
+      "densities give no finite bound",
+      True,
+    ),
+    Quantity(
+      "iwae",
+      "IWAE bound ↑",
+      "importance-weighted bound of `eval_draws` draws (of a mixture: of each "
+      "component, stratified), nats an image",
+      True,
+    ),
+    Quantity(
+      "mae",
+      "absolute error ↓",
+      "of reconstructions from q's mean, pixels in [-1, 1]",
+      True,
+    ),
+    Quantity("psnr", "PSNR ↑", "of the same reconstructions, dB"),
+    Quantity(
+      "sharpness_reconstructions",
+      "sharpness, reconstructions",
+      "variance of the Laplacian, pixels in [0, 1]; best is what held-out "
+      "images have, not more",
+      True,
+    ),
+    Quantity(
+      "sharpness_samples", "sharpness, samples", "the same of prior samples"
+    ),
+    Quantity(
+      "sharpness_held_out", "sharpness, held out", "the same of the images"
+    ),
+    Quantity(
+      f"{fd}_samples",
+      f"{fd}, samples ↓",
+      f"prior samples against held-out images, {of_fd}",
+      True,
+    ),
+    Quantity(
+      f"{fd}_reconstructions",
+      f"{fd}, reconstructions ↓",
+      "held-out images' reconstructions against those images, as above",
+      True,
+    ),
+    Quantity(
+      "active_units",
+      "active units",
+      "latents whose posterior mean varies over images by more than 0.01",
+      True,
+    ),
+    Quantity(
+      "collapsed_share",
+      "collapsed share",
+      "of the posteriors' variances: those under 0.01",
+    ),
+    Quantity(
+      "effective_components",
+      "effective components",
+      "of a mixture: exp of the mean image's weights' entropy, averaged",
+    ),
+    Quantity(
+      "mutual_information",
+      "mutual information",
+      "of image and code over the images used, nats; at most ln of their "
+      "count. Mean KL(q(z|x) || p) is this plus the next",
+    ),
+    Quantity(
+      "population_kl",
+      "population's KL ↓",
+      "KL(q(z) || p), q(z) the population of the images used, nats; estimated "
+      "from one draw an image, whose noise may take it under 0",
+    ),
+    Quantity(
+      "seconds_a_step",
+      "seconds a step ↓",
+      "median over the training's log without its first row; of this machine "
+      "and its load, and no part of what a seed decides",
+      True,
+    ),
+    Quantity(
+      "draws_decoded",
+      "decoder calls a step",
+      "draws that a step decodes for each image, in one batch",
+    ),
+  ]
+
+
+# ---------------------------------------------------------- numbers
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+  """Mean and sample standard deviation, None of one value alone."""
+  if len(values) == 1:
+    return values[0], None
+  return statistics.fmean(values), statistics.stdev(values)
+
+
+def cell(values: Sequence[float]) -> str:
+  """`mean ± spread` with the mean's digits; `-` of no values."""
+  if not values:
+    return "-"
+  mean, sd = spread(values)
+  size = max(abs(mean), sd or 0.0)
+  places = DIGITS - 1 - math.floor(math.log10(size)) if size else 0
+  if places > 2 * DIGITS:  # so small that zeros would fill the cell
+    shown = f".{DIGITS - 1}e"
+  else:
+    whole = all(float(v).is_integer() for v in values) and not sd
+    shown = f".{0 if whole else max(places, 0)}f"
+  return f"{mean:{shown}}" + ("" if sd is None else f" ± {sd:{shown}}")
+
+
+def of_family(done: Mapping[Key, Any], spec: str, key: str) -> list[float]:
+  """A quantity's values of the family's finished runs that have it."""
+  return [
+    result["numbers"][key]
+    for (family, _), result in done.items()
+    if family == spec and result and key in result["numbers"]
+  ]
+
+
+def to_csv(
+  columns: Sequence[Quantity], done: Mapping[Key, Any], families: Sequence[str]
+) -> str:
+  """A row for each finished run, its raw numbers; empty where there is none."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(["family", "seed", *(q.key for q in columns)])
+  for spec in families:
+    for (family, seed), result in done.items():
+      if family == spec and result:
+        values = [result["numbers"].get(q.key, "") for q in columns]
+        writer.writerow([spec, seed, *values])
+  return out.getvalue()
+
+
+def table(
+  lines: Sequence[Quantity], done: Mapping[Key, Any], families: Sequence[str]
+) -> str:
+  """Markdown: a line for each quantity, a column for each family."""
+  rows = [["", *families], ["---"] + ["---:"] * len(families)]
+  for q in lines:
+    cells = [cell(of_family(done, spec, q.key)) for spec in families]
+    rows.append([q.label, *cells])
+  counts = []
+  for spec in families:
+    of = [result for (family, _), result in done.items() if family == spec]
+    counts.append(f"{sum(r is not None for r in of)} of {len(of)}")
+  rows.append(["seeds", *counts])
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# ---------------------------------------------------------- the protocol
+
+
+def _protocol(config, families, runs, done) -> Iterator[str]:
+  """What all runs share, then what each family has of its own."""
+  finished = [r["protocol"] for r in done.values() if r]
+  one = finished[0]
+  h, w, c = image_shape(config)
+  seeds = sorted({seed for _, seed in runs})
+  yield (
+    f"Data: {config.data.source}, {h}x{w}x{c}; {one['train_images']} images "
+    f"to train on, {one['held_out_images']} held out."
+  )
+  yield (
+    f"Every run: {config.steps} steps, batch {config.data.batch_size}, "
+    f"{config.dtype}, {config.model.latent} latents, reconstruction "
+    f"{config.objective.reconstruction}, adversarial loss "
+    f"{config.adversarial.loss}; seeds {', '.join(map(str, seeds))}, each "
+    "with its own first weights, batches and noise, the same for all families."
+  )
+  yield (
+    f"Judged: averaged weights on {one['used_images']} held-out images, and "
+    f"{one['used_images']} samples of the prior; {config.eval_draws} draws "
+    "for the bounds. In the table: mean ± sample standard deviation over "
+    "seeds."
+  )
+  machines = sorted({f"{p['devices']} x {p['device']}" for p in finished})
+  versions = [
+    f"{name} {', '.join(sorted({p[name] for p in finished}))}"
+    for name in ("gamix_jax", "jax", "flax")
+  ]
+  yield f"On {', '.join(machines)}; {'; '.join(versions)}."
+  for spec in families:
+    own = next(c for (family, _), (_, c) in runs.items() if family == spec)
+    of_vae, of_disc = objective.term_names(
+      own.objective.name, own.adversarial.loss
+    )
+    weights = ", ".join(f"{k} {own.weights[k]:g}" for k in of_vae + of_disc)
+    line = f"`{spec}`: weights {weights}"
+    if "population_kl" in objective.OBJECTIVES[own.objective.name].terms:
+      line += f"; population {own.objective.population}"
+    count = next((r for (f, _), r in done.items() if f == spec and r), None)
+    if count:
+      sizes = count["protocol"]["parameters"]
+      line += "; parameters " + ", ".join(
+        f"{k} {v:,}" for k, v in sizes.items()
+      )
+    yield line + "."
+
+
+def _warnings(config, families, runs, done) -> Iterator[str]:
+  """What a reader should not overlook."""
+  used = min(r["protocol"]["used_images"] for r in done.values() if r)
+  if used < ENOUGH:
+    yield (
+      f"Warning: the Frechet distances are of {used} images, under {ENOUGH}: "
+      "biased upwards, to be compared with one another only."
+    )
+  goals = {c.objective.name for _, c in runs.values()}
+  if "evae" in goals:
+    yield (
+      "The loss of `evae` is not a bound of ln p(x), and its KL is infinite: "
+      "it has no ELBO and no IWAE bound here."
+    )
+  missing = sum(r is None for r in done.values())
+  if missing:
+    yield f"Not finished: {missing} of {len(done)} runs are to come."
+
+
+def write(
+  root: Path,
+  config: ConfigDict,
+  families: Sequence[str],
+  runs: Mapping[Key, tuple[Path, ConfigDict]],
+  done: Mapping[Key, Any],
+) -> None:
+  """Writes the table, the CSV and the figure, each whole or not at all.
+
+  Args:
+    root: the folder to write to.
+    config: what all runs share.
+    families: in the order of the columns.
+    runs: see `loop.planned`.
+    done: what `judge.run` returned of each of them, None of what is to come;
+      one at least is there.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  lines = quantities(metrics.random_features(image_shape(config)).name)
+  lines = [
+    q for q in lines if any(of_family(done, spec, q.key) for spec in families)
+  ]
+  meanings = [f"{q.label} (`{q.key}`): {q.meaning}." for q in lines]
+  parts = {
+    "": list(_warnings(config, families, runs, done)),
+    "Protocol": list(_protocol(config, families, runs, done)),
+    "What the lines are": meanings,
+  }
+  text = f"# Comparison\n\n{table(lines, done, families)}"
+  text += f"\n![]({FIGURE})\n"
+  for title, sentences in parts.items():
+    head = f"\n## {title}\n\n" if title else "\n"
+    text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
+  workdir.write_text(root / TABLE, text)
+  workdir.write_text(root / NUMBERS, to_csv(lines, done, families))
+  panels = {
+    q.label: {spec: of_family(done, spec, q.key) for spec in families}
+    for q in lines
+    if q.panel
+  }
+  held_out = of_family(done, families[0], "sharpness_held_out") or [None]
+  folders = {
+    spec: next(
+      (runs[k][0] for k, r in done.items() if k[0] == spec and r), None
+    )
+    for spec in families
+  }
+  lines_at = {"sharpness, reconstructions": held_out[0]}
+  with workdir.writing(root / FIGURE):
+    figure.save(root / FIGURE, panels, folders, lines_at)
