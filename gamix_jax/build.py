@@ -82,6 +82,12 @@ def _networks(config: ConfigDict, kind: dict):
       start=(h >> halvings, w >> halvings, channels),
       **common,
     ),
+    prior=posterior.prior.make(
+      **config.prior,
+      latent=model.latent,
+      image_shape=image_shape(config),
+      param_dtype=kind["param_dtype"],
+    ),
   )
   if config.adversarial.loss == "none":
     return vae, None
@@ -113,6 +119,15 @@ def _check_posterior(config: ConfigDict, family: type) -> None:
     prior = section.epanechnikov.prior
     named += f" with posterior.epanechnikov.prior={prior!r}"
   objective.check_fit(config.objective.name, family, named)
+  if config.prior.name != "normal" and not (
+    section.name in ("gaussian", "mixture")
+    and "kl" in objective.OBJECTIVES[config.objective.name].terms
+  ):
+    raise UserError(
+      f"prior.name={config.prior.name!r} is for the posteriors gaussian, "
+      "mixture and the objectives elbo, selbo, siwae; this is "
+      f"{section.name}/{config.objective.name}."
+    )
   if config.objective.name == "siwae" and config.weights.kl != 1:
     raise UserError(
       f"weights.kl={config.weights.kl}: the bound of objective.name='siwae' "

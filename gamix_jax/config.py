@@ -76,6 +76,10 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.posterior.poisson.max_log_rate = 5.0
   c.posterior.poisson.initial_log_rate = -1.0  # of the prior's learned rates
 
+  c.prior = ConfigDict()  # of elbo, selbo, siwae; else N(0, I)
+  c.prior.name = "normal"  # the family's own; mixture, vamp: learned
+  c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
+
   c.objective = ConfigDict()
   c.objective.name = "gamix"  # elbo, selbo, siwae, evae
   c.objective.population = "means"  # full, correlation, covariance
@@ -146,6 +150,7 @@ POSITIVE = (
   "data.batch_size",
   "model.latent",
   "posterior.components",
+  "prior.components",
   "objective.draws",
   "optim.vae.learning_rate",
   "optim.disc.learning_rate",

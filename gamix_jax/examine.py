@@ -30,7 +30,8 @@ class Examiner:
     """`dataset` is the held-out split."""
     self._recipe, self._config, self._mesh = recipe, config, over
     self._dataset = dataset
-    self._normal = recipe.vae.posterior.family.normal
+    vae = recipe.vae
+    self._normal = vae.prior is None and vae.posterior.family.normal
     everywhere = mesh.replicated(over)
     self._numbers = jax.jit(
       partial(eval_step, recipe, config.eval_draws), out_shardings=everywhere

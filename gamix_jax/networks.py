@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from gamix_jax import ops
-from gamix_jax.posterior import Posterior
+from gamix_jax.posterior import Mixture, Posterior, prior
 from gamix_jax.posterior.base import float_at_least_32, lift
 
 EPSILON = 1e-3  # of every normalisation, Keras' default
@@ -287,11 +287,12 @@ class Decoder(Part):
 
 
 class VAE(nn.Module):
-  """Encoder, posterior head and decoder."""
+  """Encoder, posterior head and decoder; a prior where it is learned."""
 
   encoder: nn.Module
   posterior: nn.Module  # features [b, n] -> Posterior; `prior_draws`
   decoder: nn.Module
+  prior: nn.Module | None = None  # of posterior/prior.py; None: the head's own
 
   def encode(self, x: jax.Array, train: bool = False) -> Posterior:
     """Images [b, h, w, c] in [-1, 1] -> q(z | x)."""
@@ -311,10 +312,24 @@ class VAE(nn.Module):
     x_hat = jnp.moveaxis(x_hat.reshape(b, s, *x_hat.shape[1:]), 1, 0)
     return x_hat.reshape(*lead, *x_hat.shape[2:])
 
+  def _prior(self) -> Mixture:
+    """The learned one; pseudo-inputs are encoded on stored statistics."""
+    if isinstance(self.prior, prior.MixturePrior):
+      return self.prior()
+    return prior.of_pseudo_inputs(self.encode(self.prior()))
+
+  def with_prior(self, q: Posterior) -> Posterior:
+    """q beside the prior that this model has."""
+    if self.prior is None:
+      return q
+    return prior.WithPrior(q, self._prior())
+
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> jax.Array:
     """z [n, d] from the prior p(z)."""
+    if self.prior is not None:
+      return prior.draw(self._prior(), key, n, temperature)
     return self.posterior.prior_draws(key, n, temperature)
 
   def __call__(
@@ -327,7 +342,7 @@ class VAE(nn.Module):
     step: jax.Array | None = None,
   ) -> tuple[Posterior, jax.Array, jax.Array, jax.Array]:
     """x [b, h, w, c] -> q, z [s, b, d], w [s, b], x_hat [s, b, h, w, c]."""
-    q = self.encode(x, train)
+    q = self.with_prior(self.encode(x, train))
     z, w = q.draws(key, draws, eps, step)
     return q, z, w, self.decode(z, train)
 

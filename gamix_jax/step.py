@@ -297,7 +297,7 @@ def eval_step(
   x = pixels(batch["image"], recipe.dtype)
   key = jax.random.fold_in(recipe.key(batch["step"]), 1)
   bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
-  q = bound.encode(x)
+  q = bound.with_prior(bound.encode(x))
   z, w = q.draws(key, draws)
   # The mean and the draws through the decoder at once: one network to compile.
   x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))

@@ -24,6 +24,13 @@ POISSON = dict(
   weights__kl=1.0,
   **NO_KL,
 )
+VAMP = dict(
+  prior__name="vamp",
+  prior__components=3,
+  objective__name="elbo",
+  weights__kl=1.0,
+  **NO_KL,
+)
 EVAE = dict(
   posterior__name="epanechnikov",
   posterior__epanechnikov__prior="uniform",
@@ -74,6 +81,8 @@ CHANGES = {
   "posterior.poisson.temperature_steps": (7, POISSON),
   "posterior.poisson.max_log_rate": (2.0, POISSON),
   "posterior.poisson.initial_log_rate": (-3.0, POISSON),
+  "prior.name": ("vamp", VAMP | dict(prior__name="mixture")),
+  "prior.components": (5, VAMP),
   "weights.kernel": (7.0, EVAE),
   "weights.fool": (7.0, {}),
   "weights.real": (7.0, {}),

@@ -7,6 +7,7 @@ encoder's features [b, n] into a `Posterior`. Read `base` first.
 from flax import linen as nn
 
 from gamix_jax.errors import UserError
+from gamix_jax.posterior import prior
 from gamix_jax.posterior.base import Posterior, log_prior
 from gamix_jax.posterior.epanechnikov import (
   Epanechnikov,
@@ -60,4 +61,5 @@ __all__ = [
   "Smoothed",
   "head",
   "log_prior",
+  "prior",
 ]

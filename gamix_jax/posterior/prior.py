@@ -1,0 +1,143 @@
+"""Priors that are learned: a mixture, or that of the pseudo-inputs.
+
+    mixture   p(z) = sum_c pi_c N(z; mu_c, diag sigma_c^2)
+    vamp      p(z) = 1/C sum_c q(z | u_c),   u_c learned images
+
+The second is the VampPrior (Tomczak & Welling, arXiv:1705.07120): the
+population of C pseudo-inputs. Either way p(z) is a mixture, and KL(q || p) has
+no closed form: it is estimated from q's draws, stratum by stratum.
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from gamix_jax.errors import UserError
+from gamix_jax.posterior import base
+from gamix_jax.posterior.mixture import Mixture
+
+PRIORS = ("normal", "mixture", "vamp")
+
+
+@struct.dataclass
+class WithPrior:
+  """A posterior whose prior is not its family's own.
+
+  Attributes:
+    q: [b] posteriors.
+    prior: one mixture: leaves [1, c] and [1, c, d].
+  """
+
+  normal: ClassVar[bool] = False
+  bounded: ClassVar[bool] = True
+
+  q: base.Posterior
+  prior: Mixture
+
+  def noise_shape(self, n: int) -> tuple[int, ...]:
+    return self.q.noise_shape(n)
+
+  def draws(
+    self,
+    key: jax.Array,
+    n: int,
+    eps: jax.Array | None = None,
+    step: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    return self.q.draws(key, n, eps, step)
+
+  def mean(self) -> jax.Array:
+    return self.q.mean()
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    return self.q.log_prob(z)
+
+  def log_prior(self, z: jax.Array) -> jax.Array:
+    return self.prior.log_prob(z)
+
+  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return self.q.centres()
+
+  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+    """sum_s w ( ln q(z | x) - ln p(z) ), unbiased; [b]."""
+    return jnp.sum(w * (self.log_prob(z) - self.log_prior(z)), axis=0)
+
+
+def draw(prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0):
+  """z [n, d] of a mixture: a component each, its spread times `temperature`."""
+  which_key, noise_key = jax.random.split(key)
+  which = jax.random.categorical(which_key, prior.logits[0], shape=(n,))
+  mu, logvar = prior.mu[0][which], prior.logvar[0][which]
+  noise = jax.random.normal(noise_key, mu.shape, mu.dtype)
+  return mu + temperature * jnp.exp(logvar / 2) * noise
+
+
+def of_pseudo_inputs(q: base.Posterior) -> Mixture:
+  """1/C sum_c q(z | u_c) of C posteriors, as one mixture."""
+  weights, mu, var = q.centres()
+  d = mu.shape[-1]
+  logits = jnp.log(jnp.maximum(weights, 1e-30)).reshape(1, -1)
+  return Mixture(logits, mu.reshape(1, -1, d), jnp.log(var).reshape(1, -1, d))
+
+
+class MixturePrior(nn.Module):
+  """Weights, means and variances, learned."""
+
+  components: int
+  latent: int
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self) -> Mixture:
+    shape = (1, self.components, self.latent)
+
+    def param(name, initial, shape):
+      return self.param(name, initial, shape, self.param_dtype)
+
+    return Mixture(
+      param("logits", nn.initializers.zeros, shape[:2]),
+      param("mu", nn.initializers.normal(1.0), shape),
+      base.clamp_logvar(param("logvar", nn.initializers.zeros, shape)),
+    )
+
+
+class PseudoInputs(nn.Module):
+  """Learned images [components, h, w, c] in [-1, 1]."""
+
+  components: int
+  image_shape: tuple[int, int, int]
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    shape = (self.components, *self.image_shape)
+    u = self.param("u", nn.initializers.normal(0.5), shape, self.param_dtype)
+    return jnp.tanh(u)
+
+
+def make(
+  name: str,
+  components: int,
+  latent: int,
+  image_shape: tuple[int, int, int],
+  param_dtype: jnp.dtype,
+) -> nn.Module | None:
+  """The module of `config.prior`; None is the family's own prior.
+
+  Raises:
+    UserError: there is no such prior; "normal" with components.
+  """
+  if name not in PRIORS:
+    raise UserError(f"prior.name={name!r} is none of {', '.join(PRIORS)}.")
+  if name == "normal":
+    if components != 1:
+      raise UserError(
+        f"prior.components={components}, but prior.name is 'normal'."
+      )
+    return None
+  if name == "mixture":
+    return MixturePrior(components, latent, param_dtype)
+  return PseudoInputs(components, image_shape, param_dtype)
