@@ -163,6 +163,22 @@ def test_readme_keys_are_keys():
     assert (ROOT / "configs" / f"{name}.py").is_file(), name
 
 
+def test_readme_families_are_those_of_the_table():
+  from gamix_jax import objective, posterior
+
+  section = README.split("## Exchange the posterior")[1].split("\n## ")[0]
+  rows = re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", section, re.M)
+  assert [name for name, _ in rows] == list(posterior.HEADS)
+  for name, text in rows:
+    classes = {posterior.head(name, latent=1).family}
+    if name == "epanechnikov":
+      classes.add(posterior.Smoothed)
+    fit = {
+      k for k, o in objective.OBJECTIVES.items() if classes & {*o.families}
+    }
+    assert set(re.findall(r"`(\w+)`", text)) == fit, name
+
+
 def test_readme_pictures_are_there():
   found = re.findall(r"!\[.*?\]\((.*?)\)", README)
   assert found

@@ -104,7 +104,7 @@ def _judge(
       )
   health = diagnose.posterior(q)
   numbers |= {k: health.get(f"posterior/{k}") for k in HEALTH}
-  if q.bounded:
+  if q.bounded and model.recipe.vae.prior is None:
     pieces = metrics.surgery(q, jax.random.key(KEY + 1))
     for name in ("mutual_information", "population_kl"):
       numbers[name] = pieces[name]
