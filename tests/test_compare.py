@@ -242,6 +242,22 @@ def test_seconds_a_step(tmp_path):
   assert judge._seconds_a_step(tmp_path, 8) == pytest.approx(80)
 
 
+def test_finished(tmp_path):
+  """By this config alone; a key that the results are too old for is none."""
+  c = config_of("digits")
+  assert judge.finished(tmp_path, c) is None
+  path = tmp_path / judge.RESULTS
+  values = config.flat(c)
+  del values["objective.memory"]
+  path.write_text(json.dumps({"config": values, "numbers": {"mae": 1.0}}))
+  assert judge.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
+  c.eval_draws += 1
+  assert judge.finished(tmp_path, c) is None
+  for text in ("{", "{}", '{"config": {"no such key": 1}}'):
+    path.write_text(text)
+    assert judge.finished(tmp_path, c) is None
+
+
 def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
   """The old one stays, and nothing beside it."""
   (tmp_path / "compare.png").write_bytes(b"old")

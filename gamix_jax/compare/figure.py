@@ -78,12 +78,7 @@ def _panels(fig, panels, families, rows, lines_at, height) -> None:
     ax.margins(x=0.12)
     if lines_at.get(title) is not None:
       ax.axvline(lines_at[title], color="black", ls="--", lw=1)
-      ax.text(
-        *(lines_at[title], 0.03, "held out "),
-        transform=ax.get_xaxis_transform(),
-        fontsize=8,
-        ha="right",
-      )
+      ax.set_title(f"{title} (-- held out)", fontsize=8.5)
     for place, spec in zip(places, families, strict=True):
       each = values[spec]
       color = f"C{place % 10}"

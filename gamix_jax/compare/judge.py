@@ -14,6 +14,7 @@ import gamix_jax
 from gamix_jax import config as configs
 from gamix_jax import data, diagnose, inference, metrics, pictures, step, train
 from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.errors import UserError
 from gamix_jax.workdir import write_text
 
 RESULTS = "results.json"
@@ -34,10 +35,11 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
     return None
   try:
     result = json.loads(path.read_text())
-  except json.JSONDecodeError:  # not by this program
+    # As a saved config is read: a key that is newer has its default.
+    was = configs.from_json(json.dumps(result["config"]), str(path))
+  except (json.JSONDecodeError, KeyError, UserError):  # of another version
     return None
-  same = json.loads(json.dumps(configs.flat(config)))
-  return result if result.get("config") == same else None
+  return None if configs.differences(was, config) else result
 
 
 def run(folder: Path, config: ConfigDict) -> Result | None:
