@@ -118,10 +118,9 @@ def test_algorithm_1(uniform):  # E6, E7, E10
   assert abs(z.var() / var - 1) < 0.02
   _, mean, variance = q.centres()
   np.testing.assert_allclose([mean[0, 0, 0], variance[0, 0, 0]], [B * mu, var])
-  if not uniform:
-    return
   # its density integrates to 1, and agrees with a histogram
-  ends = np.linspace(B * (mu - r) - 0.06, B * (mu + r) + 0.06, 4_001)
+  edge = 0.06 if uniform else 0.4
+  ends = np.linspace(B * (mu - r) - edge, B * (mu + r) + edge, 4_001)
   at = jnp.asarray(ends[:, None, None], jnp.float32)
   p = np.exp(np.asarray(q.log_prob(at), np.float64))[:, 0]
   assert abs(scipy.integrate.simpson(p, x=ends) - 1) < 1e-4
@@ -133,12 +132,22 @@ def test_algorithm_1(uniform):  # E6, E7, E10
   np.testing.assert_allclose(
     seen * np.diff(ends[::200]), inside, atol=5 * np.sqrt(0.1 / N)
   )
+  assert q.bounded != uniform
+  if not uniform:
+    wanted = scipy.stats.norm.logpdf(0.3, 0, width)
+    at = q.log_prior(jnp.full((1, 1, 1), 0.3))
+    np.testing.assert_allclose(at, wanted, rtol=1e-5)
+    ratio = np.log(p) - scipy.stats.norm.logpdf(ends, 0, width)
+    exact = scipy.integrate.simpson(p * ratio, x=ends)
+    some = jnp.asarray(z[:50_000, None, None], jnp.float32)
+    kl = q.kl(some, jnp.full((50_000, 1), 1 / 50_000))
+    np.testing.assert_allclose(kl, exact, rtol=0.02)
+    return
   # most of it lies where the prior has no mass: KL(q || p) is infinite
   z = draws(of(Smoothed, 0.0, 1.0, width=width))[:, 0]
   assert np.mean(np.abs(z) > width / 2) > 0.75
   far = q.log_prior(jnp.full((1, 1, 1), 0.06))
   assert np.all(np.isneginf(far))
-  assert not Smoothed.bounded
   np.testing.assert_allclose(q.log_prior(jnp.zeros((1, 1, 1))), np.log(10))
 
 

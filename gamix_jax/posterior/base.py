@@ -29,7 +29,7 @@ class Posterior(Protocol):
   """
 
   normal: ClassVar[bool]
-  bounded: ClassVar[bool]
+  bounded: bool
 
   def draws(
     self,
@@ -82,7 +82,7 @@ class Normal:
   """Of a family whose prior is N(0, I), and whose bounds are finite."""
 
   normal: ClassVar[bool] = True
-  bounded: ClassVar[bool] = True
+  bounded = True
 
   def log_prior(self, z: jax.Array) -> jax.Array:
     return log_prior(z)

@@ -112,10 +112,14 @@ class Smoothed(Epanechnikov):
   """
 
   normal: ClassVar[bool] = False
-  bounded: ClassVar[bool] = False
 
   width: float = struct.field(pytree_node=False, default=0.1)
   uniform: bool = struct.field(pytree_node=False, default=True)
+
+  @property
+  def bounded(self) -> bool:
+    """With a Gaussian prior: it has mass wherever the posterior has."""
+    return not self.uniform
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
     """Twice: of the kernel, and of the prior (in N(0, 1) or U[0, 1])."""
@@ -149,22 +153,15 @@ class Smoothed(Epanechnikov):
     return self.width**2 / (12 if self.uniform else 1)
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    """ln q of the uniform form: [F((z + B/2 - b mu) / (b r)) - F(...)] / B.
+    """ln of the kernel's convolution with the prior; -inf where it is 0.
 
-    Raises:
-      NotImplementedError: the Gaussian form; it is `bounded` by nothing, and
-        nothing here asks for it.
+    With U[-B/2, B/2] it is [F((z + B/2 - b mu) / (b r)) - F(...)] / B; with
+    N(0, B^2) the second moment of a truncated Gaussian.
     """
-    if not self.uniform:
-      raise NotImplementedError("the density with a Gaussian prior")
     mu, r = (base.lift(v, z.ndim) for v in (self.mu, self.radius()))
-
-    def cdf(end):
-      t = jnp.clip((z + end - BANDWIDTH * mu) / (BANDWIDTH * r), -1, 1)
-      return 0.5 + 0.75 * t - 0.25 * t**3
-
-    mass = cdf(self.width / 2) - cdf(-self.width / 2)
-    return jnp.sum(jnp.log(mass / self.width), axis=-1)
+    off, r = z - BANDWIDTH * mu, BANDWIDTH * r
+    density = _of_uniform if self.uniform else _of_gaussian
+    return jnp.sum(jnp.log(density(off, r, self.width)), axis=-1)
 
   def log_prior(self, z: jax.Array) -> jax.Array:
     """-inf outside of a uniform prior's support."""
@@ -181,8 +178,33 @@ class Smoothed(Epanechnikov):
     return weights, mean, BANDWIDTH**2 * var + self._noise_var()
 
   def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
-    """There is none; `kernel` is what the objective `evae` has instead."""
-    raise NotImplementedError("an EVAE has no finite KL")
+    """By the draws; infinite with a uniform prior."""
+    return jnp.sum(w * (self.log_prob(z) - self.log_prior(z)), axis=0)
+
+
+def _of_uniform(off: jax.Array, r: jax.Array, width: float) -> jax.Array:
+  def cdf(end):
+    t = jnp.clip((off + end) / r, -1, 1)
+    return 0.5 + 0.75 * t - 0.25 * t**3
+
+  return (cdf(width / 2) - cdf(-width / 2)) / width
+
+
+def _of_gaussian(off: jax.Array, r: jax.Array, width: float) -> jax.Array:
+  """3 / (4 r) E[1 - (s / r)^2; |s| < r], s ~ N(off, width^2)."""
+  low, high = (-r - off) / width, (r - off) / width
+  pdf_low, pdf_high = (jax.scipy.stats.norm.pdf(t) for t in (low, high))
+  # From the side where the tail is, so that little is taken from little.
+  mass = jnp.where(
+    off > 0,
+    jax.scipy.special.ndtr(high) - jax.scipy.special.ndtr(low),
+    jax.scipy.special.ndtr(-low) - jax.scipy.special.ndtr(-high),
+  )
+  square = jnp.square(off) * mass
+  square += 2 * off * width * (pdf_low - pdf_high)
+  square += width**2 * (mass + low * pdf_low - high * pdf_high)
+  inside = mass - square / jnp.square(r)
+  return 0.75 / r * jnp.maximum(inside, jnp.finfo(off.dtype).eps)
 
 
 def smoothing(key, shape, width, uniform, dtype, eps=None) -> jax.Array:

@@ -120,7 +120,7 @@ class Poisson:
   """
 
   normal: ClassVar[bool] = False
-  bounded: ClassVar[bool] = True
+  bounded = True
 
   log_rate: jax.Array
   log_prior_rate: jax.Array

@@ -32,7 +32,7 @@ class WithPrior:
   """
 
   normal: ClassVar[bool] = False
-  bounded: ClassVar[bool] = True
+  bounded = True
 
   q: base.Posterior
   prior: Mixture
