@@ -57,7 +57,8 @@ class Epanechnikov(base.Normal):
   def _kernel(self, key, n, eps):
     """Standard kernel noise in [-1, 1]; a given eps is uniform in [0, 1]."""
     if eps is None:
-      eps = jax.random.uniform(key, self.noise_shape(n), self.mu.dtype)
+      shape = (n, *self.mu.shape)
+      eps = jax.random.uniform(key, shape, self.mu.dtype)
     return quantile(eps)
 
   def draws(
@@ -134,15 +135,12 @@ class Smoothed(Epanechnikov):
   ) -> tuple[jax.Array, jax.Array]:
     del step
     kernel_key, prior_key = jax.random.split(key)
-    shape = (n, *self.mu.shape)
     of_kernel, of_prior = (None, None) if eps is None else eps
-    if of_kernel is None:
-      of_kernel = jax.random.uniform(kernel_key, shape, self.mu.dtype)
+    t = self._kernel(kernel_key, n, of_kernel)
     noise = smoothing(
-      prior_key, shape, self.width, self.uniform, self.mu.dtype, of_prior
+      prior_key, t.shape, self.width, self.uniform, t.dtype, of_prior
     )
-    kernel = self.mu[None] + self.radius()[None] * quantile(of_kernel)
-    z = BANDWIDTH * kernel + noise
+    z = BANDWIDTH * (self.mu[None] + self.radius()[None] * t) + noise
     return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
 
   def mean(self) -> jax.Array:
