@@ -126,8 +126,9 @@ def test_eight_devices_are_one(runs):
   for a, b in zip(numbers(one), numbers(eight), strict=True):
     assert a.keys() == b.keys()
     for name, value in a.items():
-      # By its draws, a KL is a difference of densities of some ten nats.
-      atol = 1e-4 if name == "eval/kl" else 2e-6
+      # These are small differences of sums of some nats, in float32.
+      close = name in ("eval/kl", "eval/population_kl")
+      atol = 1e-4 if close else 2e-6
       np.testing.assert_allclose(
         b[name], value, rtol=2e-4, atol=atol, err_msg=f"{a['step']} {name}"
       )
