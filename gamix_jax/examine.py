@@ -82,8 +82,8 @@ class Examiner:
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
     if self._normal:
       numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
-    active = np.var(mean, axis=0) > metrics.ACTIVE_VARIANCE
-    numbers["eval/active_units"] = float(np.sum(active))
+    report = metrics.latent_report(mean, var)
+    numbers["eval/active_units"] = report["active_units"]
     return numbers
 
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:

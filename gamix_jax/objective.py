@@ -7,7 +7,7 @@ i = 1..B over the global batch, and w [s, b] are the weights of its s draws
     recon           mean_i sum_s w_si mean over h, w, c of |x_i - x_hat_si|
     population_kl   1/2 sum_d ( m^2 + v - 1 - ln v )     (and its other forms)
     collapse        mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
-    kl              mean_i KL(q(z | x_i) || N(0, I))      (the ELBO's)
+    kl              mean_i KL(q(z | x_i) || p(z))         (the ELBO's)
     kernel          mean_i 3 B / (5 M) sum_d 1 / r         (published EVAE)
     fool            mean_i sum_s w_si mean over patches BCE(D(x_hat_si), real)
     real, fake      the same means of BCE(D(x), real) and BCE(D(x_hat), fake)

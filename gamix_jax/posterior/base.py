@@ -99,6 +99,25 @@ class NormalHead:
     return temperature * z
 
 
+def linear(
+  head: nn.Module,
+  features: jax.Array,
+  name: str,
+  outputs: int,
+  bias: float = 0.0,
+) -> jax.Array:
+  """A linear map of features [b, n], inside a head: [b, outputs]."""
+  dense = nn.Dense(
+    outputs,
+    dtype=head.dtype,
+    param_dtype=head.param_dtype,
+    kernel_init=nn.initializers.glorot_uniform(),
+    bias_init=nn.initializers.constant(bias),
+    name=name,
+  )
+  return float_at_least_32(dense(features))
+
+
 def location_and_scale(
   head: nn.Module, features: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -106,20 +125,14 @@ def location_and_scale(
 
   Their parameters are the head's, under "mu" and "logvar".
   """
+  d = head.latent
+  logvar = linear(head, features, "logvar", d, head.initial_logvar)
+  return linear(head, features, "mu", d), clamp_logvar(logvar)
 
-  def linear(name, bias=0.0):
-    dense = nn.Dense(
-      head.latent,
-      dtype=head.dtype,
-      param_dtype=head.param_dtype,
-      kernel_init=nn.initializers.glorot_uniform(),
-      bias_init=nn.initializers.constant(bias),
-      name=name,
-    )
-    return float_at_least_32(dense(features))
 
-  logvar = linear("logvar", head.initial_logvar)
-  return linear("mu"), clamp_logvar(logvar)
+def kl_by_draws(q: Posterior, z: jax.Array, w: jax.Array) -> jax.Array:
+  """sum_s w ( ln q(z | x) - ln p(z) ), [b]: unbiased, its gradient too."""
+  return jnp.sum(w * (q.log_prob(z) - q.log_prior(z)), axis=0)
 
 
 def float_at_least_32(x: jax.Array) -> jax.Array:

@@ -177,7 +177,7 @@ class Smoothed(Epanechnikov):
 
   def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """By the draws; infinite with a uniform prior."""
-    return jnp.sum(w * (self.log_prob(z) - self.log_prior(z)), axis=0)
+    return base.kl_by_draws(self, z, w)
 
 
 def _of_uniform(off: jax.Array, r: jax.Array, width: float) -> jax.Array:

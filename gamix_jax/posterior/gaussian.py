@@ -1,5 +1,7 @@
 """q(z | x) = N(z; mu, diag sigma^2): the published run's posterior, K = 1."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -51,6 +53,8 @@ class Gaussian(base.Normal):
 class GaussianHead(base.NormalHead, nn.Module):
   """Two linear maps of the features [b, n] to mu and logvar [b, d]."""
 
+  family: ClassVar[type] = Gaussian
+
   latent: int
   components: int = 1
   initial_logvar: float = 0.0
@@ -64,10 +68,6 @@ class GaussianHead(base.NormalHead, nn.Module):
         f"posterior.components={self.components}, but a Gaussian posterior has "
         "one; use --config.posterior.name=mixture for more."
       )
-
-  @property
-  def family(self) -> type[base.Posterior]:
-    return Gaussian
 
   @nn.compact
   def __call__(self, features: jax.Array) -> Gaussian:

@@ -6,6 +6,9 @@ get an ordinary gradient and nothing is relaxed. With one component it is the
 Gaussian, to the bit.
 """
 
+from functools import partial
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -65,7 +68,7 @@ class Mixture(base.Normal):
     """
     if self.mu.shape[1] == 1:
       return base.normal_kl(self.mu[:, 0], self.logvar[:, 0])
-    return jnp.sum(w * (self.log_prob(z) - base.log_prior(z)), axis=0)
+    return base.kl_by_draws(self, z, w)
 
 
 class MixtureHead(base.NormalHead, nn.Module):
@@ -80,6 +83,8 @@ class MixtureHead(base.NormalHead, nn.Module):
       then and the weights' entropy not under that of such a pi, so that no
       component loses its gradient and dies.
   """
+
+  family: ClassVar[type] = Mixture
 
   latent: int
   components: int = 1
@@ -101,25 +106,10 @@ class MixtureHead(base.NormalHead, nn.Module):
         f"and posterior.mixture.floor={self.floor} in [0, 1)."
       )
 
-  @property
-  def family(self) -> type[base.Posterior]:
-    return Mixture
-
   @nn.compact
   def __call__(self, features: jax.Array) -> Mixture:
     k, d = self.components, self.latent
-
-    def linear(name, outputs, bias=0.0):
-      dense = nn.Dense(
-        outputs,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        kernel_init=nn.initializers.glorot_uniform(),
-        bias_init=nn.initializers.constant(bias),
-        name=name,
-      )
-      return base.float_at_least_32(dense(features))
-
+    linear = partial(base.linear, self, features)
     mu = linear("mu", k * d).reshape(-1, k, d)
     logvar = linear("logvar", k * d, self.initial_logvar).reshape(-1, k, d)
     logits = linear("logits", k) / self.temperature

@@ -62,8 +62,7 @@ class WithPrior:
     return self.q.centres()
 
   def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
-    """sum_s w ( ln q(z | x) - ln p(z) ), unbiased; [b]."""
-    return jnp.sum(w * (self.log_prob(z) - self.log_prior(z)), axis=0)
+    return base.kl_by_draws(self, z, w)
 
 
 def draw(prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0):
