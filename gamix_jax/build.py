@@ -13,10 +13,13 @@ from gamix_jax.networks import (
   VAE,
   Decoder,
   Encoder,
+  LinearDecoder,
+  LinearEncoder,
   PatchDiscriminator,
 )
 from gamix_jax.step import Recipe
 
+CODERS = ("resnet", "linear")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -60,28 +63,49 @@ def _dtypes(name: str):
   return jnp.dtype(name).type, jnp.float32
 
 
+def _coders(config: ConfigDict, common: dict, kind: dict):
+  """The encoder and the decoder.
+
+  Raises:
+    UserError: a name that is none of theirs.
+  """
+  model = config.model
+  for name in ("encoder", "decoder"):
+    if model[name] not in CODERS:
+      raise UserError(
+        f"model.{name}={model[name]!r} is none of {', '.join(CODERS)}."
+      )
+  h, w, c = image_shape(config)
+  halvings = len(model.encoder_features) - 1
+  channels = model.head_features or max(1, model.latent // 8)
+  encoder, decoder = LinearEncoder(), LinearDecoder((h, w, c), **kind)
+  if model.encoder == "resnet":
+    encoder = Encoder(
+      features=tuple(model.encoder_features), head_features=channels, **common
+    )
+  if model.decoder == "resnet":
+    decoder = Decoder(
+      features=tuple(model.decoder_features),
+      start=(h >> halvings, w >> halvings, channels),
+      **common,
+    )
+  return encoder, decoder
+
+
 def _networks(config: ConfigDict, kind: dict):
   """Encoder, head and decoder in one; the discriminator or None."""
   model = config.model
-  h, w, _ = image_shape(config)
-  halvings = len(model.encoder_features) - 1
-  channels = model.head_features or max(1, model.latent // 8)
   if model.norm not in NORMS:
     raise UserError(
       f"model.norm={model.norm!r} is not a normalisation; "
       f"there are: {', '.join(NORMS)}."
     )
   common = dict(norm=model.norm, **kind)
+  encoder, decoder = _coders(config, common, kind)
   vae = VAE(
-    encoder=Encoder(
-      features=tuple(model.encoder_features), head_features=channels, **common
-    ),
+    encoder=encoder,
     posterior=posterior.head(**config.posterior, latent=model.latent, **kind),
-    decoder=Decoder(
-      features=tuple(model.decoder_features),
-      start=(h >> halvings, w >> halvings, channels),
-      **common,
-    ),
+    decoder=decoder,
     prior=posterior.prior.make(
       **config.prior,
       latent=model.latent,
@@ -122,6 +146,7 @@ def _check_posterior(config: ConfigDict, family: type) -> None:
   if config.prior.name != "normal" and not (
     section.name in ("gaussian", "mixture")
     and "kl" in objective.OBJECTIVES[config.objective.name].terms
+    and config.objective.name != "exact"
   ):
     raise UserError(
       f"prior.name={config.prior.name!r} is for the posteriors gaussian, "
@@ -133,6 +158,23 @@ def _check_posterior(config: ConfigDict, family: type) -> None:
       f"weights.kl={config.weights.kl}: the bound of objective.name='siwae' "
       "is whole with --config.weights.kl=1 only."
     )
+
+
+def _check_exact(config: ConfigDict) -> None:
+  """Refuses what has no closed form, where one was asked for.
+
+  Raises:
+    UserError: as said.
+  """
+  wrong = []
+  if config.model.decoder != "linear":
+    wrong.append("--config.model.decoder=linear")
+  if config.objective.reconstruction != "l2":
+    wrong.append("--config.objective.reconstruction=l2")
+  if config.objective.draws != 1:
+    wrong.append("--config.objective.draws=1 (none is made)")
+  if wrong:
+    raise UserError(f"objective.name='exact' needs {', '.join(wrong)}.")
 
 
 def memory_decay(config: ConfigDict) -> float:
@@ -166,6 +208,8 @@ def recipe(config: ConfigDict) -> Recipe:
   if remembers:
     population.check(form, decay, latent, config.data.batch_size)
   _check_posterior(config, vae.posterior.family)
+  if section.name == "exact":
+    _check_exact(config)
   function = objective.OBJECTIVES[section.name].function
   return Recipe(
     vae=vae,
@@ -189,7 +233,7 @@ def recipe(config: ConfigDict) -> Recipe:
     start=config.adversarial.start,
     delay=config.adversarial.delay,
     ramp=config.adversarial.ramp,
-    draws=section.draws,
+    draws=0 if section.name == "exact" else section.draws,
     ema_decay=config.ema.decay,
     image_shape=image_shape(config),
     dtype=param_dtype,

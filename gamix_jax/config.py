@@ -53,6 +53,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model.decoder_features = (128,) * 6 + (3,)
   c.model.discriminator_features = (128, 128, 128, 64, 64, 1)
   c.model.discriminator_strides = (2, 2, 2, 1, 1, 1)
+  c.model.encoder = "resnet"  # or linear: the posterior's head alone
+  c.model.decoder = "resnet"  # or linear: x_hat = Phi z
   c.model.norm = "affine"  # what ran; batch, group, none
   c.model.head_features = 0  # channels of the encoder's output; 0: latent // 8
   c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
@@ -74,6 +76,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.posterior.poisson.temperature = 0.05  # of relaxed counts, from 1 down
   c.posterior.poisson.temperature_steps = 1_000
   c.posterior.poisson.max_log_rate = 5.0
+  c.posterior.poisson.bias = True  # published: not with a linear encoder
   c.posterior.poisson.initial_log_rate = -1.0  # of the prior's learned rates
 
   c.prior = ConfigDict()  # of elbo, selbo, siwae; else N(0, I)
@@ -81,7 +84,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
 
   c.objective = ConfigDict()
-  c.objective.name = "gamix"  # elbo, selbo, siwae, evae
+  c.objective.name = "gamix"  # elbo, exact, selbo, siwae, evae
   c.objective.population = "means"  # full, correlation, covariance
   c.objective.memory = _any(None)  # decay of the moments' average over steps;
   #   0: this batch alone; None: 0, and what "covariance" needs
@@ -241,6 +244,8 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
     )
+  if config.model.encoder == config.model.decoder == "linear":
+    return
   halvings = len(config.model.encoder_features) - 1
   factor = 2**halvings
   for side in pair:

@@ -55,7 +55,10 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What does not change in a run: networks, optimisers, loss, seed."""
+  """What does not change in a run: networks, optimisers, loss, seed.
+
+  `draws` is 0 where the expectation over z is taken in closed form.
+  """
 
   vae: nn.Module
   disc: nn.Module | None
@@ -173,6 +176,11 @@ def losses(
     step=state.step,
   )
   made = Pass(x, q, z, w, x_hat, recipe.vae_weights["recon"])
+  if recipe.draws == 0:
+    _, _, var = q.centres()
+    of_vae = {"params": params[0]}
+    spread = recipe.vae.apply(of_vae, var[:, 0], method="variance")
+    made = made.replace(spread=spread)
   terms, info, memory = recipe.terms(made, state.population)
   disc_stats, disc_terms = {}, {}
   weights = dict(recipe.vae_weights)

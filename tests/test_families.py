@@ -37,6 +37,15 @@ FAMILIES = {
     ),
     dict(kl=1.0),
   ),
+  "poisson/exact": (
+    dict(
+      posterior__name="poisson",
+      posterior__poisson__bias=False,
+      model__encoder="linear",
+      model__decoder="linear",
+    ),
+    dict(kl=1.0),
+  ),
 }
 STEPS, BATCH = 500, 16
 

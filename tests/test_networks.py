@@ -23,14 +23,9 @@ from flax import linen as nn
 from benchmarks import flops
 from gamix_jax import build, config, ops, step
 from gamix_jax.errors import UserError
-from gamix_jax.networks import (
-  NORMS,
-  POINTWISE_NORMS,
-  Affine,
-  Encoder,
-  PatchDiscriminator,
-  ResidualBlock,
-)
+from gamix_jax.networks import NORMS, PatchDiscriminator
+from gamix_jax.networks.parts import Affine
+from gamix_jax.networks.resnet import POINTWISE_NORMS, Encoder, ResidualBlock
 
 
 def count(tree):

@@ -172,19 +172,6 @@ def test_temperature_comes_down():
   np.testing.assert_allclose(at, [1, 0.55, 0.1, 0.1], rtol=1e-6)
 
 
-def test_exact_reconstruction_of_a_linear_decoder():  # P6
-  rng = np.random.default_rng(0)
-  basis, x = rng.normal(size=(6, 4)), rng.normal(size=(2, 6))
-  rate = rng.uniform(0.1, 3, (2, 4))
-  z = rng.poisson(rate, (200_000, 2, 4))
-  square = ((x - z @ basis.T) ** 2).sum(-1)
-  got = module.exact_l2(
-    *(jnp.asarray(v, jnp.float32) for v in (x, basis, rate))
-  )
-  error = 5 * square.std(0) / np.sqrt(len(z))
-  assert np.all(np.abs(got - square.mean(0)) < error)
-
-
 def test_soft_clamp():  # P8
   np.testing.assert_allclose(
     module.soft_upper(jnp.float32(5), 5), 5 - np.log(2), rtol=1e-6

@@ -90,6 +90,12 @@ def _check_config(config: ConfigDict) -> None:
       f"posterior.name={config.posterior.name!r}, but the reference's is "
       "a Gaussian: use --config.posterior.name=gaussian."
     )
+  for name in ("encoder", "decoder"):
+    if config.model[name] != "resnet":
+      raise UserError(
+        f"model.{name}={config.model[name]!r}, but the reference's is a "
+        f"ResNet: use --config.model.{name}=resnet."
+      )
   if config.model.norm not in NORMS:
     raise UserError(
       f"model.norm={config.model.norm!r} has no place for the reference's "

@@ -205,24 +205,6 @@ def _log_pmf(z: jax.Array, log_rate: jax.Array) -> jax.Array:
   return jnp.sum(each, axis=-1)
 
 
-def exact_l2(x: jax.Array, basis: jax.Array, rate: jax.Array) -> jax.Array:
-  """E |x - basis z|^2 over counts z of these rates, in closed form.
-
-  |x - basis rate|^2 + rate . diag(basis^T basis): with a linear decoder the
-  Poisson VAE is amortised sparse coding and needs no draws.
-
-  Args:
-    x: [b, n].
-    basis: [n, d], the linear decoder.
-    rate: [b, d].
-
-  Returns:
-    [b], summed over n.
-  """
-  square = jnp.sum(jnp.square(x - rate @ basis.T), axis=-1)
-  return square + rate @ jnp.sum(jnp.square(basis), axis=0)
-
-
 class PoissonHead(nn.Module):
   """A linear map of the features [b, n] to ln dr, and the prior's ln r.
 
@@ -232,6 +214,7 @@ class PoissonHead(nn.Module):
     temperature_steps: from 1 down to it, linearly.
     max_log_rate: ln lambda is soft-clamped below it.
     initial_log_rate: ln r starts uniform within 1 of it.
+    bias: whether the map has one.
   """
 
   latent: int
@@ -242,6 +225,7 @@ class PoissonHead(nn.Module):
   temperature_steps: int = 1_000
   max_log_rate: float = 5.0
   initial_log_rate: float = -1.0
+  bias: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -274,6 +258,7 @@ class PoissonHead(nn.Module):
   def setup(self):
     self.log_residual = nn.Dense(
       self.latent,
+      use_bias=self.bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       kernel_init=nn.initializers.glorot_uniform(),

@@ -1,0 +1,52 @@
+"""A linear encoder and a linear decoder, without biases.
+
+With a Poisson posterior a linear decoder makes the VAE amortised sparse coding
+(Vafaii et al., arXiv:2405.14473): an image is a sum of dictionary elements,
+each taken z_d times. Both take the place of the ResNets.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gamix_jax.networks.parts import GLOROT
+from gamix_jax.posterior.base import float_at_least_32
+
+
+class LinearEncoder(nn.Module):
+  """Images [b, h, w, c] as they are: the posterior's head is the linear map."""
+
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    del train
+    return x
+
+
+class LinearDecoder(nn.Module):
+  """Latents [b, d] -> images [b, h, w, c], x_hat = Phi z, unbounded.
+
+  Attributes:
+    image_shape: (h, w, c).
+  """
+
+  image_shape: tuple[int, int, int]
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, z: jax.Array, train: bool = False, square: bool = False
+  ) -> jax.Array:
+    """Phi z; with `square` Phi^2 z, the squares taken one by one.
+
+    The second of the latents' variances is the images' variance, if the
+    latents are independent.
+    """
+    del train
+    shape = (z.shape[-1], math.prod(self.image_shape))
+    phi = self.param("kernel", GLOROT, shape, self.param_dtype)
+    if square:
+      return (z @ jnp.square(phi)).reshape(-1, *self.image_shape)
+    x_hat = z.astype(self.dtype) @ phi.astype(self.dtype)
+    return float_at_least_32(x_hat).reshape(-1, *self.image_shape)

@@ -1,0 +1,177 @@
+"""The ResNetV2 encoder and decoder.
+
+Pre-activation residual networks (He et al., arXiv:1603.05027) as the reference
+ran them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from gamix_jax.networks.parts import (
+  EPSILON,
+  GLOROT,
+  ConvTranspose,
+  Part,
+)
+from gamix_jax.posterior.base import float_at_least_32
+
+# Of these the value at a pixel does not depend on the other pixels, so a
+# strided 1x1 convolution may be moved in front of them.
+POINTWISE_NORMS = ("affine", "none")
+
+
+class ResidualBlock(Part):
+  """x + conv3(relu(n3(conv2(relu(n2(conv1(relu(n1(x)))))))); 3x3, 3x3, 1x1.
+
+  With `down` the 1x1 has stride 2 and the shortcut is its own strided 1x1 of
+  relu(n4(x)). Where the norm is pointwise, what a strided 1x1 would drop is
+  not computed: the second 3x3 takes the stride (padded by 1 on both sides,
+  where SAME would shift it by a pixel) and the shortcut is cut before its
+  norm. The numbers are the same, at 12 % less arithmetic for the encoder.
+  """
+
+  features: int = 0
+  down: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    c, free = self.features, self.bias_before_norm
+    early = self.down and self.norm in POINTWISE_NORMS
+    stride = 2 if self.down else 1
+    at_conv2, at_conv3 = (stride, 1) if early else (1, stride)
+
+    y = nn.relu(self.normed("bn1", x, train))
+    y = self.conv(c, 3, "conv1", use_bias=free)(y)
+    y = nn.relu(self.normed("bn2", y, train))
+    y = self.conv(
+      c, 3, "conv2", use_bias=free, strides=at_conv2, padding=((1, 1), (1, 1))
+    )(y)
+    y = nn.relu(self.normed("bn3", y, train))
+    y = self.conv(c, 1, "conv3", strides=at_conv3)(y)
+    if not self.down:
+      return x + y
+    if early:
+      x = x[:, ::2, ::2]
+    x = nn.relu(self.normed("bn4_shortcut", x, train))
+    x = self.conv(c, 1, "conv4_shortcut", strides=1 if early else 2)(x)
+    return x + y
+
+
+class UpBlock(Part):
+  """Doubles height and width, by a 1x1 and a transposed 3x3, and a shortcut."""
+
+  features: int = 0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def up(name):
+      return ConvTranspose(
+        self.features, self.dtype, self.param_dtype, name=name
+      )
+
+    y = nn.relu(self.normed("bn1", x, train))
+    y = self.conv(self.features, 1, "conv1", use_bias=self.bias_before_norm)(y)
+    y = nn.relu(self.normed("bn2", y, train))
+    y = up("conv2_transpose")(y)
+    x = nn.relu(self.normed("bn3_shortcut", x, train))
+    return up("conv3_transpose_shortcut")(x) + y
+
+
+class EncoderStage(Part):
+  """Two residual blocks, then one that halves the image."""
+
+  features: int = 0
+  next_features: int = 0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    kind = self.of_same_kind()
+    for i in (0, 1):
+      x = ResidualBlock(features=self.features, name=f"block{i}", **kind)(
+        x, train
+      )
+    return ResidualBlock(
+      features=self.next_features, down=True, name="down", **kind
+    )(x, train)
+
+
+class DecoderStage(Part):
+  """One residual block, then one that doubles the image."""
+
+  features: int = 0
+  next_features: int = 0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    kind = self.of_same_kind()
+    x = ResidualBlock(features=self.features, name="block0", **kind)(x, train)
+    return UpBlock(features=self.next_features, name="up", **kind)(x, train)
+
+
+class Encoder(Part):
+  """Images [b, h, w, c] -> features [b, h', w', head_features].
+
+  h' = h / 2^(n - 1) for n feature counts. The input's layer normalisation has
+  a weight a pixel, so an encoder belongs to one image size.
+  """
+
+  features: Sequence[int] = ()
+  head_features: int = 0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = nn.LayerNorm(
+      epsilon=EPSILON,
+      reduction_axes=(1, 2),
+      feature_axes=(1, 2),
+      use_fast_variance=False,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="layernorm",
+    )(x)
+    x = self.conv(self.features[0], 3, "stem")(x)
+    for s, pair in enumerate(
+      zip(self.features, self.features[1:], strict=False)
+    ):
+      x = EncoderStage(
+        features=pair[0],
+        next_features=pair[1],
+        name=f"stage{s}",
+        **self.of_same_kind(),
+      )(x, train)
+    return self.conv(self.head_features, 1, "head")(x)
+
+
+class Decoder(Part):
+  """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
+
+  `start` is the encoder's output shape (h', w', head_features).
+  """
+
+  features: Sequence[int] = ()
+  start: tuple[int, int, int] = (1, 1, 1)
+
+  @nn.compact
+  def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+    x = nn.Dense(
+      math.prod(self.start),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      kernel_init=GLOROT,
+      name="dense",
+    )(z)
+    x = x.reshape(-1, *self.start)
+    x = self.conv(self.features[0], 3, "stem")(x)
+    for s, pair in enumerate(
+      zip(self.features, self.features[1:], strict=False)
+    ):
+      x = DecoderStage(
+        features=pair[0],
+        next_features=pair[1],
+        name=f"stage{s}",
+        **self.of_same_kind(),
+      )(x, train)
+    return float_at_least_32(self.conv(self.features[-1], 1, "out")(x))
