@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 from conftest import jit
 
-from gamix_jax import population
+from gamix_jax import objective, population
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Gaussian, Mixture
 
@@ -338,3 +338,22 @@ def test_refused():
     check("covariance", 0.0, 4, 7)
   check("covariance", 0.0, 4, 8)
   check("covariance", 0.9, 4, 2)
+
+
+def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
+  """`means` and `collapse` are least at var(mu) = 1 and sigma^2 = 1."""
+  mu = np.random.default_rng(0).normal(size=(64, 3))
+  mu = (mu - mu.mean(0)) / mu.std(0)
+  mu = jnp.asarray(mu, jnp.float32)
+
+  def loss(mu, logvar):
+    q = Gaussian(mu, logvar)
+    kl, *_ = population.population_kl(q, {}, "means", 0.0)
+    return kl + objective.collapse(q)
+
+  grads = jax.grad(loss, (0, 1))(mu, jnp.zeros_like(mu))
+  for gradient in grads:
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+  q = Gaussian(mu, jnp.zeros_like(mu))
+  full, *_ = population.population_kl(q, {}, "full", 0.0)
+  np.testing.assert_allclose(full, 1.5 * (2 - 1 - np.log(2)), rtol=1e-5)

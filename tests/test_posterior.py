@@ -434,3 +434,27 @@ def test_unknown_family_and_wrong_components():
     posterior.head("gaussian", components=2, latent=2)
   with pytest.raises(UserError, match="at least 1"):
     posterior.head("mixture", components=0, latent=2)
+
+
+def test_the_score_of_the_mixture_vanishes():  # G7
+  """E_q d ln q / d(parameters) = 0 stratum by stratum, the weights' included.
+
+  So the gradient of the stratified ELBO stays unbiased where ln q's own
+  parameters are held fixed.
+  """
+  q = toy()
+  n = 20_000
+  eps = noise(q, n)
+  z, w = jax.lax.stop_gradient(q.draws(KEY, n, eps))
+
+  @jit
+  @jax.jacrev
+  def score(q):
+    each = w * q.log_prob(z) * n  # [n k, b]
+    return jnp.mean(each.reshape(20, -1, *each.shape[1:]).sum(1) / n, axis=-1)
+
+  for path, leaf in jax.tree_util.tree_leaves_with_path(score(q)):
+    groups = 20 * np.asarray(leaf, np.float64).reshape(20, -1)
+    error = groups.std(0, ddof=1) / np.sqrt(20)
+    name = jax.tree_util.keystr(path)
+    assert np.all(np.abs(groups.mean(0)) < 5 * error + 1e-6), name
