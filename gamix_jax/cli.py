@@ -1,7 +1,8 @@
 """What the commands share: flags, messages, exit codes.
 
 0: done, or stopped on request with everything saved. 2: a mistake the message
-says how to mend. Anything else is a defect of this program.
+says how to mend. 75: another process of the run is gone; to be started again.
+Anything else is a defect of this program.
 """
 
 import errno
@@ -168,11 +169,37 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> int:
     return _say(f"{where}{e.strerror}. What was complete before is kept.")
   except KeyboardInterrupt:
     return _say("interrupted; the last complete checkpoint is kept.")
+  except Exception as e:
+    _end_if_lost(e)
+    raise
   return 0
 
 
+def _end_if_lost(error: Exception) -> None:
+  """Ends the process if `error` came of another one's end.
+
+  At once: the usual way out would wait for the others.
+  """
+  if "jax" not in sys.modules:
+    return
+  from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+
+  if message := hosts.lost(error):
+    _say(message)
+    os._exit(hosts.LOST)
+
+
 def _say(message: str) -> int:
+  """The exit code; of one of several processes, the end of it.
+
+  The usual way out would wait for the others, who wait for this one.
+  """
   print(f"gamix_jax: {message}", file=sys.stderr, flush=True)
+  if "jax" in sys.modules:
+    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+
+    if hosts.several():
+      os._exit(USAGE)
   return USAGE
 
 

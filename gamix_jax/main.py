@@ -5,6 +5,8 @@
 --config.optim.vae.learning_rate=1e-3     any key, see gamix_jax/config.py
 --workdir=runs/digits               all that the run writes; the same command
                                     again continues it
+--multihost     one of several processes, as a TPU pod, srun or a JobSet say
+--coordinator=HOST:PORT --num_processes=N --process_id=I     where none does
 """
 
 import sys
@@ -21,12 +23,29 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run is kept; runs/<config> if left out."
 )
+MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Whether this is one of several processes."
+)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Address and port of process 0."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Of the run, on all hosts."
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "This one's number, from 0."
+)
 
 
 def main() -> None:
   """Trains as the flags say."""
   config.check(CONFIG.value)  # most mistakes are told before JAX is there
   cli.use_compilation_cache()
+  from gamix_jax import hosts  # noqa: PLC0415
+
+  hosts.join(
+    MULTIHOST.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+  )
   from gamix_jax import train  # noqa: PLC0415
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -13,12 +13,16 @@ DATA = "data"  # the axis that the batch is spread over
 
 
 def make(batch_size: int) -> Mesh:
-  """All devices of all hosts in one row.
+  """All devices of all hosts in one row, those of a host side by side.
+
+  So the rows of a batch are the same ones whatever the hosts are: every host
+  brings a contiguous share (`data.batches`) and its devices hold it.
 
   Raises:
     UserError: the global batch does not divide by them.
   """
-  count = jax.device_count()
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  count = len(devices)
   if batch_size % count:
     below = batch_size // count * count
     fits = [b for b in (below, below + count) if b]
@@ -26,15 +30,16 @@ def make(batch_size: int) -> Mesh:
       f"data.batch_size={batch_size} does not divide by the {count} devices; "
       f"use {' or '.join(map(str, fits))}."
     )
-  return jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,))
+  return _row(devices)
 
 
 def local() -> Mesh:
   """This process's own devices in one row."""
-  devices = jax.local_devices()
-  return jax.make_mesh(
-    (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-  )
+  return _row(jax.local_devices())
+
+
+def _row(devices: list[jax.Device]) -> Mesh:
+  return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

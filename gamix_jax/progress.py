@@ -21,15 +21,18 @@ def duration(seconds: float) -> str:
 class Progress:
   """Counts steps and time; pauses (evaluation) do not count as speed."""
 
-  def __init__(self, begin: int, steps: int, batch_size: int):
-    """`begin` of `steps` are done."""
+  def __init__(
+    self, begin: int, steps: int, batch_size: int, shown: bool = True
+  ):
+    """`begin` of `steps` are done; nothing is seen of one not `shown`."""
+    self._shown = shown
     self._steps, self._batch = steps, batch_size
     self._start = time.monotonic()
     self._done = self._mark_done = begin
     self._mark = self._start
     self._out = self._waited = 0.0
     self._bar = None
-    if sys.stderr.isatty():
+    if shown and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=steps, initial=begin, unit="step", dynamic_ncols=True
       )
@@ -79,6 +82,8 @@ class Progress:
     if self._bar is not None:
       self._bar.set_postfix_str(f"{losses}  {rate:.0f} images/s")
       return
+    if not self._shown:
+      return
     left = (self._steps - done) * self._batch / max(rate, 1e-9)
     print(
       f"{done:>{len(str(self._steps))}}/{self._steps}  {losses}  "
@@ -90,7 +95,7 @@ class Progress:
     """A line of its own."""
     if self._bar is not None:
       self._bar.write(line)
-    else:
+    elif self._shown:
       print(line, flush=True)
 
   def elapsed(self) -> str:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from gamix_jax import build, data, health, mesh, step, workdir
+from gamix_jax import build, data, health, hosts, mesh, step, workdir
 from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.examine import Examiner
 from gamix_jax.progress import Progress
-from gamix_jax.writer import Writer
+from gamix_jax.writer import Unwritten, Writer
 
 # Steps that may be under way on the device: enough to hide the host, few
 # enough for the progress to be true and a signal to be answered.
@@ -32,7 +31,7 @@ class Loop:
   config: ConfigDict
   recipe: step.Recipe
   checkpoints: Checkpoints
-  writer: Writer
+  writer: Writer | Unwritten
   examiner: Examiner
   progress: Progress
   verdict: health.Verdict
@@ -84,7 +83,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
   path = Path(folder)
-  workdir.claim(path, config)
+  hosts.by_first(partial(workdir.claim, path, config))
 
   with Checkpoints(
     path / "checkpoints",
@@ -98,9 +97,11 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       config,
       recipe,
       checkpoints,
-      Writer(path, begin),
+      Writer(path, begin) if hosts.first() else Unwritten(),
       Examiner(recipe, config, devices, test_set),
-      Progress(begin, config.steps, config.data.batch_size),
+      Progress(
+        begin, config.steps, config.data.batch_size, shown=hosts.first()
+      ),
       health.Verdict(recipe.disc is not None),
     )
     batches = data.batches(
@@ -128,7 +129,7 @@ def _begin(recipe, checkpoints, abstract, devices):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
-    print(f"Continuing at step {restored[0]}.", flush=True)
+    _tell(f"Continuing at step {restored[0]}.")
     return restored
   # On a CPU the optimising passes take longer than what they speed up.
   cpu = jax.default_backend() == "cpu"
@@ -209,32 +210,39 @@ def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
     include_stats=False,
     max_lines=None,
   )
-  workdir.write_text(path / "parameters.txt", table + "\n")
+  if hosts.first():
+    workdir.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape
   kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
   on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-  print(
+  if hosts.several():
+    on += f" in {jax.process_count()} processes"
+  _tell(
     f"Data       {config.data.source}: {len(train_set)} images to train on, "
     f"{len(test_set)} held out, {h}x{w}x{c}\n"
     f"Parameters {sum(counts.values()):,}: "
     + ", ".join(f"{k} {v:,}" for k, v in counts.items())
     + f" (all in {path / 'parameters.txt'})\n"
     f"Devices    {on}; batch {config.data.batch_size}, "
-    f"{config.data.batch_size // devices.size} a device; {config.dtype}",
-    flush=True,
+    f"{config.data.batch_size // devices.size} a device; {config.dtype}"
   )
 
 
 def _conclude(path, config, numbers, latest, progress) -> None:
   """The summary at the end."""
-  print(f"Done: step {latest} of {config.steps}, {progress.elapsed()}.")
+  _tell(f"Done: step {latest} of {config.steps}, {progress.elapsed()}.")
   if numbers:
     width = max(map(len, numbers))
     for name, value in numbers.items():
-      print(f"  {name:<{width}}  {value:.5g}")
-    print(f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints.")
+      _tell(f"  {name:<{width}}  {value:.5g}")
+    _tell(f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints.")
   else:
-    print("The same command continues it.")
-  sys.stdout.flush()
+    _tell("The same command continues it.")
+
+
+def _tell(line: str) -> None:
+  """To the user, once for all processes."""
+  if hosts.first():
+    print(line, flush=True)

@@ -111,6 +111,22 @@ class Writer:
       self._board.flush()
 
 
+class Unwritten:
+  """Of a process that is not the first: what it reports, the first writes."""
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Nothing."""
+
+  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+    """Nothing."""
+
+  def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
+    """Nothing."""
+
+  def close(self) -> None:
+    """Nothing."""
+
+
 def _forget_after(path: Path, step: int) -> None:
   """Keeps the lines up to a step, and no torn last line."""
   if not path.is_file():

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "gamix_jax"
 # and, as the reading order goes, from earlier rooms of its own floor.
 FLOORS = (
   ("errors",),
+  ("hosts",),
   ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
   ("population", "networks", "presets", "metrics"),
   ("objective",),

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from gamix_jax.checkpoint import hosts, leaves, sums
+from gamix_jax import hosts
+from gamix_jax.checkpoint import leaves, sums
 from gamix_jax.errors import UserError
 
 FORMAT = 1  # raise it when an older program could not read the files

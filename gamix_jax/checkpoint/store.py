@@ -20,7 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gamix_jax.checkpoint import failure, hosts, leaves, sums
+from gamix_jax import hosts
+from gamix_jax.checkpoint import failure, leaves, sums
 from gamix_jax.checkpoint.reader import FORMAT, TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
