@@ -17,6 +17,7 @@ import pytest
 from program import Program
 
 from gamix_jax import build, config, step
+from gamix_jax.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
 
@@ -123,6 +124,15 @@ def state_of(recipe, seed=0):
     population=recipe.init_memory(),
     skipped=jnp.zeros(2, jnp.int32),
   )
+
+
+def save_run(folder, config_, *states):
+  """A workdir with these states, of steps 5, 10, ..."""
+  folder.mkdir()
+  (folder / "config.json").write_text(config.to_json(config_))
+  with Checkpoints(folder / "checkpoints", keep=9) as checkpoints:
+    for i, state in enumerate(states):
+      checkpoints.save(5 * (i + 1), state)
 
 
 def images(c, seed=0):

@@ -65,8 +65,7 @@ def fit(
     of: what else is to be kept in `about`.
 
   Raises:
-    UserError: components is no such number, or the images are under two for
-      each.
+    UserError: components is no such number, or there are fewer images.
   """
   n = len(q.mean())
   several = components == "bic"
@@ -74,10 +73,10 @@ def fit(
     raise UserError(
       f"components={components!r} is neither a number from 1 on nor 'bic'."
     )
-  if n < 2 * (1 if several else components):
+  if n < (2 if several else components):
     raise UserError(
       f"A mixture of components={components} cannot be fitted to {n} images; "
-      "give two or more for each."
+      "give more images, or fewer components."
     )
   about = {**of, "format": FORMAT, "images": n, "seed": seed}
   population = jax.tree.map(np.asarray, q)
