@@ -59,13 +59,14 @@ def onnx(part: Part) -> bytes:
     needs("onnxruntime", "onnx")
     from jax2onnx import to_onnx  # noqa: PLC0415
 
+    names = list(part.outputs())
     try:
       proto = to_onnx(
-        lambda x: tuple(part.function(x).values()),
+        lambda x: tuple(map(part.function(x).get, names)),
         [(BATCH, *part.shape)],
         model_name=f"gamix_{part.name}",
         input_names=[part.input],
-        output_names=list(part.outputs()),
+        output_names=names,
       )
     # It has no error of its own for what it cannot write.
     except Exception as e:
@@ -81,9 +82,9 @@ def onnx(part: Part) -> bytes:
 def _quiet() -> Iterator[None]:
   """Around jax2onnx, which speaks of what does not touch the numbers.
 
-  It prints, and logs every shape without annotation, and every operation of a newer JAX
-  that it does not know; and a deprecated name of JAX that it uses, where
-  warnings are errors, makes it leave out operations that it does know.
+  It prints, and logs every shape without annotation and every operation of a
+  newer JAX that it does not know. Where warnings are errors, a deprecated name
+  of JAX that it uses makes it leave out operations that it does know.
   """
   logs = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
   levels = [log.level for log in logs]
