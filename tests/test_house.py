@@ -19,10 +19,10 @@ FLOORS = (
   ("objective",),
   ("optim", "diagnose"),
   ("step",),
-  ("build", "workdir", "health", "progress"),
+  ("build", "workdir", "health", "progress", "weights"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
-  ("cli", "compare", "generate", "main"),
+  ("cli", "compare", "generate", "export", "main"),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
