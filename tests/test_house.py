@@ -21,7 +21,7 @@ FLOORS = (
   ("build", "workdir", "health", "progress"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
-  ("cli", "compare", "main"),
+  ("cli", "compare", "notebook", "main"),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
