@@ -14,7 +14,7 @@ from gamix_jax import cli
 from gamix_jax.errors import UserError
 from gamix_jax.notebook import panels
 
-LINES = 6  # of what the program said, under the picture
+LINES = 12  # of what the program said, under the picture
 TAIL = 8192  # bytes of it that are read
 _running: dict[Path, "Run"] = {}
 
