@@ -53,9 +53,11 @@ def text(cell):
 
 def images(cell):
   """The pictures in a cell's output."""
-  found = [o.data["image/png"] for o in cell.outputs if "image/png" in o.data]
+  found = [o.get("data", {}).get("image/png") for o in cell.outputs]
   return [
-    np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in found
+    np.asarray(Image.open(io.BytesIO(base64.b64decode(x))))
+    for x in found
+    if x is not None
   ]
 
 
