@@ -56,20 +56,39 @@ def logits(
   }
 
 
-def held_out(
-  p: Pass, x_hat: jax.Array, kind: str, weight: float
-) -> dict[str, jax.Array]:
-  """Numbers an image, [b] or [b, d], of images that were not trained on.
+def bounds(p: Pass, kind: str, weight: float) -> dict[str, jax.Array]:
+  """Two true lower bounds of ln p(x), in nats, [b], and the KL of these draws.
 
-  The two bounds are true lower bounds of ln p(x), in nats, for the likelihood
-  that the reconstruction term stands for (`objective.log_likelihood`):
+  For the likelihood that the reconstruction term stands for
+  (`objective.log_likelihood`):
 
       elbo   sum_s w_s ( ln p(x, z_s) - ln q(z_s | x) )
       iwae   ln sum_s w_s p(x, z_s) / q(z_s | x)
 
   the second with s draws (Burda et al., arXiv:1509.00519; of a mixture the
-  stratified form, arXiv:2003.01687). Families that have no finite bound
-  (`Posterior.bounded`) do not have them, nor kl.
+  stratified form, arXiv:2003.01687).
+
+  Args:
+    p: a pass with s draws, of a family that has finite bounds.
+    kind: the reconstruction's.
+    weight: of the reconstruction.
+  """
+  likelihood = objective.log_likelihood(p.x, p.x_hat, kind, weight)
+  log_ratio = p.q.log_prob(p.z) - p.q.log_prior(p.z)
+  return {
+    "elbo": jnp.sum(p.w * (likelihood - log_ratio), axis=0),
+    "iwae": jax.nn.logsumexp(likelihood - log_ratio, axis=0, b=p.w),
+    "kl": jnp.sum(p.w * log_ratio, axis=0),
+  }
+
+
+def held_out(
+  p: Pass, x_hat: jax.Array, kind: str, weight: float
+) -> dict[str, jax.Array]:
+  """Numbers an image, [b] or [b, d], of images that were not trained on.
+
+  The errors of what q's mean decodes to, the posterior's moments, and `bounds`
+  where the family has finite ones (`Posterior.bounded`).
 
   Args:
     p: a pass with s draws.
@@ -79,17 +98,9 @@ def held_out(
   """
   shown = jnp.clip(objective.to_image(x_hat, kind), -1, 1)
   square = jnp.mean(jnp.square(p.x - shown), axis=(-3, -2, -1))
-  likelihood = objective.log_likelihood(p.x, p.x_hat, kind, weight)
   mean, (weights, mu, var) = p.q.mean(), p.q.centres()
   square_of_z = jnp.square(mu) + var
-  found = {}
-  if p.q.bounded:
-    log_ratio = p.q.log_prob(p.z) - p.q.log_prior(p.z)
-    found = {
-      "elbo": jnp.sum(p.w * (likelihood - log_ratio), axis=0),
-      "iwae": jax.nn.logsumexp(likelihood - log_ratio, axis=0, b=p.w),
-      "kl": jnp.sum(p.w * log_ratio, axis=0),
-    }
+  found = bounds(p, kind, weight) if p.q.bounded else {}
   return found | {
     "mae": jnp.mean(jnp.abs(p.x - shown), axis=(-3, -2, -1)),
     # The peak-to-peak of [-1, 1] is 2.

@@ -29,6 +29,14 @@ def make(batch_size: int) -> Mesh:
   return jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,))
 
 
+def local() -> Mesh:
+  """This process's own devices in one row."""
+  devices = jax.local_devices()
+  return jax.make_mesh(
+    (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds all of it."""
   return NamedSharding(mesh, PartitionSpec())

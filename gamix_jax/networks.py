@@ -312,8 +312,8 @@ class VAE(nn.Module):
     x_hat = jnp.moveaxis(x_hat.reshape(b, s, *x_hat.shape[1:]), 1, 0)
     return x_hat.reshape(*lead, *x_hat.shape[2:])
 
-  def _prior(self) -> Mixture:
-    """The learned one; pseudo-inputs are encoded on stored statistics."""
+  def learned_prior(self) -> Mixture:
+    """Of a model that has one; pseudo-inputs meet stored statistics."""
     if isinstance(self.prior, prior.MixturePrior):
       return self.prior()
     return prior.of_pseudo_inputs(self.encode(self.prior()))
@@ -322,14 +322,14 @@ class VAE(nn.Module):
     """q beside the prior that this model has."""
     if self.prior is None:
       return q
-    return prior.WithPrior(q, self._prior())
+    return prior.WithPrior(q, self.learned_prior())
 
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> jax.Array:
     """z [n, d] from the prior p(z)."""
     if self.prior is not None:
-      return prior.draw(self._prior(), key, n, temperature)
+      return prior.draw(self.learned_prior(), key, n, temperature)
     return self.posterior.prior_draws(key, n, temperature)
 
   def __call__(

@@ -133,7 +133,7 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
   model = gamix_jax.load(run[0], batch_size=4)
   for n in (1, 2, 3, 4, 5, 7, 9):
     model.encode(images[:n])
-  assert model._encode._cache_size() == 3  # 1, 2 and 4 rows
+  assert model._device.encoder._cache_size() == 3  # 1, 2 and 4 rows
 
 
 def test_reconstruct_sample_interpolate(model, images):

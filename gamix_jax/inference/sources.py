@@ -1,0 +1,116 @@
+"""Where a model's new latents come from; what was fitted, kept and found."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.inference import samplers
+from gamix_jax.inference.device import Device
+from gamix_jax.posterior import Posterior
+
+SOURCES = ("prior", "population", "gmm", "vamp")
+
+
+class Sources:
+  """Of one model; the methods of `Model` say what they take."""
+
+  def __init__(
+    self,
+    device: Device,
+    config: ConfigDict,
+    step: int,
+    which: str,
+    workdir: Path | None,
+  ) -> None:
+    """Reads nothing yet; without a workdir nothing is kept."""
+    self._device, self._config = device, config
+    self._step, self._which, self._workdir = step, which, workdir
+    self._samplers: samplers.Samplers | None = None
+
+  def draw(
+    self, key: jax.Array, n: int, source: str, temperature: float
+  ) -> np.ndarray:
+    """Latents [n, d]; see `Model.draw_latents`."""
+    if n < 1 or not 0 <= temperature < np.inf:
+      raise UserError(
+        f"n={n} has to be 1 or more, temperature={temperature} 0 or more."
+      )
+    self.check(source)
+    if source in ("prior", "vamp"):
+      return np.asarray(self._device.prior_draws(key, n, temperature))
+    fitted = self._fitted(f"source={source!r}")
+    if source == "population":
+      return samplers.draw_population(fitted.population, key, n, temperature)
+    z = samplers.draw_gmm(fitted.gmm, key, n, temperature)
+    return z.astype(self._device.recipe.dtype)
+
+  def check(self, source: str) -> None:
+    """Refuses a source that this model cannot have.
+
+    Raises:
+      UserError: names those that it can.
+    """
+    posterior, prior = self._config.posterior.name, self._config.prior.name
+    fit = [s for s in SOURCES if s != "vamp" or prior == s]
+    if posterior == "poisson":
+      fit.remove("gmm")  # its latents are counts
+    if source not in SOURCES:
+      raise UserError(f"source={source!r} is none of {', '.join(fit)}.")
+    if source not in fit:
+      raise UserError(
+        f"source={source!r} does not fit posterior.name={posterior!r}, "
+        f"prior.name={prior!r}; what fits: {', '.join(fit)}."
+      )
+
+  def fit(
+    self, q: Posterior, seed: int, components: int | str
+  ) -> dict[str, Any]:
+    """Fits to posteriors of training images; see `Model.fit_samplers`."""
+    fitted = samplers.fit(q, seed, components, self._identity)
+    if self._workdir is not None:
+      samplers.save(self._file, fitted)
+    self._samplers = fitted
+    return dict(fitted.about)
+
+  def about(self) -> dict[str, Any] | None:
+    """Of what was fitted, now or before; None: nothing was."""
+    if self._samplers is None and self._workdir is not None:
+      x = np.zeros((1, *self._device.recipe.image_shape), np.uint8)
+      like = jax.eval_shape(self._device.encoder, self._device.vae, x)
+      self._samplers = samplers.read(self._file, self._identity, like)
+    return None if self._samplers is None else dict(self._samplers.about)
+
+  def log_density(self, z: ArrayLike) -> np.ndarray:
+    """ln of the fitted mixture's density, [b] in nats, of latents [b, d].
+
+    Raises:
+      UserError: nothing was fitted; the latents are counts.
+    """
+    self.check("gmm")
+    fitted = self._fitted("by='population'")
+    return fitted.gmm.score_samples(np.asarray(z, np.float64))
+
+  @cached_property
+  def _identity(self) -> dict[str, Any]:
+    """Which weights these are."""
+    digest = samplers.digest(self._device.vae)
+    return {"step": self._step, "which": self._which, "weights": digest}
+
+  @property
+  def _file(self) -> Path:
+    return samplers.path(self._workdir, self._which, self._step)
+
+  def _fitted(self, what: str) -> samplers.Samplers:
+    """Raises UserError if nothing was fitted."""
+    if self.about() is None:
+      raise UserError(
+        f"{what} wants model.fit_samplers(training_images) once; nothing was "
+        f"fitted to {self._which} at step {self._step} yet."
+      )
+    return self._samplers
