@@ -139,9 +139,7 @@ class inception_features:
         [str(self.width)],
         feature_extractor_weights_path=str(file),
       )
-    except (
-      Exception
-    ) as e:  # a file fails to unpickle in many ways
+    except Exception as e:  # a file fails to unpickle in many ways
       reason = str(e).splitlines() or [type(e).__name__]
       raise UserError(
         f"eval.inception_weights={file} holds no weights of torch-fidelity's "
