@@ -48,8 +48,12 @@ class Dataset:
 
   @property
   def excluded(self) -> tuple[int, ...]:
-    """Labels of the classes that are not trained on; the test split has them."""
+    """Labels of the classes that training leaves out (tests have them)."""
     return tuple(excluded(self._source, self.settings))
+
+  def classes(self) -> np.ndarray:
+    """The label of every image, int [n]; nothing is decoded for it."""
+    return np.asarray(self._source.classes())
 
   def __len__(self) -> int:
     """Number of images in this split."""
