@@ -1,7 +1,7 @@
 """Numbers and pictures of an evaluation, to be read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ from gamix_jax.evaluate.numbers import Number
 
 NUMBERS, REPORT = "metrics.json", "report.md"
 PAIRS, SAMPLES, COLUMNS = 32, 64, 16
+CROSSED = "Samples"  # the section whose table has a column for each source
+SHORT = ("nats", "bits", "dB")  # units that stand beside a number
 
 
 class Line(NamedTuple):
@@ -21,11 +23,13 @@ class Line(NamedTuple):
     pattern: of the name, a regular expression.
     arrow: to the better side.
     meaning: in a sentence.
+    label: for people; the pattern if left out.
   """
 
   pattern: str
   arrow: str
   meaning: str
+  label: str = ""
 
 
 SECTIONS: dict[str, tuple[Line, ...]] = {
@@ -34,15 +38,17 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     Line("psnr", "↑", "peak signal-to-noise ratio, mean over images"),
     Line("ssim", "↑", "structural similarity, 11x11 Gaussian window"),
     Line(
-      "sharpness_.*",
+      "sharpness_(images|reconstructions)",
       "",
       "variance of the Laplacian; best is what the images have, not more",
+      "sharpness_",
     ),
     Line(
       "(fid|fd_.*)_reconstructions",
       "↓",
       "squared Frechet distance of reconstructions to their images; rFID with "
       "the FID's Inception",
+      "fid_, fd_",
     ),
   ),
   "Samples": (
@@ -52,17 +58,27 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "squared Frechet distance of samples to images; fid_ with the FID's "
       "Inception, else fd_ and the features' name, never an FID. "
       "`training_images` is what as many real images get",
+      "fid_, fd_",
     ),
     Line(
       "(kid|kd_.*)_.*",
       "↓",
       "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
       "FID's Inception. May be under 0",
+      "kid_, kd_",
     ),
-    Line("precision_.*", "↑", "share of samples near an image"),
-    Line("recall_.*", "↑", "share of images near a sample"),
-    Line("density_.*", "↑", "images' balls around a sample, over k"),
-    Line("coverage_.*", "↑", "share of images with a sample in their ball"),
+    Line("precision_.*", "↑", "share of samples near an image", "precision_"),
+    Line("recall_.*", "↑", "share of images near a sample", "recall_"),
+    Line(
+      "density_.*", "↑", "images' balls around a sample, over k", "density_"
+    ),
+    Line(
+      "coverage_.*",
+      "↑",
+      "share of images with a sample in their ball",
+      "coverage_",
+    ),
+    Line("sharpness_.*", "", "as of the images above", "sharpness_"),
   ),
   "Likelihood": (
     Line("elbo", "↑", "lower bound of ln p(x), mean over images"),
@@ -71,6 +87,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "(elbo|iwae)_bits_per_dim",
       "↓",
       "the same, bits for each number of an image at 256 levels",
+      "_bits_per_dim",
     ),
   ),
   "Latents": (
@@ -93,6 +110,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "↑",
       "chance that an image of a class held out of the training scores higher "
       "than one of the others; 0.5 is guessing",
+      "auroc_",
     ),
   ),
   "Labels": (
@@ -153,29 +171,85 @@ def _shared(numbers: list[Number]) -> dict[str, Any]:
 
 def _section(title: str, found: dict[str, Number]) -> Iterator[str]:
   here = {k: v for k, v in found.items() if place(k)[0] == title}
+  there = {k: v for k, v in here.items() if v["value"] is not None}
   if not here:
     return
   yield f"\n## {title}\n\n"
-  there = [n for n in here.values() if n["value"] is not None]
-  shared = _shared(there) if there else {}
-  if len(there) > 1 and shared:
-    yield f"All of these: {_own({'protocol': shared})}.\n\n"
-  else:
-    shared = {}
-  yield "| number | | value | of |\n|---|---|---:|---|\n"
+  if there and title == CROSSED:
+    yield from _crossed(title, there)
+  elif there:
+    yield from _listed(title, there)
+  reasons: dict[str, list[str]] = {}
+  for name, number in here.items():
+    if name not in there:
+      reasons.setdefault(number["reason"], []).append(f"`{name}`")
+  for reason, names in reasons.items():
+    yield f"- {', '.join(names)}: none; {reason}.\n"
   for line in SECTIONS[title]:
-    for name, number in here.items():
-      if place(name)[1] is not line:
-        continue
-      own = {k: v for k, v in number["protocol"].items() if k not in shared}
-      rest = _own({"protocol": own}) if number["value"] is not None else ""
-      yield f"| `{name}` | {line.arrow} | {cell(number)} | {rest} |\n"
+    if any(place(k)[1] is line for k in there):
+      label = line.label or line.pattern
+      yield f"- `{label}`: {line.meaning}.\n"
+
+
+def _common(numbers: Iterable[Number]) -> tuple[dict[str, Any], str]:
+  """What all protocols share, and a sentence of it."""
+  numbers = list(numbers)
+  shared = _shared(numbers) if len(numbers) > 1 else {}
+  said = f"All of these: {_own({'protocol': shared})}.\n\n" if shared else ""
+  return shared, said
+
+
+def _rest(number: Number, shared: dict[str, Any]) -> str:
+  """What a protocol has besides."""
+  own = {k: v for k, v in number["protocol"].items() if k not in shared}
+  return _own({"protocol": own})
+
+
+def _listed(title: str, there: dict[str, Number]) -> Iterator[str]:
+  """A line for each number."""
+  shared, said = _common(there.values())
+  yield f"{said}| number | | value | of |\n|---|---|---:|---|\n"
+  for line in SECTIONS[title]:
+    for name, number in there.items():
+      if place(name)[1] is line:
+        rest = _rest(number, shared)
+        yield f"| `{name}` | {line.arrow} | {cell(number)} | {rest} |\n"
   yield "\n"
+
+
+def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
+  """A line for each kind of number, a column for each set of images."""
+  sources = [k.removeprefix("precision_") for k in there if "precision_" in k]
+  sources += [
+    k.removeprefix("sharpness_")
+    for k in there
+    if k.startswith("sharpness_")
+    and k.removeprefix("sharpness_") not in sources
+  ]
+  rows: dict[str, dict[str, Number]] = {}
+  for name, number in there.items():
+    source = next(s for s in sources if name.endswith(f"_{s}"))
+    rows.setdefault(name.removesuffix(source), {})[source] = number
+  of_features = {
+    k: v
+    for number in there.values()
+    for k, v in number["protocol"].items()
+    if k.startswith(("features", "against", "neighbours", "kernel"))
+  }
+  shared, _ = _common(there.values())
+  yield f"All of these: {_own({'protocol': shared | of_features})}.\n\n"
+  yield f"| | | {' | '.join(f'`{s}`' for s in sources)} |\n"
+  yield "|---|---|" + "---:|" * len(sources) + "\n"
   for line in SECTIONS[title]:
-    names = [k for k in here if place(k)[1] is line]
-    if names:
-      plain = line.pattern.replace("(", "").replace(")", "").replace("_.*", "_")
-      yield f"- `{plain.replace('|', '`, `')}`: {line.meaning}.\n"
+    for stem, row in rows.items():
+      if place(next(f"{stem}{s}" for s in row))[1] is line:
+        cells = [cell(row[s]) if s in row else "-" for s in sources]
+        yield f"| `{stem}` | {line.arrow} | {' | '.join(cells)} |\n"
+  yield "\n"
+  for source in sources:
+    one = next(row[source] for row in rows.values() if source in row)
+    rest = _rest(one, shared | of_features)
+    yield f"- `{source}`: {rest or 'as many training images'}.\n"
 
 
 def write(folder: Path, measured: Measured) -> None:
