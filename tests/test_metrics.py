@@ -133,7 +133,7 @@ def test_random_features_first_layer_and_chunks(monkeypatch):
   whole = features(x)
   np.testing.assert_allclose(whole[:, 0], want.mean(axis=(1, 2)), rtol=1e-4)
   np.testing.assert_allclose(whole[:, 16], want.std(axis=(1, 2)), rtol=1e-4)
-  monkeypatch.setattr(metrics, "FEATURE_BATCH", 2)
+  monkeypatch.setattr(metrics.features, "FEATURE_BATCH", 2)
   np.testing.assert_allclose(features(x), whole, rtol=1e-5, atol=1e-6)
 
 

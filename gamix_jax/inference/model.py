@@ -328,7 +328,7 @@ class Model:
     Raises:
       UserError: as `encode`; samples under 1; the family has no finite bound.
     """
-    return self._bounds(x, samples, key)["iwae"]
+    return self.bounds(x, samples, key)["iwae"]
 
   def elbo(
     self, x: ArrayLike, samples: int = 16, *, key: jax.Array | None = None
@@ -346,7 +346,7 @@ class Model:
     Raises:
       UserError: as `log_likelihood`.
     """
-    return self._bounds(x, samples, key)["elbo"]
+    return self.bounds(x, samples, key)["elbo"]
 
   def anomaly_score(
     self, x: ArrayLike, by: str = "reconstruction"
@@ -394,6 +394,7 @@ class Model:
     """
     return maps.plane(np.asarray(self.encode(x).mean()), method, seed)
 
-  def _bounds(self, x, samples, key) -> dict[str, np.ndarray]:
+  def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
+    """`elbo` and `iwae` of the same draws, each as said above."""
     key = jax.random.key(0) if key is None else key
     return self._likelihood.bounds(arrays.batch(self.recipe, x), samples, key)
