@@ -148,10 +148,10 @@ def test_one_host_asked_to_stop_stops_all(program, tmp_path):
 
 
 def test_a_killed_host_ends_the_other(program, tmp_path):
-  """With a message and a code that says: start it again.
+  """Within the heartbeat's limit, with a message, and not as a success.
 
-  One device each: with several in a process, gloo, which is what CPUs talk
-  through, may find its own ranks apart first and abort (exit by SIGABRT).
+  In a step it is our message and code; in a wait for the others, JAX's own
+  (it then ends the process outside Python, with SIGABRT).
   """
   flags = (*SMALL, EVERY, "--config.steps=5000", f"--workdir={tmp_path}/run")
   two = start(program, *flags, devices=1)
@@ -159,10 +159,10 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
   two[1].kill()
   began = time.monotonic()
   (code, _, err), _ = ended(two)
-  assert code == hosts.LOST, err
-  assert time.monotonic() - began < 60
-  message = [x for x in err.splitlines() if x.startswith("gamix_jax:")]
-  assert "lost the others" in message[0], err
+  assert time.monotonic() - began < 3 * hosts.HEARTBEAT
+  assert code in (hosts.LOST, -signal.SIGABRT), err
+  words = {hosts.LOST: "lost the others", -signal.SIGABRT: "another task died"}
+  assert words[code] in err
   saved = [int(p.name) for p in (tmp_path / "run/checkpoints").glob("[0-9]*")]
   last = max(saved) + 4
   text = program.done(*flags[:-2], f"--config.steps={last}", flags[-1])

@@ -108,6 +108,17 @@ def quantities(features: str) -> list[Quantity]:
       "of a mixture: exp of the mean image's weights' entropy, averaged",
     ),
     Quantity(
+      "lifetime_sparseness",
+      "lifetime sparseness",
+      "of rates: 1 of a latent that one image alone uses, 0 of one that all "
+      "use alike",
+    ),
+    Quantity(
+      "population_sparseness",
+      "population sparseness",
+      "the same of an image over the latents",
+    ),
+    Quantity(
       "mutual_information",
       "mutual information",
       "of image and code over the images used, nats; at most ln of their "

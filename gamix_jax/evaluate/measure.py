@@ -243,6 +243,9 @@ class Measured:
     self.standard = vae.prior is None and vae.posterior.family.normal
     for name, value in metrics.latent_report(mean, spread).items():
       numbers.add(name, value, "", **self._all)
+    if subject.model.config.posterior.name == "poisson":
+      for name, value in metrics.sparseness(mean).items():
+        numbers.add(name, value, "", **self._all)
     if self.standard:
       numbers.add(
         "population_kl_gaussian",

@@ -34,6 +34,7 @@ from gamix_jax.metrics.latent import (
   mean_and_error,
   mss_weights,
   population_kl_gaussian,
+  sparseness,
   surgery,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
   "psnr",
   "random_features",
   "sharpness",
+  "sparseness",
   "ssim",
   "surgery",
 ]

@@ -275,3 +275,41 @@ def mean_and_error(each: np.ndarray) -> tuple[float, float | None]:
   if len(each) < 2:
     return float(each.mean()), None
   return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))
+
+
+def sparseness(z: np.ndarray) -> dict[str, float]:
+  """How few of the latents an image uses, how few images use a latent.
+
+      S = (1 - (sum z)^2 / (m sum z^2)) / (1 - 1/m)
+
+  over the m latents of an image (population) and the m images of a latent
+  (lifetime), averaged over images and latents; Vinje & Gallant 2000, as in
+  arXiv:2405.14473. A latent or an image of zeros has none and is left out.
+
+  Args:
+    z: 0 or more, rates or counts, [n, d].
+
+  Returns:
+    `population_sparseness`, `lifetime_sparseness`: 0 where all are equal, 1
+    where one alone is not 0; NaN with a single latent, a single image, or
+    nothing but zeros.
+
+  Raises:
+    UserError: a negative number.
+  """
+  z = np.asarray(z, np.float64)
+  if np.any(z < 0):
+    raise UserError("sparseness is of numbers from 0 on; some are negative.")
+
+  def mean_over(axis):
+    m, square = z.shape[axis], np.sum(np.square(z), axis=axis)
+    used = square > 0
+    if m < 2 or not used.any():
+      return math.nan
+    share = np.square(np.sum(z, axis=axis))[used] / (m * square[used])
+    return float(np.mean((1 - share) / (1 - 1 / m)))
+
+  return {
+    "population_sparseness": mean_over(1),
+    "lifetime_sparseness": mean_over(0),
+  }
