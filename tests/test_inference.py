@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import conftest
+import eight_inference
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +19,7 @@ from gamix_jax import build, posterior
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick")
 SHAPE = (8, 8, 1)
 
 
@@ -133,7 +135,7 @@ def test_readme_example(run, images, capsys):
   section = text.split("## Use a trained model")[1].split("\n## ")[0]
   block = re.search(r"```python\n(.*?)```", section, re.S)[1]
   assert '"runs/digits"' in block
-  block = block.replace('"runs/digits"', repr(str(run[0])))
+  block = block.replace('"runs/digits"', f"{str(run[0])!r}, batch_size=16")
   names = {"images": images, "train_images": np.tile(images, (4, 1, 1, 1))}
   exec(compile(block, "README.md", "exec"), names)
   called = set(re.findall(r"model\.(\w+)\(", block))
@@ -197,6 +199,21 @@ def test_bernoulli_logits_are_shown_as_images(tmp_path):
     model.discriminate(np.tanh(raw / 2)),
     atol=1e-5,
   )
+
+
+def test_eight_devices_say_what_one_says(run, program, tmp_path):
+  out = tmp_path / "eight.npz"
+  script = eight_inference.__file__
+  with subprocess.Popen(
+    [sys.executable, script, str(run[0]), str(out)], env=program.env(8)
+  ) as other:
+    one = eight_inference.answers(run[0])
+  assert other.returncode == 0
+  with np.load(out) as file:
+    eight = dict(file)
+  assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+  for name, value in one.items():
+    np.testing.assert_allclose(eight[name], value, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------- refusals
