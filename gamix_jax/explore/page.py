@@ -100,7 +100,7 @@ def _laid_out(view: View) -> SimpleNamespace:
         )
         for d in view.active
       ]
-      ui.zero = gr.Button("Back to the image")
+      ui.zero = gr.Button("Sliders to 0")
   with gr.Tab("Map"):
     gr.Markdown("Held-out images at their codes (PCA). Click to decode.")
     ui.plane = image("Map", view.map(view.place(z0)), elem_id="map")
@@ -141,9 +141,11 @@ def _wire(view: View, ui: SimpleNamespace) -> None:
     z = view.moved(z, by)
     return view.picture(z), view.map(view.place(z))
 
-  def clicked(event: gr.SelectData):
+  def clicked(share, z1, event: gr.SelectData):
     x, y = event.index
-    return view.picture(view.at(x, y)), view.map((x, y))
+    z = view.at(x, y)
+    mixed = view.mixed(z, z1, share)
+    return z, view.picture(z), view.map((x, y)), mixed, *zeros
 
   def opened_other(path, share, z):
     x = view.open(path)
@@ -173,7 +175,12 @@ def _wire(view: View, ui: SimpleNamespace) -> None:
     [ui.now, ui.plane, *ui.sliders],
   )
   # Not by `on`: Gradio reads the event's annotation.
-  ui.plane.select(clicked, None, [ui.now, ui.plane], show_progress="hidden")
+  ui.plane.select(
+    clicked,
+    [ui.share, ui.other],
+    [ui.code, ui.now, ui.plane, ui.mix, *ui.sliders],
+    show_progress="hidden",
+  )
   on(
     ui.share.input,
     lambda z, z1, share: (view.mixed(z, z1, share),),
@@ -222,8 +229,8 @@ def serve(view: View, host: str, port: int) -> None:
     )
   except OSError as e:
     raise UserError(
-      f"--host={host} --port={port} cannot be served ({e}); give another "
-      "--port."
+      f"--host={host} --port={port} cannot be served: the port is taken, "
+      "or the host is not this machine's; give another."
     ) from e
   print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
   stop.wait()
