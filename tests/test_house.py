@@ -21,7 +21,7 @@ FLOORS = (
   ("build", "workdir", "health", "progress", "weights"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
-  ("cli", "compare", "explore", "export", "main"),
+  ("cli", "compare", "explore", "export", "generate", "main"),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
