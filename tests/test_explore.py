@@ -14,9 +14,9 @@ import conftest
 import jax
 import numpy as np
 import pytest
+from conftest import save
 from PIL import Image
 from program import ROOT, assert_refused, noise
-from test_inference import save
 
 import gamix_jax
 from gamix_jax import build
@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def run(tmp_path_factory):
   config = conftest.small(data__source="digits")
   folder = tmp_path_factory.mktemp("runs") / "run"
-  save(folder, config, conftest.state_of(build.recipe(config)))
+  conftest.save_run(folder, config, conftest.state_of(build.recipe(config)))
   return folder
 
 
