@@ -14,7 +14,6 @@ import conftest
 import jax
 import numpy as np
 import pytest
-from conftest import save
 from PIL import Image
 from program import ROOT, assert_refused, noise
 

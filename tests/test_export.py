@@ -12,7 +12,6 @@ import conftest
 import jax
 import numpy as np
 import pytest
-from conftest import save
 from program import ROOT, assert_refused
 
 import gamix_jax
