@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 from program import ROOT, assert_refused
-from test_inference import save
 
 import gamix_jax
 from gamix_jax import build, posterior, weights
@@ -31,7 +30,7 @@ def run(tmp_path_factory):
   state = conftest.state_of(build.recipe(config))
   state = state.replace(ema=jax.tree.map(lambda x: 0.9 * x, state.vae.params))
   folder = tmp_path_factory.mktemp("runs") / "run"
-  save(folder, config, state)
+  conftest.save_run(folder, config, state)
   return folder
 
 
@@ -189,7 +188,9 @@ def test_bfloat16_is_compared_as_such(tmp_path):
   config = conftest.flat(
     dtype="bfloat16", objective__reconstruction="bernoulli"
   )
-  save(tmp_path / "run", config, conftest.state_of(build.recipe(config)))
+  conftest.save_run(
+    tmp_path / "run", config, conftest.state_of(build.recipe(config))
+  )
   model = gamix_jax.load(tmp_path / "run")
   exporting.export(model, "decoder", "stablehlo", tmp_path / "out")
   data = (tmp_path / "out" / "decoder.stablehlo").read_bytes()
@@ -274,7 +275,9 @@ def test_parts_hold_their_arrays(model, tmp_path):
 
 def test_a_model_without_a_discriminator(tmp_path):
   config = conftest.alone(conftest.flat)
-  save(tmp_path / "run", config, conftest.state_of(build.recipe(config)))
+  conftest.save_run(
+    tmp_path / "run", config, conftest.state_of(build.recipe(config))
+  )
   model = gamix_jax.load(tmp_path / "run", "raw")
   exporting.export(model, "model", "safetensors", tmp_path / "out")
   x = np.zeros((1, 4, 4, 1), "f4")

@@ -22,7 +22,8 @@ FLOORS = (
   ("build", "workdir", "health", "progress", "weights"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
-  ("cli", "compare", "evaluate", "generate", "export", "notebook", "main"),
+  ("cli", "compare", "evaluate", "explore", "export", "generate", "notebook"),
+  ("main",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
