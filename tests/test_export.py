@@ -283,7 +283,7 @@ def test_a_model_without_a_discriminator(tmp_path):
   x = np.zeros((1, 4, 4, 1), "f4")
   again = gamix_jax.load(tmp_path / "out", "raw")
   np.testing.assert_array_equal(again.reconstruct(x), model.reconstruct(x))
-  with pytest.raises(UserError, match="no discriminator"):
+  with pytest.raises(UserError, match="without a discriminator"):
     again.discriminate(x)
 
 
