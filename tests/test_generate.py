@@ -1,5 +1,6 @@
 """Pictures of a tiny model, read back; and what is refused."""
 
+import itertools
 import json
 import shutil
 
@@ -165,7 +166,7 @@ def test_walks(run, tmp_path, ending):
     frames.append(frame.astype(int))
   assert len(frames) == 12
   assert frames[0].shape[1] > frames[0].shape[0] >= 64
-  steps = [np.abs(b - a).mean() for a, b in zip(frames, frames[1:])]  # noqa: B905
+  steps = [np.abs(b - a).mean() for a, b in itertools.pairwise(frames)]
   loop = np.abs(frames[0] - frames[-1]).mean()
   assert max(steps) > 0 and loop < 3 * max(steps)  # it ends where it began
 
