@@ -43,6 +43,16 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def flat_run(tmp_path_factory):
+  """The workdir of a model that compiles sooner."""
+  config = conftest.flat(posterior__name="mixture", posterior__components=2)
+  state = conftest.state_of(build.recipe(config))
+  folder = tmp_path_factory.mktemp("flat") / "run"
+  conftest.save_run(folder, config, state)
+  return folder
+
+
+@pytest.fixture(scope="module")
 def model(run):
   return gamix_jax.load(run[0], batch_size=4)
 
@@ -129,13 +139,14 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
   assert model._device.encoder._cache_size() == 3  # 1, 2 and 4 rows
 
 
-def test_readme_example(run, images, capsys):
+def test_readme_example(flat_run):
   """Every line of the README's Python block, on this run."""
   text = (Path(__file__).parents[1] / "README.md").read_text()
   section = text.split("## Use a trained model")[1].split("\n## ")[0]
   block = re.search(r"```python\n(.*?)```", section, re.S)[1]
   assert '"runs/digits"' in block
-  block = block.replace('"runs/digits"', f"{str(run[0])!r}, batch_size=16")
+  block = block.replace('"runs/digits"', f"{str(flat_run)!r}, batch_size=16")
+  images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
   names = {"images": images, "train_images": np.tile(images, (4, 1, 1, 1))}
   exec(compile(block, "README.md", "exec"), names)
   called = set(re.findall(r"model\.(\w+)\(", block))
@@ -201,13 +212,13 @@ def test_bernoulli_logits_are_shown_as_images(tmp_path):
   )
 
 
-def test_eight_devices_say_what_one_says(run, program, tmp_path):
+def test_eight_devices_say_what_one_says(flat_run, program, tmp_path):
   out = tmp_path / "eight.npz"
   script = eight_inference.__file__
   with subprocess.Popen(
-    [sys.executable, script, str(run[0]), str(out)], env=program.env(8)
+    [sys.executable, script, str(flat_run), str(out)], env=program.env(8)
   ) as other:
-    one = eight_inference.answers(run[0])
+    one = eight_inference.answers(flat_run)
   assert other.returncode == 0
   with np.load(out) as file:
     eight = dict(file)
