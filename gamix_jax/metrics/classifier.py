@@ -164,7 +164,7 @@ def _write(file: Path, params) -> None:
 def _read(file: Path, like):
   """What `_write` wrote; None where there is none, or it is damaged."""
   try:
-    with np.load(file) as found:
+    with file.open("rb") as f, np.load(f) as found:
       leaves = [found[f"arr_{i}"] for i in range(len(found.files))]
   except FileNotFoundError:
     return None
