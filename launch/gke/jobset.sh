@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Trains on GKE, as a JobSet of one pod a host.
+#
+#   export NAME=vae IMAGE=REGION-docker.pkg.dev/P/R/gamix_jax:tpu CLAIM=runs
+#   export HOSTS=4 TPU=tpu-v6e-slice TOPOLOGY=4x4 CHIPS=4
+#   launch/gke/jobset.sh apply tpu --config=... --workdir=/workdir/a
+#   launch/gke/jobset.sh render tpu FLAGS ...     the YAML, to look at or keep
+#   launch/gke/jobset.sh xpk --config=... --workdir=/workdir/a
+#   launch/gke/jobset.sh status
+#   launch/gke/jobset.sh logs [--follow]          of process 0
+#   launch/gke/jobset.sh delete --force           the JobSet; it saves first
+#
+# The cluster needs the JobSet controller, and CLAIM, a PersistentVolumeClaim
+# that many pods may write to (Filestore); it is mounted at /workdir.
+#
+# NAME, IMAGE    of the JobSet; the image of launch/Dockerfile
+# CLAIM          name of the claim
+# HOSTS          how many pods
+# TPU, TOPOLOGY, CHIPS    for tpu: GKE's accelerator and topology labels, and
+#                         chips a host
+# GPU, GPUS      for gpu: GKE's accelerator label, as nvidia-l4, and GPUs a host
+# SPOT=1         on spot nodes
+# MAX_RESTARTS   100 if not set
+# CLUSTER, TYPE  for xpk: a cluster that xpk made, and the type, as v6e-16
+# DRY_RUN=1      print what would be run
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+here=$(dirname "${BASH_SOURCE[0]}")
+export MAX_RESTARTS=${MAX_RESTARTS:-100} SPOT=${SPOT:-0}
+
+render() {
+  local kind=${1:-}
+  case $kind in
+    tpu | gpu) shift ;;
+    *) fail "say tpu or gpu, then the flags of the training; see --help." ;;
+  esac
+  check_claimed "$@"
+  "${PYTHON:-python3}" "$here/render.py" "$here/jobset_$kind.yaml" "$@"
+}
+
+check_claimed() {
+  local workdir
+  workdir=$(workdir_of "$@")
+  [[ $workdir == /workdir/* ]] ||
+    fail "--workdir=$workdir has to be in /workdir, where CLAIM is mounted."
+}
+
+apply() {
+  local text
+  text=$(render "$@")
+  if dry; then
+    run kubectl apply --filename=-
+    printf '%s\n' "$text"
+  else
+    kubectl apply --filename=- <<<"$text"
+  fi
+}
+
+xpk_create() {
+  need CLUSTER "a cluster that xpk made"
+  need TYPE "the TPU type, as v6e-16"
+  need IMAGE "the image of launch/Dockerfile"
+  check_claimed "$@"
+  run xpk workload create --cluster="$CLUSTER" --workload="$NAME" \
+    --tpu-type="$TYPE" --num-slices=1 --docker-image="$IMAGE" \
+    --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes=75 \
+    --termination-grace-period-seconds=300 \
+    --command="launch/until_done.sh --once python -m gamix_jax.main --multihost $(quoted "$@")"
+}
+
+what=${1:---help}
+if (($#)); then shift; fi
+if [[ $what == --help || $what == -h ]]; then usage && exit 0; fi
+need NAME "the JobSet's name"
+case $what in
+  render) render "$@" ;;
+  apply) apply "$@" ;;
+  xpk) xpk_create "$@" ;;
+  status)
+    run kubectl get jobset "$NAME"
+    run kubectl get pods --output=wide \
+      --selector="jobset.sigs.k8s.io/jobset-name=$NAME"
+    ;;
+  logs)
+    follow=()
+    case ${1:-} in
+      "") ;;
+      --follow) follow=(--follow) ;;
+      *) fail "logs $1: no such option; see --help." ;;
+    esac
+    run kubectl logs ${follow[@]+"${follow[@]}"} --tail=50 \
+      --selector="jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
+    ;;
+  delete)
+    [[ ${1:-} == --force ]] ||
+      fail "delete would end and delete the JobSet $NAME; add --force to do it."
+    run kubectl delete jobset "$NAME"
+    ;;
+  *) fail "$what: no such command; see --help." ;;
+esac
