@@ -155,7 +155,6 @@ def test_readme_two_commands_are_those_of_ci():
 
 def test_readme_keys_are_keys():
   from gamix_jax import config
-
   from gamix_jax.evaluate import settings
 
   keys = config.flat(config.base()) | config.flat(settings.base())

@@ -59,13 +59,17 @@ def main() -> None:
   say(f"done: {folder / report.REPORT}, {report.NUMBERS}")
 
 
-if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
+def define() -> None:
+  """The flags."""
   flags.DEFINE_string("workdir", None, "The run's folder.")
   flags.DEFINE_string("which", "ema", "Of its weights: ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint; the newest.")
   flags.DEFINE_string("split", "test", "Judged on: test or train.")
   config_flags.DEFINE_config_dict("config", settings.base())
-  sys.exit(cli.run(main))
+
+
+if __name__ == "__main__":
+  if "--help" in sys.argv:
+    print(__doc__)
+    sys.exit(0)
+  sys.exit(cli.run(main, define=define))

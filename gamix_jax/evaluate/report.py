@@ -95,7 +95,8 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     Line(
       "mutual_information",
       "",
-      "of image and code; at most ln of the images' count",
+      "of image and code; at most ln of the images' count: where it is near "
+      "that, `population_kl` has what is cut off",
     ),
     Line("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
     Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),

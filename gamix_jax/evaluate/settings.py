@@ -15,7 +15,7 @@ def base() -> ConfigDict:
   c.eval = ConfigDict()
   e = c.eval
   e.images = 10_000  # held-out images, and samples of each source, at most
-  e.train_images = 10_000  # for samplers, classifier, probes; at most
+  e.train_images = 5_000  # for samplers, classifier, probes; at most
   e.bound_images = 1_000  # of the held-out images, for bounds and AUROC
   e.draws = 32  # of z an image (of a mixture: of each component), for bounds
   e.sources = ("prior", "population", "gmm")  # of samples; vamp
