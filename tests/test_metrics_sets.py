@@ -174,8 +174,8 @@ def test_as_torch_fidelity(digits):
   )
   want = found["kernel_inception_distance_mean"]
   assert metrics.kernel_distance(a, b).value == pytest.approx(want, rel=1e-4)
-  found = metric_prc.prc_features_to_metric(
-    one, two, prc_neighborhood=5, verbose=False
+  found = metric_prc.prc_features_to_metric(  # theirs: generated, real
+    two, one, prc_neighborhood=5, verbose=False
   )
   got = metrics.prdc(a, b, 5)
   assert got["precision"] == pytest.approx(found["precision"], abs=2 / 600)

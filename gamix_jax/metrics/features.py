@@ -121,10 +121,13 @@ class inception_features:
       from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415
         FeatureExtractorInceptionV3,
       )
-    except ImportError as e:
+    except (
+      ImportError,
+      RuntimeError,
+    ) as e:  # also torchvision of another torch
       raise UserError(
         "Features of Inception need torch-fidelity: pip install "
-        "'gamix_jax[fid]' (the CPU's PyTorch is enough)."
+        f"'gamix_jax[fid]'. Importing it says: {str(e)[:120]}"
       ) from e
     with file.open("rb") as f:
       self.sha256 = hashlib.file_digest(f, "sha256").hexdigest()
