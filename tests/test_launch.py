@@ -182,6 +182,39 @@ def test_dry_run(name, tmp_path):
   assert text == golden.read_text()
 
 
+README = (LAUNCH / "README.md").read_text()
+
+
+@pytest.mark.parametrize("title", re.findall("^## (.*)$", README, re.M))
+def test_readme_commands(title):
+  """Those of a section, in their order, as dry runs."""
+  text = README.split(f"## {title}\n")[1].split("\n## ")[0]
+  for name in re.findall(r"\]\(([^:)]+)\)", text):
+    assert (LAUNCH / name).exists(), name
+  lines = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+    for line in block.splitlines()
+    if re.match(r"(export|launch/|DRY_RUN=1 )", line)
+  ]
+  ran = subprocess.run(
+    ["bash", "-euc", "\n".join(["export DRY_RUN=1", *lines])],
+    env=clean() | dict(PYTHON=sys.executable),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=60,
+  )
+  assert ran.returncode == 0, ran.stderr
+  for config in re.findall(r"--config=(\S+)", text):
+    assert config == "..." or (ROOT / config).is_file(), config
+  for key in re.findall(r"--config\.([\w.]+)", text):
+    from gamix_jax import config as configs
+
+    assert key in configs.flat(configs.base()), key
+
+
 def test_every_golden_file_has_its_case():
   assert {p.stem for p in GOLDEN.iterdir()} == set(CASES)
 
@@ -498,6 +531,20 @@ exit "$code"
   _, err = process.communicate(timeout=60)
   ran = len((tmp_path / "ran").read_text().splitlines())
   return process.returncode, ran, err
+
+
+@pytest.mark.parametrize(("step", "done"), [(7, True), (6, False)])
+def test_done_is_read_from_what_a_run_writes(tmp_path, step, done):
+  from configs import digits
+  from gamix_jax import config
+
+  c = digits.get_config("tiny")
+  c.steps = 7
+  (tmp_path / "config.json").write_text(config.to_json(c))
+  (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  call = f'source {LAUNCH}/lib.sh; run_is_done "$1"'
+  ran = subprocess.run(["bash", "-c", call, "_", tmp_path], check=False)
+  assert (ran.returncode == 0) == done
 
 
 @pytest.mark.parametrize(
