@@ -78,6 +78,11 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       possible.
   """
   configs.check(config)
+  if "://" in folder:
+    raise UserError(
+      f"--workdir={folder} is an address, and a folder is needed; mount it, "
+      "see launch/README.md."
+    )
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size)
   train_set = data.open(config.data, "train", config.seed)

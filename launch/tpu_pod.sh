@@ -70,6 +70,7 @@ setup() {
   if [[ -n ${SHARE:-} ]]; then
     [[ $SHARE =~ ^[A-Za-z0-9.:_-]+:/[A-Za-z0-9._/-]*$ ]] ||
       fail "SHARE=$SHARE is not HOST:/PATH."
+    # A listing older than 5 s could hide the last checkpoint from until_done.
     local line="$SHARE $MOUNT nfs defaults,_netdev,hard,actimeo=5 0 0"
     mount="sudo mkdir -p $MOUNT
 grep -qxF $(quoted "$line") /etc/fstab ||
@@ -91,7 +92,7 @@ mkdir -p ~/$SERVICE
 tar -xzf ~/$SERVICE.tar.gz -C ~/$SERVICE
 [ -x ~/venv/bin/python ] || ~/.local/bin/uv venv --python 3.12 ~/venv
 ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python \\
-  -e \"\$HOME/$SERVICE[tpu]\"
+  -e \"\$HOME/${SERVICE}[tpu]\"
 ~/venv/bin/python -c 'import gamix_jax; print(gamix_jax.__version__)'"
 }
 
@@ -115,6 +116,7 @@ StandardOutput=append:@HOME@/$SERVICE.log
 StandardError=inherit
 KillMode=mixed
 TimeoutStopSec=300
+SuccessExitStatus=75
 [Install]
 WantedBy=multi-user.target"
   on all "set -euo pipefail
@@ -189,5 +191,7 @@ case $what in
 esac
 need NAME "the TPU's name"
 need ZONE "the TPU's zone"
+[[ $NAME =~ ^[a-z][-a-z0-9]*$ ]] ||
+  fail "NAME=$NAME has to be lower case letters, digits and -."
 if [[ $what == run ]]; then what=train; fi
 "$what" "$@"

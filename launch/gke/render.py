@@ -29,7 +29,7 @@ SHAPES = {
   "GPU": LABEL,
   "GPUS": COUNT,
 }
-NUMBERS = ("HOSTS", "MAX_RESTARTS", "CHIPS", "GPUS")
+NUMBERS = ("HOSTS", "MAX_RESTARTS")  # a resource's quantity is text
 SPOT = "cloud.google.com/gke-spot"
 
 
@@ -39,6 +39,8 @@ def values(names: set[str], flags: list[str]) -> dict[str, str]:
   Raises:
     ValueError: a variable is missing or misshapen; it says which and how.
   """
+  # Kubernetes would fill in $(...), but for a doubled dollar.
+  flags = [flag.replace("$(", "$$(") for flag in flags]
   found = {"FLAGS": flags, "TOLERATIONS": []}
   if os.environ.get("SPOT", "0") != "0":
     found["TOLERATIONS"] = [
@@ -57,7 +59,7 @@ def values(names: set[str], flags: list[str]) -> dict[str, str]:
     found[name] = int(value) if name in NUMBERS else value
   if {"TOPOLOGY", "HOSTS", "CHIPS"} <= names:
     chips = math.prod(map(int, found["TOPOLOGY"].split("x")))
-    if chips != found["HOSTS"] * found["CHIPS"]:
+    if chips != found["HOSTS"] * int(found["CHIPS"]):
       raise ValueError(
         f"TOPOLOGY={found['TOPOLOGY']} is {chips} chips, and HOSTS x CHIPS is "
         f"{found['HOSTS']} x {found['CHIPS']}."
