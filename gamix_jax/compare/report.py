@@ -254,7 +254,8 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
   if used < metrics.ENOUGH_IMAGES:
     yield (
       f"Warning: the Frechet distances are of {used} images, under "
-      f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one another only."
+      f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one "
+      "another only."
     )
   goals = {c.objective.name for _, c in runs.values()}
   if "evae" in goals:
