@@ -215,7 +215,6 @@ def test_excluded_labels():
     c.source, c.exclude_labels = source, (label,)
     with pytest.raises(UserError, match=words):
       data.open(c, "train")
-  c.source, c.exclude_labels = "digits", 3
   with pytest.raises(UserError, match="a tuple of classes"):
-    data.open(c, "train")
+    data.open({**c, "exclude_labels": 3}, "train")
   assert configs.base().data.exclude_labels == ()
