@@ -64,8 +64,10 @@ def _find_config(argument: str) -> str:
   return path + colon + variant
 
 
-def parse(argv: Sequence[str]) -> None:
-  """Parses the flags that were defined.
+def parse(
+  argv: Sequence[str], define: Callable[[], object] | None = None
+) -> None:
+  """Parses the flags that were defined, or that `define` defines.
 
   Raises:
     UserError: an unknown flag, a config key that is none, a value of another
@@ -81,6 +83,8 @@ def parse(argv: Sequence[str]) -> None:
     elif i + 1 < len(argv):
       argv[i + 1] = _find_config(argv[i + 1])
   try:
+    if define is not None:  # of a config that is at hand: it is read at once
+      define()
     rest = flags.FLAGS(argv)
   except UserError:
     raise
@@ -142,7 +146,7 @@ def _flag_message(error: Exception) -> str | None:
   if isinstance(error, AttributeError | KeyError):
     return (
       f"--config has no key {_first(error)!r}; gamix_jax/config.py lists all "
-      "keys."
+      "keys (gamix_jax/evaluate/settings.py those of evaluate)."
     )
   if not isinstance(error, flags.Error | TypeError | ValueError):
     return None
@@ -154,11 +158,15 @@ def _flag_message(error: Exception) -> str | None:
   return "\n".join(text.strip().splitlines()[:2])
 
 
-def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def run(
+  main: Callable[[], None],
+  argv: Sequence[str] | None = None,
+  define: Callable[[], object] | None = None,
+) -> int:
   """Parses the flags and runs a command; the process's exit code."""
   logging.basicConfig(format="%(message)s", level=logging.WARNING)
   try:
-    parse(sys.argv if argv is None else argv)
+    parse(sys.argv if argv is None else argv, define)
     main()
   except UserError as e:
     return _say(str(e))

@@ -46,6 +46,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.workers = 0  # processes that decode; 0: this one
   c.data.test_share = 0.2  # held out by hash where the source has no test split
   c.data.max_broken = 0.01  # share of unreadable files that is an error
+  c.data.exclude_labels = ()  # classes that are not trained on: "(3,)", names
 
   c.model = ConfigDict()
   c.model.latent = 512

@@ -17,6 +17,7 @@ import pytest
 from program import Program
 
 from gamix_jax import build, config, step
+from gamix_jax.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
 
@@ -125,6 +126,15 @@ def state_of(recipe, seed=0):
   )
 
 
+def save_run(folder, config_, *states):
+  """A workdir with these states, of steps 5, 10, ..."""
+  folder.mkdir()
+  (folder / "config.json").write_text(config.to_json(config_))
+  with Checkpoints(folder / "checkpoints", keep=9) as checkpoints:
+    for i, state in enumerate(states):
+      checkpoints.save(5 * (i + 1), state)
+
+
 def images(c, seed=0):
   """A batch of smooth images in [-1, 1]."""
   rng = np.random.default_rng(seed)
@@ -210,6 +220,16 @@ def moved(a, b):
     jax.tree_util.keystr(p): bool(np.any(np.asarray(x) != np.asarray(y)))
     for (p, x), y in pairs
   }
+
+
+@pytest.fixture(scope="module")
+def quick():
+  """What a module's tests compile, compiled in half the time."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
+    )
+    yield
 
 
 @pytest.fixture(scope="session")

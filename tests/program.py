@@ -76,10 +76,17 @@ class Program:
     warnings = [f"-W{w}" for w in WARNINGS]
     return [sys.executable, *warnings, "-m", module, *map(str, flags)]
 
-  def run(self, *flags: str, devices: int = 1, cwd: Path = ROOT, **kwargs):
-    """Runs `main` to its end: .returncode, .stdout, .stderr."""
+  def run(
+    self,
+    *flags: str,
+    devices: int = 1,
+    cwd: Path = ROOT,
+    module: str = "gamix_jax.main",
+    **kwargs,
+  ):
+    """Runs a command to its end: .returncode, .stdout, .stderr."""
     return subprocess.run(
-      self.argv(*flags),
+      self.argv(*flags, module=module),
       env=self.env(devices),
       cwd=cwd,
       capture_output=True,

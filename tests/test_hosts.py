@@ -29,8 +29,8 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start(program, *flags, count=2, env=()):
-  """The processes of one run, with four devices each."""
+def start(program, *flags, count=2, devices=4):
+  """The processes of one run."""
   address = f"localhost:{free_port()}"
   return [
     subprocess.Popen(
@@ -40,7 +40,7 @@ def start(program, *flags, count=2, env=()):
         f"--num_processes={count}",
         f"--process_id={i}",
       ),
-      env=program.env(4) | dict(env),
+      env=program.env(devices),
       cwd=ROOT,
       text=True,
       stdout=subprocess.PIPE,
@@ -112,7 +112,8 @@ def test_two_hosts_are_one_device(both):
   for name, x in ours.items():
     y = np.asarray(theirs[name], np.float64)
     off = np.max(np.abs(np.asarray(x, np.float64) - y), initial=0)
-    assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 1e-6, name
+    # Adam may have moved a bias from 0 by 20 times the rate, 2e-3.
+    assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 2e-5, name
 
 
 def test_only_the_first_speaks_and_writes(both):
@@ -147,17 +148,21 @@ def test_one_host_asked_to_stop_stops_all(program, tmp_path):
 
 
 def test_a_killed_host_ends_the_other(program, tmp_path):
-  """With a message and a code that says: start it again."""
+  """Within the heartbeat's limit, with a message, and not as a success.
+
+  In a step it is our message and code; in a wait for the others, JAX's own
+  (it then ends the process outside Python, with SIGABRT).
+  """
   flags = (*SMALL, EVERY, "--config.steps=5000", f"--workdir={tmp_path}/run")
-  two = start(program, *flags)
+  two = start(program, *flags, devices=1)
   wait_for(tmp_path / "run" / "checkpoints" / "3", two)
   two[1].kill()
   began = time.monotonic()
   (code, _, err), _ = ended(two)
-  assert code == hosts.LOST, err
-  assert time.monotonic() - began < 60
-  message = [x for x in err.splitlines() if x.startswith("gamix_jax:")]
-  assert "lost the others" in message[0], err
+  assert time.monotonic() - began < 3 * hosts.HEARTBEAT
+  assert code in (hosts.LOST, -signal.SIGABRT), err
+  words = {hosts.LOST: "lost the others", -signal.SIGABRT: "another task died"}
+  assert words[code] in err
   saved = [int(p.name) for p in (tmp_path / "run/checkpoints").glob("[0-9]*")]
   last = max(saved) + 4
   text = program.done(*flags[:-2], f"--config.steps={last}", flags[-1])

@@ -19,10 +19,11 @@ FLOORS = (
   ("objective",),
   ("optim", "diagnose"),
   ("step",),
-  ("build", "workdir", "health", "progress"),
+  ("build", "workdir", "health", "progress", "weights"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
-  ("cli", "compare", "main"),
+  ("cli", "compare", "evaluate", "explore", "export", "generate", "notebook"),
+  ("main",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
@@ -154,8 +155,9 @@ def test_readme_two_commands_are_those_of_ci():
 
 def test_readme_keys_are_keys():
   from gamix_jax import config
+  from gamix_jax.evaluate import settings
 
-  keys = config.flat(config.base())
+  keys = config.flat(config.base()) | config.flat(settings.base())
   found = re.findall(r"--config\.([\w.]+)", README)
   assert found
   for key in found:

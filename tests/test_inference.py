@@ -1,11 +1,13 @@
 """A trained model opened again: what goes in, what comes out, what does not."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import conftest
+import eight_inference
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -15,19 +17,10 @@ import pytest
 import gamix_jax
 from gamix_jax import build, posterior
 from gamix_jax import config as configs
-from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick")
 SHAPE = (8, 8, 1)
-
-
-def save(folder, config, *states):
-  """A workdir with these states, of steps 5, 10, ..."""
-  folder.mkdir()
-  (folder / "config.json").write_text(configs.to_json(config))
-  with Checkpoints(folder / "checkpoints", keep=9) as checkpoints:
-    for i, state in enumerate(states):
-      checkpoints.save(5 * (i + 1), state)
 
 
 def of(recipe, params, stats, method, *args):
@@ -45,8 +38,18 @@ def run(tmp_path_factory):
   averages = jax.tree.map(lambda x: 0.9 * x, states[1].vae.params)
   states[1] = states[1].replace(ema=averages)
   folder = tmp_path_factory.mktemp("runs") / "run"
-  save(folder, config, *states)
+  conftest.save_run(folder, config, *states)
   return folder, recipe, states
+
+
+@pytest.fixture(scope="module")
+def flat_run(tmp_path_factory):
+  """The workdir of a model that compiles sooner."""
+  config = conftest.flat(posterior__name="mixture", posterior__components=2)
+  state = conftest.state_of(build.recipe(config))
+  folder = tmp_path_factory.mktemp("flat") / "run"
+  conftest.save_run(folder, config, state)
+  return folder
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,21 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
   assert model._device.encoder._cache_size() == 3  # 1, 2 and 4 rows
 
 
+def test_readme_example(flat_run):
+  """Every line of the README's Python block, on this run."""
+  text = (Path(__file__).parents[1] / "README.md").read_text()
+  section = text.split("## Use a trained model")[1].split("\n## ")[0]
+  block = re.search(r"```python\n(.*?)```", section, re.S)[1]
+  assert '"runs/digits"' in block
+  block = block.replace('"runs/digits"', f"{str(flat_run)!r}, batch_size=16")
+  images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+  names = {"images": images, "train_images": np.tile(images, (4, 1, 1, 1))}
+  exec(compile(block, "README.md", "exec"), names)
+  called = set(re.findall(r"model\.(\w+)\(", block))
+  public = {n for n in vars(gamix_jax.Model) if not n.startswith("_")}
+  assert public - called == {"fitted", "check_source"}
+
+
 def test_reconstruct_sample_interpolate(model, images):
   shown = model.decode(model.encode(images).mean())
   np.testing.assert_array_equal(model.reconstruct(images), shown)
@@ -182,7 +200,7 @@ def test_every_kind_of_image_that_is_taken(model, images):
 def test_bernoulli_logits_are_shown_as_images(tmp_path):
   config = conftest.small(objective__reconstruction="bernoulli")
   recipe = build.recipe(config)
-  save(tmp_path / "run", config, conftest.state_of(recipe))
+  conftest.save_run(tmp_path / "run", config, conftest.state_of(recipe))
   model = gamix_jax.load(tmp_path / "run")
   z = np.random.default_rng(0).normal(size=(3, 4))
   raw = model.decode(z, raw=True)
@@ -192,6 +210,21 @@ def test_bernoulli_logits_are_shown_as_images(tmp_path):
     model.discriminate(np.tanh(raw / 2)),
     atol=1e-5,
   )
+
+
+def test_eight_devices_say_what_one_says(flat_run, program, tmp_path):
+  out = tmp_path / "eight.npz"
+  script = eight_inference.__file__
+  with subprocess.Popen(
+    [sys.executable, script, str(flat_run), str(out)], env=program.env(8)
+  ) as other:
+    one = eight_inference.answers(flat_run)
+  assert other.returncode == 0
+  with np.load(out) as file:
+    eight = dict(file)
+  assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+  for name, value in one.items():
+    np.testing.assert_allclose(eight[name], value, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------- refusals

@@ -133,7 +133,7 @@ def test_random_features_first_layer_and_chunks(monkeypatch):
   whole = features(x)
   np.testing.assert_allclose(whole[:, 0], want.mean(axis=(1, 2)), rtol=1e-4)
   np.testing.assert_allclose(whole[:, 16], want.std(axis=(1, 2)), rtol=1e-4)
-  monkeypatch.setattr(metrics, "FEATURE_BATCH", 2)
+  monkeypatch.setattr(metrics.features, "FEATURE_BATCH", 2)
   np.testing.assert_allclose(features(x), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -361,3 +361,23 @@ def test_latent_report():
   var = np.array([[1, 1e-3, 1], [1, 1e-3, 1], [1, 1, 1]])
   got = metrics.latent_report(mean, var)
   assert got == {"active_units": 1.0, "collapsed_share": 2 / 9}
+
+
+def test_sparseness():  # P10
+  one_hot = metrics.sparseness(np.eye(10))
+  assert one_hot == dict(population_sparseness=1, lifetime_sparseness=1)
+  flat = metrics.sparseness(np.full((4, 6), 2.0))
+  assert flat == dict(population_sparseness=0, lifetime_sparseness=0)
+  z = np.random.default_rng(0).poisson(0.7, (50, 8)).astype(float)
+  z[:, 3] = z[7] = 0  # left out
+  got = metrics.sparseness(z)
+  for name, rows in (("population", z), ("lifetime", z.T)):
+    each = [
+      (1 - np.mean(r) ** 2 / np.mean(r**2)) / (1 - 1 / len(r))
+      for r in rows
+      if r.any()
+    ]
+    np.testing.assert_allclose(got[f"{name}_sparseness"], np.mean(each))
+  assert np.isnan(metrics.sparseness(np.ones((1, 3)))["lifetime_sparseness"])
+  with pytest.raises(UserError, match="negative"):
+    metrics.sparseness(-z)

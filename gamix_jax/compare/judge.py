@@ -110,6 +110,8 @@ def _judge(
     pieces = metrics.surgery(q, jax.random.key(KEY + 1))
     for name in ("mutual_information", "population_kl"):
       numbers[name] = pieces[name]
+  if config.posterior.name == "poisson":
+    numbers |= metrics.sparseness(q.mean())
   one = model.encode(images[:1])
   z, _ = one.draws(jax.random.key(0), config.objective.draws)
   numbers["draws_decoded"] = len(z)

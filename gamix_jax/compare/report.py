@@ -13,7 +13,6 @@ from gamix_jax.compare import figure
 from gamix_jax.config import ConfigDict, image_shape
 
 TABLE, NUMBERS, FIGURE = "compare.md", "compare.csv", "compare.png"
-ENOUGH = 2048  # images, for a Frechet distance to depend little on how many
 DIGITS = 4  # of a mean that are shown
 
 Key = tuple[str, int]  # family, seed
@@ -106,6 +105,17 @@ def quantities(features: str) -> list[Quantity]:
       "effective_components",
       "effective components",
       "of a mixture: exp of the mean image's weights' entropy, averaged",
+    ),
+    Quantity(
+      "lifetime_sparseness",
+      "lifetime sparseness",
+      "of rates: 1 of a latent that one image alone uses, 0 of one that all "
+      "use alike",
+    ),
+    Quantity(
+      "population_sparseness",
+      "population sparseness",
+      "the same of an image over the latents",
     ),
     Quantity(
       "mutual_information",
@@ -252,10 +262,11 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
 def _warnings(config, families, runs, done) -> Iterator[str]:
   """What a reader should not overlook."""
   used = min(r["protocol"]["used_images"] for r in done.values() if r)
-  if used < ENOUGH:
+  if used < metrics.ENOUGH_IMAGES:
     yield (
-      f"Warning: the Frechet distances are of {used} images, under {ENOUGH}: "
-      "biased upwards, to be compared with one another only."
+      f"Warning: the Frechet distances are of {used} images, under "
+      f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one "
+      "another only."
     )
   goals = {c.objective.name for _, c in runs.values()}
   if "evae" in goals:

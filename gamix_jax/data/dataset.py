@@ -15,7 +15,7 @@ import numpy as np
 
 from gamix_jax.data.decode import BrokenImage, Prepare
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import Source, open_source
+from gamix_jax.data.sources import Source, excluded, open_source
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,15 @@ class Dataset:
   def shape(self) -> tuple[int, int, int]:
     """(height, width, channels) of every image."""
     return self.settings.shape
+
+  @property
+  def excluded(self) -> tuple[int, ...]:
+    """Labels of the classes that training leaves out (tests have them)."""
+    return tuple(excluded(self._source, self.settings))
+
+  def classes(self) -> np.ndarray:
+    """The label of every image, int [n]; nothing is decoded for it."""
+    return np.asarray(self._source.classes())
 
   def __len__(self) -> int:
     """Number of images in this split."""

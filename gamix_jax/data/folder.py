@@ -21,6 +21,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from gamix_jax.data.sources import held_out
 from gamix_jax.errors import UserError
 
@@ -65,6 +67,10 @@ class Folder:
       return path.read_bytes(), self._labels[i]
     except OSError as e:
       raise _gone(path, e) from e
+
+  def classes(self) -> np.ndarray:
+    """The labels."""
+    return np.asarray(self._labels)
 
   def name(self, i: int) -> str:
     """Path relative to the folder."""

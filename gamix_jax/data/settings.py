@@ -36,6 +36,8 @@ class Settings:
       not started, where `cache` holds the images.
     test_share: share held out by hash where the source has no test split.
     max_broken: share of the source's files that may be unreadable.
+    exclude_labels: classes, by number or name, that are left out of the
+      training split, to be told from the others afterwards.
   """
 
   source: str
@@ -49,6 +51,7 @@ class Settings:
   workers: int = 0
   test_share: float = 0.2
   max_broken: float = 0.01
+  exclude_labels: tuple[int | str, ...] = ()
 
   @classmethod
   def of(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
@@ -107,6 +110,12 @@ class Settings:
     )
     check("test_share", 0 < self.test_share < 1, "between 0 and 1")
     check("max_broken", 0 <= self.max_broken <= 1, "from 0 to 1")
+    check(
+      "exclude_labels",
+      isinstance(self.exclude_labels, list | tuple)
+      and all(_is_int(k) or isinstance(k, str) for k in self.exclude_labels),
+      "a tuple of classes, such as (3,)",
+    )
 
   @property
   def shape(self) -> tuple[int, int, int]:

@@ -37,6 +37,9 @@ class Source(Protocol):
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
     """Encoded bytes or uint8 [h, w] or [h, w, 1 | 3]; label or -1."""
 
+  def classes(self) -> np.ndarray:
+    """The label of every image, int [n]; nothing is decoded for it."""
+
   def name(self, i: int) -> str:
     """What to call image i in a message."""
 
@@ -71,6 +74,10 @@ class Arrays:
   def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
     """Image i as it lies, and its label."""
     return self.images[i], int(self.labels[i])
+
+  def classes(self) -> np.ndarray:
+    """The labels."""
+    return self.labels
 
   def name(self, i: int) -> str:
     """`what[i]`, counted within the split."""
@@ -117,6 +124,69 @@ def held_out(where: str, names: Sequence[str], share: float) -> np.ndarray:
   if test.all():
     test[u.argmax()] = False
   return test
+
+
+class Without:
+  """A source less the images of some classes; the others keep their order."""
+
+  def __init__(self, source: Source, excluded: Sequence[int]):
+    """`excluded`: their labels.
+
+    Raises:
+      UserError: no image is left.
+    """
+    self._source = source
+    self._index = np.flatnonzero(~np.isin(source.classes(), excluded))
+    if not len(self._index):
+      raise UserError("data.exclude_labels leaves no image to train on.")
+    self.label_names, self.broken = source.label_names, source.broken
+    self.total = source.total
+
+  def __len__(self) -> int:
+    """Number of images."""
+    return len(self._index)
+
+  def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
+    """As of the source."""
+    return self._source[int(self._index[i])]
+
+  def classes(self) -> np.ndarray:
+    """As of the source."""
+    return np.asarray(self._source.classes())[self._index]
+
+  def name(self, i: int) -> str:
+    """As of the source."""
+    return self._source.name(int(self._index[i]))
+
+  def identity(self) -> str:
+    """The source's, and the images taken."""
+    return repr((self._source.identity(), self._index.tolist()))
+
+
+def excluded(source: Source, settings: Settings) -> list[int]:
+  """The numbers of the classes that `data.exclude_labels` names."""
+  names = list(source.label_names)
+  return [names.index(k) if k in names else k for k in settings.exclude_labels]
+
+
+def _without_excluded(source: Source, settings: Settings) -> Source:
+  """The training split less `data.exclude_labels`.
+
+  Raises:
+    UserError: one of them is no class of the source, or it has no classes.
+  """
+  names = list(source.label_names)
+  there = sorted(set(np.asarray(source.classes()).tolist()) - {-1})
+  found = excluded(source, settings)
+  for number, label in zip(found, settings.exclude_labels, strict=True):
+    if number not in there:
+      known = [names[k] if names else str(k) for k in there[:20]]
+      raise UserError(
+        f"data.exclude_labels: {settings.source} has no images of class "
+        f"{label!r}; "
+        + (f"its classes are {', '.join(known)}." if known else "it has none.")
+      )
+  return Without(source, found)
 
 
 def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
@@ -170,6 +240,10 @@ class Synthetic:
     h, w = self._size
     image = cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
     return np.round(image).clip(0, 255).astype(np.uint8), -1
+
+  def classes(self) -> np.ndarray:
+    """-1, for none."""
+    return np.full(self._n, -1)
 
   def name(self, i: int) -> str:
     """Its index, within the split."""
@@ -240,4 +314,7 @@ def open_source(settings: Settings, split: str, seed: int) -> Source:
       f"data.source={settings.source!r} is not known. There are digits,"
       " folder:<path>, npz:<path>, tfds:<name> and synthetic."
     )
-  return SOURCES[name](rest, settings, split, seed)
+  source = SOURCES[name](rest, settings, split, seed)
+  if split == "train" and settings.exclude_labels:
+    return _without_excluded(source, settings)
+  return source

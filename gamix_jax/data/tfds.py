@@ -76,6 +76,12 @@ class Tfds:
     label = int(record[self._label]) if self._label else -1
     return record[self._image], label
 
+  def classes(self) -> np.ndarray:
+    """The labels, out of every record."""
+    if not self._label:
+      return np.full(len(self), -1)
+    return np.array([self[i][1] for i in range(len(self))])
+
   def name(self, i: int) -> str:
     """Split and index of the record."""
     return f"{self._split}[{self._index[i]}]"

@@ -18,6 +18,7 @@ Read in this order:
   likelihood   the bounds of ln p(x)
   samplers     where latents come from besides the prior: fitted, kept, read
   sources      all such sources of one model
+  fitting      them fitted to a run's own training images
   ways         between latents and around one
   maps         latents in the plane
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from gamix_jax import build
+from gamix_jax import build, weights
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict, from_json
 from gamix_jax.errors import UserError
@@ -29,7 +29,8 @@ def load(
   process, whatever devices the run had.
 
   Args:
-    workdir: the run's.
+    workdir: the run's; or a folder that `gamix_jax.export` wrote, of which
+      `which` and `step` have to be what it holds.
     which: "ema", the average over the steps, or "raw", the last step's.
     step: that checkpoint's; the newest whole one if left out.
     batch_size: images on the devices at a time; chosen by their size if left
@@ -46,6 +47,14 @@ def load(
   config = _saved_config(path)
   recipe = build.recipe(config)
   state = jax.eval_shape(partial(init, recipe))
+  if weights.is_exported(path):
+    found = weights.read(path, state, which, step)
+    return Model(
+      *(config, recipe, *found),
+      batch_size=batch_size,
+      workdir=path,
+      which=which,
+    )
   part = {
     "vae": {"batch_stats": state.vae.batch_stats},
     "disc": {

@@ -47,17 +47,17 @@ class Model:
     workdir: Path | None = None,
     which: str = "ema",
   ) -> None:
-    """Of arrays that are at hand.
+    """Of arrays that are at hand; for what is not said see the attributes.
 
     Args:
-      config: see the attributes.
-      recipe: see the attributes.
-      step: see the attributes.
+      config: the run's.
+      recipe: its networks.
+      step: of training.
       vae: its "params" and "batch_stats".
       disc: the discriminator's; empty where there is none.
       batch_size: see `load`.
-      workdir: see the attributes.
-      which: see the attributes.
+      workdir: where samplers are kept.
+      which: of the weights.
 
     Raises:
       UserError: `batch_size` is under 1.
@@ -122,7 +122,7 @@ class Model:
     """
     if self.recipe.disc is None:
       raise UserError(
-        "This model has no discriminator (adversarial.loss='none')."
+        "This was trained without a discriminator (adversarial.loss='none')."
       )
     rows = arrays.batch(self.recipe, x, bounded=not raw)
     logits = self._device.logits(rows, raw=raw)
@@ -199,6 +199,10 @@ class Model:
     """
     return self._sources.draw(key, n, source, temperature)
 
+  def check_source(self, source: str) -> None:
+    """Raises UserError, with what fits, of a source this model cannot have."""
+    self._sources.check(source)
+
   def fit_samplers(
     self,
     x: ArrayLike,
@@ -252,12 +256,9 @@ class Model:
       UserError: as `encode`; several images; steps under 2; no such path.
     """
     ends = [self.encode(x).mean() for x in (x0, x1)]
-    given = [len(end) for end in ends]
-    if given != [1, 1]:
-      raise UserError(
-        "interpolate goes from one image to another; given were "
-        f"{given[0]} and {given[1]}."
-      )
+    a, b = map(len, ends)
+    if a != 1 or b != 1:
+      raise UserError(f"interpolate is of two images; given were {a} and {b}.")
     return self.decode(ways.between(ends[0][0], ends[1][0], steps, path))
 
   def traverse(
@@ -327,7 +328,7 @@ class Model:
     Raises:
       UserError: as `encode`; samples under 1; the family has no finite bound.
     """
-    return self._bounds(x, samples, key)["iwae"]
+    return self.bounds(x, samples, key)["iwae"]
 
   def elbo(
     self, x: ArrayLike, samples: int = 16, *, key: jax.Array | None = None
@@ -345,7 +346,7 @@ class Model:
     Raises:
       UserError: as `log_likelihood`.
     """
-    return self._bounds(x, samples, key)["elbo"]
+    return self.bounds(x, samples, key)["elbo"]
 
   def anomaly_score(
     self, x: ArrayLike, by: str = "reconstruction"
@@ -371,9 +372,8 @@ class Model:
       return -self.elbo(x)
     if by == "population":
       return -self._sources.log_density(self.encode(x).mean())
-    x = arrays.batch(self.recipe, x)
-    x_hat = self.decode(self._device.encode(x).mean(), raw=True)
-    x = step.pixels(jnp.asarray(x), self.recipe.dtype)
+    x_hat = self.decode(self.encode(x).mean(), raw=True)
+    x = step.pixels(arrays.batch(self.recipe, x), self.recipe.dtype)
     return np.asarray(objective.error(x, x_hat, self.recipe.reconstruction))
 
   def latent_map(
@@ -394,6 +394,7 @@ class Model:
     """
     return maps.plane(np.asarray(self.encode(x).mean()), method, seed)
 
-  def _bounds(self, x, samples, key) -> dict[str, np.ndarray]:
+  def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
+    """`elbo` and `iwae` of the same draws, each as said above."""
     key = jax.random.key(0) if key is None else key
     return self._likelihood.bounds(arrays.batch(self.recipe, x), samples, key)

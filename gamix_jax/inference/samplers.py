@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ def fit(
     of: what else is to be kept in `about`.
 
   Raises:
-    UserError: components is no such number, or the images are under two for
-      each.
+    UserError: components is no such number, or there are fewer images.
   """
   n = len(q.mean())
   several = components == "bic"
@@ -74,10 +74,10 @@ def fit(
     raise UserError(
       f"components={components!r} is neither a number from 1 on nor 'bic'."
     )
-  if n < 2 * (1 if several else components):
+  if n < (2 if several else components):
     raise UserError(
       f"A mixture of components={components} cannot be fitted to {n} images; "
-      "give two or more for each."
+      "give more images, or fewer components."
     )
   about = {**of, "format": FORMAT, "images": n, "seed": seed}
   population = jax.tree.map(np.asarray, q)
@@ -116,16 +116,24 @@ def draw_population(
   A posterior's component is drawn by its weight; the draw's distance from the
   component's mean is multiplied by the temperature.
   """
+  return np.asarray(_of_population(q, key, temperature, n=n))
+
+
+@partial(jax.jit, static_argnames="n")
+def _of_population(
+  q: Posterior, key: jax.Array, temperature: float, *, n: int | None
+) -> jax.Array:
   image_key, draw_key, component_key = jax.random.split(key, 3)
   if n is not None:
     chosen = jax.random.randint(image_key, (n,), 0, len(q.mean()))
-    q = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], q)
+    q = jax.tree.map(lambda leaf: leaf[chosen], q)
   z, w = q.draws(draw_key, 1)  # a stratum for each component
   _, mu, _ = q.centres()
   component = jax.random.categorical(component_key, jnp.log(w), axis=0)
   rows = jnp.arange(z.shape[1])
   z, mu = z[component, rows], mu[rows, component]
-  return np.asarray(mu + temperature * (z - mu) if temperature != 1 else z)
+  # z itself at 1, so that counts stay counts.
+  return jnp.where(temperature == 1, z, mu + temperature * (z - mu))
 
 
 def draw_gmm(
@@ -192,7 +200,7 @@ def read(file: Path, of: dict[str, Any], like: Posterior) -> Samplers | None:
   if not file.is_file():
     return None
   try:
-    with np.load(file) as arrays:
+    with file.open("rb") as opened, np.load(opened) as arrays:
       about = json.loads(str(arrays["about"]))
       wanted = of | {"format": FORMAT}
       if any(about.get(k) != v for k, v in wanted.items()):

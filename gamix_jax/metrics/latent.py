@@ -1,4 +1,4 @@
-"""Pure numbers from arrays: pictures, features, and the pieces of the ELBO.
+"""The pieces of the ELBO, and what the codes show; from posteriors.
 
 ELBO surgery (Hoffman & Johnson 2016; Chen et al., arXiv:1802.04942), with
 q(z) = 1/n sum_i q(z | x_i) the population:
@@ -27,151 +27,6 @@ COLLAPSED_VARIANCE = 0.01
 KL_FORMS = ("full_covariance", "diagonal")
 # Floats of one array of densities inside `surgery`: 64 MiB.
 CHUNK_FLOATS = 2**24
-FEATURE_WIDTHS = (16, 32, 64)
-FEATURE_BATCH = 256
-
-
-def sharpness(x: jax.Array) -> jax.Array:
-  """Variance of the response to the 3x3 Laplacian; larger is sharper.
-
-  The kernel is [[0, 1, 0], [1, -4, 1], [0, 1, 0]], without padding. Grey is
-  the plain mean of the channels. The images are mapped to [0, 1] first, as the
-  published values are of such (Qin & Huang, arXiv:2405.12783, experiments);
-  in [-1, 1] they would be 4 times as large.
-
-  Args:
-    x: [b, h, w, c] in [-1, 1].
-
-  Returns:
-    [b]; 0 of a constant image, 20 sigma^2 of noise with variance sigma^2 (on
-    [0, 1]) in every pixel of a grey image.
-
-  Raises:
-    UserError: if h or w is under 3, or x has not 4 axes.
-  """
-  if x.ndim != 4 or min(x.shape[1:3]) < 3:
-    raise UserError(
-      f"sharpness wants images [b, h, w, c] of 3x3 or more, not {x.shape}."
-    )
-  grey = jnp.mean((x + 1) / 2, axis=-1)
-  middle = grey[:, 1:-1, 1:-1]
-  beside = grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-  above = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1]
-  return jnp.var(beside + above - 4 * middle, axis=(1, 2))
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-  """Squared Frechet distance of the Gaussians with two sets' moments.
-
-      |m_a - m_b|^2 + tr( S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2 )
-
-  Dowson & Landau 1982; with Inception features it is the FID (Heusel et al.,
-  arXiv:1706.08500, eq. 6). Covariances are unbiased, as there. Float64.
-
-  Args:
-    a: features [n, f].
-    b: features [m, f].
-
-  Returns:
-    0 or more, in the features' unit squared. Biased upwards for few rows, so
-    compare numbers of equal n and m only.
-
-  Raises:
-    UserError: under 2 rows, unequal widths, or a value that is not finite.
-  """
-  a, b = (np.asarray(v, np.float64) for v in (a, b))
-  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise UserError(
-      "frechet_distance wants features [n, f] and [m, f], "
-      f"not {a.shape} and {b.shape}."
-    )
-  if min(len(a), len(b)) < 2:
-    raise UserError(
-      f"frechet_distance has {len(a)} and {len(b)} rows of features; a "
-      "covariance needs 2 or more of each."
-    )
-  if not (np.isfinite(a).all() and np.isfinite(b).all()):
-    raise UserError("frechet_distance got features that are not finite.")
-  f = a.shape[1]
-  cov_a, cov_b = (np.cov(v, rowvar=False).reshape(f, f) for v in (a, b))
-  values, vectors = np.linalg.eigh(cov_a)
-  # Rounding makes eigenvalues that are 0 slightly negative, here and below.
-  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-  product = root @ cov_b @ root
-  values = np.linalg.eigvalsh((product + product.T) / 2)
-  between = np.sum(np.square(a.mean(axis=0) - b.mean(axis=0)))
-  spread = np.trace(cov_a) + np.trace(cov_b)
-  cross = np.sum(np.sqrt(np.maximum(values, 0)))
-  return float(max(between + spread - 2 * cross, 0.0))
-
-
-class random_features:
-  """Features of a fixed random conv network: no download, no training.
-
-  3x3 convolutions with stride 2, He-scaled normal weights and leaky ReLU; the
-  mean and the standard deviation over space of every layer. The weights come
-  from NumPy's PCG64, so they are the same on every platform.
-
-  A `frechet_distance` of these is called `fd_<name>`. It is never an FID and
-  not on its scale: compare it with numbers of the same name and data only.
-  `name` is the network's, `width` is f.
-  """
-
-  def __init__(self, shape: tuple[int, int, int], seed: int = 0):
-    """Draws the weights, by `seed`, for images of `shape` (h, w, c).
-
-    Raises:
-      UserError: if the images are under 8x8.
-    """
-    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 1:
-      raise UserError(
-        f"random_features wants images (h, w, c) of 8x8 or more, not {shape}."
-      )
-    rng = np.random.Generator(np.random.PCG64(seed))
-    self.shape = tuple(shape)
-    self.kernels = []
-    inputs = shape[2]
-    for outputs in FEATURE_WIDTHS:
-      kernel = rng.standard_normal((3, 3, inputs, outputs))
-      kernel *= math.sqrt(2 / (9 * inputs))
-      self.kernels.append(jnp.asarray(kernel, jnp.float32))
-      inputs = outputs
-    self.width = 2 * sum(FEATURE_WIDTHS)
-    self.name = f"random_conv_f{self.width}_s{seed}"
-
-  def __call__(self, x: jax.Array) -> np.ndarray:
-    """Images [b, h, w, c] in [-1, 1] -> float32 features [b, f].
-
-    Raises:
-      UserError: if the images have another shape than was said.
-    """
-    if x.ndim != 4 or x.shape[1:] != self.shape:
-      raise UserError(
-        f"{self.name} was made for images {self.shape}, not {x.shape[1:]}."
-      )
-    out = np.empty((len(x), self.width), np.float32)
-    for start in range(0, len(x), FEATURE_BATCH):
-      rows = slice(start, start + FEATURE_BATCH)
-      part = jnp.asarray(x[rows], jnp.float32)
-      out[rows] = jax.device_get(_conv_features(self.kernels, part))
-    return out
-
-
-@jax.jit
-def _conv_features(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
-  pooled = []
-  for kernel in kernels:
-    x = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(2, 2),
-      padding="SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      precision=jax.lax.Precision.HIGHEST,  # the same number on any device
-    )
-    x = jax.nn.leaky_relu(x, 0.2)
-    pooled += [jnp.mean(x, axis=(1, 2)), jnp.std(x, axis=(1, 2))]
-  return jnp.concatenate(pooled, axis=-1)
 
 
 def surgery(
@@ -394,3 +249,67 @@ def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
   active = np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE_VARIANCE)
   collapsed = np.mean(np.asarray(var) < COLLAPSED_VARIANCE)
   return {"active_units": float(active), "collapsed_share": float(collapsed)}
+
+
+def bits_per_dim(nats: float, dims: int) -> float:
+  """A density of an image's pixels, as bits for each of its numbers.
+
+      -nats / (dims ln 2) + log2(127.5)
+
+  The model has a density p(x) of pixels in [-1, 1]. 256 grey levels lie there
+  1 / 127.5 apart, so that a level has about the probability p(x) / 127.5 a
+  number, and minus its log2 are the bits. All 256 as likely are 8 bits. No
+  noise is added to the levels (no dequantisation), so that for noise of the
+  model's that is narrow against 1 / 127.5 this would not be a code length.
+
+  Args:
+    nats: ln p(x), or a bound of it.
+    dims: h w c.
+  """
+  return -nats / (dims * math.log(2)) + math.log2(127.5)
+
+
+def mean_and_error(each: np.ndarray) -> tuple[float, float | None]:
+  """Mean over images and its standard error, None of one image alone."""
+  each = np.asarray(each, np.float64)
+  if len(each) < 2:
+    return float(each.mean()), None
+  return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))
+
+
+def sparseness(z: np.ndarray) -> dict[str, float]:
+  """How few of the latents an image uses, how few images use a latent.
+
+      S = (1 - (sum z)^2 / (m sum z^2)) / (1 - 1/m)
+
+  over the m latents of an image (population) and the m images of a latent
+  (lifetime), averaged over images and latents; Vinje & Gallant 2000, as in
+  arXiv:2405.14473. A latent or an image of zeros has none and is left out.
+
+  Args:
+    z: 0 or more, rates or counts, [n, d].
+
+  Returns:
+    `population_sparseness`, `lifetime_sparseness`: 0 where all are equal, 1
+    where one alone is not 0; NaN with a single latent, a single image, or
+    nothing but zeros.
+
+  Raises:
+    UserError: a negative number.
+  """
+  z = np.asarray(z, np.float64)
+  if np.any(z < 0):
+    raise UserError("sparseness is of numbers from 0 on; some are negative.")
+
+  def mean_over(axis):
+    m, square = z.shape[axis], np.sum(np.square(z), axis=axis)
+    used = square > 0
+    if m < 2 or not used.any():
+      return math.nan
+    share = np.square(np.sum(z, axis=axis))[used] / (m * square[used])
+    return float(np.mean((1 - share) / (1 - 1 / m)))
+
+  return {
+    "population_sparseness": mean_over(1),
+    "lifetime_sparseness": mean_over(0),
+  }

@@ -1,0 +1,75 @@
+"""Judges a trained model: python -m gamix_jax.evaluate --workdir=DIR.
+
+--workdir=runs/digits        of the run; numbers and report go to its eval/
+--which=ema                  its averaged weights, or raw
+--step=600                   that checkpoint's; the newest if left out
+--split=test                 images that are judged on, or train
+--config.eval.images=2000    any key, see gamix_jax/evaluate/settings.py
+--config.eval.inception_weights=FILE
+                             FID, KID, ...: with Inception's weights of that
+                             file, by pip install 'gamix_jax[fid]'
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from gamix_jax import cli
+from gamix_jax.errors import UserError
+from gamix_jax.evaluate import settings
+
+
+def main() -> None:
+  """Judges as the flags say.
+
+  Raises:
+    UserError: whatever is wrong with flags, run or data.
+  """
+  given = flags.FLAGS
+  if not given.workdir:
+    raise UserError("--workdir is missing; --help shows the command.")
+  settings.check(given.config)
+  cli.use_compilation_cache()
+  from gamix_jax.evaluate import measure, report, subject  # noqa: PLC0415
+  from gamix_jax.progress import duration  # noqa: PLC0415
+
+  start = time.monotonic()
+
+  def say(what: str) -> None:
+    print(f"{duration(time.monotonic() - start):>12}  {what}", flush=True)
+
+  say(f"opening {given.workdir}")
+  judged = subject.Subject(
+    Path(given.workdir).expanduser(),
+    given.config.eval,
+    which=given.which,
+    step=given.step,
+    split=given.split,
+  )
+  measured = measure.Measured(judged, say)
+  folder = judged.workdir / "eval"
+  report.write(folder, measured)
+  for warning in measured.warnings:
+    print(warning)
+  for name, number in measured.numbers.found.items():
+    print(f"  {name:45} {report.cell(number)}")
+  say(f"done: {folder / report.REPORT}, {report.NUMBERS}")
+
+
+def define() -> None:
+  """The flags."""
+  flags.DEFINE_string("workdir", None, "The run's folder.")
+  flags.DEFINE_string("which", "ema", "Of its weights: ema or raw.")
+  flags.DEFINE_integer("step", None, "Of a checkpoint; the newest.")
+  flags.DEFINE_string("split", "test", "Judged on: test or train.")
+  config_flags.DEFINE_config_dict("config", settings.base())
+
+
+if __name__ == "__main__":
+  if "--help" in sys.argv:
+    print(__doc__)
+    sys.exit(0)
+  sys.exit(cli.run(main, define=define))

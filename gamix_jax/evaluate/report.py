@@ -1,0 +1,313 @@
+"""Numbers and pictures of an evaluation, to be read."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gamix_jax import pictures, workdir
+from gamix_jax.evaluate import figure
+from gamix_jax.evaluate.measure import Measured
+from gamix_jax.evaluate.numbers import Number
+
+NUMBERS, REPORT = "metrics.json", "report.md"
+PAIRS, SAMPLES, COLUMNS = 32, 64, 16
+CROSSED = "Samples"  # the section whose table has a column for each source
+SHORT = ("nats", "bits", "dB")  # units that stand beside a number
+
+
+class Line(NamedTuple):
+  """What numbers of a name are.
+
+  Attributes:
+    pattern: of the name, a regular expression.
+    arrow: to the better side.
+    meaning: in a sentence.
+    label: for people; the pattern if left out.
+  """
+
+  pattern: str
+  arrow: str
+  meaning: str
+  label: str = ""
+
+
+SECTIONS: dict[str, tuple[Line, ...]] = {
+  "Reconstructions": (
+    Line("mae", "↓", "mean absolute error, pixels in [-1, 1]"),
+    Line("psnr", "↑", "peak signal-to-noise ratio, mean over images"),
+    Line("ssim", "↑", "structural similarity, 11x11 Gaussian window"),
+    Line(
+      "sharpness_(images|reconstructions)",
+      "",
+      "variance of the Laplacian; best is what the images have, not more",
+      "sharpness_",
+    ),
+    Line(
+      "(fid|fd_.*)_reconstructions",
+      "↓",
+      "squared Frechet distance of reconstructions to their images; rFID with "
+      "the FID's Inception",
+      "fid_, fd_",
+    ),
+  ),
+  "Samples": (
+    Line(
+      "(fid|fd_.*)_.*",
+      "↓",
+      "squared Frechet distance of samples to images; fid_ with the FID's "
+      "Inception, else fd_ and the features' name, never an FID. "
+      "`training_images` is what as many real images get",
+      "fid_, fd_",
+    ),
+    Line(
+      "(kid|kd_.*)_.*",
+      "↓",
+      "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
+      "FID's Inception. May be under 0",
+      "kid_, kd_",
+    ),
+    Line("precision_.*", "↑", "share of samples near an image", "precision_"),
+    Line("recall_.*", "↑", "share of images near a sample", "recall_"),
+    Line(
+      "density_.*", "↑", "images' balls around a sample, over k", "density_"
+    ),
+    Line(
+      "coverage_.*",
+      "↑",
+      "share of images with a sample in their ball",
+      "coverage_",
+    ),
+    Line("sharpness_.*", "", "as of the images above", "sharpness_"),
+  ),
+  "Likelihood": (
+    Line("elbo", "↑", "lower bound of ln p(x), mean over images"),
+    Line("iwae", "↑", "importance-weighted bound of so many draws, nearer"),
+    Line(
+      "(elbo|iwae)_bits_per_dim",
+      "↓",
+      "the same, bits for each number of an image at 256 levels",
+      "_bits_per_dim",
+    ),
+  ),
+  "Latents": (
+    Line("kl", "", "mean KL(q(z given x) to p): the next two's sum"),
+    Line(
+      "mutual_information",
+      "",
+      "of image and code; at most ln of the images' count: where it is near "
+      "that, `population_kl` has what is cut off",
+    ),
+    Line("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
+    Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),
+    Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
+    Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
+    Line("active_units", "", "latents whose mean's variance is over 0.01"),
+    Line("collapsed_share", "", "posterior variances under 0.01"),
+  ),
+  "Anomalies": (
+    Line(
+      "auroc_.*",
+      "↑",
+      "chance that an image of a class held out of the training scores higher "
+      "than one of the others; 0.5 is guessing",
+      "auroc_",
+    ),
+  ),
+  "Labels": (
+    Line("linear_probe", "↑", "accuracy of logistic regression on the codes"),
+    Line("knn", "↑", "accuracy of the nearest codes' vote"),
+    Line("majority_class", "", "accuracy of always saying the commonest"),
+  ),
+}
+
+
+def place(name: str) -> tuple[str, Line]:
+  """The section that a number belongs to, and what it is."""
+  for title, lines in SECTIONS.items():
+    for line in lines:
+      if re.fullmatch(line.pattern, name):
+        return title, line
+  raise KeyError(name)
+
+
+def cell(number: Number) -> str:
+  """`value ± error`; in words why there is none."""
+  value, error = number["value"], number.get("error")
+  if value is None:
+    return f"- ({number['reason']})"
+  unit = (
+    f" {number['unit']}" if number["unit"] in ("nats", "bits", "dB") else ""
+  )
+  if error is None:
+    return f"{value:.5g}{unit}"
+  # The error with two digits, the value with as many places.
+  places = max(0, 1 - int(f"{error:e}".split("e")[1])) if error else 4
+  if places > 8:
+    return f"{value:.4g} ± {error:.2g}{unit}"
+  return f"{value:.{places}f} ± {error:.{places}f}{unit}"
+
+
+def _words(value: Any) -> str:
+  if isinstance(value, list | tuple):
+    return ", ".join(map(str, value)) or "none"
+  return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _own(number: Number) -> str:
+  parts = {
+    k: v[:12] if k.endswith("sha256") else v
+    for k, v in number["protocol"].items()
+  }
+  return "; ".join(f"{k} {_words(v)}" for k, v in parts.items())
+
+
+def _shared(numbers: list[Number]) -> dict[str, Any]:
+  """What is the same in the protocols of all that are there."""
+  first, *others = [n["protocol"] for n in numbers]
+  return {
+    k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)
+  }
+
+
+def _section(title: str, found: dict[str, Number]) -> Iterator[str]:
+  here = {k: v for k, v in found.items() if place(k)[0] == title}
+  there = {k: v for k, v in here.items() if v["value"] is not None}
+  if not here:
+    return
+  yield f"\n## {title}\n\n"
+  if there and title == CROSSED:
+    yield from _crossed(title, there)
+  elif there:
+    yield from _listed(title, there)
+  reasons: dict[str, list[str]] = {}
+  for name, number in here.items():
+    if name not in there:
+      reasons.setdefault(number["reason"], []).append(f"`{name}`")
+  for reason, names in reasons.items():
+    yield f"- {', '.join(names)}: none; {reason}.\n"
+  for line in SECTIONS[title]:
+    if any(place(k)[1] is line for k in there):
+      label = line.label or line.pattern
+      yield f"- `{label}`: {line.meaning}.\n"
+
+
+def _common(numbers: Iterable[Number]) -> tuple[dict[str, Any], str]:
+  """What all protocols share, and a sentence of it."""
+  numbers = list(numbers)
+  shared = _shared(numbers) if len(numbers) > 1 else {}
+  said = f"All of these: {_own({'protocol': shared})}.\n\n" if shared else ""
+  return shared, said
+
+
+def _rest(number: Number, shared: dict[str, Any]) -> str:
+  """What a protocol has besides."""
+  own = {k: v for k, v in number["protocol"].items() if k not in shared}
+  return _own({"protocol": own})
+
+
+def _listed(title: str, there: dict[str, Number]) -> Iterator[str]:
+  """A line for each number."""
+  shared, said = _common(there.values())
+  yield f"{said}| number | | value | of |\n|---|---|---:|---|\n"
+  for line in SECTIONS[title]:
+    for name, number in there.items():
+      if place(name)[1] is line:
+        rest = _rest(number, shared)
+        yield f"| `{name}` | {line.arrow} | {cell(number)} | {rest} |\n"
+  yield "\n"
+
+
+def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
+  """A line for each kind of number, a column for each set of images."""
+  sources = [k.removeprefix("precision_") for k in there if "precision_" in k]
+  sources += [
+    k.removeprefix("sharpness_")
+    for k in there
+    if k.startswith("sharpness_")
+    and k.removeprefix("sharpness_") not in sources
+  ]
+  rows: dict[str, dict[str, Number]] = {}
+  for name, number in there.items():
+    source = next(s for s in sources if name.endswith(f"_{s}"))
+    rows.setdefault(name.removesuffix(source), {})[source] = number
+  of_features = {
+    k: v
+    for number in there.values()
+    for k, v in number["protocol"].items()
+    if k.startswith(("features", "against", "neighbours", "kernel"))
+  }
+  shared, _ = _common(there.values())
+  yield f"All of these: {_own({'protocol': shared | of_features})}.\n\n"
+  yield f"| | | {' | '.join(f'`{s}`' for s in sources)} |\n"
+  yield "|---|---|" + "---:|" * len(sources) + "\n"
+  for line in SECTIONS[title]:
+    for stem, row in rows.items():
+      if place(next(f"{stem}{s}" for s in row))[1] is line:
+        cells = [cell(row[s]) if s in row else "-" for s in sources]
+        yield f"| `{stem}` | {line.arrow} | {' | '.join(cells)} |\n"
+  yield "\n"
+  for source in sources:
+    one = next(row[source] for row in rows.values() if source in row)
+    rest = _rest(one, shared | of_features)
+    yield f"- `{source}`: {rest or 'as many training images'}.\n"
+
+
+def write(folder: Path, measured: Measured) -> None:
+  """Writes numbers, pictures and the report, each whole or not at all.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  with workdir.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  numbers, subject = measured.numbers, measured.subject
+  images = dict(_pictures(folder, measured))
+  text = f"# Evaluation of step {subject.model.step:,}\n\n"
+  text += f"{_own({'protocol': numbers.protocol})}.\n"
+  text += "".join(f"\n**Note.** {line}\n" for line in measured.warnings)
+  for title in SECTIONS:
+    text += "".join(_section(title, numbers.found))
+    text += "".join(
+      f"\n{caption}:\n\n![{caption}]({name})\n"
+      for name, (where, caption) in images.items()
+      if where == title
+    )
+  text += (
+    "\n± is the standard error of the images that were looked at, not of "
+    f"another training. `{NUMBERS}` holds every number with its whole "
+    "protocol.\n"
+  )
+  workdir.write_text(folder / REPORT, text)
+  workdir.write_text(folder / NUMBERS, numbers.to_json())
+
+
+def _pictures(
+  folder: Path, measured: Measured
+) -> Iterator[tuple[str, tuple[str, str]]]:
+  """Files, the sections they belong to, captions."""
+  shown = dict(measured.shown)
+  above, below = shown.pop("originals"), shown.pop("reconstructions")
+  columns = min(COLUMNS, len(above))
+  made = {
+    "reconstructions.png": (
+      *("Reconstructions", "images over their reconstructions"),
+      pictures.pairs(above[:PAIRS], below[:PAIRS], columns),
+    )
+  }
+  for source, x in shown.items():
+    name = f"samples_{source}.png"
+    made[name] = ("Samples", f"samples, source {source}", x[:SAMPLES])
+  for name, (title, caption, x) in made.items():
+    with workdir.writing(folder / name):
+      pictures.save_png(folder / name, pictures.grid(x, columns))
+    yield name, (title, caption)
+  with workdir.writing(folder / "latents.png"):
+    path = folder / "latents.png"
+    figure.latent(path, *measured.moments, measured.standard)
+  yield "latents.png", ("Latents", "variances and correlations of the codes")
+  if measured.scores:
+    odd = f"held out: {', '.join(measured.subject.excluded)}"
+    with workdir.writing(folder / "anomalies.png"):
+      figure.anomaly(folder / "anomalies.png", measured.scores, odd)
+    yield "anomalies.png", ("Anomalies", "scores of the two sets of images")

@@ -1,0 +1,56 @@
+"""The section `eval` of this command: every key with its default."""
+
+from ml_collections import ConfigDict
+
+from gamix_jax.errors import UserError
+
+FEATURES = ("auto", "classifier", "random", "inception")
+WHOLE = ("images", "train_images", "bound_images", "draws")
+SOURCES = ("prior", "population", "gmm", "vamp")
+
+
+def base() -> ConfigDict:
+  """The keys `--config.eval.*`; locked. They belong to no training run."""
+  c = ConfigDict()
+  c.eval = ConfigDict()
+  e = c.eval
+  e.images = 10_000  # held-out images, and samples of each source, at most
+  e.train_images = 5_000  # for samplers, classifier, probes; at most
+  e.bound_images = 1_000  # of the held-out images, for bounds and AUROC
+  e.draws = 32  # of z an image (of a mixture: of each component), for bounds
+  e.sources = ("prior", "population", "gmm")  # of samples; vamp
+  e.features = "auto"  # inception with its file, else classifier with labels,
+  #   else random; or one of these
+  e.inception_weights = ""  # a file; nothing is downloaded
+  e.seed = 0  # which images, draws, samples, fits
+  return c.lock()
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that no evaluation can have.
+
+  Raises:
+    UserError: what is wrong, and what there is.
+  """
+  e = config.eval
+  for key in WHOLE:
+    if e[key] < 1:
+      raise UserError(f"eval.{key}={e[key]} has to be 1 or more.")
+  if not 0 <= e.seed < 2**32:
+    raise UserError(f"eval.seed={e.seed} has to be from 0 to 2^32 - 1.")
+  if e.features not in FEATURES:
+    raise UserError(
+      f"eval.features={e.features!r} is none of {', '.join(FEATURES)}."
+    )
+  if not e.sources or set(e.sources) - set(SOURCES):
+    raise UserError(
+      f"eval.sources={tuple(e.sources)!r}: a tuple of {', '.join(SOURCES)}."
+    )
+  if e.features == "inception" and not e.inception_weights:
+    raise UserError(
+      "eval.features=inception wants --config.eval.inception_weights=FILE."
+    )
+  if e.inception_weights and e.features not in ("auto", "inception"):
+    raise UserError(
+      f"eval.inception_weights is set, but eval.features is {e.features!r}."
+    )

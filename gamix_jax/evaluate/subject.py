@@ -1,0 +1,232 @@
+"""The model that is judged, and the images that it is judged on."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+
+import gamix_jax
+from gamix_jax import data, inference, metrics, objective, pictures
+from gamix_jax.config import image_shape
+from gamix_jax.errors import UserError
+from gamix_jax.posterior import Posterior
+
+AT_ONCE = 512  # images that are there as floats
+SHOWN = 64  # samples that are kept for a picture
+PATIENCE = 3  # seconds until a bar is shown, on a terminal
+
+
+@dataclasses.dataclass
+class Images:
+  """Some of a split, in an order that a seed decides.
+
+  Attributes:
+    x: uint8 [n, h, w, c].
+    labels: int [n], -1 where there is none.
+    of: how many there are in the split.
+  """
+
+  x: np.ndarray
+  labels: np.ndarray
+  of: int
+
+  def __len__(self) -> int:
+    """How many these are."""
+    return len(self.x)
+
+
+def some_images(
+  dataset: data.Dataset,
+  at_most: int,
+  seed: int,
+  among: np.ndarray | None = None,
+) -> Images:
+  """Random ones of a data set, or of those `among` it, without repeats."""
+  among = np.arange(len(dataset)) if among is None else among
+  order = np.random.Generator(np.random.PCG64(seed)).permutation(among)
+  rows = tqdm.tqdm(order[:at_most], delay=PATIENCE, disable=None, leave=False)
+  each = [dataset[int(i)] for i in rows]
+  return Images(
+    np.stack([one["image"] for one in each]),
+    np.array([one["label"] for one in each], np.int64),
+    len(among),
+  )
+
+
+@dataclasses.dataclass
+class Seen:
+  """What was seen of a set of images.
+
+  Attributes:
+    features: [n, f], of the images as 8 bits; None without an extractor.
+    sharpness: [n].
+    shown: the first of the images, in [-1, 1].
+  """
+
+  features: np.ndarray | None
+  sharpness: np.ndarray
+  shown: np.ndarray
+
+
+def slices(n: int) -> Iterator[slice]:
+  """So many rows at a time as may be there as floats."""
+  return (slice(i, min(i + AT_ONCE, n)) for i in range(0, n, AT_ONCE))
+
+
+class Subject:
+  """A model, images of the two splits, and what looks at them.
+
+  Attributes:
+    model: see `inference.Model`.
+    settings: the section `eval`.
+    split: that is judged on.
+    images: of that split, without classes that were not trained on.
+    odd: images of those classes, of the same split; None where there are none.
+    train: of the training split.
+    excluded: those classes, by name where they have names.
+  """
+
+  def __init__(
+    self,
+    workdir: Path,
+    settings: ConfigDict,
+    *,
+    which: str = "ema",
+    step: int | None = None,
+    split: str = "test",
+  ):
+    """Opens model and data.
+
+    Raises:
+      UserError: as `inference.load`, as `data.open`; another split.
+    """
+    if split not in ("test", "train"):
+      raise UserError(f"--split={split} is none of test, train.")
+    self.model = inference.load(workdir, which, step)
+    self.settings, self.split, self.workdir = settings, split, workdir
+    config = self.model.config
+    test = data.open(config.data, "test", config.seed)
+    train = data.open(config.data, "train", config.seed)
+    self.train = some_images(train, settings.train_images, settings.seed)
+    judged = {"test": test, "train": train}[split]
+    known, odd = None, np.arange(0)
+    if judged.excluded:
+      out = np.isin(judged.classes(), judged.excluded)
+      known, odd = np.flatnonzero(~out), np.flatnonzero(out)
+    take = partial(some_images, judged, seed=settings.seed)
+    self.images = take(settings.images, among=known)
+    self.odd = take(settings.bound_images, among=odd) if len(odd) else None
+    names = test.label_names
+    self.excluded = [names[k] if names else str(k) for k in test.excluded]
+
+  @property
+  def protocol(self) -> dict[str, Any]:
+    """What holds for every number."""
+    config, model = self.model.config, self.model
+    section = config.data
+    h, w, c = image_shape(config)
+    statistics = ", running averages" if config.model.norm == "batch" else ""
+    return {
+      "data": section.source,
+      "split": self.split,
+      "split_images": self.images.of,
+      "excluded_classes": self.excluded,
+      "size": f"{h}x{w}x{c}",
+      "crop": section.crop,
+      "resize": section.resize,
+      "weights": {"ema": "averaged (ema)", "raw": "raw"}[model.which],
+      "step": model.step,
+      "posterior": config.posterior.name,
+      "objective": config.objective.name,
+      "norm": f"{config.model.norm}{statistics}",
+      "dtype": config.dtype,
+      "seed": self.settings.seed,
+      "gamix_jax": gamix_jax.__version__,
+      "jax": jax.__version__,
+      "scikit-learn": importlib.metadata.version("scikit-learn"),
+      "platform": jax.default_backend(),
+    }
+
+  @property
+  def labelled(self) -> bool:
+    """Whether every training image has a label, and they are of two classes."""
+    labels = self.train.labels
+    return labels.min() >= 0 and len(np.unique(labels)) > 1
+
+  @cached_property
+  def features(self) -> Any:
+    """The extractor that is asked for.
+
+    Raises:
+      UserError: there cannot be one: no labels, images too small.
+    """
+    settings = self.settings
+    kind = settings.features
+    if kind == "auto":
+      kind = "classifier" if self.labelled else "random"
+      kind = "inception" if settings.inception_weights else kind
+    if kind == "inception":
+      return metrics.inception_features(settings.inception_weights)
+    if kind == "classifier":
+      return metrics.classifier_features(
+        self.train.x, self.train.labels, settings.seed, self.workdir / "eval"
+      )
+    return metrics.random_features(image_shape(self.model.config), 0)
+
+  def key(self, use: int) -> jax.Array:
+    """The key of a use."""
+    return jax.random.fold_in(jax.random.key(self.settings.seed), use)
+
+  @cached_property
+  def q(self) -> Posterior:
+    """Posteriors of `images`."""
+    return self.model.encode(self.images.x)
+
+  @cached_property
+  def train_codes(self) -> np.ndarray:
+    """Posterior means of `train`."""
+    return np.asarray(self.model.encode(self.train.x).mean())
+
+  def look(self, source: Any) -> Seen:
+    """Looks at images, uint8, or at what a function makes of a slice of rows.
+
+    Args:
+      source: uint8 [n, h, w, c]; or n and a function of a slice, to [-1, 1].
+    """
+    n, make = source if isinstance(source, tuple) else (len(source), None)
+    features, sharpness, shown = [], [], []
+    for rows in slices(n):
+      x = pictures.to_uint8(make(rows)) if make else source[rows]
+      x = np.asarray(x, np.float32) / 127.5 - 1
+      if self.features is not None:
+        features.append(self.features(x))
+      if min(x.shape[1:3]) > 2:
+        sharpness.append(np.asarray(metrics.sharpness(x), np.float64))
+      if rows.start < SHOWN:
+        shown.append(x[:SHOWN])
+    return Seen(
+      np.concatenate(features) if features else None,
+      np.concatenate(sharpness) if sharpness else np.full(n, np.nan),
+      np.concatenate(shown)[:SHOWN],
+    )
+
+  @property
+  def likelihood(self) -> str:
+    """What p(x | z) is, in words."""
+    config = self.model.config
+    n, kind = int(np.prod(image_shape(config))), config.objective.reconstruction
+    weight = config.weights.recon
+    if kind == "l1":
+      return f"Laplace noise of scale {n / weight:.6g}, pixels in [-1, 1]"
+    if kind == "l2":
+      return f"Gaussian noise of variance {n / weight / 2:.6g} in [-1, 1]"
+    assert kind in objective.RECONSTRUCTIONS
+    tempered = "" if weight == n else f", to the power {weight / n:.6g}"
+    return f"Bernoulli, grey levels as probabilities{tempered}"

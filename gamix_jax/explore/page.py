@@ -1,0 +1,237 @@
+"""The page in Gradio, and its server. Nothing is fetched from elsewhere."""
+
+import importlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from gamix_jax.errors import UserError
+from gamix_jax.explore.view import MAX_BYTES, SPAN, View
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+TEMPERATURE = 1.5  # at most
+# Names of fonts that a system has; Gradio's own come from Google.
+FONT = ("system-ui", "sans-serif")
+MONO = ("ui-monospace", "monospace")
+
+
+def gradio() -> Any:
+  """The package, without its telemetry.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+  os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+  try:
+    return importlib.import_module("gradio")
+  except ImportError as e:
+    raise UserError(
+      f"The page needs gradio, which is not installed ({e}): pip install "
+      "'gamix_jax[explore]', or '.[explore]' in a checkout."
+    ) from e
+
+
+def _told(function: Callable, outputs: int) -> Callable:
+  """The function with its message as the last output, empty or a UserError's.
+
+  What it would have changed stays as it is.
+  """
+  gr = gradio()
+
+  def call(*args):
+    try:
+      found = function(*args)
+    except UserError as e:
+      return (*[gr.skip()] * outputs, f"**{e}**")
+    return (*found, "")
+
+  return call
+
+
+def build(view: View) -> Any:
+  """The page, as Gradio's Blocks."""
+  with gradio().Blocks(
+    title="gamix_jax", analytics_enabled=False, delete_cache=(3600, 3600)
+  ) as page:
+    _wire(view, _laid_out(view))
+  return page
+
+
+def _laid_out(view: View) -> SimpleNamespace:
+  """What is on the page, inside Blocks: everything by name."""
+  gr, ui = gradio(), SimpleNamespace()
+  first, second = view.images[:2]
+  z0, z1 = view.code(first), view.code(second)
+
+  def image(label, value=None, **kwargs):
+    return gr.Image(
+      value, label=label, format="png", interactive=False, buttons=[], **kwargs
+    )
+
+  def upload(label):
+    return gr.File(
+      label=label, file_types=["image"], type="filepath", height=110
+    )
+
+  config = view.model.config
+  gr.Markdown(
+    f"### {config.data.source}: {config.posterior.name}, "
+    f"{config.model.latent} latents, step {view.model.step}"
+  )
+  ui.message = gr.Markdown(elem_id="message")
+  ui.code, ui.other = gr.State(z0), gr.State(z1)
+  with gr.Row():
+    with gr.Column(min_width=240):
+      ui.file = upload("An image of yours")
+      ui.seen = image("As the model gets it", view.shown(first), elem_id="seen")
+    with gr.Column(min_width=240):
+      ui.now = image("Decoded", view.picture(z0), elem_id="decoded")
+    with gr.Column(min_width=240):
+      ui.sliders = [
+        gr.Slider(
+          *(-SPAN, SPAN, 0),
+          step=0.05,
+          label=f"latent {d}",
+          elem_id=f"latent-{d}",
+        )
+        for d in view.active
+      ]
+      ui.zero = gr.Button("Sliders to 0")
+  with gr.Tab("Map"):
+    gr.Markdown("Held-out images at their codes (PCA). Click to decode.")
+    ui.plane = image("Map", view.map(view.place(z0)), elem_id="map")
+  with gr.Tab("Mix"), gr.Row():
+    with gr.Column(min_width=240):
+      ui.file1 = upload("Another image")
+      ui.seen1 = image("The other", view.shown(second))
+    with gr.Column(min_width=240):
+      ui.share = gr.Slider(0, 1, 0.5, step=0.01, label="Share of the other")
+      ui.mix = image(
+        "Mixed",
+        view.mixed(z0, z1, 0.5),
+        elem_id="mixed",
+      )
+  with gr.Tab("Samples"):
+    with gr.Row():
+      ui.temperature = gr.Slider(
+        0, TEMPERATURE, 1.0, step=0.05, label="Temperature"
+      )
+      ui.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    ui.grid = image("Samples", view.samples(0, 1.0), elem_id="samples")
+  return ui
+
+
+def _wire(view: View, ui: SimpleNamespace) -> None:
+  """What follows on what, inside Blocks."""
+  gr = gradio()
+  zeros = [0] * len(ui.sliders)
+
+  def opened(path, share, z1):
+    x = view.open(path)
+    z = view.code(x)
+    mark = view.map(view.place(z))
+    mixed = view.mixed(z, z1, share)
+    return z, view.shown(x), view.picture(z), mark, mixed, *zeros
+
+  def moved(z, *by):
+    z = view.moved(z, by)
+    return view.picture(z), view.map(view.place(z))
+
+  def clicked(share, z1, event: gr.SelectData):
+    x, y = event.index
+    z = view.at(x, y)
+    mixed = view.mixed(z, z1, share)
+    return z, view.picture(z), view.map((x, y)), mixed, *zeros
+
+  def opened_other(path, share, z):
+    x = view.open(path)
+    z1 = view.code(x)
+    return z1, view.shown(x), view.mixed(z, z1, share)
+
+  last = dict(trigger_mode="always_last", show_progress="hidden")
+
+  def on(event, function, inputs, outputs, **kwargs):
+    event(
+      _told(function, len(outputs)), inputs, [*outputs, ui.message], **kwargs
+    )
+
+  shown = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
+  on(ui.file.upload, opened, [ui.file, ui.share, ui.other], shown)
+  on(
+    ui.file1.upload,
+    opened_other,
+    [ui.file1, ui.share, ui.code],
+    [ui.other, ui.seen1, ui.mix],
+  )
+  for slider in ui.sliders:
+    on(slider.input, moved, [ui.code, *ui.sliders], [ui.now, ui.plane], **last)
+  ui.zero.click(
+    lambda z: (*moved(z, *zeros), *zeros),
+    [ui.code],
+    [ui.now, ui.plane, *ui.sliders],
+  )
+  # Not by `on`: Gradio reads the event's annotation.
+  ui.plane.select(
+    clicked,
+    [ui.share, ui.other],
+    [ui.code, ui.now, ui.plane, ui.mix, *ui.sliders],
+    show_progress="hidden",
+  )
+  on(
+    ui.share.input,
+    lambda z, z1, share: (view.mixed(z, z1, share),),
+    [ui.code, ui.other, ui.share],
+    [ui.mix],
+    **last,
+  )
+  for control in (ui.temperature.input, ui.seed.input):
+    on(
+      control,
+      lambda seed, t: (view.samples(int(seed or 0), t),),
+      [ui.seed, ui.temperature],
+      [ui.grid],
+      **last,
+    )
+
+
+def serve(view: View, host: str, port: int) -> None:
+  """Serves the page until SIGINT or SIGTERM.
+
+  Raises:
+    UserError: gradio is missing, the port is taken.
+  """
+  gr = gradio()
+  stop = threading.Event()
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.set())
+  if host not in LOCAL:
+    print(
+      f"--host={host}: whoever reaches this machine can use the page; it asks "
+      "for no password.",
+      flush=True,
+    )
+  page = build(view)
+  try:
+    page.launch(
+      server_name=host,
+      server_port=port,
+      share=False,
+      prevent_thread_lock=True,
+      quiet=True,
+      ssr_mode=False,
+      footer_links=[],
+      max_file_size=MAX_BYTES,
+      theme=gr.themes.Default(font=FONT, font_mono=MONO),
+    )
+  except OSError as e:
+    raise UserError(
+      f"--host={host} --port={port} cannot be served: the port is taken, "
+      "or the host is not this machine's; give another."
+    ) from e
+  print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+  stop.wait()
+  page.close(verbose=False)

@@ -1,0 +1,141 @@
+"""A function as bytes that need none of this program, and those run again.
+
+stablehlo   jax.export's: read by jax.export.deserialize, on CPU, CUDA and TPU
+onnx        by jax2onnx, float32: read by onnxruntime and many others
+
+The batch stays a symbol: any number of rows goes in.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+
+import jax
+import numpy as np
+
+from gamix_jax.errors import UserError
+from gamix_jax.export.functions import Part
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCH = "b"
+
+
+def stablehlo(part: Part) -> bytes:
+  """The part, its weights inside, as jax.export writes it.
+
+  An encoder's outputs are a dict by name, a decoder's is the image itself.
+  """
+  from jax import export  # noqa: PLC0415
+
+  def function(x):
+    out = part.function(x)
+    return out["image"] if set(out) == {"image"} else out
+
+  (b,) = export.symbolic_shape(BATCH)
+  x = jax.ShapeDtypeStruct((b, *part.shape), part.dtype)
+  exported = export.export(jax.jit(function), platforms=PLATFORMS)(x)
+  return bytes(exported.serialize())
+
+
+def _run_stablehlo(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
+  from jax import export  # noqa: PLC0415
+
+  out = export.deserialize(bytearray(data)).call(x)
+  return jax.device_get(out if isinstance(out, dict) else {"image": out})
+
+
+def onnx(part: Part) -> bytes:
+  """The part, its weights inside, as an ONNX model of named outputs.
+
+  Raises:
+    UserError: jax2onnx or onnxruntime is not installed.
+  """
+  with _quiet():
+    needs("jax2onnx", "onnx")
+    needs("onnxruntime", "onnx")
+    from jax2onnx import to_onnx  # noqa: PLC0415
+
+    names = list(part.outputs())
+    try:
+      proto = to_onnx(
+        lambda x: tuple(map(part.function(x).get, names)),
+        [(BATCH, *part.shape)],
+        model_name=f"gamix_{part.name}",
+        input_names=[part.input],
+        output_names=names,
+      )
+    # It has no error of its own for what it cannot write.
+    except Exception as e:
+      raise UserError(
+        f"jax2onnx {metadata.version('jax2onnx')} cannot write this "
+        f"{part.name} with JAX {jax.__version__}: {type(e).__name__}: "
+        f"{str(e).partition(chr(10))[0]}.\nUse --format=stablehlo."
+      ) from e
+  return proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Around jax2onnx, which speaks of what does not touch the numbers.
+
+  It prints, and logs every shape without annotation and every operation of a
+  newer JAX that it does not know. Where warnings are errors, a deprecated name
+  of JAX that it uses makes it leave out operations that it does know.
+  """
+  logs = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+  levels = [log.level for log in logs]
+  try:
+    for log in logs:
+      log.setLevel(logging.ERROR)
+    with (
+      warnings.catch_warnings(),
+      contextlib.redirect_stdout(io.StringIO()),
+      jax.numpy_rank_promotion("allow"),  # its own operations promote
+    ):
+      warnings.simplefilter("ignore")
+      yield
+  finally:
+    for log, level in zip(logs, levels, strict=True):
+      log.setLevel(level)
+
+
+def _run_onnx(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
+  import onnxruntime  # noqa: PLC0415
+
+  session = onnxruntime.InferenceSession(
+    data, providers=["CPUExecutionProvider"]
+  )
+  (name,) = (i.name for i in session.get_inputs())
+  names = [o.name for o in session.get_outputs()]
+  return dict(zip(names, session.run(None, {name: x}), strict=True))
+
+
+def needs(module: str, extra: str) -> None:
+  """Refuses to go on without an optional package.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    importlib.import_module(module)
+  except ImportError as e:
+    raise UserError(
+      f"This needs {module}, which is not installed ({e}): pip install "
+      f"'gamix_jax[{extra}]', or '.[{extra}]' in a checkout."
+    ) from e
+
+
+MAKERS = {"stablehlo": stablehlo, "onnx": onnx}
+RUNNERS = {"stablehlo": _run_stablehlo, "onnx": _run_onnx}
+
+
+def versions(form: str) -> dict[str, str]:
+  """Of the packages that a form is made with, besides JAX."""
+  if form != "onnx":
+    return {}
+  names = ("jax2onnx", "onnx", "onnxruntime")
+  return {name: metadata.version(name) for name in names}

@@ -1,0 +1,63 @@
+"""The images that a picture is of: of the test split, or files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gamix_jax import data
+from gamix_jax.config import ConfigDict
+from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.errors import UserError
+from gamix_jax.inference.fitting import read_images
+
+
+def first(config: ConfigDict, n: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+  """The first n held-out images (or all), their labels, the labels' names."""
+  dataset = data.open(config.data, "test", config.seed)
+  x, labels = read_images(dataset, range(min(n, len(dataset))))
+  return x, labels, dataset.label_names
+
+
+def images(
+  config: ConfigDict, words: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+  """What --images names: uint8 [n, h, w, c], and what to call each.
+
+  Args:
+    config: the run's. Files are cropped and resized as its data were.
+    words: indices of the test split, or files.
+
+  Raises:
+    UserError: an index the split has not, a file that is missing or broken;
+      as `data.open`.
+  """
+  dataset = None
+  found = []
+  for word in words:
+    if not word.lstrip("-").isdecimal():
+      found.append(_file(config, word))
+      continue
+    if dataset is None:
+      dataset = data.open(config.data, "test", config.seed)
+    if not 0 <= int(word) < len(dataset):
+      raise UserError(
+        f"--images={word}: the test split has images 0 to {len(dataset) - 1}."
+      )
+    found.append(dataset[int(word)]["image"])
+  names = [w if w.isdecimal() else Path(w).name for w in words]
+  return np.stack(found), names
+
+
+def _file(config: ConfigDict, name: str) -> np.ndarray:
+  settings = data.Settings.of(config.data)
+  prepare = Prepare(settings.shape, settings.crop, settings.resize)
+  try:
+    return prepare(Path(name).read_bytes())
+  except OSError as e:
+    raise UserError(
+      f"--images={name} is neither an index of the test split nor a file that "
+      f"can be read ({e.strerror})."
+    ) from e
+  except BrokenImage as e:
+    raise UserError(f"--images={name} is no whole image: {e}.") from e

@@ -1,0 +1,54 @@
+"""Images one by one, as they are, for other tools."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from gamix_jax import pictures
+
+PROTOCOL = "protocol.json"
+CHUNK = 1024  # images held at a time
+
+
+def save(
+  target: Path,
+  rows: np.ndarray,
+  protocol: Mapping[str, Any],
+  decode: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+  """Writes 00000.png, 00001.png, ... and protocol.json, all or nothing.
+
+  Args:
+    target: the folder; not there, or empty.
+    rows: images [n, h, w, c] in [-1, 1], written as uint8 of that size; or
+      what `decode` makes such of.
+    protocol: what they are.
+    decode: of rows.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  temporary = target.with_name(f".{target.name}.part")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  try:
+    with tqdm.tqdm(total=len(rows), unit="image", disable=None) as bar:
+      for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        images = part if decode is None else decode(part)
+        for i, image in enumerate(pictures.to_uint8(images), start):
+          pictures.save_png(temporary / f"{i:05d}.png", image)
+          bar.update()
+    text = json.dumps({**protocol, "images_written": len(rows)}, indent=1)
+    (temporary / PROTOCOL).write_text(text + "\n")
+    if target.is_dir():
+      target.rmdir()
+    os.replace(temporary, target)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""Pure numbers from arrays.
+
+images      of pictures: absolute error, PSNR, SSIM, sharpness
+features    what a fixed random network, or Inception, sees in them
+classifier  what a small network sees that learned the data's own labels
+distances   of two sets of features: Frechet, kernel, precision and recall
+latent      the pieces of the ELBO, bits per dimension, what the codes use
+codes       what can be told from codes: labels, neighbours, the odd one out
+"""
+
+from gamix_jax.metrics.classifier import classifier_features
+from gamix_jax.metrics.codes import auroc, knn, linear_probe
+from gamix_jax.metrics.distances import (
+  ENOUGH_IMAGES,
+  frechet_distance,
+  kernel_distance,
+  prdc,
+)
+from gamix_jax.metrics.features import inception_features, random_features
+from gamix_jax.metrics.images import (
+  SSIM_WINDOW,
+  absolute_error,
+  psnr,
+  sharpness,
+  ssim,
+)
+from gamix_jax.metrics.latent import (
+  ACTIVE_VARIANCE,
+  COLLAPSED_VARIANCE,
+  KL_FORMS,
+  bits_per_dim,
+  latent_report,
+  log_population_mss,
+  mean_and_error,
+  mss_weights,
+  population_kl_gaussian,
+  sparseness,
+  surgery,
+)
+
+__all__ = [
+  "ACTIVE_VARIANCE",
+  "COLLAPSED_VARIANCE",
+  "ENOUGH_IMAGES",
+  "KL_FORMS",
+  "SSIM_WINDOW",
+  "absolute_error",
+  "auroc",
+  "bits_per_dim",
+  "classifier_features",
+  "frechet_distance",
+  "inception_features",
+  "kernel_distance",
+  "knn",
+  "latent_report",
+  "linear_probe",
+  "log_population_mss",
+  "mean_and_error",
+  "mss_weights",
+  "population_kl_gaussian",
+  "prdc",
+  "psnr",
+  "random_features",
+  "sharpness",
+  "sparseness",
+  "ssim",
+  "surgery",
+]

@@ -1,0 +1,101 @@
+"""What can be told from codes and scores, by scikit-learn."""
+
+import warnings
+
+import numpy as np
+from scipy.stats import rankdata
+
+from gamix_jax.errors import UserError
+from gamix_jax.metrics.distances import NEIGHBOURS, Estimate
+
+
+def auroc(normal: np.ndarray, odd: np.ndarray) -> Estimate:
+  """Chance that an odd image scores higher than a normal one.
+
+  The area under the ROC curve (ties count half); 0.5 is guessing, 1 tells all
+  apart, and under 0.5 the odd ones look more normal than the normal. The error
+  is of DeLong et al., Biometrics 44(3), 1988: both sets are samples.
+
+  Args:
+    normal: scores [n], n 2 or more; larger is more anomalous.
+    odd: scores [m], m 2 or more.
+
+  Raises:
+    UserError: too few scores, or one that is not finite.
+  """
+  normal, odd = (np.asarray(v, np.float64) for v in (normal, odd))
+  n, m = len(normal), len(odd)
+  if min(n, m) < 2:
+    raise UserError(f"auroc has {n} and {m} scores; it needs 2 of each.")
+  if not (np.isfinite(normal).all() and np.isfinite(odd).all()):
+    raise UserError("auroc got scores that are not finite.")
+  ranks = rankdata(np.concatenate([normal, odd]))
+  # Of each score: the share of the other set that it is on the right side of.
+  of_normal = 1 - (ranks[:n] - rankdata(normal)) / m
+  of_odd = (ranks[n:] - rankdata(odd)) / n
+  variance = of_normal.var(ddof=1) / n + of_odd.var(ddof=1) / m
+  return Estimate(float(of_odd.mean()), float(np.sqrt(variance)))
+
+
+def linear_probe(
+  codes: np.ndarray,
+  labels: np.ndarray,
+  test_codes: np.ndarray,
+  test_labels: np.ndarray,
+) -> Estimate:
+  """Accuracy of logistic regression on standardised codes.
+
+  scikit-learn's, with its defaults (L2, C = 1) but 1,000 iterations.
+
+  Args:
+    codes: [n, d] that it is fitted on, with their labels [n].
+    labels: see codes.
+    test_codes: [m, d] that it is scored on.
+    test_labels: [m].
+
+  Raises:
+    UserError: codes of one class only.
+  """
+  from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+  from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+
+  if len(np.unique(labels)) < 2:
+    raise UserError("linear_probe needs codes of two classes or more.")
+  with warnings.catch_warnings():
+    # Not converged in 1,000 iterations is a probe all the same.
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    return _accuracy(
+      LogisticRegression(max_iter=1000), codes, labels, test_codes, test_labels
+    )
+
+
+def knn(
+  codes: np.ndarray,
+  labels: np.ndarray,
+  test_codes: np.ndarray,
+  test_labels: np.ndarray,
+  neighbours: int = NEIGHBOURS,
+) -> Estimate:
+  """Accuracy of the vote of the nearest standardised codes; as `linear_probe`.
+
+  Raises:
+    UserError: fewer codes than neighbours.
+  """
+  from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415
+
+  if len(codes) < neighbours:
+    raise UserError(f"knn of {neighbours} has {len(codes)} codes.")
+  return _accuracy(
+    KNeighborsClassifier(neighbours), codes, labels, test_codes, test_labels
+  )
+
+
+def _accuracy(model, codes, labels, test_codes, test_labels) -> Estimate:
+  from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+  from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
+  fitted = make_pipeline(StandardScaler(), model)
+  fitted.fit(np.asarray(codes, np.float64), labels)
+  right = fitted.predict(np.asarray(test_codes, np.float64)) == test_labels
+  share = float(np.mean(right))
+  return Estimate(share, float(np.sqrt(share * (1 - share) / len(right))))

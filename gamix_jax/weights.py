@@ -1,0 +1,183 @@
+"""A model's weights as safetensors beside its config: a folder to hand on.
+
+model.safetensors   every array, under its dotted name:
+                    vae.params.decoder.dense.kernel, vae.batch_stats...,
+                    disc.params...; and in the header, what it is of
+config.json         every key of the run
+
+`gamix_jax.load(folder)` opens it as it opens a workdir. encoder.safetensors and
+decoder.safetensors are parts under the same names, for other programs.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from gamix_jax import config as configs
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.step import TrainState
+
+FILE = "{what}.safetensors"
+FORMAT = "gamix_jax.weights.1"
+# Of `vae`, under "params" and "batch_stats"; the head is of the encoder, which
+# is of no use without it. A learned prior is in neither.
+PARTS = {
+  "model": None,
+  "encoder": ("encoder", "posterior"),
+  "decoder": ("decoder",),
+}
+
+
+def is_exported(folder: Path) -> bool:
+  """Whether a folder holds exported weights, whole or of a part.
+
+  A workdir does not, whatever was exported into it: it goes on training.
+  """
+  return not (folder / "checkpoints").exists() and any(
+    (folder / FILE.format(what=what)).is_file() for what in PARTS
+  )
+
+
+def flat(
+  trees: Mapping[str, Any], what: str = "model"
+) -> dict[str, np.ndarray]:
+  """{dotted name: array} of {"vae": ..., "disc": ...}, or of a part."""
+  arrays = traverse_util.flatten_dict(dict(trees), sep=".")
+  arrays = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
+  if (heads := PARTS[what]) is None:
+    return arrays
+  return {
+    k: v
+    for k, v in arrays.items()
+    if k.startswith("vae.") and k.split(".")[2] in heads
+  }
+
+
+def _sum(arrays: Mapping[str, np.ndarray]) -> str:
+  """A checksum: a flipped bit is still a whole safetensors file."""
+  found = hashlib.sha256()
+  for name in sorted(arrays):
+    value = arrays[name]
+    found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+    found.update(np.ascontiguousarray(value).data)
+  return found.hexdigest()
+
+
+def write(
+  folder: Path,
+  what: str,
+  config: ConfigDict,
+  trees: Mapping[str, Any],
+  about: Mapping[str, str],
+) -> None:
+  """Writes the two files into a folder that is there.
+
+  Args:
+    folder: theirs.
+    what: a key of PARTS.
+    config: the run's.
+    trees: {"vae": {"params", "batch_stats"}, "disc": the same or empty}.
+    about: what else the header says; "step" and "which" among it.
+
+  Raises:
+    OSError: they cannot be written.
+  """
+  from safetensors.numpy import save  # noqa: PLC0415
+
+  arrays = {k: np.ascontiguousarray(v) for k, v in flat(trees, what).items()}
+  header = {**about, "format": FORMAT, "what": what, "sha256": _sum(arrays)}
+  data = save(arrays, metadata=header)
+  (folder / FILE.format(what=what)).write_bytes(data)
+  (folder / "config.json").write_text(configs.to_json(config))
+
+
+def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The arrays and the header of a file that `write` wrote.
+
+  Raises:
+    UserError: it is damaged, or not of this program.
+  """
+  from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+  try:
+    with safe_open(os.fspath(path), framework="numpy") as file:
+      header = file.metadata() or {}
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except SafetensorError as e:
+    raise UserError(f"{path} is damaged ({e}); export it again.") from e
+  if header.get("format") != FORMAT:
+    raise UserError(
+      f"{path} was not written by this version of gamix_jax.export (its format "
+      f"is {header.get('format')!r}, not {FORMAT!r})."
+    )
+  if _sum(arrays) != header["sha256"]:
+    raise UserError(
+      f"{path} is damaged (its checksum is another one); export it again."
+    )
+  return arrays, header
+
+
+def read(
+  folder: Path, shapes: TrainState, which: str, step: int | None
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+  """The step, and the VAE's and the discriminator's NumPy arrays.
+
+  Args:
+    folder: with model.safetensors.
+    shapes: the state that the folder's config makes.
+    which: "ema" or "raw", as it was exported.
+    step: as it was exported; None takes what is there.
+
+  Raises:
+    UserError: a part alone is there, other weights or another step, a damaged
+      file, or one that does not fit the config.
+  """
+  path = folder / FILE.format(what="model")
+  if not path.is_file():
+    raise UserError(
+      f"{folder} holds a part of a model alone; a part is for other programs.\n"
+      "Export the whole with --what=model --format=safetensors to load it."
+    )
+  arrays, header = contents(path)
+  if which != header["which"]:
+    raise UserError(
+      f"{folder} holds the {header['which']!r} weights alone; say "
+      f"which={header['which']!r}, or export it with --which={which}."
+    )
+  if step is not None and step != int(header["step"]):
+    raise UserError(
+      f"{folder} holds step {header['step']} alone, not step {step}."
+    )
+  wanted = {
+    "vae": {
+      "params": shapes.vae.params,
+      "batch_stats": shapes.vae.batch_stats,
+    },
+    "disc": {
+      "params": shapes.disc.params,
+      "batch_stats": shapes.disc.batch_stats,
+    },
+  }
+  named = traverse_util.flatten_dict(wanted, sep=".", keep_empty_nodes=True)
+  leaves = {k: v for k, v in named.items() if hasattr(v, "shape")}
+  off = sorted(leaves.keys() ^ arrays.keys()) or sorted(
+    k
+    for k, v in leaves.items()
+    if (v.shape, v.dtype) != (arrays[k].shape, arrays[k].dtype)
+  )
+  if off:
+    raise UserError(
+      f"{path} is of another model than the config.json beside it: "
+      f"{off[0]} and {len(off) - 1} more arrays differ."
+    )
+  trees = traverse_util.unflatten_dict(
+    {k: arrays.get(k, empty) for k, empty in named.items()}, sep="."
+  )
+  return int(header["step"]), trees["vae"], trees["disc"]

@@ -1,0 +1,282 @@
+"""The page to touch a model on: its pictures, its server, a real browser."""
+
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.parse
+
+import conftest
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from program import ROOT, assert_refused, noise
+
+import gamix_jax
+from gamix_jax import build
+from gamix_jax.errors import UserError
+from gamix_jax.explore import page, view
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  config = conftest.small(data__source="digits")
+  folder = tmp_path_factory.mktemp("runs") / "run"
+  conftest.save_run(folder, config, conftest.state_of(build.recipe(config)))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def shown(run):
+  model = gamix_jax.load(run)
+  return view.View(model, view.held_out(model)[:40])
+
+
+def grey(x):
+  """[-1, 1] -> the picture's numbers, of 8x8 enlarged 32 times."""
+  x = np.rint((np.clip(x[..., 0], -1, 1) + 1) * 127.5).astype(np.uint8)
+  return np.kron(x, np.ones((32, 32), np.uint8))
+
+
+# ------------------------------------------------------------- pictures
+
+
+def test_sliders_move_the_most_active_latents_by_standard_deviations(shown):
+  mu = np.asarray(shown.model.encode(shown.images).mean())
+  spread = np.std(mu, axis=0)
+  assert list(shown.active) == list(np.argsort(-spread))
+  z = shown.code(shown.images[3])
+  np.testing.assert_allclose(z, mu[3], rtol=1e-4, atol=1e-5)
+  moved = shown.moved(z, [2, 0, -1, 0])
+  wanted = mu[3].astype("f8")
+  wanted[shown.active[0]] += 2 * spread[shown.active[0]]
+  wanted[shown.active[2]] -= spread[shown.active[2]]
+  np.testing.assert_allclose(moved, wanted, rtol=1e-4, atol=1e-5)
+  x_hat = shown.model.decode(moved)
+  np.testing.assert_array_equal(shown.picture(moved), grey(x_hat))
+  still = shown.moved(z, [0] * 4)
+  np.testing.assert_array_equal(still, z)
+
+
+def test_the_map_decodes_the_place_that_is_clicked(shown):
+  for at in ((100, 200), (639, 0), (320, 511)):
+    assert np.abs(np.subtract(shown.place(shown.at(*at)), at)).max() <= 1
+  # The plane is the first two principal directions, by NumPy's SVD.
+  centre = shown.mu.mean(axis=0)
+  _, _, v = np.linalg.svd(shown.mu - centre)
+  off = shown.at(17, 400) - centre
+  np.testing.assert_allclose(v[2:] @ off, 0, atol=1e-9)
+  plain, marked = shown.map(), shown.map((50, 60))
+  assert plain.shape == (view.MAP_SIDE, view.MAP_SIDE, 3)
+  y, x = np.nonzero(np.any(plain != marked, axis=-1))
+  assert (x.mean(), y.mean()) == pytest.approx((50, 60), abs=1)
+  # Every image lies on the map where its code does.
+  x, y = shown.place(shown.mu[39])
+  assert np.any(plain[y - 5 : y + 5, x - 5 : x + 5] != 255)
+
+
+def test_mixing_and_samples(shown):
+  z0, z1 = shown.mu[:2]
+  np.testing.assert_array_equal(shown.mixed(z0, z1, 0), shown.picture(z0))
+  np.testing.assert_array_equal(shown.mixed(z0, z1, 1), shown.picture(z1))
+  half = shown.model.decode((z0 + z1) / 2)
+  np.testing.assert_array_equal(shown.mixed(z0, z1, 0.5), grey(half))
+  one = shown.samples(7, 1.0)
+  np.testing.assert_array_equal(one, shown.samples(7, 1.0))
+  assert np.any(one != shown.samples(8, 1.0))
+  assert np.any(one != shown.samples(7, 0.5))
+  new = shown.model.sample(jax.random.key(7), 16)
+  corner = np.kron(grey(new[0])[::32, ::32], np.ones((8, 8), np.uint8))
+  np.testing.assert_array_equal(one[2:66, 2:66], corner)
+  for seed, temperature in ((-1, 1), (2**32, 1), (0, -1)):
+    with pytest.raises(UserError):
+      shown.samples(seed, temperature)
+
+
+# -------------------------------------------------------------- uploads
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_uploads_of_any_mode_are_made_as_the_data_are(shown, tmp_path, mode):
+  grid = np.zeros((40, 60), np.uint8)
+  grid[:, 30:] = 255
+  image = Image.fromarray(grid)
+  if mode == "I;16":
+    image = Image.fromarray(grid.astype(np.uint16) * 257)
+  else:
+    image = image.convert("RGB").convert(mode) if mode != "L" else image
+  path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+  image.save(path)
+  x = shown.open(path)
+  assert x.shape == (8, 8, 1) and x.dtype == np.uint8
+  # The centred square, black to the left of its middle and white to the right.
+  assert x[:, :4].max() <= 8 and x[:, 4:].min() >= 247
+
+
+def test_uploads_that_are_refused(shown, tmp_path, monkeypatch):
+  path = tmp_path / "x.png"
+
+  def refused(words):
+    with pytest.raises(UserError, match=words) as caught:
+      shown.open(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+  path.write_text("hello")
+  refused("no image")
+  whole = io.BytesIO()
+  Image.fromarray(noise(0, 50, 50, 3)).save(whole, "png")
+  path.write_bytes(whole.getvalue()[:4000])
+  refused("is broken")
+  path.write_bytes(whole.getvalue())
+  shown.open(path)
+  monkeypatch.setattr(view, "MAX_PIXELS", 2000)
+  refused("50 x 50 pixels")
+  monkeypatch.setattr(view, "MAX_BYTES", 50)
+  refused("MB; up to")
+
+
+# --------------------------------------------------------------- server
+
+
+def test_gradio_that_is_missing_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "gradio", None)
+  with pytest.raises(UserError, match=r"pip install.*\.\[explore\]"):
+    page.gradio()
+
+
+def test_flags_that_are_refused(program):
+  ran = subprocess.run(
+    program.argv("--port=0", module="gamix_jax.explore"),
+    env=program.env(),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert_refused(ran, "--port=0")
+
+
+@pytest.fixture
+def server(run, program):
+  """The command, served; its address. It ends on SIGTERM with 0."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  # Not program.argv: warnings inside of Gradio are its own.
+  words = [sys.executable, "-m", "gamix_jax.explore"]
+  process = subprocess.Popen(
+    [*words, f"--workdir={run}", f"--port={port}"],
+    env=program.env(),
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    line = process.stdout.readline()
+    assert line.startswith(f"http://127.0.0.1:{port}"), line
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+  finally:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+_MISSING = [
+  name
+  for name, there in (
+    ("gradio", importlib.util.find_spec("gradio")),
+    ("playwright", importlib.util.find_spec("playwright")),
+    ("chromium", CHROMIUM),
+  )
+  if not there
+]
+
+
+@pytest.mark.skipif(
+  bool(_MISSING), reason=f"not installed here: {', '.join(_MISSING)}"
+)
+def test_in_a_browser(server, shown, tmp_path):
+  from playwright.sync_api import sync_playwright
+
+  image = np.kron(np.eye(2, dtype=np.uint8) * 255, np.ones((20, 20), np.uint8))
+  Image.fromarray(image).save(tmp_path / "eye.png")
+  (tmp_path / "broken.png").write_text("no image")
+  elsewhere = []
+
+  with sync_playwright() as play:
+    # A container's root has no sandbox.
+    args = ["--no-sandbox"] if os.geteuid() == 0 else []
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=args)
+    tab = browser.new_page(viewport={"width": 1100, "height": 1000})
+
+    def local_only(route):
+      host = urllib.parse.urlsplit(route.request.url).hostname
+      if host in ("127.0.0.1", None):
+        route.continue_()
+      else:
+        elsewhere.append(route.request.url)
+        route.abort()
+
+    tab.route("**/*", local_only)
+    tab.goto(server)
+
+    def picture(name):
+      tab.wait_for_selector(f"#{name} img")
+      url = tab.eval_on_selector(f"#{name} img", "e => e.src")
+      data = tab.request.get(url).body()
+      return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+
+    def changed(name, old):
+      tab.wait_for_function(
+        "([n, old]) => document.querySelector(`#${n} img`).src != old",
+        arg=[name, old],
+      )
+
+    def source(name):
+      return tab.eval_on_selector(f"#{name} img", "e => e.src")
+
+    z = shown.code(shown.images[0])
+    np.testing.assert_array_equal(picture("decoded"), shown.picture(z))
+
+    old = source("decoded")
+    tab.locator("input[type=file]").first.set_input_files(tmp_path / "eye.png")
+    changed("decoded", old)
+    x = shown.open(tmp_path / "eye.png")
+    np.testing.assert_array_equal(picture("seen"), shown.shown(x))
+    z = shown.code(x)
+    apart = np.abs(picture("decoded").astype(int) - shown.picture(z))
+    assert apart.max() <= 1  # one process's rounding, and the other's
+
+    old = source("decoded")
+    # The server's own order: it has seen more held-out images.
+    slider = tab.locator("[id^=latent-]").first
+    slider.locator("input[type=range]").fill("2")
+    changed("decoded", old)
+    assert np.any(picture("decoded") != shown.picture(z))
+
+    old = source("map")
+    tab.click("#map img", position={"x": 100, "y": 100})
+    changed("map", old)
+    assert slider.locator("input[type=range]").input_value() == "0"
+
+    tab.get_by_role("button", name="Remove").first.or_(
+      tab.get_by_label("Clear").first
+    ).first.click()
+    tab.locator("input[type=file]").first.set_input_files(
+      tmp_path / "broken.png"
+    )
+    tab.wait_for_function(
+      "document.querySelector('#message').innerText.includes('no image')"
+    )
+    np.testing.assert_array_equal(picture("seen"), shown.shown(x))
+    browser.close()
+  assert elsewhere == []

@@ -1,0 +1,331 @@
+"""Sources of latents, ways between them, scores and maps."""
+
+import json
+import logging
+import sys
+from functools import partial
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import alone, elbo, flat
+
+import gamix_jax
+from gamix_jax import build, inference
+from gamix_jax.errors import UserError
+from gamix_jax.inference import samplers
+from gamix_jax.posterior import Gaussian, Mixture, Poisson
+
+pytestmark = pytest.mark.usefixtures("quick")
+KEY = jax.random.key(5)
+D = 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A workdir of steps 5 and 10 with a mixture of two over three latents."""
+  config = alone(
+    flat,
+    model__latent=D,
+    posterior__name="mixture",
+    posterior__components=2,
+  )
+  recipe = build.recipe(config)
+  folder = tmp_path_factory.mktemp("runs") / "run"
+  conftest.save_run(
+    folder, config, *(conftest.state_of(recipe, s) for s in (0, 1))
+  )
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+  return gamix_jax.load(run, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  return rng.uniform(-1, 1, (60, 4, 4, 1)).astype("f4")
+
+
+def learned(prior, **changes):
+  config = alone(
+    partial(elbo, flat), prior__name=prior, prior__components=3, **changes
+  )
+  recipe = build.recipe(config)
+  state = conftest.state_of(recipe)
+  vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}
+  return inference.Model(config, recipe, 0, vae, {})
+
+
+# ---------------------------------------------------------- pure samplers
+
+
+def clusters(n=400):
+  """Posteriors around (-4, 0) and (4, 0), three to one; spread 0.5."""
+  rng = np.random.default_rng(1)
+  mu = rng.normal(size=(n, 2)) * 0.3
+  mu[:, 0] += np.where(np.arange(n) % 4 == 0, 4, -4)
+  logvar = np.full((n, 2), 2 * np.log(0.4))
+  return Gaussian(*(jnp.asarray(v, jnp.float32) for v in (mu, logvar)))
+
+
+def test_bic_finds_the_clusters():
+  found = samplers.fit(clusters(), 0, "bic", {"step": 3})
+  assert found.about["components"] == 2 and found.about["step"] == 3
+  assert found.about["covariance"] == "full"
+  assert found.about["chosen_by"] == "bic"
+  z = samplers.draw_gmm(found.gmm, KEY, 4000)
+  right = z[:, 0] > 0
+  assert abs(right.mean() - 0.25) < 0.03
+  # q(z)'s spread, of which the means have only 0.3.
+  np.testing.assert_allclose(z[~right].std(0), 0.5, atol=0.06)
+  # They come mixed, so that the first ones are of all components.
+  assert 10 < right[:100].sum() < 45
+  cold = samplers.draw_gmm(found.gmm, KEY, 50, 0.0)
+  off = np.abs(cold[:, None] - found.gmm.means_[None]).max(-1).min(-1)
+  assert off.max() < 1e-6
+  half = samplers.draw_gmm(found.gmm, KEY, 4000, 0.5)
+  half_right = half[:, 0] > 0
+  np.testing.assert_allclose(half[~half_right].std(0), 0.25, atol=0.03)
+
+
+def test_covariances_are_full_where_data_allow():
+  q = clusters(15)
+  assert samplers.fit(q, 0, 3, {}).about["covariance"] == "full"
+  assert samplers.fit(q, 0, 4, {}).about["covariance"] == "diag"
+  for wrong in (0, 16, "many", 2.5):
+    with pytest.raises(UserError, match=f"components={wrong!r}"):
+      samplers.fit(q, 0, wrong, {})
+
+
+def test_population_draws_have_the_populations_moments():
+  rng = np.random.default_rng(2)
+  logits, mu, logvar = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for shape in ((6, 2), (6, 2, 2), (6, 2, 2))
+  )
+  q = Mixture(logits, mu, logvar)
+  weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  n = 40_000
+  for temperature in (1.0, 0.3):
+    z = samplers.draw_population(q, KEY, n, temperature)
+    mean = np.einsum("bk,bkd->d", weights, mu) / 6
+    square = mu**2 + temperature**2 * var
+    second = np.einsum("bk,bkd->d", weights, square) / 6
+    error = 5 * np.sqrt(second / n)
+    assert (np.abs(z.mean(0) - mean) < error).all()
+    np.testing.assert_allclose(z.var(0), second - mean**2, rtol=0.05)
+  cold = samplers.draw_population(q, KEY, 200, 0.0)
+  centres = mu.reshape(-1, 2)
+  off = np.abs(cold[:, None] - centres[None]).max(-1).min(-1)
+  assert off.max() < 1e-6
+
+
+def test_counts_have_a_population_and_no_mixture():
+  log_rate = jnp.log(jnp.asarray([[0.5, 3.0], [2.0, 7.0]]))
+  q = Poisson(log_rate, jnp.zeros((2, 2)))
+  found = samplers.fit(q, 0, 2, {})
+  assert found.gmm is None and "components" not in found.about
+  z = samplers.draw_population(found.population, KEY, 3000)
+  assert (z == np.round(z)).all()
+  np.testing.assert_allclose(z.mean(0), [1.25, 5.0], rtol=0.06)
+  config = alone(partial(elbo, flat), posterior__name="poisson")
+  recipe = build.recipe(config)
+  vae = conftest.state_of(recipe).vae
+  vae = {"params": vae.params, "batch_stats": vae.batch_stats}
+  counts = inference.Model(config, recipe, 0, vae, {})
+  with pytest.raises(UserError, match=r"'gmm'.*'poisson'.*prior, population"):
+    counts.draw_latents(KEY, 2, source="gmm")
+  with pytest.raises(UserError, match=r"what fits: prior, population\."):
+    counts.check_source("gmm")
+
+
+# ---------------------------------------------------------- of a model
+
+
+def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
+  model = gamix_jax.load(run, batch_size=32)
+  assert model.fitted is None
+  for source in ("population", "gmm"):
+    with pytest.raises(UserError, match=rf"'{source}' wants .*fit_samplers"):
+      model.sample(KEY, 2, source=source)
+  with pytest.raises(UserError, match=r"'population' wants .*fit_samplers"):
+    model.anomaly_score(images, "population")
+  about = model.fit_samplers(images, components=3)
+  assert about["images"] == 60 and about["components"] == 3
+  assert model.fitted == about
+  kept = run / "samplers" / "ema_10.npz"
+  assert [p.name for p in kept.parent.iterdir()] == [kept.name]
+  with np.load(kept) as arrays:  # nothing in it is pickled
+    assert json.loads(str(arrays["about"]))["which"] == "ema"
+    assert all(arrays[k].dtype != object for k in arrays)
+
+  again = gamix_jax.load(run)
+  assert again.fitted == about
+  for source in ("population", "gmm"):
+    z = again.draw_latents(KEY, 7, source=source)
+    assert z.shape == (7, D) and z.dtype == np.float32
+    np.testing.assert_array_equal(z, model.draw_latents(KEY, 7, source=source))
+    np.testing.assert_allclose(
+      again.sample(KEY, 7, source=source), model.decode(z), atol=1e-5
+    )
+  # Density: scipy's, of the mixture that was kept.
+  mean = np.asarray(again.encode(images).mean(), np.float64)
+  gmm = again._sources._samplers.gmm
+  parts = zip(gmm.weights_, gmm.means_, gmm.covariances_, strict=True)
+  density = sum(
+    w * scipy.stats.multivariate_normal(m, c).pdf(mean) for w, m, c in parts
+  )
+  np.testing.assert_allclose(
+    again.anomaly_score(images, "population"), -np.log(density), rtol=1e-6
+  )
+  # Other weights do not have them.
+  assert gamix_jax.load(run, "raw").fitted is None
+  assert gamix_jax.load(run, step=5).fitted is None
+  other = run / "samplers" / "ema_5.npz"
+  other.write_bytes(kept.read_bytes())
+  with caplog.at_level(logging.WARNING):
+    assert gamix_jax.load(run, step=5).fitted is None
+  assert "other weights" in caplog.text
+  other.write_bytes(kept.read_bytes()[:-40])
+  assert gamix_jax.load(run, step=5).fitted is None
+  assert "damaged" in caplog.text
+  other.unlink()
+
+
+def test_samplers_are_written_whole_or_not_at_all(run, images):
+  model = gamix_jax.load(run, "raw", batch_size=32)
+  folder = run / "samplers"
+  folder.mkdir(exist_ok=True)
+  (folder / ".raw_10.npz.part").symlink_to("/dev/full")
+  with pytest.raises(UserError, match="No space"):
+    model.fit_samplers(images, components=1)
+  assert not [p.name for p in folder.iterdir() if "raw" in p.name]
+  assert model.fitted is None
+
+
+def test_pseudo_inputs_and_other_sources(model):
+  vamp = learned("vamp", model__latent=2)
+  z = vamp.draw_latents(KEY, 3000, source="vamp")
+  np.testing.assert_array_equal(z, vamp.draw_latents(KEY, 3000))
+  prior = vamp._device.prior()
+  weights, mu, var = (np.asarray(v, np.float64)[0] for v in prior.centres())
+  mean = weights @ mu
+  spread = weights @ (var + mu**2) - mean**2
+  np.testing.assert_allclose(z.mean(0), mean, atol=5 * spread.max() ** 0.5 / 50)
+  np.testing.assert_allclose(z.var(0), spread, rtol=0.12)
+  with pytest.raises(
+    UserError, match=r"'vamp'.*'normal'.*prior, population, gmm\."
+  ):
+    model.sample(KEY, 2, source="vamp")
+  with pytest.raises(UserError, match="'best' is none of prior, population"):
+    model.sample(KEY, 2, source="best")
+
+
+# ---------------------------------------------------------- ways
+
+
+def test_spherical_paths_turn_evenly_and_keep_length():
+  between = inference.model.ways.between
+  a, b = np.array([2.0, 0, 0]), np.array([0, 3.0, 0])
+  way = between(a, b, 7, "spherical")
+  np.testing.assert_allclose(way[[0, -1]], [a, b], atol=1e-12)
+  np.testing.assert_allclose(
+    np.linalg.norm(way, axis=1), np.linspace(2, 3, 7), rtol=1e-12
+  )
+  turned = np.degrees(np.arctan2(way[:, 1], way[:, 0]))
+  np.testing.assert_allclose(turned, np.linspace(0, 90, 7), atol=1e-9)
+  for other in (2 * a, -a, 0 * a):  # no arc
+    np.testing.assert_array_equal(
+      between(a, other, 4, "spherical"), np.linspace(a, other, 4)
+    )
+  with pytest.raises(UserError, match="'curved' is none of straight"):
+    between(a, b, 3, "curved")
+
+
+def test_interpolate_and_components(model, images):
+  q = model.encode(images[:2])
+  ends = np.asarray(q.mean(), np.float64)
+  z = inference.model.ways.between(*ends, 5, "spherical")
+  way = model.interpolate(images[0], images[1], 5, path="spherical")
+  np.testing.assert_allclose(way, model.decode(z), atol=1e-5)
+  weights, shown = model.components(images[1])
+  wanted, mu, _ = q.centres()
+  np.testing.assert_allclose(weights, wanted[1], rtol=1e-5)
+  np.testing.assert_allclose(shown, model.decode(mu[1]), atol=1e-5)
+  with pytest.raises(UserError, match="one image; given were 2"):
+    model.components(images[:2])
+
+
+def test_traverse(model, images):
+  q = model.encode(images[3])
+  z, w = q.draws(KEY, 20_000)
+  z, w = (np.asarray(v, np.float64)[:, 0] for v in (z, w))
+  mean = w @ z
+  std = np.sqrt(w @ (z - mean) ** 2)  # the whole mixture's, by its draws
+  around = partial(inference.model.ways.around, q)
+  line = around(1, 2.0, 5)
+  np.testing.assert_allclose(line[2], np.asarray(q.mean())[0], rtol=1e-6)
+  np.testing.assert_allclose((line[-1] - line[2])[1], 2 * std[1], rtol=0.03)
+  assert (line[:, [0, 2]] == line[2, [0, 2]]).all()
+  square = around((2, 1), 2.0, 5)
+  np.testing.assert_array_equal(square[2], line)
+  np.testing.assert_array_equal(square[:, 2], around(2, 2.0, 5))
+  shown = model.traverse(images[3], (2, 1), span=2.0, steps=5)
+  assert shown.shape == (5, 5, 4, 4, 1)
+  np.testing.assert_allclose(shown, model.decode(square), atol=1e-5)
+  assert model.traverse(images[3], 0).shape == (7, 4, 4, 1)
+  for dims, words in (
+    (3, "0 to 2"),
+    (-1, "0 to 2"),
+    ((0, 0), "two different"),
+    ((0, 1, 2), "two different"),
+    ((), "two different"),
+    (0.5, "one latent"),
+    ("0", "one latent"),
+  ):
+    with pytest.raises(UserError, match=words):
+      model.traverse(images[3], dims)
+  for wrong in (dict(span=0), dict(span=np.inf), dict(steps=1)):
+    with pytest.raises(UserError, match=r"span=.* steps="):
+      model.traverse(images[3], 0, **wrong)
+
+
+# ---------------------------------------------------------- scores, maps
+
+
+def test_anomaly_score_by_reconstruction(model, images):
+  raw = model.decode(model.encode(images).mean(), raw=True)
+  wanted = np.abs(images - raw).mean((1, 2, 3))
+  found = model.anomaly_score(images)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  one = model.anomaly_score(images[0])
+  np.testing.assert_allclose(one, wanted[:1], rtol=1e-4)
+  with pytest.raises(UserError, match="'looks' is none of reconstruction"):
+    model.anomaly_score(images, "looks")
+
+
+def test_latent_map(model, images, monkeypatch):
+  mean = np.asarray(model.encode(images).mean(), np.float64)
+  centred = mean - mean.mean(0)
+  _, _, axes = np.linalg.svd(centred, full_matrices=False)
+  wanted = centred @ axes[:2].T
+  found = model.latent_map(images)
+  sign = np.sign((found * wanted).sum(0))
+  np.testing.assert_allclose(found, sign * wanted, atol=1e-5)
+  few = model.latent_map(images[:12], "tsne", seed=3)
+  assert few.shape == (12, 2) and np.isfinite(few).all()
+  np.testing.assert_array_equal(few, model.latent_map(images[:12], "tsne", 3))
+  monkeypatch.setitem(sys.modules, "umap", None)
+  for method, n, words in (
+    ("umap", 9, "pip install umap-learn"),
+    ("lda", 9, "'lda' is none of pca, tsne, umap"),
+    ("pca", 3, "4 images"),
+  ):
+    with pytest.raises(UserError, match=words):
+      model.latent_map(images[:n], method)
