@@ -193,11 +193,10 @@ def _end_if_lost(error: Exception) -> None:
   from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
   if message := hosts.lost(error):
-    _say(message)
-    os._exit(hosts.LOST)
+    _say(message, hosts.LOST)  # ends: there are several
 
 
-def _say(message: str) -> int:
+def _say(message: str, code: int = USAGE) -> int:
   """The exit code; of one of several processes, the end of it.
 
   The usual way out would wait for the others, who wait for this one.
@@ -207,8 +206,8 @@ def _say(message: str) -> int:
     from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
     if hosts.several():
-      os._exit(USAGE)
-  return USAGE
+      os._exit(code)
+  return code
 
 
 def use_compilation_cache() -> None:
