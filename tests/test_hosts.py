@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from program import ROOT, SMALL, numbers, rows
 from test_resume import EVERY, RICH, arrays
 
-from gamix_jax import hosts
+from gamix_jax import cli, hosts
 from gamix_jax.errors import UserError
 
 STEPS = 20
@@ -167,6 +168,30 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
   last = max(saved) + 4
   text = program.done(*flags[:-2], f"--config.steps={last}", flags[-1])
   assert "Continuing at step" in text
+
+
+@pytest.mark.parametrize(
+  ("error", "wanted"),
+  [
+    (jax.errors.JaxRuntimeError("Gloo failed"), hosts.LOST),
+    (UserError("a mistake"), 2),
+  ],
+)
+def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
+  """It ends at once, and with 2 only for a mistake."""
+
+  def main():
+    raise error
+
+  def end(code):
+    raise SystemExit(code)
+
+  monkeypatch.setattr(hosts, "several", lambda: True)
+  monkeypatch.setattr("os._exit", end)
+  with pytest.raises(SystemExit) as ended_with:
+    cli.run(main, ["x"])
+  assert ended_with.value.code == wanted
+  assert capsys.readouterr().err.startswith("gamix_jax: ")
 
 
 def test_a_mistake_is_told_by_every_process(program, tmp_path):
