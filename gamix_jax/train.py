@@ -237,7 +237,8 @@ def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
 
 def _conclude(path, config, numbers, latest, progress) -> None:
   """The summary at the end."""
-  _tell(f"Done: step {latest} of {config.steps}, {progress.elapsed()}.")
+  word = "Done" if latest == config.steps else "Stopped"
+  _tell(f"{word}: step {latest} of {config.steps}, {progress.elapsed()}.")
   if numbers:
     width = max(map(len, numbers))
     for name, value in numbers.items():
