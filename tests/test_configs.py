@@ -87,7 +87,17 @@ def quick(monkeypatch):
   monkeypatch.setattr(train.jax, "jit", cheap)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The other files differ from these in their sizes and sources alone.
+QUICK_NAMES = ("digits", "celeba", "folder")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    n if n in QUICK_NAMES else pytest.param(n, marks=pytest.mark.slow)
+    for n in NAMES
+  ],
+)
 def test_tiny_runs(name, quick, tmp_path, capfd):
   real, c = config_of(name), config_of(name, "tiny")
   kept = ("objective", "adversarial", "posterior", "weights", "optim", "ema")

@@ -69,6 +69,7 @@ def numbers(judged):
   return json.loads((judged[0] / "eval" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_same_twice_and_on_eight_devices(judged, program, tmp_path):
   """The same bytes; within 1e-4 on 8 devices, with all fitted anew."""
   folder, _ = judged

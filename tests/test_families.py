@@ -76,8 +76,16 @@ def test_every_family_and_objective_is_here():
   assert {o for _, o in pairs} == set(objective.OBJECTIVES)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [
+    (name, "float32")
+    if dtype == "float32"
+    else pytest.param(name, dtype, marks=pytest.mark.slow)
+    for name in FAMILIES
+    for dtype in ("float32", "bfloat16")
+  ],
+)
 def test_trains_digits(name, dtype):
   """500 steps; the last ten losses are under three quarters of the first."""
   digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1

@@ -130,6 +130,7 @@ def test_only_the_first_speaks_and_writes(both):
   assert (root / "two" / "images" / f"samples_{STEPS:07d}.png").is_file()
 
 
+@pytest.mark.slow
 def test_one_host_asked_to_stop_stops_all(program, tmp_path):
   """SIGTERM to the second; then one process alone brings it to its end."""
   flags = (*SMALL, EVERY, "--config.steps=5000", f"--workdir={tmp_path}/run")
@@ -148,6 +149,7 @@ def test_one_host_asked_to_stop_stops_all(program, tmp_path):
   assert f"Done: step {last} of {last}" in text
 
 
+@pytest.mark.slow
 def test_a_killed_host_ends_the_other(program, tmp_path):
   """Within the heartbeat's limit, with a message, and not as a success.
 

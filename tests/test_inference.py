@@ -151,7 +151,7 @@ def test_readme_example(flat_run):
   exec(compile(block, "README.md", "exec"), names)
   called = set(re.findall(r"model\.(\w+)\(", block))
   public = {n for n in vars(gamix_jax.Model) if not n.startswith("_")}
-  assert public - called == {"fitted", "check_source"}
+  assert public - called == {"fitted", "check_source", "bounds"}
 
 
 def test_reconstruct_sample_interpolate(model, images):

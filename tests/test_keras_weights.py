@@ -140,6 +140,7 @@ def test_weights_after_20_are_the_trajectorys(workdirs):
     np.testing.assert_array_equal(average, now)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_import_as_it_would_have(workdirs):
   g, t = golden("golden_A"), golden("golden_A_traj")
   recipe, straight = restore(workdirs / "start")
@@ -231,6 +232,7 @@ def test_another_depth_width_and_size_and_no_moments(tmp_path, other):
   assert [int(x) for x in counts] == [0, 20]
 
 
+@pytest.mark.slow
 def test_batch_norm_absorbs_the_biases_it_has_no_place_for(tmp_path, other):
   models = []
   for norm in ("affine", "batch"):

@@ -108,7 +108,7 @@ def test_objectives_return_their_terms():
     z = jnp.ones((q.centres()[0].shape[1], 4, 3))
     w = q.centres()[0].T
     x = jnp.zeros((4, 2, 2, 1))
-    p = Pass(x, q, z, w, jnp.full((z.shape[0], 4, 2, 2, 1), 0.25))
+    p = Pass(x, q, z, w, jnp.full((z.shape[0], 4, 2, 2, 1), 0.25), spread=x)
     for name, row in objective.OBJECTIVES.items():
       if type(q) not in row.families:
         continue

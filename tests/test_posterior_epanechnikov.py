@@ -178,7 +178,7 @@ def test_a_point_reconstructs_as_an_autoencoder():
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (dict(EVAE, posterior__epanechnikov__prior="normal"), "gamix, elbo, siwae"),
+    (dict(EVAE, posterior__epanechnikov__prior="normal"), "gamix, elbo, exact"),
     (dict(EVAE, posterior__name="gaussian"), "prior is set"),
     (dict(posterior__name="epanechnikov", posterior__components=2), "has one"),
     (
