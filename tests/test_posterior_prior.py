@@ -9,9 +9,9 @@ import scipy.stats
 from conftest import elbo, flat, jit, run_of
 from test_posterior import KEY, gaussian, mixture
 
-from gamix_jax import build, step
+from gamix_jax import build, metrics, step
 from gamix_jax.errors import UserError
-from gamix_jax.posterior import Mixture, Posterior, prior
+from gamix_jax.posterior import Gaussian, Mixture, Posterior, prior
 
 
 def density(p, z):
@@ -131,3 +131,34 @@ def test_what_does_not_fit_is_refused(changes, words):
 def test_gamix_has_no_other_prior():
   with pytest.raises(UserError, match="gaussian/gamix"):
     build.recipe(flat(prior__name="vamp"))
+
+
+def test_surgery_with_a_learned_prior():
+  """Its kl and population_kl are of that prior: Monte Carlo in NumPy."""
+  rng = np.random.default_rng(0)
+  n, d = 40, 2
+  q = Gaussian(
+    jnp.asarray(rng.normal(size=(n, d)), jnp.float32),
+    jnp.full((n, d), -2.0),
+  )
+  p = Mixture(
+    jnp.zeros((1, 2)),
+    jnp.asarray([[[-1.0, 0.0], [1.0, 0.5]]]),
+    jnp.full((1, 2, d), -0.5),
+  )
+  both = prior.WithPrior(q, p)
+  found = metrics.surgery(
+    q, jax.random.key(0), draws=500, log_prior=both.log_prior
+  )
+  z = np.asarray(q.mu)[None] + np.exp(-1.0) * rng.normal(size=(4000, n, d))
+
+  def log_normal(z, mu, logvar):
+    each = (z - mu) ** 2 * np.exp(-logvar) + logvar + np.log(2 * np.pi)
+    return -0.5 * each.sum(-1)
+
+  log_q = log_normal(z, np.asarray(q.mu), -2.0)
+  each = [log_normal(z, np.asarray(p.mu)[0, k], -0.5) for k in (0, 1)]
+  kl = np.mean(log_q - np.logaddexp(*each) + np.log(2))
+  np.testing.assert_allclose(found["kl"], kl, atol=0.02)
+  total = found["mutual_information"] + found["population_kl"]
+  np.testing.assert_allclose(found["kl"], total, atol=1e-4)

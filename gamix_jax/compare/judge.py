@@ -106,8 +106,12 @@ def _judge(
       )
   health = diagnose.posterior(q)
   numbers |= {k: health.get(f"posterior/{k}") for k in HEALTH}
-  if q.bounded and model.recipe.vae.prior is None:
-    pieces = metrics.surgery(q, jax.random.key(KEY + 1))
+  if q.bounded:
+    pieces = metrics.surgery(
+      q,
+      jax.random.key(KEY + 1),
+      log_prior=model._device.with_prior(q).log_prior,
+    )
     for name in ("mutual_information", "population_kl"):
       numbers[name] = pieces[name]
   if config.posterior.name == "poisson":

@@ -264,14 +264,12 @@ class Measured:
       "gaussian",
       "mixture",
     )
-    found = metrics.surgery(some, subject.key(11), gaussian_components=gaussian)
-    if vae.prior is not None:
-      numbers.missing(
-        ["kl", "population_kl"],
-        "the prior is a learned one; elbo and iwae have it",
-        **own,
-      )
-      found = {"mutual_information": found["mutual_information"]}
+    found = metrics.surgery(
+      some,
+      subject.key(11),
+      log_prior=subject.model._device.with_prior(some).log_prior,
+      gaussian_components=gaussian,
+    )
     for name, value in found.items():
       numbers.add(name, value, "nats", **own)
 

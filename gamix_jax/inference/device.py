@@ -13,6 +13,7 @@ import tqdm
 from gamix_jax import mesh, objective
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Mixture, Posterior
+from gamix_jax.posterior.prior import WithPrior
 from gamix_jax.step import Recipe, pixels
 
 # Pixels on the devices at a time, unless told otherwise. A layer of 128
@@ -70,6 +71,11 @@ class Device:
   def prior(self) -> Mixture | None:
     """The learned prior; None: the family's own."""
     return None if self.recipe.vae.prior is None else self._prior(self.vae)
+
+  def with_prior(self, q: Posterior) -> Posterior:
+    """q beside the model's prior: `log_prior` and `kl` are of that one."""
+    prior = self.prior()
+    return q if prior is None else WithPrior(q, prior)
 
   def prior_draws(self, key: jax.Array, n: int, temperature: float):
     """z [n, d] of the prior."""
