@@ -36,7 +36,7 @@ RICH = (
   "--config.optim.disc.eps=1e-3",
 )
 EVERY = "--config.checkpoint.every=1"
-KILLS, STEPS = 10, 32
+KILLS, STEPS = 4, 14
 
 
 def arrays(workdir, step):
