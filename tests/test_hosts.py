@@ -106,8 +106,11 @@ def test_two_hosts_are_one_device(both):
   for a, b in zip(ours, theirs, strict=True):
     assert a.keys() == b.keys()
     for name in a:
+      # A unit at its kink, on the other side by rounding, is a jump of the
+      # gradient and none of the loss.
+      rtol = 2e-3 if "grad" in name else 2e-4
       np.testing.assert_allclose(
-        a[name], b[name], rtol=2e-4, atol=1e-5, err_msg=f"{a['step']} {name}"
+        a[name], b[name], rtol=rtol, atol=1e-5, err_msg=f"{a['step']} {name}"
       )
   ours, theirs = (arrays(root / k, STEPS) for k in ("two", "one"))
   for name, x in ours.items():
