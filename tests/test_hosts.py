@@ -116,8 +116,8 @@ def test_two_hosts_are_one_device(both):
   for name, x in ours.items():
     y = np.asarray(theirs[name], np.float64)
     off = np.max(np.abs(np.asarray(x, np.float64) - y), initial=0)
-    # Adam may have moved a bias from 0 by 20 times the rate, 2e-3.
-    assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 2e-5, name
+    # And one of Adam's 20 steps, 1e-4, where a gradient's sign is rounding's.
+    assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 1e-4, name
 
 
 def test_only_the_first_speaks_and_writes(both):
