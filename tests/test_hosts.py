@@ -97,6 +97,7 @@ def both(program, tmp_path_factory):
   return root, two
 
 
+@pytest.mark.slow
 def test_two_hosts_are_one_device(both):
   """20 steps: components, batch statistics, moments, discriminator, noise."""
   root, two = both
@@ -120,6 +121,7 @@ def test_two_hosts_are_one_device(both):
     assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 1e-4, name
 
 
+@pytest.mark.slow
 def test_only_the_first_speaks_and_writes(both):
   root, two = both
   (_, first, _), (_, second, _) = two
