@@ -15,6 +15,7 @@ from gamix_jax import config as configs
 from gamix_jax import data, diagnose, inference, metrics, pictures, step, train
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.inference.fitting import read_images
 from gamix_jax.workdir import write_text
 
 RESULTS = "results.json"
@@ -61,7 +62,7 @@ def run(folder: Path, config: ConfigDict) -> Result | None:
     return None
   test_set = data.open(config.data, "test", config.seed)
   n = min(config.eval_images, len(test_set))
-  images = np.stack([test_set[i]["image"] for i in range(n)])
+  images, _ = read_images(test_set, range(n))
   model = inference.load(folder)
   numbers = {k: trained.get(f"eval/{k}") for k in TRAINED}
   numbers |= _judge(model, images, folder)

@@ -9,18 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from ml_collections import ConfigDict
 
 import gamix_jax
 from gamix_jax import data, inference, metrics, objective, pictures
 from gamix_jax.config import image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.inference.fitting import read_images
 from gamix_jax.posterior import Posterior
 
 AT_ONCE = 512  # images that are there as floats
 SHOWN = 64  # samples that are kept for a picture
-PATIENCE = 3  # seconds until a bar is shown, on a terminal
 
 
 @dataclasses.dataclass
@@ -51,13 +50,8 @@ def some_images(
   """Random ones of a data set, or of those `among` it, without repeats."""
   among = np.arange(len(dataset)) if among is None else among
   order = np.random.Generator(np.random.PCG64(seed)).permutation(among)
-  rows = tqdm.tqdm(order[:at_most], delay=PATIENCE, disable=None, leave=False)
-  each = [dataset[int(i)] for i in rows]
-  return Images(
-    np.stack([one["image"] for one in each]),
-    np.array([one["label"] for one in each], np.int64),
-    len(among),
-  )
+  x, labels = read_images(dataset, order[:at_most])
+  return Images(x, labels.astype(np.int64), len(among))
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ from gamix_jax import data, pictures
 from gamix_jax.data.decode import FORMATS, BrokenImage, Prepare
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
+from gamix_jax.inference.fitting import read_images
 
 IMAGES = 512  # held-out ones that the latents are judged by
 SLIDERS = 8
@@ -181,8 +182,8 @@ def held_out(model: Model) -> np.ndarray:
     UserError: the data are not there.
   """
   dataset = data.open(model.config.data, "test", model.config.seed)
-  count = min(len(dataset), IMAGES)
-  return np.stack([dataset[i]["image"] for i in range(count)])
+  images, _ = read_images(dataset, range(min(len(dataset), IMAGES)))
+  return images
 
 
 def _flat(image: np.ndarray) -> np.ndarray:
