@@ -170,8 +170,9 @@ def strides_of_3x3(norm):
   return re.findall(r"window_strides=\((\d), \d\)", text)
 
 
-def test_the_full_form_where_pixels_are_coupled():
+def test_the_full_form_where_pixels_are_coupled(monkeypatch):
   """Batch and group statistics are over all pixels: nothing may be cut."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
   for norm in POINTWISE_NORMS:
     assert strides_of_3x3(norm) == ["1", "2", "1", "1"]
   for norm in ("batch", "group"):
@@ -281,7 +282,8 @@ def test_dropout_needs_its_rate():
     assert bool(jnp.all(still == moving)) == (rate == 0)
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32():
+def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
   encoder = Encoder(features=(4, 4), head_features=2, dtype=jnp.bfloat16)
   x = jnp.zeros((1, 8, 8, 1))
   shapes = jax.eval_shape(
@@ -299,18 +301,14 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
   assert set(convs) == {"bf16"}
 
 
-# ---------------------------------------------------------- transposed
+# ---------------------------------------------------------- operations
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2)])
-def test_conv_transpose_by_phases(dtype, shape):
-  """Forward and both gradients equal those of XLA's own operation."""
-  b, h, w, c_in, c_out = shape
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(b, h, w, c_in)), dtype)
-  kernel = jnp.asarray(rng.normal(size=(3, 3, c_out, c_in)), dtype)
-  weight = jnp.asarray(rng.normal(size=(b, 2 * h, 2 * w, c_out)), dtype)
+def assert_same_operation(forms, x, kernel, dtype):
+  """Forward and both gradients equal, to rounding."""
+  weight = np.random.default_rng(1).normal(
+    size=jax.eval_shape(forms[0], x, kernel).shape
+  )
 
   def both(function, x, kernel):
     def total(x, kernel):
@@ -320,12 +318,40 @@ def test_conv_transpose_by_phases(dtype, shape):
     (_, out), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(x, kernel)
     return out, grads
 
-  got, wanted = (
-    jit(partial(both, f))(x, kernel)
-    for f in (ops.conv_transpose_by_phases, ops.conv_transpose_plain)
-  )
-  assert got[0].shape == (b, 2 * h, 2 * w, c_out)
+  got, wanted = (jit(partial(both, f))(x, kernel) for f in forms)
+  assert got[0].shape == weight.shape
   assert_close(got, wanted, 2e-2 if dtype == "bfloat16" else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_of_one_pixel(dtype, stride):
+  """Against XLA's own operation."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 4, 6, 5)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(1, 1, 5, 3)), dtype)
+
+  def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (stride, stride), "SAME", dimension_numbers=ops.DIMENSIONS
+    )
+
+  def ours(x, kernel):
+    return ops.conv_of_one_pixel(x, kernel, (stride, stride))
+
+  assert_same_operation((ours, plain), x, kernel, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2)])
+def test_conv_transpose_by_phases(dtype, shape):
+  """Against XLA's own operation."""
+  b, h, w, c_in, c_out = shape
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(b, h, w, c_in)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, c_out, c_in)), dtype)
+  forms = (ops.conv_transpose_by_phases, ops.conv_transpose_plain)
+  assert_same_operation(forms, x, kernel, dtype)
 
 
 def test_conv_transpose_by_its_definition():

@@ -107,6 +107,7 @@ class Part(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       kernel_init=GLOROT,
+      conv_general_dilated=ops.conv,
       name=name,
       **kwargs,
     )
