@@ -34,7 +34,10 @@ SMALL = shlex.split("""
 """)
 
 # XLA's options with which it is soonest done with compiling.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {
+  "xla_backend_optimization_level": 0,
+  "xla_cpu_parallel_codegen_split_count": 1,  # tiny programs, few cores
+}
 if jax.__version_info__ < (0, 11):  # later ones know no other emitters
   QUICK["xla_cpu_use_fusion_emitters"] = False
 
