@@ -220,6 +220,19 @@ def moved(a, b):
   }
 
 
+# Files that take long, the longest first. Begun last, one would run alone.
+LONG = (
+  *("resume", "mistakes", "step", "notebooks", "compare", "main", "golden"),
+  *("evaluate", "checkpoint", "keras_weights", "configs", "export"),
+)
+
+
+def pytest_collection_modifyitems(items):
+  """The long files first; with --no-loadscope-reorder they stay there."""
+  place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="module")
 def quick():
   """What a module's tests compile, compiled in a third of the time."""
@@ -236,4 +249,6 @@ def program(tmp_path_factory):
   folder = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     folder = folder.parent  # what the workers share
-  return Program(folder / "compiled")
+  program = Program(folder / "compiled")
+  yield program
+  program.close()
