@@ -5,6 +5,7 @@ cache and most of them one program, that of SMALL.
 """
 
 import concurrent.futures
+import functools
 import importlib.util
 import io
 import json
@@ -13,6 +14,9 @@ import shlex
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -34,7 +38,10 @@ SMALL = shlex.split("""
 """)
 
 # XLA's options with which it is soonest done with compiling.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {
+  "xla_backend_optimization_level": 0,
+  "xla_cpu_parallel_codegen_split_count": 1,  # tiny programs, few cores
+}
 if jax.__version_info__ < (0, 11):  # later ones know no other emitters
   QUICK["xla_cpu_use_fusion_emitters"] = False
 
@@ -96,6 +103,19 @@ class Program:
       **kwargs,
     )
 
+  def forked(self, *flags: str, devices: int = 1):
+    """As `run`, but the process is a fork of one with JAX imported."""
+    return self._forks.run(self.argv(*flags), self.env(devices))
+
+  @functools.cached_property
+  def _forks(self):
+    return Forks(self.argv()[1:-2], self.env(OPENBLAS_NUM_THREADS="1"))
+
+  def close(self) -> None:
+    """Ends what was begun to be forked."""
+    if "_forks" in vars(self):
+      self._forks.close()
+
   def done(self, *flags: str, **kwargs) -> str:
     """Runs `main`, which is to end well and quietly; its stdout."""
     ran = self.run(*flags, **kwargs)
@@ -114,6 +134,58 @@ class Program:
       stderr=subprocess.PIPE,
       **kwargs,
     )
+
+
+class Forks:
+  """A process with the program imported, and its forks; see `forks.py`."""
+
+  def __init__(self, options: list[str], env: dict[str, str]):
+    """`options` are Python's own."""
+    self._process = subprocess.Popen(
+      [sys.executable, *options, ROOT / "tests" / "forks.py"],
+      env=env | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+      cwd=ROOT,
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
+    self._lock = threading.Lock()
+    self._ends: list[concurrent.futures.Future] = []
+    self._listener = threading.Thread(target=self._listen)
+    self._listener.start()
+
+  def close(self):
+    """Waits for what runs."""
+    self._process.stdin.close()
+    self._listener.join()
+    self._process.stdout.close()
+    self._process.wait()
+
+  def _listen(self):
+    for line in self._process.stdout:
+      number, code = map(int, line.split())
+      self._ends[number].set_result(code)
+    for end in self._ends:
+      if not end.done():
+        end.set_exception(RuntimeError("forks.py has ended"))
+
+  def run(self, argv: list[str], env: dict[str, str]):
+    """Runs python's `-m module flags` of `argv`, as subprocess.run would."""
+    end = concurrent.futures.Future()
+    at = argv.index("-m")
+    with tempfile.TemporaryDirectory() as folder:
+      out, err = Path(folder, "stdout"), Path(folder, "stderr")
+      with self._lock:
+        command = dict(id=len(self._ends), env=env, cwd=str(ROOT))
+        command |= dict(module=argv[at + 1], flags=argv[at + 2 :])
+        command |= dict(stdout=str(out), stderr=str(err))
+        self._ends.append(end)
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+      code = end.result(timeout=300)
+      return subprocess.CompletedProcess(
+        argv, code, out.read_text(), err.read_text()
+      )
 
 
 def assert_refused(ran, *words: str) -> None:
@@ -148,8 +220,16 @@ class Jobs:
       words of the command}; a name with `@8` in it runs on eight devices.
   """
 
-  def __init__(self, program: Program, table: dict, names: set, root: Path):
-    """Starts those of `names`."""
+  def __init__(
+    self,
+    program: Program,
+    table: dict,
+    names: set,
+    root: Path,
+    forked: Callable[[str], bool] = lambda name: False,
+  ):
+    """Starts those of `names`; those that are `forked` as forks."""
+    self._forked = forked
     self._folders = {n: root / f"job{i}" for i, n in enumerate(sorted(names))}
     self._futures = {}
     for name in (n for n in table if n in names):  # in the table's order
@@ -160,7 +240,8 @@ class Jobs:
 
   def _run(self, program, prepare, name):
     flags = prepare(self._folders[name])
-    return program.run(*flags, devices=8 if "@8" in name else 1)
+    run = program.forked if self._forked(name) else program.run
+    return run(*flags, devices=8 if "@8" in name else 1)
 
   def __getitem__(self, name: str):
     """What came of it, and its folder."""

@@ -1,5 +1,8 @@
 """What main says of mistakes: exit code 2 and a line or two, by running it.
 
+Of each kind one is a command of its own, from its start; the others are forks
+of a process that has imported JAX.
+
 Nothing is begun by a mistake, and nothing half-written by a full disk; the
 second opinion on that disk is the operating system.
 """
@@ -286,11 +289,21 @@ TABLE = {"absurd": absurd} | {
 }
 
 
+# From its start: flags, a file, what is checked before JAX is there and after,
+# a full disk.
+FROM_THE_START = {
+  *("mistake: misspelt key", "mistake: config's syntax", "mistake: posterior"),
+  *("mistake: no folder", "place: other config", "full: checkpoint"),
+}
+
+
 @pytest.fixture(scope="module")
 def jobs(program, request, tmp_path_factory):
   root = tmp_path_factory.mktemp("jobs")
   names = chosen(request.session, request.path)
-  yield Jobs(program, TABLE, names, root)
+  yield Jobs(
+    program, TABLE, names, root, lambda name: name not in FROM_THE_START
+  )
   for mounted in root.glob("*/run"):
     for place in (mounted / "tensorboard", mounted):
       if os.path.ismount(place):
