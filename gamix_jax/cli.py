@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -223,12 +224,36 @@ def use_compilation_cache() -> None:
     # JAX's own is a second, by which a fast machine keeps the step alone and
     # compiles evaluation and pictures at every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-    return
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(home) / "gamix_jax" / "compiled"
-  trim(folder, COMPILED_BYTES)
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "gamix_jax" / "compiled"
+    trim(folder, COMPILED_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+  _replace_torn()
+
+
+def _replace_torn() -> None:
+  """Deletes a kept program that cannot be read, instead of JAX's warning.
+
+  JAX writes in place, so a kill leaves half an entry (and another process may
+  meet one). It then compiles, but never writes where there is a file: every
+  start to come would warn and compile again.
+  """
+  import jax  # noqa: PLC0415
+
+  show = warnings.showwarning
+
+  def hear(message, *args, **kwargs):
+    found = re.match(
+      r"Error reading persistent compilation cache entry for '(\w+)'",
+      str(message),
+    )
+    if not found or not (folder := jax.config.jax_compilation_cache_dir):
+      return show(message, *args, **kwargs)
+    for path in Path(folder).glob(f"{found[1]}-*-cache"):
+      path.unlink(missing_ok=True)
+
+  warnings.showwarning = hear
 
 
 def trim(folder: Path, most: int) -> None:

@@ -1,6 +1,9 @@
 """What a start keeps for the next one; see test_house for that it is used."""
 
 import os
+import subprocess
+import sys
+import warnings
 
 import jax
 import pytest
@@ -33,7 +36,9 @@ def settings(monkeypatch, tmp_path):
     cli.use_compilation_cache()
     return tuple(getattr(jax.config, k) for k in KEYS)
 
+  show = warnings.showwarning
   yield of
+  warnings.showwarning = show
   for key, value in zip(KEYS, before, strict=True):
     jax.config.update(key, value)
 
@@ -63,3 +68,30 @@ def test_the_oldest_go(tmp_path):
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == [*(f"jit_step-{i}-cache" for i in (3, 4, 5)), "notes.txt"]
   cli.trim(tmp_path / "nowhere", 350)
+
+
+SCRIPT = """
+from gamix_jax import cli
+cli.use_compilation_cache()
+import jax
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+def test_a_torn_entry_is_replaced(tmp_path):
+  """Without a word, and for good."""
+  env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+  sizes = []
+  for _ in range(2):
+    ran = subprocess.run(
+      [sys.executable, "-c", SCRIPT],
+      env=env | {"JAX_PLATFORMS": "cpu"},
+      check=False,
+      capture_output=True,
+      text=True,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "2\n", "")
+    (entry,) = tmp_path.glob("*-cache")
+    sizes.append(entry.stat().st_size)
+    entry.write_bytes(entry.read_bytes()[:40])
+  assert min(sizes) > 40
