@@ -87,6 +87,7 @@ def write_tfds(place: Path, n: int) -> str:
       for i in range(n):
         yield i, {"image": io.BytesIO(jpeg(i))}
 
+  tfds.disable_progress_bar()
   builder = GamixBench(data_dir=str(place / "tfds"))
   builder.download_and_prepare(file_format="array_record")
   # It is found by its folder alone in the worker processes.
