@@ -1,6 +1,6 @@
 """Batches of rows that `order` names, made ahead in the background.
 
-Grain moves the work to a thread or to processes. An element of its stream is
+Grain moves the work to threads or to processes. An element of its stream is
 a whole batch, made from (seed, step), so neither the number of workers nor
 the step it starts at can change what is in it.
 """
