@@ -5,12 +5,14 @@ says how to mend. 75: another process of the run is gone; to be started again.
 Anything else is a defect of this program.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE.parent / "configs", PACKAGE / "configs")
 DEFAULT_CONFIG = "digits.py"
 USAGE = 2  # exit code
+COMPILED_BYTES = 1 << 30  # of compiled programs kept; digits' are 1.5 MB
 
 # Faults of the machine that a user can mend: what is wrong is in the error.
 _MENDABLE = {
@@ -217,8 +220,57 @@ def use_compilation_cache() -> None:
   """
   import jax  # noqa: PLC0415  (flags are refused before jax is there)
 
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-    return
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(home) / "gamix_jax" / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    # JAX's own is a second, by which a fast machine keeps the step alone and
+    # compiles evaluation and pictures at every start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "gamix_jax" / "compiled"
+    trim(folder, COMPILED_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+  _replace_torn()
+
+
+def _replace_torn() -> None:
+  """Deletes a kept program that cannot be read, instead of JAX's warning.
+
+  JAX writes in place, so a kill leaves half an entry (and another process may
+  meet one). It then compiles, but never writes where there is a file: every
+  start to come would warn and compile again.
+  """
+  import jax  # noqa: PLC0415
+
+  show = warnings.showwarning
+
+  def hear(message, *args, **kwargs):
+    found = re.match(
+      r"Error reading persistent compilation cache entry for '(\w+)'",
+      str(message),
+    )
+    if not found or not (folder := jax.config.jax_compilation_cache_dir):
+      return show(message, *args, **kwargs)
+    for path in Path(folder).glob(f"{found[1]}-*-cache"):
+      path.unlink(missing_ok=True)
+
+  warnings.showwarning = hear
+
+
+def trim(folder: Path, most: int) -> None:
+  """Deletes what was longest not written, until `most` bytes are left.
+
+  JAX could bound its cache itself, with a lock that every start waits for and
+  that needs a package more. Here two processes may do the same work, and a
+  program that one of them wanted is compiled again.
+  """
+  files = []
+  for path in folder.glob("*-cache"):
+    with contextlib.suppress(FileNotFoundError):  # another one was quicker
+      stat = path.stat()
+      files.append((stat.st_mtime, stat.st_size, path))
+  total = sum(size for _, size, _ in files)
+  for _, size, path in sorted(files):
+    if total <= most:
+      return
+    path.unlink(missing_ok=True)
+    total -= size

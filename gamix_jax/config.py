@@ -43,7 +43,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.resize = "area"  # area, linear, cubic, nearest
   c.data.flip = True  # left-right, with probability 1/2, training only
   c.data.cache = "none"  # "none", "memory", or a folder for a mapped file
-  c.data.workers = 0  # processes that decode; 0: this one
+  c.data.workers = 0  # processes that decode; 0: threads of this one
   c.data.test_share = 0.2  # held out by hash where the source has no test split
   c.data.max_broken = 0.01  # share of unreadable files that is an error
   c.data.exclude_labels = ()  # classes that are not trained on: "(3,)", names

@@ -9,14 +9,21 @@ BLIND_ACCURACY = 0.55  # of 0.5, telling real from fake by chance
 SATURATED_ACCURACY = 0.98
 SATURATED_GAP = 6.0  # mean logit of real less that of fake: e^-6 of gradient
 COLLAPSED_SHARE = 0.5
+WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
 
 
 class Verdict:
   """Says a thing once, and again only after it had changed."""
 
-  def __init__(self, adversarial: bool):
-    """`adversarial`: whether there is a discriminator to judge."""
-    self._adversarial = adversarial
+  def __init__(self, adversarial: bool, cached: bool = True):
+    """What there is to judge.
+
+    Args:
+      adversarial: whether there is a discriminator.
+      cached: whether images are decoded once, so that no `data.cache` is left
+        to recommend.
+    """
+    self._adversarial, self._cached = adversarial, cached
     self._window: collections.deque = collections.deque(maxlen=WINDOW)
     self._last: dict[str, str] = {}
     self._skipped = 0.0
@@ -30,7 +37,7 @@ class Verdict:
       lines.append(f"{done}: {new:.0f} updates skipped, not finite.")
       self._skipped = scalars["skipped"]
     if len(self._window) == WINDOW:
-      said = {"code": self._code()}
+      said = {"code": self._code(), "data": self._data()}
       if self._adversarial:
         said["gan"] = self._gan()
       for subject, (ill, text) in said.items():
@@ -70,8 +77,24 @@ class Verdict:
       )
     return "", ""
 
+  def _data(self) -> tuple[str, str]:
+    name = "speed/share_waiting_for_data"
+    # All reports, since the first one's batches are not made ahead.
+    least = min(s[name] for s in self._window)
+    ill = self._last.get("data") == "waiting"
+    if least <= (NOT_WAITING_SHARE if ill else WAITING_SHARE):
+      return "", ""
+    text = f"{self._mean(name):.0%} of the time goes by in waiting for data"
+    if self._cached:
+      return "waiting", f"{text}, though images are decoded already."
+    return "waiting", (
+      f"{text}: --config.data.cache=memory (or a folder) decodes each image "
+      "once; --config.data.workers=N decodes in N processes."
+    )
+
 
 WELL = {
+  "data": "data comes in time again.",
   "gan": "the discriminator is neither blind nor saturated any more.",
   "code": "the posterior's variances are off 0 again.",
 }

@@ -7,6 +7,9 @@
                                     again continues it
 --multihost     one of several processes, as a TPU pod, srun or a JobSet say
 --coordinator=HOST:PORT --num_processes=N --process_id=I     where none does
+
+Compiled steps are kept in ~/.cache/gamix_jax/compiled, up to 1 GiB; the
+variable JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty.
 """
 
 import sys

@@ -1,7 +1,9 @@
 """The loop: batches in; a state, numbers, pictures and checkpoints out."""
 
 import collections
+import concurrent.futures
 import dataclasses
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,14 +92,22 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   path = Path(folder)
   hosts.by_first(partial(workdir.claim, path, config))
 
-  with Checkpoints(
-    path / "checkpoints",
-    keep=config.checkpoint.keep,
-    keep_best=config.checkpoint.keep_best,
-  ) as checkpoints:
-    abstract = mesh.on(devices, jax.eval_shape(partial(step.init, recipe)))
+  with (
+    Checkpoints(
+      path / "checkpoints",
+      keep=config.checkpoint.keep,
+      keep_best=config.checkpoint.keep_best,
+    ) as checkpoints,
+    concurrent.futures.ThreadPoolExecutor(1) as beside,
+  ):
+    init = jax.jit(partial(step.init, recipe))  # traced once
+    abstract = mesh.on(devices, jax.eval_shape(init))
     _introduce(path, config, abstract, devices, train_set, test_set)
-    begin, state = _begin(recipe, checkpoints, abstract, devices)
+    # What takes longest goes beside all that is to be made ready.
+    compiling = None
+    if (checkpoints.latest() or 0) < config.steps:
+      compiling = beside.submit(_compile, recipe, config, abstract, devices)
+    begin, state = _begin(init, checkpoints, abstract, devices)
     loop = Loop(
       config,
       recipe,
@@ -107,7 +117,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       Progress(
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
-      health.Verdict(recipe.disc is not None),
+      health.Verdict(recipe.disc is not None, train_set.in_memory),
     )
     batches = data.batches(
       train_set,
@@ -121,7 +131,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
     try:
       with Preemption() as preemption:
-        numbers = _run(loop, devices, state, begin, batches, preemption)
+        numbers = _run(
+          loop, devices, compiling, state, begin, batches, preemption
+        )
     finally:
       batches.close()
       loop.progress.close()
@@ -130,7 +142,23 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   return numbers
 
 
-def _begin(recipe, checkpoints, abstract, devices):
+def _compile(recipe, config, abstract, devices):
+  """The training step, compiled for the state and the batch that will come."""
+  whole = mesh.replicated(devices)
+  train_step = jax.jit(
+    partial(step.train_step, recipe),
+    donate_argnums=0,
+    out_shardings=(whole, whole),
+  )
+  image = jax.ShapeDtypeStruct(
+    (config.data.batch_size, *configs.image_shape(config)),
+    np.uint8,
+    sharding=mesh.by_rows(devices),
+  )
+  return train_step.lower(abstract, {"image": image}).compile()
+
+
+def _begin(init, checkpoints, abstract, devices):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
@@ -139,22 +167,26 @@ def _begin(recipe, checkpoints, abstract, devices):
   # On a CPU the optimising passes take longer than what they speed up.
   cpu = jax.default_backend() == "cpu"
   init = jax.jit(
-    partial(step.init, recipe),
+    init,
     out_shardings=mesh.replicated(devices),
     compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
   )
   return 0, init()
 
 
-def _run(loop, devices, state, begin, batches, preemption) -> dict[str, float]:
+def _run(
+  loop, devices, compiling, state, begin, batches, preemption
+) -> dict[str, float]:
   """The steps; returns the last held-out numbers."""
   config = loop.config
-  whole = mesh.replicated(devices)
-  train_step = jax.jit(
-    partial(step.train_step, loop.recipe),
-    donate_argnums=0,
-    out_shardings=(whole, whole),
-  )
+  if begin < config.steps:
+    with loop.progress.paused():
+      batches = itertools.chain([next(batches)], batches)  # begins to read
+      train_step = (
+        compiling.result()
+        if compiling is not None
+        else _compile(loop.recipe, config, state, devices)
+      )
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):

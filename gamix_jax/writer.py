@@ -5,17 +5,27 @@ import json
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
 
 from gamix_jax import pictures
 from gamix_jax.workdir import write_text, writing
+
+# tensorboardX imports torch where there is one: a second of every start, for
+# types that nobody here hands over. None makes that an ImportError.
+_hidden = {"torch": None} if "torch" not in sys.modules else {}
+sys.modules.update(_hidden)
+try:
+  from tensorboardX import summary
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.record_writer import RecordWriter
+finally:
+  for _name in _hidden:
+    del sys.modules[_name]
 
 
 class Writer:

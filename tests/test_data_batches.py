@@ -1,11 +1,14 @@
 """The batch of step t: hosts, workers, resuming, epochs, and orphans."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 from gamix_jax import data
+from gamix_jax.data.batches import gather
 from gamix_jax.data.order import Order
 from gamix_jax.errors import UserError
 
@@ -253,3 +257,54 @@ def test_a_program_that_forgets_to_close_ends(tmp_path):
   )
   assert (ran.returncode, ran.stdout) == (0, "ready\n"), ran.stderr
   assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "folder"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gathered_at_once_is_row_by_row(tmp_path, cache, channels):
+  """To the byte: pixels, labels, mirrored rows, repeated rows; all its own."""
+  images = np.random.default_rng(0).integers(0, 256, (40, 6, 10, 3), np.uint8)
+  np.savez(tmp_path / "x.npz", images=images, labels=np.arange(40))
+  settings = dict(
+    source=f"npz:{tmp_path}/x.npz",
+    image_size=(6, 10),
+    channels=channels,
+    crop="none",
+    batch_size=9,
+    cache=str(tmp_path / "cache") if cache == "folder" else cache,
+  )
+  dataset = data.open(settings, "train")
+  rng = np.random.default_rng(1)
+  index = rng.integers(0, len(dataset), 9)
+  index[1] = index[0]
+  for flips in (None, np.zeros(9, bool), np.ones(9, bool), rng.random(9) < 0.5):
+    with ThreadPoolExecutor(3) as pool:
+      got = gather(dataset, index, flips, pool)
+    assert got["broken"] == []
+    for row, i in enumerate(index):
+      image, label, _ = dataset.fetch(int(i))
+      if flips is not None and flips[row]:
+        image = image[:, ::-1]
+      np.testing.assert_array_equal(got["image"][row], image)
+      assert got["label"][row] == label
+    assert got["image"].dtype == np.uint8 and got["label"].dtype == np.int32
+    for array in (got["image"], got["label"]):
+      assert array.flags.owndata and array.flags.c_contiguous
+      again = gather(dataset, index, flips)
+      assert not np.shares_memory(array, again["image"])
+
+
+def test_threads_end_with_the_batches(dataset):
+  def decoding():
+    return [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+  stream = data.batches(dataset, batch_size=8, seed=0)
+  next(stream)
+  assert decoding() or os.cpu_count() == 1
+  stream.close()
+  next(data.eval_batches(dataset, batch_size=8))
+  gc.collect()
+  end = time.monotonic() + 10
+  while decoding() and time.monotonic() < end:
+    time.sleep(0.01)
+  assert decoding() == []

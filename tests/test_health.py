@@ -10,6 +10,7 @@ WELL = {
   "disc/logits_real": 1.0,
   "disc/logits_fake": -1.0,
   "posterior/collapsed_share": 0.0,
+  "speed/share_waiting_for_data": 0.01,
 }
 BLIND = WELL | {"disc/accuracy": 0.5}
 SATURATED = WELL | {
@@ -17,12 +18,13 @@ SATURATED = WELL | {
   "disc/logits_real": 5.0,
   "disc/logits_fake": -5.0,
 }
+WAITING = WELL | {"speed/share_waiting_for_data": 0.43}
 COLLAPSED = WELL | {"posterior/collapsed_share": 0.9}
 
 
-def said(*scalars, adversarial=True):
+def said(*scalars, adversarial=True, cached=False):
   """All lines, with the report (from 0) that each came with."""
-  verdict = Verdict(adversarial)
+  verdict = Verdict(adversarial, cached)
   return [(i, line) for i, s in enumerate(scalars) for line in verdict.of(i, s)]
 
 
@@ -36,8 +38,9 @@ def test_nothing_of_a_healthy_run():
     (BLIND, ("blind", "50%", "learning rate")),
     (SATURATED, ("saturated", "100%", "10.0 apart", "weights.fool")),
     (COLLAPSED, ("90%", "near 0", "weights.collapse")),
+    (WAITING, ("43% of the time", "waiting for data", "data.cache=memory")),
   ],
-  ids=["blind", "saturated", "collapsed"],
+  ids=["blind", "saturated", "collapsed", "waiting"],
 )
 def test_said_once_and_unsaid_once(ill, words):
   lines = said(*[ill] * 10, *[WELL] * 10, *[ill] * 10)
@@ -70,6 +73,15 @@ def test_no_discriminator_no_verdict_of_it():
 def test_both_at_once():
   both = BLIND | {"posterior/collapsed_share": 0.9}
   assert len(said(*[both] * 5)) == 2
+
+
+def test_waiting_is_told_by_all_reports_and_what_is_left_to_do():
+  first = [WAITING, WELL, WELL, WELL]
+  assert said(*first) == []
+  near = WELL | {"speed/share_waiting_for_data": 0.07}
+  assert len(said(*[WAITING, near] * 5, *[WAITING] * 3, *[near] * 9)) == 1
+  (line,) = said(*[WAITING] * 5, cached=True)
+  assert "decoded already" in line[1] and "cache" not in line[1]
 
 
 def test_skipped_updates_are_counted():

@@ -94,29 +94,46 @@ assert heavy("tensorflow", "jax", "flax") == []
 import gamix_jax.inference, gamix_jax.keras_weights
 assert heavy("tensorflow", "torch") == []
 sys.argv[0] = "main"
+counts = {}
+def count(event, **kwargs):
+  counts[event] = counts.get(event, 0) + 1
+import jax
+jax.monitoring.register_event_listener(count)
 try:
   runpy.run_module("gamix_jax.main", run_name="__main__", alter_sys=False)
 except SystemExit as end:
   assert end.code == 0, end.code
 assert heavy("tensorflow", "torch", "tensorboard") == []
+# What a start need not wait for.
+assert heavy("matplotlib", "sklearn", "scipy.stats") == []
+assert heavy("tensorflow_datasets") == []
 assert heavy("jax", "grain", "orbax", "tensorboardX")  # it did run
-print("left out")
+print("left out", *(
+  counts.get(f"/jax/compilation_cache/cache_{kind}", 0)
+  for kind in ("hits", "misses")
+))
 """
 
 
-def test_tensorflow_stays_out(program, tmp_path):
-  """Of `import gamix_jax` and of a whole run."""
-  ran = subprocess.run(
-    [sys.executable, "-c", CHECK, *SMALL, f"--workdir={tmp_path}/run"],
-    env=program.env(),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert ran.returncode == 0, ran.stderr
-  assert ran.stdout.endswith("left out\n")
-  assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
+  program, tmp_path
+):
+  """Of `import gamix_jax` and of a whole run; and with another workdir."""
+  for i in range(2):
+    ran = subprocess.run(
+      [sys.executable, "-c", CHECK, *SMALL, f"--workdir={tmp_path}/run{i}"],
+      env=program.env(),
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
+    words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)
+    assert words == "left out"
+  # Its first state, the step, the evaluation and the pictures.
+  assert (int(hits), int(misses)) == (4, 0)
 
 
 # ------------------------------------------------------------ README

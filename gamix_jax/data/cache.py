@@ -42,11 +42,21 @@ class Cached(Dataset):
     self.settings, self.split = dataset.settings, dataset.split
     self.label_names = dataset.label_names
     self.skipped = dataset.skipped
-    self._images, self._labels = images, labels
+    # A memmap's own indexing returns views of what it has copied.
+    self._images, self._labels = np.asarray(images), labels
 
   def fetch(self, i: int) -> tuple[np.ndarray, int, list[str]]:
     """Image i, its label, and no broken files: they were counted before."""
     return self._images[i], int(self._labels[i]), []
+
+  def take(
+    self,
+    index: np.ndarray,
+    pool: concurrent.futures.Executor | None = None,
+  ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """All in one copy: looking up needs no threads."""
+    del pool
+    return self._images[index], self._labels[index], []
 
 
 def cached(dataset: Dataset) -> Cached:

@@ -7,6 +7,7 @@ functions of the files alone, so the batches do not depend on when, where or
 by which worker a broken file was met.
 """
 
+import concurrent.futures
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,6 +85,29 @@ class Dataset:
         broken.append(self._source.name(j))
       self._check(broken)
     raise UserError(f"No image of {self.settings.source} can be decoded.")
+
+  def take(
+    self,
+    index: np.ndarray,
+    pool: concurrent.futures.Executor | None = None,
+  ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """`fetch` of many: uint8 [b, h, w, c], int32 [b], broken files.
+
+    Args:
+      index: of the images, [b].
+      pool: threads to decode in; None: this one.
+
+    Raises:
+      UserError: as `fetch`, for the first image in order that has to.
+    """
+    images = np.empty((len(index), *self.shape), np.uint8)
+    labels = np.empty(len(index), np.int32)
+    broken: list[str] = []
+    found = (pool.map if pool else map)(self.fetch, map(int, index))
+    for row, (image, label, names) in enumerate(found):
+      images[row], labels[row] = image, label
+      broken.extend(names)
+    return images, labels, broken
 
   def note(self, broken: Sequence[str]) -> None:
     """Counts and logs broken files, each once.

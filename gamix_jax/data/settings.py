@@ -32,7 +32,7 @@ class Settings:
     flip: mirror left-right with probability 1/2, in training only.
     cache: "none", "memory", or a folder for a memory-mapped file: where the
       prepared images are kept, so that each is decoded once.
-    workers: processes that decode. 0: a thread of this one. Not needed, and
+    workers: processes that decode. 0: threads of this one. Not needed, and
       not started, where `cache` holds the images.
     test_share: share held out by hash where the source has no test split.
     max_broken: share of the source's files that may be unreadable.

@@ -6,8 +6,10 @@ one size. It is opened for one split and is cheap to send to a worker process.
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -189,15 +191,30 @@ def _without_excluded(source: Source, settings: Settings) -> Source:
   return Without(source, found)
 
 
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+  """Images [n, 8, 8] with values 0..16, and labels [n].
+
+  Out of scikit-learn's file where it is known to lie: importing its datasets
+  takes half a second or two, every time.
+  """
+  package = Path(importlib.util.find_spec("sklearn").origin).parent
+  file = package / "datasets" / "data" / "digits.csv.gz"
+  if file.is_file():
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+  from sklearn.datasets import load_digits  # noqa: PLC0415
+
+  digits = load_digits()
+  return digits.images, digits.target
+
+
 def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
   """scikit-learn's 1,797 handwritten digits, 8x8 grey, split by hash."""
   del seed
   if rest:
     raise UserError(f"data.source=digits takes nothing after it, not :{rest}")
-  from sklearn.datasets import load_digits  # noqa: PLC0415  (takes 2 s)
-
-  digits = load_digits()
-  images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+  images, labels = _digits()
+  images = np.round(images * (255 / 16)).astype(np.uint8)
   total = len(images)
   test = held_out(
     "digits", [f"digits/{i}" for i in range(total)], settings.test_share
@@ -205,7 +222,7 @@ def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
   keep = test if split == "test" else ~test
   return Arrays(
     images[keep],
-    digits.target[keep],
+    labels[keep],
     f"digits/{split}",
     total,
     tuple(str(i) for i in range(10)),

@@ -1,0 +1,203 @@
+"""Images a second that reach the trainer, by source, cache and workers.
+
+  python -m benchmarks.input [--source=folder,npz] [--batch=128] [--rounds=3]
+
+Batches are taken as the trainer takes them (`data.batches`, shuffled and
+mirrored, uint8 [b, h, w, c]) with nothing else running, so this is the most
+that a step can be fed. Images are made here unless `--folder` names some: as
+large as CelebA's (178x218), smooth with some texture, JPEG of quality 90.
+All rounds go through all rows in turn; the table has medians.
+"""
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gamix_jax import data
+
+SOURCES = ("digits", "synthetic", "npz", "folder", "tfds")
+CACHES = ("none", "memory", "folder")
+WARM = 3  # batches that are not counted
+CELEBA = (218, 178)  # height, width
+
+
+def picture(i: int, size: tuple[int, int]) -> np.ndarray:
+  """uint8 [h, w, 3]: a photograph's kind of smoothness, each i another."""
+  h, w = size
+  rng = np.random.default_rng(i)
+  small = rng.integers(0, 256, (h // 24 + 2, w // 24 + 2, 3), np.uint8)
+  image = Image.fromarray(small).resize((w, h), Image.Resampling.BICUBIC)
+  grain = rng.integers(-6, 7, (h, w, 3))
+  return (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(i: int) -> bytes:
+  """One encoded picture."""
+  out = io.BytesIO()
+  Image.fromarray(picture(i, CELEBA)).save(out, "JPEG", quality=90)
+  return out.getvalue()
+
+
+def write_folder(place: Path, n: int) -> str:
+  """n files; the value of data.source that reads them."""
+  folder = place / "images"
+  folder.mkdir()
+  for i in range(n):
+    (folder / f"{i:06d}.jpg").write_bytes(jpeg(i))
+  return f"folder:{folder}"
+
+
+def write_npz(place: Path, n: int, size: int) -> str:
+  """n arrays of the wanted size; the value of data.source."""
+  images = np.stack([picture(i, (size, size)) for i in range(n)])
+  np.savez(place / "images.npz", images=images)
+  return f"npz:{place / 'images.npz'}"
+
+
+def write_tfds(place: Path, n: int) -> str:
+  """n records of a builder made here; the value of data.source."""
+  os.environ["TFDS_DATA_DIR"] = str(place / "tfds")
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  class GamixBench(tfds.core.GeneratorBasedBuilder):
+    """The same pictures as the folder's."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      image = tfds.features.Image(shape=(None, None, 3))
+      features = tfds.features.FeaturesDict({"image": image})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(n):
+        yield i, {"image": io.BytesIO(jpeg(i))}
+
+  tfds.disable_progress_bar()
+  builder = GamixBench(data_dir=str(place / "tfds"))
+  builder.download_and_prepare(file_format="array_record")
+  # It is found by its folder alone in the worker processes.
+  return "tfds:gamix_bench"
+
+
+def write(name: str, place: Path, options: argparse.Namespace) -> str:
+  """Makes what a source reads; the value of data.source."""
+  if name == "folder" and options.folder:
+    return f"folder:{options.folder}"
+  makers: dict[str, Callable[[], str]] = {
+    "digits": lambda: "digits",
+    "synthetic": lambda: f"synthetic:{options.number}",
+    "npz": lambda: write_npz(place, options.number, options.size),
+    "folder": lambda: write_folder(place, options.number),
+    "tfds": lambda: write_tfds(place, options.number),
+  }
+  return makers[name]()
+
+
+def rate(dataset: data.Dataset, workers: int, options) -> float:
+  """Images a second over `options.seconds`, after `WARM` batches."""
+  stream = data.batches(
+    dataset, batch_size=options.batch, seed=0, flip=True, workers=workers
+  )
+  try:
+    for _ in range(WARM + 2 * workers):
+      next(stream)
+    start = time.perf_counter()
+    count, spent = 0, 0.0
+    while spent < options.seconds:
+      count += len(next(stream)["image"])
+      spent = time.perf_counter() - start
+    return count / spent
+  finally:
+    stream.close()
+
+
+def measure(options: argparse.Namespace) -> dict[tuple, list[float]]:
+  """{(source, cache, workers): images a second of each round}."""
+  rows: dict[tuple, tuple[data.Dataset, int]] = {}
+  with tempfile.TemporaryDirectory() as folder:
+    place = Path(folder)
+    for name in options.source.split(","):
+      source = write(name, place, options)
+      for cache in CACHES:
+        dataset = data.open(
+          dict(
+            source=source,
+            image_size=options.size,
+            channels=3,
+            batch_size=options.batch,
+            cache=str(place / "cache") if cache == "folder" else cache,
+          ),
+          "train",
+        )
+        # A cached set starts no workers, whatever their number.
+        for workers in options.workers if cache == "none" else [0]:
+          rows[name, cache, workers] = dataset, workers
+    found: dict[tuple, list[float]] = {key: [] for key in rows}
+    for _ in range(options.rounds):
+      for key, (dataset, workers) in rows.items():
+        found[key].append(rate(dataset, workers, options))
+  return found
+
+
+def table(found: dict[tuple, list[float]]) -> str:
+  """Markdown."""
+  lines = [
+    "| source | cache | workers | images/s | lowest, highest |",
+    "|---|---|---|---|---|",
+  ]
+  for (source, cache, workers), values in found.items():
+    words = (
+      *(source, cache, workers, f"{statistics.median(values):,.0f}"),
+      f"{min(values):,.0f}, {max(values):,.0f}",
+    )
+    lines.append("| " + " | ".join(map(str, words)) + " |")
+  return "\n".join(lines)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The options."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--source", default=",".join(SOURCES), help="with commas between")
+  add("--folder", help="of images, for --source=folder; else they are made")
+  add("--size", type=int, default=64, help="of the images handed out")
+  add("--batch", type=int, default=128)
+  add("--number", type=int, default=2000, help="of images made a source")
+  add("--workers", default="0,1,2", help="numbers with commas between")
+  add("--rounds", type=int, default=3)
+  add("--seconds", type=float, default=1.0, help="of a measurement")
+  options = parser.parse_args(argv)
+  options.workers = [int(w) for w in options.workers.split(",")]
+  if unknown := set(options.source.split(",")) - set(SOURCES):
+    parser.error(f"--source: {', '.join(unknown)}; there are {SOURCES}")
+  return options
+
+
+def main() -> None:
+  """Measures as the flags say and prints the table."""
+  options = parse(sys.argv[1:])
+  print(
+    f"Python {platform.python_version()}, {os.cpu_count()} cores, "
+    f"{options.size}x{options.size}x3, batch {options.batch}, "
+    f"{options.rounds} rounds of {options.seconds:g} s"
+  )
+  print(table(measure(options)))
+
+
+if __name__ == "__main__":
+  main()
