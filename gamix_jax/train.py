@@ -12,7 +12,16 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from gamix_jax import build, data, health, hosts, mesh, step, workdir
+from gamix_jax import (
+  build,
+  data,
+  health,
+  hosts,
+  malloc,
+  mesh,
+  step,
+  workdir,
+)
 from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
@@ -85,6 +94,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       f"--workdir={folder} is an address, and a folder is needed; mount it, "
       "see launch/README.md."
     )
+  if jax.default_backend() == "cpu":
+    malloc.keep_freed()
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size)
   train_set = data.open(config.data, "train", config.seed)
