@@ -84,7 +84,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       "see launch/README.md."
     )
   recipe = build.recipe(config)
-  devices = mesh.make(config.data.batch_size)
+  devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
+  layout = mesh.Layout(devices, config.mesh.min_size)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
   path = Path(folder)
@@ -95,15 +96,15 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     keep=config.checkpoint.keep,
     keep_best=config.checkpoint.keep_best,
   ) as checkpoints:
-    abstract = mesh.on(devices, jax.eval_shape(partial(step.init, recipe)))
+    abstract = layout.on(jax.eval_shape(partial(step.init, recipe)))
     _introduce(path, config, abstract, devices, train_set, test_set)
-    begin, state = _begin(recipe, checkpoints, abstract, devices)
+    begin, state = _begin(recipe, checkpoints, abstract, layout)
     loop = Loop(
       config,
       recipe,
       checkpoints,
       Writer(path, begin) if hosts.first() else Unwritten(),
-      Examiner(recipe, config, devices, test_set),
+      Examiner(recipe, config, layout, test_set),
       Progress(
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
@@ -121,7 +122,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
     try:
       with Preemption() as preemption:
-        numbers = _run(loop, devices, state, begin, batches, preemption)
+        numbers = _run(loop, layout, state, begin, batches, preemption)
     finally:
       batches.close()
       loop.progress.close()
@@ -130,7 +131,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   return numbers
 
 
-def _begin(recipe, checkpoints, abstract, devices):
+def _begin(recipe, checkpoints, abstract, layout):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
@@ -140,27 +141,22 @@ def _begin(recipe, checkpoints, abstract, devices):
   cpu = jax.default_backend() == "cpu"
   init = jax.jit(
     partial(step.init, recipe),
-    out_shardings=mesh.replicated(devices),
+    out_shardings=layout.of(abstract),
     compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
   )
   return 0, init()
 
 
-def _run(loop, devices, state, begin, batches, preemption) -> dict[str, float]:
+def _run(loop, layout, state, begin, batches, preemption) -> dict[str, float]:
   """The steps; returns the last held-out numbers."""
   config = loop.config
-  whole = mesh.replicated(devices)
-  train_step = jax.jit(
-    partial(step.train_step, loop.recipe),
-    donate_argnums=0,
-    out_shardings=(whole, whole),
-  )
+  train_step = step.jitted(loop.recipe, layout)
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
     with loop.progress.waiting():
       batch = next(batches)
-    image = mesh.global_batch(devices, {"image": batch["image"]})
+    image = mesh.global_batch(layout.mesh, {"image": batch["image"]})
     state, metrics = train_step(state, image)
     in_flight.append((done, metrics))
     if len(in_flight) > IN_FLIGHT:
@@ -224,6 +220,8 @@ def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
   on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
   if hosts.several():
     on += f" in {jax.process_count()} processes"
+  if (parts := config.mesh.fsdp) > 1:
+    on += f", each copy of the state over {parts}"
   _tell(
     f"Data       {config.data.source}: {len(train_set)} images to train on, "
     f"{len(test_set)} held out, {h}x{w}x{c}\n"
