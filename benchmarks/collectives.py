@@ -14,7 +14,9 @@ KINDS = (
 )
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_OP = re.compile(rf"^ +(?:ROOT )?%?([\w.-]+) = (.*?) ({'|'.join(KINDS)})(\S*)\(")
+_OP = re.compile(
+  rf"^ +(?:ROOT )?%?([\w.-]+) = (.*?) ({'|'.join(KINDS)})(\S*)\("
+)
 _CALLED = re.compile(
   r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)="
   r"%?([\w.-]+)"

@@ -34,11 +34,6 @@ from gamix_jax import cli, config
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", default=None)
-DEVICES = flags.DEFINE_integer("devices", 8, "Emulated devices.")
-FSDP = flags.DEFINE_list("fsdp", ["1", "2", "8"], "Values of mesh.fsdp.")
-OUT = flags.DEFINE_string("out", None, "A Markdown file to write, too.")
-
 SMALL = 2**10  # bytes of metrics and losses, that the law leaves out
 
 
@@ -187,11 +182,19 @@ def _table(fsdp: int, found: list[collectives.Collective], due: Law):
   yield ""
 
 
+def define() -> None:
+  """The flags; here, since tests import this beside other commands."""
+  config_flags.DEFINE_config_file("config", default=None)
+  flags.DEFINE_integer("devices", 8, "Emulated devices.")
+  flags.DEFINE_list("fsdp", ["1", "2", "8"], "Values of mesh.fsdp.")
+  flags.DEFINE_string("out", None, "A Markdown file to write, too.")
+
+
 def main() -> None:
   """Prints the tables, as the flags say."""
   import jax  # noqa: PLC0415
 
-  c, devices = CONFIG.value, DEVICES.value
+  c, devices = flags.FLAGS.config, flags.FLAGS.devices
   config.check(c)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
@@ -205,14 +208,14 @@ def main() -> None:
     "",
   ]
   print(*lines, sep="\n")
-  for fsdp in map(int, FSDP.value):
+  for fsdp in map(int, flags.FLAGS.fsdp):
     found, due = measured(c, fsdp, devices, **options)
     table = list(_table(fsdp, found, due))
     print(*table, sep="\n", flush=True)
     lines += table
-  if OUT.value:
-    Path(OUT.value).write_text("\n".join(lines))
+  if flags.FLAGS.out:
+    Path(flags.FLAGS.out).write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
-  sys.exit(cli.run(main))
+  sys.exit(cli.run(main, define=define))

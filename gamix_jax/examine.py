@@ -1,7 +1,5 @@
 """A model in training, looked at on held-out images: numbers and pictures."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
