@@ -1,6 +1,7 @@
 """What a run would need of a pod, on paper: bytes, operations, time, input.
 
-  python -m benchmarks.budget --config=configs/celeba_hq.py --config.dtype=bfloat16
+  python -m benchmarks.budget --config=configs/celeba_hq.py \
+      --config.dtype=bfloat16
 
 Calculated from shapes, nothing is run. Of a chip of Google's TPU v5e as it is
 published (docs.cloud.google.com/tpu/docs/v5e):
@@ -8,8 +9,9 @@ published (docs.cloud.google.com/tpu/docs/v5e):
     197 TFLOP/s in bfloat16, 16 GB of memory at 819 GB/s, 8 chips a host;
     1,600 Gbit/s, 200 GB/s, out of a chip over its four links to others
 
-Times are bounds: every product at the peak rate, every link full, nothing
-hidden behind anything else.
+Times are bounds: every product at the peak rate; what the forward pass keeps
+written once and read once; every link full. The rates are of the larger of the
+first two and the third after it, hidden behind nothing.
 """
 
 import sys
@@ -26,7 +28,7 @@ from gamix_jax.config import ConfigDict
 
 PEAK = 197e12  # products and sums a second
 LINKS = 200e9  # bytes a second out of a chip
-HBM = 16e9  # bytes
+HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes a second
 PER_HOST = 8  # chips
 
 
@@ -35,7 +37,7 @@ class Needs(NamedTuple):
 
   Attributes:
     state: bytes of one copy of it.
-    large: of these in arrays that `mesh.fsdp` spreads.
+    large: of these in arrays that `mesh.fsdp` spreads over a host's chips.
     gradient: bytes, of both networks.
     fixed: bytes of residuals that do not grow with the batch.
     image: bytes of residuals for each image of the batch.
@@ -87,10 +89,16 @@ def needs(c: ConfigDict) -> Needs:
   """Of a checked config."""
   import jax  # noqa: PLC0415
 
-  from gamix_jax import build, step  # noqa: PLC0415
+  from gamix_jax import build, mesh, step  # noqa: PLC0415
 
   state = jax.eval_shape(partial(step.init, build.recipe(c)))
-  large = [x for x in jax.tree.leaves(state) if x.size >= c.mesh.min_size]
+  host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
+  lies = jax.tree.leaves(mesh.Layout(host, c.mesh.min_size).of(state))
+  large = [
+    x
+    for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
+    if not sharding.is_fully_replicated
+  ]
   few, more = residuals(c, 2), residuals(c, 4)
   image = (more - few) // 2
   return Needs(
@@ -112,18 +120,19 @@ def _table(c: ConfigDict, found: Needs, chips: int) -> Iterator[str]:
   sent = found.gradient + communication.beside(c, state)
   exchange = 2 * (chips - 1) / chips * sent / LINKS
   yield "| images a chip | global batch | memory, GB | compute, ms | "
-  yield "exchange, ms | images/s | images/s a host |\n"
-  yield "|---|---|---|---|---|---|---|\n"
+  yield "kept, ms | exchange, ms | images/s | images/s a host |\n"
+  yield "|---|---|---|---|---|---|---|---|\n"
   each = 1
   while True:
     memory = found.state + found.gradient + found.fixed + each * found.image
     if memory > HBM:
       break
     compute = each * found.flops / PEAK
-    rate = each * chips / (compute + exchange)
+    kept = 2 * each * found.image / TRAFFIC
+    rate = each * chips / (max(compute, kept) + exchange)
     yield (
       f"| {each} | {each * chips:,} | {memory / 1e9:.2f} "
-      f"| {compute * 1e3:.3f} | {exchange * 1e3:.3f} "
+      f"| {compute * 1e3:.3f} | {kept * 1e3:.3f} | {exchange * 1e3:.3f} "
       f"| {rate:,.0f} | {rate * min(PER_HOST, chips) / chips:,.0f} |\n"
     )
     each *= 2

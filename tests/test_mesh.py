@@ -1,9 +1,9 @@
 """One mesh: how batch and state lie on it, and what a step sends over it."""
 
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import eight_devices
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import alone, flat, run_of
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from program import ROOT
 
-from benchmarks import collectives, communication
+from benchmarks import budget, collectives, communication
 from gamix_jax import mesh
 from gamix_jax.errors import UserError
 
@@ -27,15 +29,14 @@ def ran(tmp_path_factory):
   For the number of devices is fixed at a process's start.
   """
   out = tmp_path_factory.mktemp("eight") / "eight.npz"
-  root = Path(__file__).parents[1]
   devices = f"--xla_force_host_platform_device_count={eight_devices.DEVICES}"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": devices,
-    "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
   }
   with subprocess.Popen(
-    [sys.executable, eight_devices.__file__, str(out)], env=env, cwd=root
+    [sys.executable, eight_devices.__file__, str(out)], env=env, cwd=ROOT
   ) as other:
     one, _, _ = eight_devices.history()
   assert other.returncode == 0
@@ -152,6 +153,49 @@ def test_collectives_of_a_text():
 def test_text_that_cannot_be_read(old, new, message):
   with pytest.raises(ValueError, match=message):
     collectives.read(HLO.replace(old, new), 8)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+  """Prints a table and the law, and writes both."""
+  out = tmp_path / "table.md"
+  ran = subprocess.run(
+    [
+      *(sys.executable, "-m", "benchmarks.communication"),
+      *("--config=configs/digits.py:tiny", "--devices=4", "--fsdp=2"),
+      *("--config.mesh.min_size=64", f"--out={out}"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert "| all-gather | 2 |" in ran.stdout
+  summed = re.search(r"Summed: .*\(off by ([+-][\d,]+)\)", ran.stdout)
+  assert abs(int(summed[1].replace(",", ""))) <= communication.SMALL
+  gathered, law = re.search(
+    r"Gathered: ([\d,]+) bytes; by the law ([\d,]+)\.", ran.stdout
+  ).groups()
+  assert gathered == law != "0"
+  assert out.read_text().strip() == ran.stdout.strip()
+
+
+def test_budget():
+  """Bytes by hand, of a state; residuals that grow as the batch does."""
+  c = alone(flat, mesh__min_size=64)
+  found = budget.needs(c)
+  state = run_of(c).state
+  params = sum(x.nbytes for x in jax.tree.leaves(state.vae.params))
+  assert found.gradient == params
+  # And two slots, the average; three counts and two numbers of skipped steps.
+  assert found.state - 4 * params == sum(
+    x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.int32
+  )
+  assert 0 < found.large < found.state
+  assert budget.residuals(c, 16) == found.fixed + 16 * found.image
+  kept = 4 * c.data.channels * 4 * 4  # x_hat at the least
+  assert found.image > kept
 
 
 # ---------------------------------------------------------- how a state lies
