@@ -66,7 +66,7 @@ def beside(c: ConfigDict, state: Any) -> int:
   of the codes that the log counts active units by, [d] twice. With
   norm="batch", a mean and a mean square a channel forward, as much backward
   for each of the losses: the VAE's for both networks, the discriminator's for
-  its own.
+  its own. An upper bound: of the sums backward some are those of a gradient.
   """
   import jax  # noqa: PLC0415
 
@@ -172,7 +172,7 @@ def _table(fsdp: int, found: list[collectives.Collective], due: Law):
   reduced = total(found, "all-reduce") + total(found, "reduce-scatter")
   yield ""
   yield (
-    f"Summed: {reduced:,} bytes; by the law {due.reduced:,}"
+    f"Summed: {reduced:,} bytes; by the law up to {due.reduced:,}"
     f" = gradient {due.gradient:,}"
     + (f" + parts over the copies {due.parts:,}" if due.parts else "")
     + f" + moments and statistics {due.beside:,}"
