@@ -5,6 +5,7 @@ a pod starts it.
 """
 
 import collections
+import functools
 import json
 import re
 import shutil
@@ -112,23 +113,22 @@ ACROSS = max(LAYOUTS)
 def both(program, tmp_path_factory):
   """The same steps of two processes with four devices, and of one with one.
 
-  The folder of the workdirs, `1`, `2`, `8` and `one`; and what the processes
-  of each layout said.
+  A function of `mesh.fsdp`, or None for the one process: the workdir, and what
+  each of the two said. Runs when first asked.
   """
   root = tmp_path_factory.mktemp("both")
-  two = {
-    fsdp: ended(
-      start(
-        program,
-        *FLAGS,
-        f"--config.mesh.fsdp={fsdp}",
-        f"--workdir={root}/{fsdp}",
-      )
-    )
-    for fsdp in LAYOUTS
-  }
-  program.done(*FLAGS, f"--workdir={root}/one")
-  return root, two
+
+  @functools.cache
+  def run(fsdp):
+    flags = (*FLAGS, f"--workdir={root}/{fsdp}")
+    if fsdp is None:
+      program.done(*flags)
+      return root / "None", None
+    two = ended(start(program, *flags, f"--config.mesh.fsdp={fsdp}"))
+    assert [code for code, _, _ in two] == [0, 0], two
+    return root / str(fsdp), two
+
+  return run
 
 
 def assert_one_run(ours, theirs, after=0):
@@ -160,24 +160,21 @@ def assert_one_run(ours, theirs, after=0):
 @pytest.mark.parametrize("fsdp", LAYOUTS)
 def test_two_hosts_are_one_device(both, fsdp):
   """20 steps: components, batch statistics, moments, discriminator, noise."""
-  root, two = both
-  assert [code for code, _, _ in two[fsdp]] == [0, 0], two[fsdp]
-  assert_one_run(root / str(fsdp), root / "one")
+  assert_one_run(both(fsdp)[0], both(None)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", LAYOUTS)
 def test_only_the_first_speaks_and_writes(both, fsdp):
-  root, two = both
-  (_, first, _), (_, second, _) = two[fsdp]
+  run, two = both(fsdp)
+  (_, first, _), (_, second, _) = two
   where = "8 x cpu in 2 processes"
   if fsdp > 1:
     where += f", each copy of the state over {fsdp}"
   assert f"Devices    {where};" in first
   assert "Done: step 20 of 20" in first
   assert second == ""
-  assert all(err == "" for _, _, err in two[fsdp]), two[fsdp]
-  run = root / str(fsdp)
+  assert all(err == "" for _, _, err in two), two
   steps = [r["step"] for r in rows(run) if "vae/loss" in r]
   assert steps == list(range(1, STEPS + 1))
   assert len(list((run / "tensorboard").iterdir())) == 1
@@ -193,37 +190,32 @@ def test_continued_on_other_devices(
   both, program, tmp_path, saved, devices, fsdp
 ):
   """What two hosts have saved, by one: the numbers of the straight run."""
-  root, _ = both
-  run = shutil.copytree(root / str(saved), tmp_path / "run")
+  run = shutil.copytree(both(saved)[0], tmp_path / "run")
   shutil.rmtree(run / "checkpoints" / str(STEPS))
   flags = (*FLAGS, f"--config.mesh.fsdp={fsdp}", f"--workdir={run}")
   out = program.done(*flags, devices=devices)
   assert f"Continuing at step {STEPS // 2}." in out
-  assert_one_run(run, root / "one", after=STEPS // 2)
+  assert_one_run(run, both(None)[0], after=STEPS // 2)
 
 
 @pytest.mark.slow
 def test_two_hosts_continue_what_one_device_has_saved(both, program, tmp_path):
   """And spread it over both."""
-  root, _ = both
-  run = shutil.copytree(root / "one", tmp_path / "run")
+  run = shutil.copytree(both(None)[0], tmp_path / "run")
   shutil.rmtree(run / "checkpoints" / str(STEPS))
   flags = (*FLAGS, f"--config.mesh.fsdp={ACROSS}", f"--workdir={run}")
   two = ended(start(program, *flags))
   assert [code for code, _, _ in two] == [0, 0], two
   assert f"Continuing at step {STEPS // 2}." in two[0][1]
-  assert_one_run(run, root / "one", after=STEPS // 2)
+  assert_one_run(run, both(None)[0], after=STEPS // 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["ema", "raw"])
 def test_loaded_on_one_device(both, which):
   """A model for use, of arrays that lay over two hosts."""
-  root, _ = both
   assert jax.device_count() == 1
-  across, one = (
-    gamix_jax.load(root / name, which) for name in (str(ACROSS), "one")
-  )
+  across, one = (gamix_jax.load(both(k)[0], which) for k in (ACROSS, None))
   x = np.random.default_rng(0).uniform(-1, 1, (5, *one.recipe.image_shape))
   x = x.astype("f4")
   assert across.step == one.step == STEPS
