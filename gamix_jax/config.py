@@ -128,6 +128,11 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.guard = ConfigDict()
   c.guard.max_skipped = 20  # non-finite updates in a row that end the run
 
+  c.mesh = ConfigDict()  # how a state lies on devices; changes no number
+  c.mesh.fsdp = 1  # devices that each copy of the state is spread over
+  c.mesh.min_size = 2**16  # numbers of an array that is; smaller ones are
+  #   whole everywhere: to gather 256 kB takes as long as to begin with it
+
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 2_000
   c.checkpoint.keep = 3  # the newest
@@ -161,6 +166,8 @@ POSITIVE = (
   "optim.vae.eps",
   "optim.disc.eps",
   "guard.max_skipped",
+  "mesh.fsdp",
+  "mesh.min_size",
   "checkpoint.every",
   "checkpoint.keep",
 )

@@ -1,7 +1,5 @@
 """A model in training, looked at on held-out images: numbers and pictures."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +22,16 @@ class Examiner:
     self,
     recipe: Recipe,
     config: ConfigDict,
-    over: jax.sharding.Mesh,
+    layout: mesh.Layout,
     dataset: data.Dataset,
   ):
     """`dataset` is the held-out split."""
-    self._recipe, self._config, self._mesh = recipe, config, over
+    self._recipe, self._config, self._layout = recipe, config, layout
     self._dataset = dataset
     vae = recipe.vae
     self._normal = vae.prior is None and vae.posterior.family.normal
-    everywhere = mesh.replicated(over)
-    self._numbers = jax.jit(
-      partial(eval_step, recipe, config.eval_draws), out_shardings=everywhere
-    )
+    everywhere = mesh.replicated(layout.mesh)
+    self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
     self._pictures = jax.jit(self._draw, out_shardings=everywhere)
     shown = [dataset[i]["image"] for i in range(min(SPAN, len(dataset)))]
     self._shown = np.stack((shown * SPAN)[:SPAN])
@@ -63,7 +59,7 @@ class Examiner:
       if i * size >= self._config.eval_images:
         break
       whole = mesh.global_batch(
-        self._mesh, {"image": batch["image"], "mask": batch["mask"]}
+        self._layout.mesh, {"image": batch["image"], "mask": batch["mask"]}
       )
       mask = whole.pop("mask")
       out = self._numbers(
@@ -104,8 +100,13 @@ class Examiner:
       "interpolation": pictures.grid(out["interpolation"], BETWEEN),
     }
 
+  def _evaluate(self, params, batch_stats, batch):
+    params = self._layout.whole(params)
+    draws = self._config.eval_draws
+    return eval_step(self._recipe, draws, params, batch_stats, batch)
+
   def _draw(self, params, batch_stats, image):
-    recipe = self._recipe
+    recipe, params = self._recipe, self._layout.whole(params)
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
     mean = vae.encode(pixels(image, recipe.dtype)).mean()
     # The same latents at every look, so that pictures can be compared.

@@ -1,5 +1,15 @@
-"""Devices and hosts: one mesh, and how a state and a batch lie on it."""
+"""Devices and hosts: one mesh, and how a state and a batch lie on it.
 
+    data   copies of the state; each sees other rows of the batch
+    fsdp   devices that one copy of the state is spread over; they see other
+           rows, too, and lend each other their parts of it
+
+A batch lies over both axes, row after row, so that the mesh is no part of what
+is computed: `mesh.fsdp` may be another one when a run goes on.
+"""
+
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,17 +19,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gamix_jax.errors import UserError
 
-DATA = "data"  # the axis that the batch is spread over
+DATA, FSDP = "data", "fsdp"
+# Of a state, what every device computes with as a whole, however large.
+WHOLE = ("population",)
 
 
-def make(batch_size: int) -> Mesh:
-  """All devices of all hosts in one row, those of a host side by side.
+def make(batch_size: int, fsdp: int = 1) -> Mesh:
+  """All devices of all hosts, [data, fsdp], those of a host side by side.
 
   So the rows of a batch are the same ones whatever the hosts are: every host
-  brings a contiguous share (`data.batches`) and its devices hold it.
+  brings a contiguous share (`data.batches`) and its devices hold it. And a
+  copy of the state lies within a host, whose devices are closest to each
+  other, where `fsdp` divides their number.
 
   Raises:
-    UserError: the global batch does not divide by them.
+    UserError: the global batch does not divide by them, or they do not by
+      `fsdp`.
   """
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   count = len(devices)
@@ -30,16 +45,26 @@ def make(batch_size: int) -> Mesh:
       f"data.batch_size={batch_size} does not divide by the {count} devices; "
       f"use {' or '.join(map(str, fits))}."
     )
-  return _row(devices)
+  if count % fsdp:
+    fits = [n for n in range(1, count + 1) if count % n == 0]
+    raise UserError(
+      f"mesh.fsdp={fsdp} does not divide the {count} devices; "
+      f"use {' or '.join(map(str, fits))}."
+    )
+  return _grid(devices, fsdp)
 
 
 def local() -> Mesh:
-  """This process's own devices in one row."""
-  return _row(jax.local_devices())
+  """This process's own devices, each with a copy of the state."""
+  return _grid(jax.local_devices(), 1)
 
 
-def _row(devices: list[jax.Device]) -> Mesh:
-  return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+def _grid(devices: list[jax.Device], fsdp: int) -> Mesh:
+  return Mesh(
+    np.asarray(devices).reshape(-1, fsdp),
+    (DATA, FSDP),
+    axis_types=(AxisType.Auto,) * 2,
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -49,7 +74,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
   """Every device holds its rows of the first axis."""
-  return NamedSharding(mesh, PartitionSpec(DATA))
+  return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_batch(
@@ -63,12 +88,73 @@ def global_batch(
   }
 
 
-def on(mesh: Mesh, abstract: Any) -> Any:
-  """Shapes (of `jax.eval_shape`) with every leaf replicated on the mesh."""
-  sharding = replicated(mesh)
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    abstract,
-  )
+# ---------------------------------------------------------- a state
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a state lies on a mesh, and where a step needs it otherwise.
+
+  Spread over the axis `fsdp` are the large arrays of the parameters, the
+  optimisers' slots and the averaged weights. A step brings the parameters
+  together (`whole`), and takes its gradients apart (`spread`) before the
+  updates, which are done in parts. Left to itself the compiler spreads layers
+  over the axis instead, and sends activations.
+
+  Attributes:
+    mesh: of `make`.
+    min_size: arrays of as many numbers or more are large.
+  """
+
+  mesh: Mesh
+  min_size: int
+
+  def of(self, tree: Any) -> Any:
+    """The sharding of each leaf: the one place that decides it.
+
+    Args:
+      tree: a state, or a part of one; arrays or their shapes.
+    """
+
+    def lies(path, leaf):
+      if path and getattr(path[0], "name", None) in WHOLE:
+        return replicated(self.mesh)
+      return self._cut(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(lies, tree)
+
+  def _cut(self, shape: tuple[int, ...]) -> NamedSharding:
+    """Along the largest axis that divides, the first of equal ones.
+
+    Of a kernel [3, 3, 128, 128] that is c_in. The last axis is what a TPU lays
+    along 128 lanes: an eighth of it takes the memory of all.
+    """
+    parts = self.mesh.shape[FSDP]
+    dividing = [n for n in shape if n % parts == 0]
+    if parts == 1 or not dividing or math.prod(shape) < self.min_size:
+      return replicated(self.mesh)
+    before = shape.index(max(dividing))
+    return NamedSharding(self.mesh, PartitionSpec(*[None] * before, FSDP))
+
+  def on(self, abstract: Any) -> Any:
+    """Shapes (of `jax.eval_shape`) with their shardings."""
+    return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      abstract,
+      self.of(abstract),
+    )
+
+  def whole(self, tree: Any) -> Any:
+    """Inside a jitted function: these arrays, whole on every device."""
+    return self._constrained(tree, replicated(self.mesh))
+
+  def spread(self, tree: Any) -> Any:
+    """Inside a jitted function: arrays shaped as parameters, in parts."""
+    return self._constrained(tree, self.of(tree))
+
+  def _constrained(self, tree: Any, wanted: Any) -> Any:
+    if self.mesh.shape[FSDP] == 1:  # nothing is in parts
+      return tree
+    return jax.lax.with_sharding_constraint(tree, wanted)

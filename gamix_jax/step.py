@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import struct
 
 from gamix_jax import diagnose, objective
+from gamix_jax.mesh import Layout, replicated
 from gamix_jax.objective import Pass
 
 Batch = dict[str, jax.Array]
@@ -203,20 +204,27 @@ def losses(
   return (vae_loss, disc_loss), (metrics, vae_stats, disc_stats, memory)
 
 
-def gradients(recipe: Recipe, state: TrainState, batch: Batch):
+def gradients(
+  recipe: Recipe, state: TrainState, batch: Batch, layout: Layout | None = None
+):
   """Gradients of each loss for its own network, and what else came of it.
 
   Two pullbacks of one forward pass. The discriminator's share of the first
   and the VAE's of the second are dropped, so XLA does not compute them.
   """
   params = (state.vae.params, state.disc.params)
+  if layout is not None:
+    params = layout.whole(params)
   (vae_loss, disc_loss), pullback, aux = jax.vjp(
     partial(losses, recipe, state, batch), params, has_aux=True
   )
   one, zero = jnp.ones_like(vae_loss), jnp.zeros_like(vae_loss)
   vae_grads = pullback((one, zero))[0][0]
   disc_grads = pullback((zero, one))[0][1]
-  return (vae_loss, disc_loss), (vae_grads, disc_grads), aux
+  grads = (vae_grads, disc_grads)
+  if layout is not None:
+    grads = layout.spread(grads)
+  return (vae_loss, disc_loss), grads, aux
 
 
 def _update(net: Net, optimizer, grads, stats, keep: jax.Array) -> Net:
@@ -240,7 +248,7 @@ def _average(recipe: Recipe, state: TrainState, params: Any) -> Any:
 
 
 def train_step(
-  recipe: Recipe, state: TrainState, batch: Batch
+  recipe: Recipe, state: TrainState, batch: Batch, layout: Layout | None = None
 ) -> tuple[TrainState, Metrics]:
   """One step: a state in, a state out. Jit it with `state` donated.
 
@@ -250,13 +258,14 @@ def train_step(
     recipe: networks, optimisers, weights; static.
     state: donated.
     batch: see `losses`; the global batch.
+    layout: of a state whose arrays lie in parts on several devices; static.
 
   Returns:
     The next state; metrics `vae/<term>`, `disc/<term>` (unweighted, nats),
     gradient norms, the posterior's and the logits' health; scalars but for
     `population_mean` and `population_var`, which are [d].
   """
-  (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch)
+  (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch, layout)
   metrics, vae_stats, disc_stats, memory = aux
   vae_norm, disc_norm = (optax.tree.norm(g) for g in grads)
   vae_ok = jnp.isfinite(vae_loss) & jnp.isfinite(vae_norm)
@@ -287,6 +296,26 @@ def train_step(
     skipped=skipped,
   )
   return state, metrics
+
+
+def jitted(recipe: Recipe, layout: Layout, **options: Any) -> Callable:
+  """`train_step` compiled for a layout: (state, batch) -> (state, metrics).
+
+  The state is donated, and the next one lies as it does; metrics are whole on
+  every device.
+
+  Args:
+    recipe: see `train_step`.
+    layout: that of the state.
+    **options: of `jax.jit`.
+  """
+  lies = layout.of(jax.eval_shape(partial(init, recipe)))
+  return jax.jit(
+    partial(train_step, recipe, layout=layout),
+    donate_argnums=0,
+    out_shardings=(lies, replicated(layout.mesh)),
+    **options,
+  )
 
 
 def eval_step(

@@ -97,7 +97,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   if jax.default_backend() == "cpu":
     malloc.keep_freed()
   recipe = build.recipe(config)
-  devices = mesh.make(config.data.batch_size)
+  devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
+  layout = mesh.Layout(devices, config.mesh.min_size)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
   path = Path(folder)
@@ -112,19 +113,19 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
   ):
     init = jax.jit(partial(step.init, recipe))  # traced once
-    abstract = mesh.on(devices, jax.eval_shape(init))
+    abstract = layout.on(jax.eval_shape(init))
     _introduce(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
-      compiling = beside.submit(_compile, recipe, config, abstract, devices)
-    begin, state = _begin(init, checkpoints, abstract, devices)
+      compiling = beside.submit(_compile, recipe, config, abstract, layout)
+    begin, state = _begin(init, checkpoints, abstract, layout)
     loop = Loop(
       config,
       recipe,
       checkpoints,
       Writer(path, begin) if hosts.first() else Unwritten(),
-      Examiner(recipe, config, devices, test_set),
+      Examiner(recipe, config, layout, test_set),
       Progress(
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
@@ -143,7 +144,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     try:
       with Preemption() as preemption:
         numbers = _run(
-          loop, devices, compiling, state, begin, batches, preemption
+          loop, layout, compiling, state, begin, batches, preemption
         )
     finally:
       batches.close()
@@ -153,23 +154,18 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   return numbers
 
 
-def _compile(recipe, config, abstract, devices):
+def _compile(recipe, config, abstract, layout):
   """The training step, compiled for the state and the batch that will come."""
-  whole = mesh.replicated(devices)
-  train_step = jax.jit(
-    partial(step.train_step, recipe),
-    donate_argnums=0,
-    out_shardings=(whole, whole),
-  )
   image = jax.ShapeDtypeStruct(
     (config.data.batch_size, *configs.image_shape(config)),
     np.uint8,
-    sharding=mesh.by_rows(devices),
+    sharding=mesh.by_rows(layout.mesh),
   )
+  train_step = step.jitted(recipe, layout)
   return train_step.lower(abstract, {"image": image}).compile()
 
 
-def _begin(init, checkpoints, abstract, devices):
+def _begin(init, checkpoints, abstract, layout):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
@@ -179,14 +175,14 @@ def _begin(init, checkpoints, abstract, devices):
   cpu = jax.default_backend() == "cpu"
   init = jax.jit(
     init,
-    out_shardings=mesh.replicated(devices),
+    out_shardings=layout.of(abstract),
     compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
   )
   return 0, init()
 
 
 def _run(
-  loop, devices, compiling, state, begin, batches, preemption
+  loop, layout, compiling, state, begin, batches, preemption
 ) -> dict[str, float]:
   """The steps; returns the last held-out numbers."""
   config = loop.config
@@ -196,14 +192,14 @@ def _run(
       train_step = (
         compiling.result()
         if compiling is not None
-        else _compile(loop.recipe, config, state, devices)
+        else _compile(loop.recipe, config, state, layout)
       )
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
     with loop.progress.waiting():
       batch = next(batches)
-    image = mesh.global_batch(devices, {"image": batch["image"]})
+    image = mesh.global_batch(layout.mesh, {"image": batch["image"]})
     state, metrics = train_step(state, image)
     in_flight.append((done, metrics))
     if len(in_flight) > IN_FLIGHT:
@@ -267,6 +263,8 @@ def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
   on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
   if hosts.several():
     on += f" in {jax.process_count()} processes"
+  if (parts := config.mesh.fsdp) > 1:
+    on += f", each copy of the state over {parts}"
   _tell(
     f"Data       {config.data.source}: {len(train_set)} images to train on, "
     f"{len(test_set)} held out, {h}x{w}x{c}\n"

@@ -30,6 +30,8 @@ FREE = (
   "data.cache",
   "data.workers",
   "guard.max_skipped",
+  "mesh.fsdp",
+  "mesh.min_size",
 )
 SHOWN = 8  # differing keys named in a message
 

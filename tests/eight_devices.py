@@ -1,16 +1,22 @@
-"""Steps on the number of emulated devices there are; run by test_step.
+"""Steps on the number of emulated devices there are; run by test_mesh.
 
-Writes every number of the run to the .npz named.
+Writes every number of the runs to the .npz named, a run for each layout, and
+what their devices sent each other.
 """
 
 import sys
-from functools import partial
+import warnings
 
 import jax
 import numpy as np
 from conftest import QUICK, images, run_of, small
 
+from benchmarks import communication
 from gamix_jax import mesh, step
+
+DEVICES, STEPS = 8, 4
+FSDP = (1, 2, 8)
+MIN_SIZE = 64  # the remembered covariance has as many
 
 
 def config():
@@ -18,6 +24,9 @@ def config():
   return small(
     data__batch_size=16,
     model__norm="batch",
+    model__latent=8,
+    model__encoder_features=(8, 8),
+    model__decoder_features=(8, 1),
     model__discriminator_features=(1,),
     model__discriminator_strides=(2,),
     posterior__name="mixture",
@@ -30,30 +39,63 @@ def config():
     # and Adam's step would be its sign.
     optim__vae__eps=1e-2,
     optim__disc__eps=1e-2,
+    mesh__min_size=MIN_SIZE,
   )
 
 
-def history():
-  """{name: array} of all metrics and of the last state."""
+def history(fsdp=1):
+  """{name: array} of all metrics and of the last state, and the program."""
   run = run_of(config())
-  grid = mesh.make(16)
-  whole, rows = mesh.replicated(grid), mesh.by_rows(grid)
-  train = jax.jit(
-    partial(step.train_step, run.recipe),
-    in_shardings=(whole, rows),
-    out_shardings=(whole, whole),
-    compiler_options=QUICK,
+  grid = mesh.make(16, fsdp)
+  layout = mesh.Layout(grid, MIN_SIZE)
+  # A copy: what is donated may lie in the very buffers that it came from.
+  state = jax.device_put(
+    jax.tree.map(np.array, run.state), layout.of(run.state)
   )
-  state, metrics = jax.device_put(run.state, whole), []
-  for t in range(4):
+  train, metrics = step.jitted(run.recipe, layout, compiler_options=QUICK), []
+  for t in range(STEPS):
     batch = {"image": np.asarray(images(run.config, t)["image"])}
     batch = mesh.global_batch(grid, batch)
     assert len(batch["image"].sharding.device_set) == jax.device_count()
-    state, now = train(state, batch)
+    if t == 0:
+      train = train.lower(state, batch).compile()
+    before, (state, now) = state, train(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     metrics.append(now)
+  assert_lies(state, now, fsdp)
   leaves = jax.tree_util.tree_leaves_with_path((state, metrics))
-  return {jax.tree_util.keystr(path): np.asarray(v) for path, v in leaves}
+  found = {jax.tree_util.keystr(path): np.asarray(v) for path, v in leaves}
+  return found, train.as_text(), communication.law(run.config, layout, state)
+
+
+def assert_lies(state, metrics, fsdp):
+  """Large arrays in parts, and those of a network alone; the rest whole."""
+  kinds = (".params", ".mu", ".nu", ".ema")
+  spread = dict.fromkeys(kinds, 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
+    name = jax.tree_util.keystr(path)
+    parts = {leaf.size // s.data.size for s in leaf.addressable_shards}
+    large = leaf.size >= MIN_SIZE and any(n % fsdp == 0 for n in leaf.shape)
+    kind = next((k for k in kinds if k in name), None)
+    assert parts == {fsdp if large and kind else 1}, (name, parts)
+    if parts != {1}:
+      spread[kind] += 1
+  # Of each parameter its two slots and its average.
+  assert len(set(spread.values())) == 1, spread
+  assert (spread[".ema"] > 0) == (fsdp > 1)
+
+
+def main(out):
+  """Every layout; the arrays' names begin with its `fsdp`."""
+  arrays = {"devices": jax.device_count()}
+  for fsdp in FSDP:
+    found, text, law = history(fsdp)
+    arrays |= {f"{fsdp} {name}": value for name, value in found.items()}
+    arrays[f"text {fsdp}"] = np.asarray(text)
+    arrays[f"law {fsdp}"] = np.asarray(law)
+  np.savez(out, **arrays)
 
 
 if __name__ == "__main__":
-  np.savez(sys.argv[1], devices=jax.device_count(), **history())
+  warnings.simplefilter("error")  # of donated buffers that were not usable
+  main(sys.argv[1])

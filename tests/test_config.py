@@ -104,6 +104,7 @@ CHANGES = {
 ELSEWHERE = {
   "data.": "test_data_*: sources, decoding, batches",
   "checkpoint.": "test_checkpoint, test_main",
+  "mesh.": "test_mesh: how a state lies",
   "guard.": "test_main: the run ends",
   "log_every": "test_main",
   "eval_every": "test_main",

@@ -23,7 +23,8 @@ def examiner(monkeypatch):
     recipe = build.recipe(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
-    made = examine.Examiner(recipe, c, mesh.make(c.data.batch_size), test)
+    layout = mesh.Layout(mesh.make(c.data.batch_size), c.mesh.min_size)
+    made = examine.Examiner(recipe, c, layout, test)
     return made, state_of(recipe)
 
   return make

@@ -4,23 +4,33 @@ Two processes of four emulated devices each, on this machine, through `main` as
 a pod starts it.
 """
 
+import collections
+import functools
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import audited
 import jax
 import numpy as np
 import pytest
-from program import ROOT, SMALL, numbers, rows
+from program import ROOT, SMALL, noise, numbers, rows, save
 from test_resume import EVERY, RICH, arrays
 
-from gamix_jax import cli, hosts
+import gamix_jax
+from gamix_jax import cli, config, data, examine, hosts
+from gamix_jax.data.order import Order, local_rows
 from gamix_jax.errors import UserError
 
 STEPS = 20
+# A line of gloo's, or the end of one that another of its threads broke.
+GLOO = re.compile(r"\[Gloo\]|\d*\n$")
 LIMIT = 240  # seconds, for a machine that is busy; a run takes ten
 
 
@@ -30,17 +40,18 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start(program, *flags, count=2, devices=4):
-  """The processes of one run."""
+def start(program, *flags, count=2, devices=4, command=None):
+  """The processes of one run; `command` gives the words of each but flags."""
   address = f"localhost:{free_port()}"
   return [
     subprocess.Popen(
-      program.argv(
-        *flags,
+      [
+        *(program.argv() if command is None else command(i)),
+        *map(str, flags),
         f"--coordinator={address}",
         f"--num_processes={count}",
         f"--process_id={i}",
-      ),
+      ],
       env=program.env(devices),
       cwd=ROOT,
       text=True,
@@ -57,9 +68,8 @@ def ended(processes):
   try:
     for p in processes:
       out, err = p.communicate(timeout=LIMIT)
-      gloo = "[Gloo]"
       out, err = (
-        "".join(x for x in t.splitlines(True) if not x.startswith(gloo))
+        "".join(x for x in t.splitlines(True) if not GLOO.match(x))
         for t in (out, err)
       )
       found.append((p.returncode, out, err))
@@ -79,32 +89,56 @@ def wait_for(path, processes):
     time.sleep(0.02)
 
 
+FLAGS = (
+  *RICH,
+  f"--config.steps={STEPS}",
+  f"--config.checkpoint.every={STEPS // 2}",
+  f"--config.eval_every={STEPS}",
+  # So wide that eight devices can share them.
+  "--config.model.encoder_features=(8,8)",
+  "--config.model.decoder_features=(8,1)",
+  "--config.model.discriminator_features=(8,1)",
+  "--config.mesh.min_size=64",
+  # The published one; at digits' 1e-3 rounding has grown to 3e-4 by step 14.
+  "--config.optim.vae.learning_rate=1e-4",
+  "--config.optim.disc.learning_rate=1e-4",
+)
+# Two hosts of four devices by `mesh.fsdp`: a copy of the state on each device,
+# four on two devices each, one over both hosts.
+LAYOUTS = (1, 2, 8)
+ACROSS = max(LAYOUTS)
+
+
 @pytest.fixture(scope="module")
 def both(program, tmp_path_factory):
-  """The same steps of two processes with four devices, and of one with one."""
+  """The same steps of two processes with four devices, and of one with one.
+
+  A function of `mesh.fsdp`, or None for the one process: the workdir, and what
+  each of the two said. Runs when first asked.
+  """
   root = tmp_path_factory.mktemp("both")
-  flags = (
-    *RICH,
-    f"--config.steps={STEPS}",
-    f"--config.checkpoint.every={STEPS}",
-    f"--config.eval_every={STEPS}",
-    # The published one; at digits' 1e-3 rounding has grown to 3e-4 by step 14.
-    "--config.optim.vae.learning_rate=1e-4",
-    "--config.optim.disc.learning_rate=1e-4",
+
+  @functools.cache
+  def run(fsdp):
+    flags = (*FLAGS, f"--workdir={root}/{fsdp}")
+    if fsdp is None:
+      program.done(*flags)
+      return root / "None", None
+    two = ended(start(program, *flags, f"--config.mesh.fsdp={fsdp}"))
+    assert [code for code, _, _ in two] == [0, 0], two
+    return root / str(fsdp), two
+
+  return run
+
+
+def assert_one_run(ours, theirs, after=0):
+  """Two workdirs tell of one run: the numbers from a step on, the arrays."""
+  ours_said, theirs_said = (
+    [r for r in numbers(k) if r["step"] > after] for k in (ours, theirs)
   )
-  two = ended(start(program, *flags, f"--workdir={root}/two"))
-  program.done(*flags, f"--workdir={root}/one")
-  return root, two
-
-
-@pytest.mark.slow
-def test_two_hosts_are_one_device(both):
-  """20 steps: components, batch statistics, moments, discriminator, noise."""
-  root, two = both
-  assert [code for code, _, _ in two] == [0, 0], two
-  ours, theirs = numbers(root / "two"), numbers(root / "one")
-  assert [r["step"] for r in ours] == [r["step"] for r in theirs]
-  for a, b in zip(ours, theirs, strict=True):
+  assert [r["step"] for r in ours_said] == [r["step"] for r in theirs_said]
+  assert len(ours_said) > STEPS - after  # and what was held out
+  for a, b in zip(ours_said, theirs_said, strict=True):
     assert a.keys() == b.keys()
     for name in a:
       # A unit at its kink, on the other side by rounding, is a jump of the
@@ -113,7 +147,8 @@ def test_two_hosts_are_one_device(both):
       np.testing.assert_allclose(
         a[name], b[name], rtol=rtol, atol=1e-5, err_msg=f"{a['step']} {name}"
       )
-  ours, theirs = (arrays(root / k, STEPS) for k in ("two", "one"))
+  ours, theirs = (arrays(k, STEPS) for k in (ours, theirs))
+  assert ours.keys() == theirs.keys()
   for name, x in ours.items():
     y = np.asarray(theirs[name], np.float64)
     off = np.max(np.abs(np.asarray(x, np.float64) - y), initial=0)
@@ -122,24 +157,146 @@ def test_two_hosts_are_one_device(both):
 
 
 @pytest.mark.slow
-def test_only_the_first_speaks_and_writes(both):
-  root, two = both
-  (_, first, _), (_, second, _) = two
-  assert "Devices    8 x cpu in 2 processes" in first
-  assert "Done: step 20 of 20" in first
-  assert second == ""
-  assert all(err == "" for _, _, err in two), two
-  steps = [r["step"] for r in rows(root / "two") if "vae/loss" in r]
-  assert steps == list(range(1, STEPS + 1))
-  assert len(list((root / "two" / "tensorboard").iterdir())) == 1
-  assert (root / "two" / "images" / f"samples_{STEPS:07d}.png").is_file()
+@pytest.mark.parametrize("fsdp", LAYOUTS)
+def test_two_hosts_are_one_device(both, fsdp):
+  """20 steps: components, batch statistics, moments, discriminator, noise."""
+  assert_one_run(both(fsdp)[0], both(None)[0])
 
 
 @pytest.mark.slow
-def test_one_host_asked_to_stop_stops_all(program, tmp_path):
+@pytest.mark.parametrize("fsdp", LAYOUTS)
+def test_only_the_first_speaks_and_writes(both, fsdp):
+  run, two = both(fsdp)
+  (_, first, _), (_, second, _) = two
+  where = "8 x cpu in 2 processes"
+  if fsdp > 1:
+    where += f", each copy of the state over {fsdp}"
+  assert f"Devices    {where};" in first
+  assert "Done: step 20 of 20" in first
+  assert second == ""
+  assert all(err == "" for _, _, err in two), two
+  steps = [r["step"] for r in rows(run) if "vae/loss" in r]
+  assert steps == list(range(1, STEPS + 1))
+  assert len(list((run / "tensorboard").iterdir())) == 1
+  assert (run / "images" / f"samples_{STEPS:07d}.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("saved", "devices", "fsdp"),
+  [(1, 1, 1), (1, 4, 2), (2, 1, 1), (ACROSS, 1, 1), (ACROSS, 4, 1)],
+)
+def test_continued_on_other_devices(
+  both, program, tmp_path, saved, devices, fsdp
+):
+  """What two hosts have saved, by one: the numbers of the straight run."""
+  run = shutil.copytree(both(saved)[0], tmp_path / "run")
+  shutil.rmtree(run / "checkpoints" / str(STEPS))
+  flags = (*FLAGS, f"--config.mesh.fsdp={fsdp}", f"--workdir={run}")
+  out = program.done(*flags, devices=devices)
+  assert f"Continuing at step {STEPS // 2}." in out
+  assert_one_run(run, both(None)[0], after=STEPS // 2)
+
+
+@pytest.mark.slow
+def test_two_hosts_continue_what_one_device_has_saved(both, program, tmp_path):
+  """And spread it over both."""
+  run = shutil.copytree(both(None)[0], tmp_path / "run")
+  shutil.rmtree(run / "checkpoints" / str(STEPS))
+  flags = (*FLAGS, f"--config.mesh.fsdp={ACROSS}", f"--workdir={run}")
+  two = ended(start(program, *flags))
+  assert [code for code, _, _ in two] == [0, 0], two
+  assert f"Continuing at step {STEPS // 2}." in two[0][1]
+  assert_one_run(run, both(None)[0], after=STEPS // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["ema", "raw"])
+def test_loaded_on_one_device(both, which):
+  """A model for use, of arrays that lay over two hosts."""
+  assert jax.device_count() == 1
+  across, one = (gamix_jax.load(both(k)[0], which) for k in (ACROSS, None))
+  x = np.random.default_rng(0).uniform(-1, 1, (5, *one.recipe.image_shape))
+  x = x.astype("f4")
+  assert across.step == one.step == STEPS
+  np.testing.assert_allclose(
+    across.reconstruct(x), one.reconstruct(x), rtol=2e-4, atol=1e-4
+  )
+
+
+@pytest.mark.slow
+def test_a_host_reads_its_rows_and_one_writes(program, tmp_path):
+  """By the files that Python opens in each of two processes."""
+  images, run = tmp_path / "images", tmp_path / "run"
+  images.mkdir()
+  for i in range(400):
+    save(images / f"{i:03d}.png", noise(i, 8, 8))
+  logs = [tmp_path / f"{i}.jsonl" for i in range(2)]
+  two = ended(
+    start(
+      program,
+      *SMALL,
+      f"--config.data.source=folder:{images}",
+      f"--workdir={run}",
+      command=lambda i: [sys.executable, audited.__file__, logs[i]],
+    )
+  )
+  assert [code for code, _, _ in two] == [0, 0], two
+  first, second = (
+    [json.loads(line) for line in log.read_text().splitlines()] for log in logs
+  )
+  for i, events in enumerate((first, second)):
+    assert_read_its_rows(events, images, run, i)
+
+  def written(events):
+    places = [Path(p) for kind, p in events if kind != "read"]
+    return {p.relative_to(run).parts[0] for p in places if run in p.parents}
+
+  ours = {"metrics.jsonl", "tensorboard", "images", "parameters.txt"}
+  assert ours <= {
+    name.strip(".").removesuffix(".part") for name in written(first)
+  }
+  assert written(second) <= {"checkpoints"}
+
+
+def assert_read_its_rows(events, images, run, host):
+  """Of what is trained on its rows; of what is held out no more than said."""
+  c = config.from_json((run / "config.json").read_text())
+  size = c.data.batch_size
+  train, test = (data.open(c.data, k, c.seed) for k in ("train", "test"))
+  assert len(train) + len(test) == 400
+  opened = collections.Counter(
+    Path(p).name for kind, p in events if kind == "read" and p.endswith(".png")
+  )
+  # Every file was looked at as often, whether it begins as an image.
+  assert len(opened) == 400
+  often = min(opened.values())
+  read = {name for name, times in opened.items() if times > often}
+  # Three steps, and a few that were made ready ahead of the end.
+  order = Order(len(train), size, c.seed, shuffle=True, flip=False)
+  rows_of = local_rows(size, host, 2)
+  mine = [
+    {train._source.name(k) for k in order.rows(t)[rows_of]} for t in range(9)
+  ]
+  of_test = [test._source.name(k) for k in range(len(test))]
+  trained = read - set(of_test)
+  assert set.union(*mine[:3]) <= trained <= set.union(*mine)
+  # Those in pictures, which every process draws, and its rows of the numbers.
+  shown = set(of_test[: examine.SPAN])
+  looked_at = range(min(c.eval_images, len(test)))
+  assert shown <= read
+  assert read & set(of_test) <= shown | {
+    of_test[k] for k in looked_at if k % size // (size // 2) == host
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, ACROSS])
+def test_one_host_asked_to_stop_stops_all(program, tmp_path, fsdp):
   """SIGTERM to the second; then one process alone brings it to its end."""
   flags = (*SMALL, EVERY, "--config.steps=5000", f"--workdir={tmp_path}/run")
-  two = start(program, *flags)
+  spread = (f"--config.mesh.fsdp={fsdp}", "--config.mesh.min_size=64")
+  two = start(program, *flags, *spread)
   wait_for(tmp_path / "run" / "checkpoints" / "3", two)
   two[1].send_signal(signal.SIGTERM)
   (code, out, err), second = ended(two)

@@ -35,6 +35,8 @@ RICH = (
   "--config.optim.vae.eps=1e-3",
   "--config.optim.disc.eps=1e-3",
 )
+# The state in parts; on eight devices two copies of it.
+SPREAD = ("--config.mesh.fsdp=4", "--config.mesh.min_size=64")
 EVERY = "--config.checkpoint.every=1"
 KILLS, STEPS = 4, 14
 
@@ -70,7 +72,7 @@ def steps(n, *flags):
 TABLE = {
   "six": steps(6, *RICH),
   "three": steps(3, *RICH),
-  "three@8": steps(3, *RICH),
+  "three@8": steps(3, *RICH, *SPREAD),
   "many": steps(STEPS, *SMALL, EVERY),
 }
 
@@ -106,6 +108,7 @@ def test_three_and_three_are_six(runs, program, tmp_path):
     *("--config.log_every=1", "--config.eval_images=4"),
     *("--config.data.cache=memory", "--config.checkpoint.keep=1"),
     *("--config.data.workers=1", "--config.guard.max_skipped=5"),
+    "--config.mesh.min_size=7",
   )
   flags = steps(6, *RICH, *free)(tmp_path)
   assert "Continuing at step 3." in program.done(*flags)
@@ -122,6 +125,7 @@ def test_three_and_three_are_six(runs, program, tmp_path):
 
 @of("three", "three@8")
 def test_eight_devices_are_one(runs):
+  """In rows of the batch, and with parts of the state."""
   one, eight = runs
   for a, b in zip(numbers(one), numbers(eight), strict=True):
     assert a.keys() == b.keys()

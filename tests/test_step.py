@@ -1,13 +1,8 @@
 """One training step: what it moves, when, and what it survives."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
-import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -376,43 +371,6 @@ def test_bfloat16_trains_digits():
   for leaf in jax.tree.leaves(state):
     assert leaf.dtype in (jnp.float32, jnp.int32)
     assert np.all(np.isfinite(leaf))
-
-
-# ---------------------------------------------------------- many devices
-
-
-def test_one_device_equals_eight(tmp_path):
-  """Loss, moments, moving statistics, weights: in four steps.
-
-  The eight are another process, for their number is fixed at its start.
-  """
-  out = tmp_path / "eight.npz"
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-  }
-  with subprocess.Popen(
-    [sys.executable, eight_devices.__file__, str(out)],
-    env=env,
-    cwd=Path(__file__).parents[1],
-  ) as other:
-    one = eight_devices.history()
-  assert other.returncode == 0
-  with np.load(out) as file:
-    eight = dict(file)
-  assert eight.pop("devices") == 8
-  assert one.keys() == eight.keys()
-  kinds = ("params", "batch_stats", "ema", "population", "vae/", "disc/")
-  compared = dict.fromkeys(kinds, 0)
-  for name, value in one.items():
-    kind = next((k for k in kinds if k in name), None)
-    if kind is None or ".opt_state" in name:
-      continue
-    off = np.max(np.abs(value - eight[name]))
-    limit = 2e-4 * np.max(np.abs(value)) + 1e-6
-    assert off <= limit, (name, off, limit)
-    compared[kind] += 1
-  assert all(compared.values())
 
 
 # ---------------------------------------------------------- held out

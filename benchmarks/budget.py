@@ -1,0 +1,171 @@
+"""What a run would need of a pod, on paper: bytes, operations, time, input.
+
+  python -m benchmarks.budget --config=configs/celeba_hq.py \
+      --config.dtype=bfloat16
+
+Calculated from shapes, nothing is run. Of a chip of Google's TPU v5e as it is
+published (docs.cloud.google.com/tpu/docs/v5e):
+
+    197 TFLOP/s in bfloat16, 16 GB of memory at 819 GB/s, 8 chips a host;
+    1,600 Gbit/s, 200 GB/s, out of a chip over its four links to others
+
+Times are bounds: every product at the peak rate; what the forward pass keeps
+written once and read once; every link full. The rates are of the larger of the
+first two and the third after it, hidden behind nothing.
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks import communication, flops
+from gamix_jax import cli, config
+from gamix_jax.config import ConfigDict
+
+PEAK = 197e12  # products and sums a second
+LINKS = 200e9  # bytes a second out of a chip
+HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes a second
+PER_HOST = 8  # chips
+
+
+class Needs(NamedTuple):
+  """Of a config, whatever it runs on.
+
+  Attributes:
+    state: bytes of one copy of it.
+    large: of these in arrays that `mesh.fsdp` spreads over a host's chips.
+    gradient: bytes, of both networks.
+    fixed: bytes of residuals that do not grow with the batch.
+    image: bytes of residuals for each image of the batch.
+    flops: of a step, an image.
+  """
+
+  state: int
+  large: int
+  gradient: int
+  fixed: int
+  image: int
+  flops: float
+
+
+def _bytes(tree: Any) -> int:
+  import jax  # noqa: PLC0415
+
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def residuals(c: ConfigDict, batch: int) -> int:
+  """Bytes that the forward pass keeps for the backward one.
+
+  As JAX says, which knows neither what XLA computes again rather than keep
+  nor what it needs in passing. In bfloat16 a copy of the parameters is among
+  them.
+  """
+  import jax  # noqa: PLC0415
+  import numpy as np  # noqa: PLC0415
+
+  from gamix_jax import build, step  # noqa: PLC0415
+
+  recipe = build.recipe(c)
+  state = jax.eval_shape(partial(step.init, recipe))
+  image = jax.ShapeDtypeStruct((batch, *config.image_shape(c)), np.uint8)
+
+  def kept(state, batch):
+    params = (state.vae.params, state.disc.params)
+    _, pullback, _ = jax.vjp(
+      partial(step.losses, recipe, state, batch), params, has_aux=True
+    )
+    return pullback  # a pytree of what it holds
+
+  held = jax.eval_shape(kept, state, {"image": image})
+  return _bytes(held)
+
+
+def needs(c: ConfigDict) -> Needs:
+  """Of a checked config."""
+  import jax  # noqa: PLC0415
+
+  from gamix_jax import build, mesh, step  # noqa: PLC0415
+
+  state = jax.eval_shape(partial(step.init, build.recipe(c)))
+  host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
+  lies = jax.tree.leaves(mesh.Layout(host, c.mesh.min_size).of(state))
+  large = [
+    x
+    for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
+    if not sharding.is_fully_replicated
+  ]
+  few, more = residuals(c, 2), residuals(c, 4)
+  image = (more - few) // 2
+  return Needs(
+    state=_bytes(state),
+    large=_bytes(large),
+    gradient=_bytes((state.vae.params, state.disc.params)),
+    fixed=few - 2 * image,
+    image=image,
+    flops=flops.per_image(c)["total"],
+  )
+
+
+def _table(c: ConfigDict, found: Needs, chips: int) -> Iterator[str]:
+  import jax  # noqa: PLC0415
+
+  from gamix_jax import build, step  # noqa: PLC0415
+
+  state = jax.eval_shape(partial(step.init, build.recipe(c)))
+  sent = found.gradient + communication.beside(c, state)
+  exchange = 2 * (chips - 1) / chips * sent / LINKS
+  yield "| images a chip | global batch | memory, GB | compute, ms | "
+  yield "kept, ms | exchange, ms | images/s | images/s a host |\n"
+  yield "|---|---|---|---|---|---|---|---|\n"
+  each = 1
+  while True:
+    memory = found.state + found.gradient + found.fixed + each * found.image
+    if memory > HBM:
+      break
+    compute = each * found.flops / PEAK
+    kept = 2 * each * found.image / TRAFFIC
+    rate = each * chips / (max(compute, kept) + exchange)
+    yield (
+      f"| {each} | {each * chips:,} | {memory / 1e9:.2f} "
+      f"| {compute * 1e3:.3f} | {kept * 1e3:.3f} | {exchange * 1e3:.3f} "
+      f"| {rate:,.0f} | {rate * min(PER_HOST, chips) / chips:,.0f} |\n"
+    )
+    each *= 2
+
+
+def define() -> None:
+  """The flags."""
+  config_flags.DEFINE_config_file("config", default=None)
+  flags.DEFINE_integer("chips", 256, "Of the slice.")
+
+
+def main() -> None:
+  """Prints the numbers."""
+  import jax  # noqa: PLC0415
+
+  c, chips = flags.FLAGS.config, flags.FLAGS.chips
+  config.check(c)
+  jax.config.update("jax_platforms", "cpu")
+  found = needs(c)
+  h, w, channels = config.image_shape(c)
+  print(
+    f"{config_flags.get_config_filename(flags.FLAGS['config'])}: {h}x{w}x"
+    f"{channels}, {c.dtype}, {chips} chips\n\n"
+    f"state       {found.state:>13,} bytes, of them {found.large:,} in arrays "
+    f"of {c.mesh.min_size:,} numbers or more\n"
+    f"gradient    {found.gradient:>13,} bytes\n"
+    f"residuals   {found.image:>13,} bytes an image, {found.fixed:,} besides\n"
+    f"operations  {found.flops / 1e9:>13,.1f} GFLOP an image\n"
+  )
+  print("".join(_table(c, found, chips)))
+  cuts = found.state - found.large + found.large // PER_HOST
+  print(f"With mesh.fsdp={PER_HOST} a chip holds {cuts:,} bytes of the state.")
+
+
+if __name__ == "__main__":
+  sys.exit(cli.run(main, define=define))

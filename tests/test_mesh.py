@@ -1,0 +1,265 @@
+"""One mesh: how batch and state lie on it, and what a step sends over it."""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import alone, flat, run_of
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from program import ROOT
+
+from benchmarks import budget, collectives, communication
+from gamix_jax import mesh
+from gamix_jax.errors import UserError
+
+# ---------------------------------------------------------- many devices
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+  """Steps on one device and, by `fsdp`, on eight; those are another process.
+
+  For the number of devices is fixed at a process's start.
+  """
+  out = tmp_path_factory.mktemp("eight") / "eight.npz"
+  devices = f"--xla_force_host_platform_device_count={eight_devices.DEVICES}"
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": devices,
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+  }
+  with subprocess.Popen(
+    [sys.executable, eight_devices.__file__, str(out)], env=env, cwd=ROOT
+  ) as other:
+    one, _, _ = eight_devices.history()
+  assert other.returncode == 0
+  with np.load(out) as file:
+    eight = dict(file)
+  assert eight["devices"] == eight_devices.DEVICES
+  return one, eight
+
+
+@pytest.mark.parametrize("fsdp", eight_devices.FSDP)
+def test_one_device_equals_eight(ran, fsdp):
+  """Loss, moments, moving statistics, weights: in four steps."""
+  one, eight = ran
+  theirs = {
+    name.removeprefix(f"{fsdp} "): value
+    for name, value in eight.items()
+    if name.startswith(f"{fsdp} ")
+  }
+  assert one.keys() == theirs.keys()
+  kinds = ("params", "batch_stats", "ema", "population", "vae/", "disc/")
+  compared = dict.fromkeys(kinds, 0)
+  for name, value in one.items():
+    kind = next((k for k in kinds if k in name), None)
+    if kind is None or ".opt_state" in name:
+      continue
+    off = np.max(np.abs(value - theirs[name]))
+    limit = 2e-4 * np.max(np.abs(value)) + 1e-6
+    assert off <= limit, (name, off, limit)
+    compared[kind] += 1
+  assert all(compared.values())
+
+
+@pytest.mark.parametrize("fsdp", eight_devices.FSDP)
+def test_a_step_sends_one_gradient(ran, fsdp):
+  """And moments and statistics; no activation, nothing twice."""
+  _, eight = ran
+  text = str(eight[f"text {fsdp}"])
+  law = communication.Law(*map(int, eight[f"law {fsdp}"]))
+  found = collectives.read(text, eight_devices.DEVICES)
+  assert all(o.times == 1 for o in found)
+  sums = communication.total(found, "all-reduce")
+  sums += communication.total(found, "reduce-scatter")
+  assert sums <= law.reduced + communication.SMALL, (sums, law)
+  assert sums > law.gradient + law.parts
+  assert communication.total(found, "all-gather") == law.spread
+  assert {o.kind for o in found} <= {
+    *("all-reduce", "reduce-scatter", "all-gather")
+  }
+  assert (law.spread > 0) == (fsdp > 1)
+  assert law.spread > law.gradient / 2 or fsdp == 1
+  assert (law.parts > 0) == (1 < fsdp < eight_devices.DEVICES)
+
+
+# ---------------------------------------------------------- a program's text
+
+
+HLO = """
+HloModule jit_f, entry_computation_layout={()->f32[]}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %ar.1 = f32[8]{0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%unknown (p: f32[8]) -> f32[8] {
+  ROOT %cp = bf16[8]{0} collective-permute(%x), source_target_pairs={{0,1}}
+}
+
+ENTRY %main (p: f32[8]) -> f32[] {
+  %w.1 = (s32[], f32[8]) while(%t), condition=%add, body=%body, """ + (
+  """backend_config={"known_trip_count":{"n":"50"}}
+  %w.2 = f32[8] while(%t), condition=%add, body=%unknown
+  %ag = pred[2,3]{1,0} all-gather(%x), replica_groups={{0,2},{1,3}}
+  %rs = f32[2]{0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=4], """
+  """device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
+  %a2 = (f32[3]{0}, /*index=1*/f32[]) all-reduce(%x, %y), """
+  """replica_groups=mesh['a'=8] {'a':(1)2}, metadata={op_name="jit(f)/sum"}
+}
+"""
+)
+
+
+def test_collectives_of_a_text():
+  """Loops, tuples, the ways to name groups, whole arrays and what is sent."""
+  by_name = {(o.kind, o.arrays): o for o in collectives.read(HLO, 8)}
+  got = {k: (o.group, o.times, o.bytes, o.sent) for k, o in by_name.items()}
+  assert got == {
+    ("all-reduce", 1): (4, 50, 32, 48.0),
+    ("collective-permute", 1): (8, None, 16, 16.0),
+    ("all-gather", 1): (2, 1, 6, 3.0),
+    ("reduce-scatter", 1): (4, 1, 32, 24.0),
+    ("all-reduce", 2): (2, 1, 16, 16.0),
+  }
+  assert by_name["all-reduce", 2].source == "jit(f)/sum"
+  assert [
+    r[:3] for r in communication.rows([o for o in by_name.values() if o.times])
+  ] == [
+    ("all-reduce", 4, 50),
+    ("all-reduce", 2, 1),
+    ("all-gather", 2, 1),
+    ("reduce-scatter", 4, 1),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ("all-gather(", "all-gather-start(", "all-gather-start is asynchronous"),
+    ("{{0,2},{1,3}}", "new[8]", "groups of an unknown form"),
+  ],
+)
+def test_text_that_cannot_be_read(old, new, message):
+  with pytest.raises(ValueError, match=message):
+    collectives.read(HLO.replace(old, new), 8)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+  """Prints a table and the law, and writes both."""
+  out = tmp_path / "table.md"
+  ran = subprocess.run(
+    [
+      *(sys.executable, "-m", "benchmarks.communication"),
+      *("--config=configs/digits.py:tiny", "--devices=4", "--fsdp=2"),
+      *("--config.mesh.min_size=64", f"--out={out}"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert "| all-gather | 2 |" in ran.stdout
+  summed = re.search(r"Summed: .*\(off by ([+-][\d,]+)\)", ran.stdout)
+  assert int(summed[1].replace(",", "")) <= communication.SMALL
+  gathered, law = re.search(
+    r"Gathered: ([\d,]+) bytes; by the law ([\d,]+)\.", ran.stdout
+  ).groups()
+  assert gathered == law != "0"
+  assert out.read_text().strip() == ran.stdout.strip()
+
+
+def test_budget():
+  """Bytes by hand, of a state; residuals that grow as the batch does."""
+  c = alone(flat, mesh__min_size=64)
+  found = budget.needs(c)
+  state = run_of(c).state
+  params = sum(x.nbytes for x in jax.tree.leaves(state.vae.params))
+  assert found.gradient == params
+  # And two slots, the average; three counts and two numbers of skipped steps.
+  assert found.state - 4 * params == sum(
+    x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.int32
+  )
+  assert 0 < found.large < found.state
+  assert budget.residuals(c, 16) == found.fixed + 16 * found.image
+  kept = 4 * c.data.channels * 4 * 4  # x_hat at the least
+  assert found.image > kept
+
+
+# ---------------------------------------------------------- how a state lies
+
+
+@pytest.mark.parametrize(
+  ("shape", "spec"),
+  [
+    ((3, 3, 128, 128), (None, None, "fsdp")),  # c_in: lanes stay whole
+    ((3, 3, 64, 128), (None, None, None, "fsdp")),
+    ((1024, 128), ("fsdp",)),
+    ((512, 1024), (None, "fsdp")),
+    ((3, 3, 3, 4096), (None, None, None, "fsdp")),
+    ((65_536,), ("fsdp",)),
+    ((65_535,), ()),  # small
+    ((3, 3, 3, 5001), ()),  # nothing divides
+    ((), ()),
+  ],
+)
+def test_where_an_array_is_cut(shape, spec):
+  """And on a mesh that spreads nothing, nowhere."""
+  grid = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+  layout = mesh.Layout(grid, 2**16)
+  assert layout.of({"a": leaf})["a"].spec == PartitionSpec(*spec)
+  one = mesh.Layout(AbstractMesh((8, 1), ("data", "fsdp")), 1)
+  assert one.of({"a": leaf})["a"].spec == PartitionSpec()
+
+
+def devices(hosts, each):
+  """Of several hosts, and out of order."""
+  found = [
+    SimpleNamespace(process_index=h, id=h * each + i)
+    for h in range(hosts)
+    for i in range(each)
+  ]
+  return found[::-1]
+
+
+@pytest.mark.parametrize(
+  ("batch", "fsdp", "message"),
+  [
+    (12, 1, r"batch_size=12 does not divide by the 8 devices; use 8 or 16\."),
+    (4, 1, r"use 8\."),
+    (16, 3, r"mesh\.fsdp=3 does not divide the 8 devices; use 1 or 2 or 4 or"),
+    (16, 16, r"use 1 or 2 or 4 or 8\."),
+  ],
+)
+def test_refused(monkeypatch, batch, fsdp, message):
+  monkeypatch.setattr(jax, "devices", lambda: devices(2, 4))
+  with pytest.raises(UserError, match=message):
+    mesh.make(batch, fsdp)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_a_copy_lies_within_a_host(monkeypatch, fsdp):
+  """As far as it can; and the rows of a batch go by host."""
+  seen = []
+  monkeypatch.setattr(jax, "devices", lambda: devices(2, 4))
+  monkeypatch.setattr(mesh, "Mesh", lambda grid, *_, **__: seen.append(grid))
+  mesh.make(16, fsdp)
+  (grid,) = seen
+  assert grid.shape == (8 // fsdp, fsdp)
+  assert [d.id for d in grid.flat] == list(range(8))
+  for copy in grid:
+    assert len({d.process_index for d in copy}) == max(1, fsdp // 4)
