@@ -78,6 +78,7 @@ def measure(
   if only != "torch":
     found["compile"] = ours.seconds
     found["memory"] = ours.memory()
+    found["program_flop"] = ours.compiled.cost_analysis()["flops"]
   found["memory"] = found.get("memory", {}) | {
     "resident_high": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   }

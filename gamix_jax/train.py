@@ -16,6 +16,7 @@ from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.examine import Examiner
+from gamix_jax.profile import Profile
 from gamix_jax.progress import Progress
 from gamix_jax.writer import Unwritten, Writer
 
@@ -35,6 +36,7 @@ class Loop:
   examiner: Examiner
   progress: Progress
   verdict: health.Verdict
+  profile: Profile
 
   def due(self, every: int, done: int) -> bool:
     """Whether something is to be done after `done` steps; at the end, too."""
@@ -108,6 +110,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
       health.Verdict(recipe.disc is not None),
+      Profile(config, path, shown=hosts.first()),
     )
     batches = data.batches(
       train_set,
@@ -124,6 +127,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
         numbers = _run(loop, devices, state, begin, batches, preemption)
     finally:
       batches.close()
+      loop.profile.close()
       loop.progress.close()
       loop.writer.close()
   _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
@@ -158,10 +162,13 @@ def _run(loop, devices, state, begin, batches, preemption) -> dict[str, float]:
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
-    with loop.progress.waiting():
-      batch = next(batches)
-    image = mesh.global_batch(devices, {"image": batch["image"]})
-    state, metrics = train_step(state, image)
+    with loop.profile.around(done):
+      with loop.progress.waiting():
+        batch = next(batches)
+      image = mesh.global_batch(devices, {"image": batch["image"]})
+      state, metrics = train_step(state, image)
+    if loop.profile.after(done, state):
+      loop.progress.say(f"The trace of steps {config.profile} is written.")
     in_flight.append((done, metrics))
     if len(in_flight) > IN_FLIGHT:
       _check(*in_flight.popleft(), config)

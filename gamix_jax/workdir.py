@@ -6,6 +6,7 @@ metrics.jsonl    one object a line: step and scalars
 tensorboard/     the same, and pictures and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
+profile/         a trace of some steps, where `config.profile` asks for one
 """
 
 import contextlib
@@ -30,6 +31,7 @@ FREE = (
   "data.cache",
   "data.workers",
   "guard.max_skipped",
+  "profile",
 )
 SHOWN = 8  # differing keys named in a message
 
