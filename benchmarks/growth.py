@@ -39,10 +39,13 @@ AXES = {
 }
 ROOT = Path(__file__).parents[1]
 
-CONFIG = config_flags.DEFINE_config_file("config", default=None)
-STEPS = flags.DEFINE_integer("steps", 20, "To be timed.", lower_bound=1)
-CHOSEN = flags.DEFINE_list("axes", list(AXES), "What is changed.")
-JSON = flags.DEFINE_string("json", None, "Where the rows go.")
+
+def define() -> None:
+  """The flags; not at import, so that other commands' are not in the way."""
+  config_flags.DEFINE_config_file("config", default=None)
+  flags.DEFINE_integer("steps", 20, "To be timed.", lower_bound=1)
+  flags.DEFINE_list("axes", list(AXES), "What is changed.")
+  flags.DEFINE_string("json", None, "Where the rows go.")
 
 
 def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
@@ -108,19 +111,20 @@ def one(c: config.ConfigDict, devices: int, steps: int) -> dict:
 
 def main() -> None:
   """Prints a table for each axis, and its laws."""
-  if wrong := set(CHOSEN.value) - set(AXES):
+  given = flags.FLAGS
+  if wrong := set(given.axes) - set(AXES):
     raise UserError(f"--axes={min(wrong)} is none of {', '.join(AXES)}.")
   rows = []
   print(
     f"{'':<12}{'':>6}{'ms a step':>11}{'GFLOP by hand':>15}{'by XLA':>9}"
     f"{'MiB':>8}{'ns/kFLOP':>10}"
   )
-  for axis in CHOSEN.value:
+  for axis in given.axes:
     mine = []
     for times in AXES[axis]:
-      c, value = changed(CONFIG.value, axis, times)
+      c, value = changed(given.config, axis, times)
       devices = value if axis == "devices" else 1
-      row = {"axis": axis, "value": value} | one(c, devices, STEPS.value)
+      row = {"axis": axis, "value": value} | one(c, devices, given.steps)
       mine.append(row)
       print(
         f"{axis:<12}{value:>6}{row['ms']:>11.4g}{row['hand'] / 1e9:>15.4g}"
@@ -130,8 +134,8 @@ def main() -> None:
       )
     print(law(axis, mine) + "\n", flush=True)
     rows += mine
-  if JSON.value:
-    Path(JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+  if given.json:
+    Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def law(axis: str, rows: list[dict]) -> str:
@@ -169,4 +173,5 @@ if __name__ == "__main__":
     sys.exit(0)
   if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
     argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
+  define()
   sys.exit(cli.run(main, argv))

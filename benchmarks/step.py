@@ -9,12 +9,12 @@
 --against=eager-jax             with two separate gradients and nothing fused
 --torch_compile                 PyTorch's compiled, else eager
 --torch_layout=contiguous       NCHW in memory; else channels-last
---only=torch                    of the two to be compared, one (ours, torch)
+--only=torch                    of the two one alone, unchecked (ours, torch)
 --nofirst                       without the time to a first step
 --json=FILE                     the numbers as well
 
 The step is that of gamix_jax.train, on images that lie on the device. Another
-step is timed only after it was found to compute the same numbers.
+step is timed beside it only after it was found to compute the same numbers.
 """
 
 import json
