@@ -8,10 +8,8 @@ import numpy as np
 import optax
 
 from benchmarks import images
-from gamix_jax import build, mesh, step, train
+from gamix_jax import build, mesh, step
 from gamix_jax.config import ConfigDict
-
-del train  # a run imports it, so a first step's time has it
 
 
 class Ours:
