@@ -79,7 +79,11 @@ def measure(
   if only != "torch":
     found["compile"] = ours.seconds
     found["memory"] = ours.memory()
+    if against == "torch":  # the peak may be that of the comparison
+      found["memory"].pop("device_peak", None)
     found["program_flop"] = ours.compiled.cost_analysis()["flops"]
+  if "torch" in found and device.platform == "gpu":
+    found["torch"]["peak"] = f"{_torch_peak() / 2**20:.0f} MiB"
   found["memory"] = found.get("memory", {}) | {
     "resident_high": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   }
@@ -112,6 +116,13 @@ def _torch(config, found: dict, compiled: bool, layout: str, agree: bool):
   )
   found["torch"] = {"layout": layout, "compile": options.compile}
   return torch_twin.runner(config, options, found["torch"])
+
+
+def _torch_peak() -> int:
+  """Bytes that PyTorch's tensors had at most on the GPU, in its steps."""
+  import torch  # noqa: PLC0415 (an extra)
+
+  return torch.cuda.max_memory_allocated()
 
 
 # ------------------------------------------------------------ shown

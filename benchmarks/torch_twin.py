@@ -324,6 +324,10 @@ def runner(config: ConfigDict, options: Options, said: dict) -> Callable:
     options: see there. Where compiling fails, it runs eagerly.
     said: what is to be told of it is written there.
   """
+  if options.device == "cuda":  # as JAX has it, and as one would there
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.cuda.reset_peak_memory_stats()
   state = jax.jit(functools.partial(step.init, build.recipe(config)))()
   twin = Twin(config, options)
   twin.load(jax.device_get(state))
