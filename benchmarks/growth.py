@@ -150,9 +150,9 @@ def law(axis: str, rows: list[dict]) -> str:
     x = x**2
   b, a = np.polyfit(x, mebibytes, 1)
   off = np.max(np.abs(a + b * x - mebibytes) / mebibytes)
-  unit = {"size": "pixel of a row, squared", "batch": "image"}.get(axis, axis)
+  unit = {"size": "pixel (if square)", "batch": "image"}.get(axis, axis)
   said += (
-    f"; memory {a:.4g} + {b:.3g} MiB a {unit}, off by {off:.0%} at most"
+    f"; memory {a:.4g} + {b:.3g} MiB for each {unit}, off by {off:.0%} at most"
     if axis != "devices"
     else f"; memory a device ~ devices^{_slope(x, mebibytes):.2f}"
   )

@@ -81,7 +81,9 @@ def measure(
     found["memory"] = ours.memory()
     if against == "torch":  # the peak may be that of the comparison
       found["memory"].pop("device_peak", None)
-    found["program_flop"] = ours.compiled.cost_analysis()["flops"]
+    cost = ours.compiled.cost_analysis()
+    found["program_flop"] = cost["flops"]
+    found["program_bytes"] = cost["bytes accessed"]
   if "torch" in found and device.platform == "gpu":
     found["torch"]["peak"] = f"{_torch_peak() / 2**20:.0f} MiB"
   found["memory"] = found.get("memory", {}) | {
@@ -193,6 +195,12 @@ def _rest(found: dict) -> list[str]:
   ]
   if "compile" in found:
     seconds = found["compile"]
+    traffic = found["program_bytes"]
+    rate = traffic / found["rows"][OURS]["median"]
+    out.append(
+      f"Traffic     {traffic / 1e9:.3g} GB a step as XLA counts it, "
+      f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of a copy"
+    )
     out.append(
       f"Compiling   {seconds['compile']:.1f} s after {seconds['trace']:.1f} s "
       "of tracing"

@@ -171,5 +171,5 @@ def test_growth_changes_one_thing():
   ]
   assert growth.law("batch", rows) == (
     "batch: time ~ batch^1.00, arithmetic ~ batch^1.00; "
-    "memory 1 + 1 MiB a image, off by 0% at most"
+    "memory 1 + 1 MiB for each image, off by 0% at most"
   )
