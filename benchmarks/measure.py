@@ -3,6 +3,8 @@
 import os
 import platform
 import resource
+import sys
+import time
 
 import jax
 
@@ -64,12 +66,14 @@ def measure(
       config, found, torch_compile, torch_layout, agree=only is None
     )
   if only != "torch":
+    say("compiling the step")
     ours = jax_step.Ours(config)
     ours.begin()
     ours.compile()
     runners = {OURS: ours.run} | runners
   if against == "eager-jax":
     runners[EAGER] = jax_step.Eager(ours).run
+  say("timing")
   spreads = clock.in_turns(runners, steps)
   for name, spread in spreads.items():
     found["rows"][name] = spread._asdict() | {
@@ -89,6 +93,7 @@ def measure(
   found["memory"] = found.get("memory", {}) | {
     "resident_high": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   }
+  say("measuring what the machine can do")
   backend = jax.default_backend()
   found["ceilings"] = {
     "product": clock.product_ceiling(config.dtype, SIDES.get(backend, 8192)),
@@ -110,14 +115,21 @@ def _torch(config, found: dict, compiled: bool, layout: str, agree: bool):
     )
   plain = torch_twin.Options(device, layout)
   if agree:
+    say("comparing with PyTorch, in float64")
     found["agreement"] = torch_check.compare(config, plain)
   found["machine"]["torch"] = torch.__version__
   found["machine"]["torch_threads"] = torch.get_num_threads()
   options = torch_twin.Options(
     device, layout, "modules" if compiled else "none"
   )
+  say("making PyTorch's step")
   found["torch"] = {"layout": layout, "compile": options.compile}
   return torch_twin.runner(config, options, found["torch"])
+
+
+def say(line: str) -> None:
+  """What is being done now, and since when, to stderr."""
+  print(f"{time.strftime('%T')} {line}", file=sys.stderr, flush=True)
 
 
 def _torch_peak() -> int:

@@ -69,6 +69,7 @@ def main() -> None:
   if FIRST.value and ONLY.value != "torch":
     from benchmarks import first  # noqa: PLC0415
 
+    measure.say("a first step, twice")
     found["first_step"] = first.measure(c)
   print(measure.table(found), flush=True)
   if JSON.value:
