@@ -5,9 +5,10 @@
 --axes=batch,latent             of size, batch, components, latent, devices
 --json=FILE                     the rows as well
 
-One thing is changed at a time. Beside each time stands the law: the arithmetic
-counted by hand, which goes with pixels x batch and with the decoder's passes,
-one for each component. Memory is the compiled program's, of a device.
+One thing is changed at a time, and the rows of one thing are timed in turns.
+Beside each time stands the law: the arithmetic counted by hand, which goes with
+pixels x batch and with the decoder's passes, one for each component. Memory is
+the compiled program's, of a device.
 
 Devices are emulated where there is no accelerator: parts of one machine's
 cores, so that the global batch is divided and summed as on several devices
@@ -27,6 +28,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks import flops
 from gamix_jax import cli, config
 from gamix_jax.errors import UserError
 
@@ -68,12 +70,31 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
   return c, value
 
 
-def one(c: config.ConfigDict, devices: int, steps: int) -> dict:
-  """A row's numbers, from a process of its own."""
-  env = dict(os.environ)
-  if devices > 1:
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}"
+def together(configs: list[config.ConfigDict], steps: int) -> list[dict]:
+  """The rows of an axis, timed in turns in this process."""
+  from benchmarks import clock, jax_step  # noqa: PLC0415 (flags come first)
+
+  runs = [jax_step.Ours(c) for c in configs]
+  for run in runs:
+    run.begin()
+    run.compile()
+  names = {str(i): run.run for i, run in enumerate(runs)}
+  spreads = clock.in_turns(names, steps)
+  return [
+    {
+      "ms": 1e3 * spreads[str(i)].median,
+      "hand": flops.per_image(c)["total"] * c.data.batch_size,
+      "xla": run.compiled.cost_analysis()["flops"],
+      "mebibytes": run.memory()["program"] / 2**20,
+    }
+    for i, (c, run) in enumerate(zip(configs, runs, strict=True))
+  ]
+
+
+def apart(c: config.ConfigDict, devices: int, steps: int) -> dict:
+  """A row on some emulated devices, from a process of its own."""
+  flag = f"--xla_force_host_platform_device_count={devices}"
+  env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder)
     (path / "config.json").write_text(config.to_json(c))
@@ -99,12 +120,10 @@ def one(c: config.ConfigDict, devices: int, steps: int) -> dict:
     if ran.returncode:
       raise RuntimeError(f"a row failed:\n{ran.stderr}")
     found = json.loads((path / "found.json").read_text())
-  row = found["rows"]["gamix_jax"]
-  batch = found["config"]["batch"]
   return {
-    "ms": 1e3 * row["median"],
-    "hand": found["flop_per_image"] * batch,
-    "xla": found["program_flop"] * devices,
+    "ms": 1e3 * found["rows"]["gamix_jax"]["median"],
+    "hand": found["flop_per_image"] * found["config"]["batch"],
+    "xla": found["program_flop"] * devices,  # of the program of one
     "mebibytes": found["memory"]["program"] / 2**20,
   }
 
@@ -114,28 +133,31 @@ def main() -> None:
   given = flags.FLAGS
   if wrong := set(given.axes) - set(AXES):
     raise UserError(f"--axes={min(wrong)} is none of {', '.join(AXES)}.")
-  rows = []
+  found = []
   print(
     f"{'':<12}{'':>6}{'ms a step':>11}{'GFLOP by hand':>15}{'by XLA':>9}"
     f"{'MiB':>8}{'ns/kFLOP':>10}"
   )
   for axis in given.axes:
-    mine = []
-    for times in AXES[axis]:
-      c, value = changed(given.config, axis, times)
-      devices = value if axis == "devices" else 1
-      row = {"axis": axis, "value": value} | one(c, devices, given.steps)
-      mine.append(row)
+    pairs = [changed(given.config, axis, times) for times in AXES[axis]]
+    if axis == "devices":
+      rows = [apart(c, value, given.steps) for c, value in pairs]
+    else:
+      rows = together([c for c, _ in pairs], given.steps)
+    rows = [
+      {"axis": axis, "value": value} | row
+      for (_, value), row in zip(pairs, rows, strict=True)
+    ]
+    for row in rows:
       print(
-        f"{axis:<12}{value:>6}{row['ms']:>11.4g}{row['hand'] / 1e9:>15.4g}"
-        f"{row['xla'] / 1e9:>9.4g}{row['mebibytes']:>8.1f}"
-        f"{1e9 * row['ms'] / row['hand']:>10.3g}",
-        flush=True,
+        f"{axis:<12}{row['value']:>6}{row['ms']:>11.4g}"
+        f"{row['hand'] / 1e9:>15.4g}{row['xla'] / 1e9:>9.4g}"
+        f"{row['mebibytes']:>8.1f}{1e9 * row['ms'] / row['hand']:>10.3g}"
       )
-    print(law(axis, mine) + "\n", flush=True)
-    rows += mine
+    print(law(axis, rows) + "\n", flush=True)
+    found += rows
   if given.json:
-    Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")
+    Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def law(axis: str, rows: list[dict]) -> str:
