@@ -45,6 +45,7 @@ def measure(
       "device": device.device_kind,
       "devices": jax.device_count(),
       "cores": len(os.sched_getaffinity(0)),
+      "load": os.getloadavg()[0],
       "python": platform.python_version(),
       "jax": jax.__version__,
     },
@@ -152,8 +153,8 @@ def table(found: dict) -> str:
       f", torch {machine['torch']} with {machine['torch_threads']} threads"
     )
   lines = [
-    f"{machine['devices']} x {machine['device']}, {machine['cores']} cores; "
-    f"{versions}",
+    f"{machine['devices']} x {machine['device']}, {machine['cores']} cores, "
+    f"load {machine['load']:.1f} before; {versions}",
     f"{h}x{w}x{c}, batch {config['batch']}, {config['dtype']}, "
     f"norm {config['norm']}, latent {config['latent']}, "
     f"{config['posterior']} of {config['components']}: "
