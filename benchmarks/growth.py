@@ -39,6 +39,12 @@ AXES = {
   "latent": (0.5, 1, 8, 32),
   "devices": (1, 2, 4),
 }
+UNITS = {
+  "size": "pixel of a square image",
+  "batch": "image",
+  "components": "component",
+  "latent": "latent",
+}
 ROOT = Path(__file__).parents[1]
 
 
@@ -70,6 +76,11 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
   return c, value
 
 
+def by_hand(c: config.ConfigDict) -> float:
+  """FLOP a step, without products with padding, which XLA does not count."""
+  return flops.per_image(c, edges=True)["total"] * c.data.batch_size
+
+
 def together(configs: list[config.ConfigDict], steps: int) -> list[dict]:
   """The rows of an axis, timed in turns in this process."""
   from benchmarks import clock, jax_step  # noqa: PLC0415 (flags come first)
@@ -83,7 +94,7 @@ def together(configs: list[config.ConfigDict], steps: int) -> list[dict]:
   return [
     {
       "ms": 1e3 * spreads[str(i)].median,
-      "hand": flops.per_image(c)["total"] * c.data.batch_size,
+      "hand": by_hand(c),
       "xla": run.compiled.cost_analysis()["flops"],
       "mebibytes": run.memory()["program"] / 2**20,
     }
@@ -122,7 +133,7 @@ def apart(c: config.ConfigDict, devices: int, steps: int) -> dict:
     found = json.loads((path / "found.json").read_text())
   return {
     "ms": 1e3 * found["rows"]["gamix_jax"]["median"],
-    "hand": found["flop_per_image"] * found["config"]["batch"],
+    "hand": by_hand(c),
     "xla": found["program_flop"] * devices,  # of the program of one
     "mebibytes": found["memory"]["program"] / 2**20,
   }
@@ -172,7 +183,7 @@ def law(axis: str, rows: list[dict]) -> str:
     x = x**2
   b, a = np.polyfit(x, mebibytes, 1)
   off = np.max(np.abs(a + b * x - mebibytes) / mebibytes)
-  unit = {"size": "pixel (if square)", "batch": "image"}.get(axis, axis)
+  unit = UNITS.get(axis)
   said += (
     f"; memory {a:.4g} + {b:.3g} MiB for each {unit}, off by {off:.0%} at most"
     if axis != "devices"
