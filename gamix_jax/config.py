@@ -8,6 +8,7 @@ from it, and a misspelt key is an error. The defaults are the published run
 import difflib
 import json
 import math
+import re
 from typing import Any
 
 import ml_collections
@@ -33,6 +34,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.eval_every = 2_000
   c.eval_images = 1_024  # held-out images looked at, at most
   c.eval_draws = 16  # of z an image, for their bounds
+  c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
 
   c.data = ConfigDict()
   c.data.source = "folder:data"  # digits, tfds:<name>, folder:, npz:<path>
@@ -148,6 +150,24 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
+def profiled(config: ConfigDict) -> range:
+  """The steps that are to be traced, counted from 1; empty for none.
+
+  Raises:
+    UserError: `profile` does not say FIRST:LAST, or no steps of the run.
+  """
+  if not config.profile:
+    return range(0)
+  match = re.fullmatch(r"(\d+):(\d+)", config.profile)
+  first, last = map(int, match.groups()) if match else (0, 0)
+  if not 1 <= first <= last <= config.steps:
+    raise UserError(
+      f"profile={config.profile!r} has to be FIRST:LAST, two steps of 1 to "
+      f"{config.steps}."
+    )
+  return range(first, last + 1)
+
+
 # ---------------------------------------------------------- checking
 
 POSITIVE = (
@@ -210,6 +230,7 @@ def check(config: ConfigDict) -> None:
     raise UserError(
       f"data.channels={config.data.channels}: 1 is grey and 3 is colour."
     )
+  profiled(config)
   _check_sizes(config)
   _check_features(config.model, config.data.channels)
 

@@ -27,6 +27,7 @@ from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.examine import Examiner
+from gamix_jax.profile import Profile
 from gamix_jax.progress import Progress
 from gamix_jax.writer import Unwritten, Writer
 
@@ -46,6 +47,7 @@ class Loop:
   examiner: Examiner
   progress: Progress
   verdict: health.Verdict
+  profile: Profile
 
   def due(self, every: int, done: int) -> bool:
     """Whether something is to be done after `done` steps; at the end, too."""
@@ -130,6 +132,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
       health.Verdict(recipe.disc is not None, train_set.in_memory),
+      Profile(config, path, shown=hosts.first()),
     )
     batches = data.batches(
       train_set,
@@ -148,6 +151,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
         )
     finally:
       batches.close()
+      loop.profile.close()
       loop.progress.close()
       loop.writer.close()
   _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
@@ -197,10 +201,13 @@ def _run(
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
-    with loop.progress.waiting():
-      batch = next(batches)
-    image = mesh.global_batch(layout.mesh, {"image": batch["image"]})
-    state, metrics = train_step(state, image)
+    with loop.profile.around(done):
+      with loop.progress.waiting():
+        batch = next(batches)
+      image = mesh.global_batch(layout.mesh, {"image": batch["image"]})
+      state, metrics = train_step(state, image)
+    if loop.profile.after(done, state):
+      loop.progress.say(f"The trace of steps {config.profile} is written.")
     in_flight.append((done, metrics))
     if len(in_flight) > IN_FLIGHT:
       _check(*in_flight.popleft(), config)

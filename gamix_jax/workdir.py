@@ -6,6 +6,7 @@ metrics.jsonl    one object a line: step and scalars
 tensorboard/     the same, and pictures and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
+profile/         a trace of some steps, where `config.profile` asks for one
 """
 
 import contextlib
@@ -32,6 +33,7 @@ FREE = (
   "guard.max_skipped",
   "mesh.fsdp",
   "mesh.min_size",
+  "profile",
 )
 SHOWN = 8  # differing keys named in a message
 

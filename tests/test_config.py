@@ -106,6 +106,7 @@ ELSEWHERE = {
   "checkpoint.": "test_checkpoint, test_main",
   "mesh.": "test_mesh: how a state lies",
   "guard.": "test_main: the run ends",
+  "profile": "test_profile",
   "log_every": "test_main",
   "eval_every": "test_main",
   "eval_images": "test_examine",
@@ -220,6 +221,10 @@ def test_ranges(table):
     (dict(model__discriminator_features=(4, 2)), "is 1, the logit"),
     (dict(model__encoder_features=(0, 4)), "whole numbers over 0"),
     (dict(model__discriminator_strides=(0, 1)), "whole numbers over 0"),
+    (dict(profile="3"), "profile='3' has to be FIRST:LAST"),
+    (dict(profile="0:3"), "two steps of 1 to 240000"),
+    (dict(profile="5:4"), "two steps of 1 to"),
+    (dict(profile="2:9", steps=8), "two steps of 1 to 8"),
   ],
 )
 def test_refused(changes, message):

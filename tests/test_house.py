@@ -19,7 +19,7 @@ FLOORS = (
   ("objective",),
   ("optim", "diagnose"),
   ("step",),
-  ("build", "workdir", "health", "progress", "weights"),
+  ("build", "workdir", "health", "progress", "profile", "weights"),
   ("writer", "examine", "inference", "keras_weights"),
   ("train",),
   ("cli", "compare", "evaluate", "explore", "export", "generate", "notebook"),

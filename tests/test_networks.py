@@ -1,6 +1,5 @@
 """Networks: counts, shapes, arithmetic, and what they save against what ran."""
 
-import functools
 import re
 from functools import partial
 
@@ -387,66 +386,3 @@ def test_count_by_hand_of_the_published_step():
   assert abs(encoder[1] / encoder[0] - 0.88) < 0.005
   decoder = sum(v.flops(False) for v in flops.decoder(c)) / 1e9
   assert abs(decoder - 17.13) < 0.01
-
-
-@functools.cache
-def lowered(plain, **changes):
-  """The step of `small` with these changes, not compiled."""
-  c = small(**WIDE, **changes)
-  recipe = build.recipe(c)
-  state = jax.eval_shape(partial(step.init, recipe))
-  batch = {
-    "image": jax.ShapeDtypeStruct(
-      (c.data.batch_size, *config.image_shape(c)), jnp.float32
-    )
-  }
-  with pytest.MonkeyPatch.context() as patch:
-    if plain:
-      patch.setattr(ops, "conv_transpose", ops.conv_transpose_plain)
-    return jax.jit(partial(step.train_step, recipe)).lower(state, batch)
-
-
-WIDE = dict(
-  data__image_size=32,
-  data__batch_size=2,
-  model__encoder_features=(32, 32),
-  model__decoder_features=(32, 1),
-  model__discriminator_features=(32, 32, 1),
-  model__discriminator_strides=(2, 1, 1),
-)
-
-
-@pytest.mark.parametrize(
-  ("changes", "plain"),
-  [
-    (dict(model__norm="affine"), False),
-    (dict(model__norm="affine"), True),
-    (dict(model__norm="batch"), False),
-    (dict(posterior__name="mixture", posterior__components=2), False),
-  ],
-  ids=["affine", "plain", "batch", "mixture"],
-)
-def test_flops_of_the_step(changes, plain):
-  """XLA's count within 10 % of the one by hand: no second forward pass."""
-  c = small(**WIDE, **changes)
-  got = lowered(plain, **changes).cost_analysis()["flops"] / c.data.batch_size
-  wanted = flops.per_image(c, edges=True)["total"]
-  assert abs(got / wanted - 1) < 0.05
-  # The limit is tight enough to tell what it is about.
-  if c.model.norm == "affine" and c.posterior.components == 1:
-    full = flops.per_image(c, edges=True, early=False)["total"]
-    assert abs(got / full - 1) > 0.05
-  assert sum(v.flops(True) for v in flops.encoder(c, True)) > 0.2 * wanted
-
-
-def test_convolutions_of_the_step():
-  """Each forward, to its weights and to its inputs; counted in the program."""
-  encoder = 1 + 3 * 3 + 1 + 1  # stem, three blocks, a shortcut, head
-  decoder = 1 + 3 + 1 + 1  # stem, a block, before the doubling, out
-  transposed = 2  # four convolutions each where written as phases
-  # D's three: forward, to the weights, to the inputs but x, to x_hat.
-  disc = 3 + 3 + 2 + 3
-  for plain, each in ((False, 4), (True, 1)):
-    text = lowered(plain, model__norm="affine").as_text()
-    found = len(re.findall(r"stablehlo\.convolution", text))
-    assert found == 3 * (encoder + decoder + each * transposed) + disc

@@ -1,0 +1,73 @@
+"""Time to a first step, from the start of Python: cold, and from the cache.
+
+python -m benchmarks.first CONFIG.json is one process of it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def measure(config) -> dict[str, dict[str, float]]:
+  """Two processes that share a compilation cache which is new to the first.
+
+  Returns:
+    {"cold" and "cached": seconds from the start of the process until it
+    "imported", "built", "initialised" and ended its first "step", each from
+    the one before, and the "total"}.
+  """
+  from gamix_jax import config as configs  # noqa: PLC0415
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "config.json"
+    path.write_text(configs.to_json(config))
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+    return {name: _once(path, env) for name in ("cold", "cached")}
+
+
+def _once(path: Path, env: dict) -> dict[str, float]:
+  start = time.time()
+  ran = subprocess.run(
+    [sys.executable, "-m", "benchmarks.first", str(path)],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if ran.returncode:
+    raise RuntimeError(f"the process of a first step failed:\n{ran.stderr}")
+  marks = json.loads(ran.stdout.splitlines()[-1])
+  out, before = {}, start
+  for name, mark in marks.items():
+    out[name], before = mark - before, mark
+  return out | {"total": before - start}
+
+
+def main() -> None:
+  """The times at which each part was done, as one line of JSON."""
+  from gamix_jax import cli, config  # noqa: PLC0415
+
+  c = config.from_json(Path(sys.argv[1]).read_text())
+  cli.use_compilation_cache()
+  import gamix_jax.train  # noqa: F401, PLC0415 (a run imports all of it)
+  from benchmarks import jax_step  # noqa: PLC0415
+
+  marks = {"imported": time.time()}
+  ours = jax_step.Ours(c)
+  marks["built"] = time.time()
+  ours.begin()
+  marks["initialised"] = time.time()
+  ours.run(1)
+  marks["step"] = time.time()
+  print(json.dumps(marks))
+
+
+if __name__ == "__main__":
+  main()

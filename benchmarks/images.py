@@ -1,0 +1,17 @@
+"""A batch of images of no data set."""
+
+import numpy as np
+
+from gamix_jax.config import ConfigDict, image_shape
+
+
+def smooth(config: ConfigDict, seed: int) -> np.ndarray:
+  """uint8 images [b, h, w, c] with some noise, as a data set's would be."""
+  h, w, c = image_shape(config)
+  rng = np.random.default_rng(seed)
+  a = rng.normal(size=(4, config.data.batch_size, 1, 1, c))
+  i = np.linspace(0, 6, h)[:, None, None]
+  j = np.linspace(0, 6, w)[:, None]
+  x = np.tanh(a[0] * np.sin(i + a[1]) + a[2] * np.cos(j + a[3]))
+  noise = rng.uniform(-0.1, 0.1, x.shape)
+  return np.clip(127.5 * (x + noise) + 127.5, 0, 255).astype(np.uint8)

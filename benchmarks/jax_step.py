@@ -1,0 +1,125 @@
+"""Our training step as `train` runs it, on a batch that stays on the device."""
+
+import functools
+import time
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks import images
+from gamix_jax import build, mesh, step
+from gamix_jax.config import ConfigDict
+
+
+class Ours:
+  """A run's step, its state and one batch.
+
+  Attributes:
+    compiled: the step's program, after `compile`.
+    seconds: {"trace": ..., "compile": ...}.
+  """
+
+  def __init__(self, config: ConfigDict):
+    """Builds the networks; nothing is computed."""
+    self.config, self.recipe = config, build.recipe(config)
+    self.devices = mesh.make(config.data.batch_size)
+    whole = mesh.replicated(self.devices)
+    self.function = jax.jit(
+      functools.partial(step.train_step, self.recipe),
+      donate_argnums=0,
+      out_shardings=(whole, whole),
+    )
+    self.seconds: dict[str, float] = {}
+    self.compiled = self.state = self.batch = None
+
+  def begin(self) -> None:
+    """The first state and the batch, as `train` makes them."""
+    cpu = jax.default_backend() == "cpu"
+    self.state = jax.jit(
+      functools.partial(step.init, self.recipe),
+      out_shardings=mesh.replicated(self.devices),
+      compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
+    )()
+    self.batch = mesh.global_batch(
+      self.devices, {"image": images.smooth(self.config, 0)}
+    )
+    jax.block_until_ready((self.state, self.batch))
+
+  def compile(self) -> None:
+    """Compiles the step apart from its first run."""
+    start = time.perf_counter()
+    lowered = self.function.lower(self.state, self.batch)
+    self.seconds["trace"] = time.perf_counter() - start
+    start = time.perf_counter()
+    self.compiled = lowered.compile()
+    self.seconds["compile"] = time.perf_counter() - start
+
+  def run(self, n: int) -> None:
+    """n steps begun one after the other; waits for the last."""
+    function = self.compiled or self.function
+    for _ in range(n):
+      self.state, metrics = function(self.state, self.batch)
+    jax.block_until_ready((self.state, metrics))
+
+  def memory(self) -> dict[str, int]:
+    """Bytes of the compiled program, and the device's peak where it tells."""
+    of = self.compiled.memory_analysis()
+    found = {
+      "arguments": of.argument_size_in_bytes,
+      "outputs": of.output_size_in_bytes,
+      "reused": of.alias_size_in_bytes,
+      "temporary": of.temp_size_in_bytes,
+    }
+    found["program"] = (
+      found["arguments"]
+      + found["outputs"]
+      - found["reused"]
+      + found["temporary"]
+    )
+    stats = self.devices.devices.flat[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+      found["device_peak"] = stats["peak_bytes_in_use"]
+    return found
+
+
+class Eager:
+  """The step with two separate gradients, operation by operation."""
+
+  def __init__(self, ours: Ours):
+    """Of the same run; it has its own copy of the state."""
+    self.recipe = ours.recipe
+    self.state = jax.tree.map(np.asarray, ours.state)
+    self.state = jax.device_put(self.state)
+    self.batch = ours.batch
+
+  def _one(self) -> None:
+    state, recipe = self.state, self.recipe
+    params = [state.vae.params, state.disc.params]
+
+    def loss(which, own):
+      pair = list(params)
+      pair[which] = own
+      found, _ = step.losses(recipe, state, self.batch, tuple(pair))
+      return found[which]
+
+    nets = [state.vae, state.disc]
+    optimizers = [recipe.vae_optimizer, recipe.disc_optimizer]
+    for i in range(2 if recipe.disc is not None else 1):
+      grads = jax.grad(functools.partial(loss, i))(params[i])
+      updates, slots = optimizers[i].update(
+        grads, nets[i].opt_state, nets[i].params
+      )
+      new = optax.apply_updates(nets[i].params, updates)
+      nets[i] = nets[i].replace(params=new, opt_state=slots)
+    ema = optax.incremental_update(nets[0].params, state.ema, 0.001)
+    self.state = state.replace(
+      vae=nets[0], disc=nets[1], ema=ema, step=state.step + 1
+    )
+
+  def run(self, n: int) -> None:
+    """n steps."""
+    with jax.disable_jit():
+      for _ in range(n):
+        self._one()
+    jax.block_until_ready(self.state)

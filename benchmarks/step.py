@@ -1,0 +1,103 @@
+"""Times the training step: python -m benchmarks.step, from a checkout's root.
+
+--config=configs/celeba.py      what is trained; digits if left out
+--config.dtype=float32          any key, as for gamix_jax.main
+--batch=8                       images a step; else data.batch_size
+--steps=20                      to be timed of each, at least
+--against=torch                 the same step in PyTorch, in turns; needs
+                                pip install -e '.[bench]'
+--against=eager-jax             with two separate gradients and nothing fused
+--torch_compile                 PyTorch's compiled, else eager
+--torch_layout=contiguous       NCHW in memory; else channels-last
+--only=torch                    of the two one alone, unchecked (ours, torch)
+--nofirst                       without the time to a first step
+--json=FILE                     the numbers as well
+
+The step is that of gamix_jax.train, on images that lie on the device. Another
+step is timed beside it only after it was found to compute the same numbers.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from gamix_jax import cli, config
+from gamix_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", default=None)
+BATCH = flags.DEFINE_integer("batch", None, "Images a step.")
+STEPS = flags.DEFINE_integer("steps", 20, "To be timed.", lower_bound=1)
+AGAINST = flags.DEFINE_enum("against", None, ["torch", "eager-jax"], "")
+TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "")
+TORCH_LAYOUT = flags.DEFINE_enum(
+  "torch_layout", "channels_last", ["channels_last", "contiguous"], ""
+)
+ONLY = flags.DEFINE_enum("only", None, ["ours", "torch"], "")
+FIRST = flags.DEFINE_bool("first", True, "Whether to time a first step.")
+JSON = flags.DEFINE_string("json", None, "Where the numbers go.")
+
+
+def main() -> None:
+  """Times as the flags say, prints a table."""
+  c = CONFIG.value
+  if BATCH.value is not None:
+    c.data.batch_size = BATCH.value
+  config.check(c)
+  if "linear" in (c.model.encoder, c.model.decoder):
+    raise UserError("Of a linear network the arithmetic is not counted.")
+  if ONLY.value and AGAINST.value != "torch":
+    raise UserError("--only chooses one of two: give --against=torch too.")
+  if AGAINST.value == "torch":
+    # JAX would take three quarters of a GPU's memory for itself.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _check_torch(c)
+
+  from benchmarks import measure  # noqa: PLC0415 (mistakes are told first)
+
+  found = measure.measure(
+    c,
+    steps=STEPS.value,
+    against=AGAINST.value,
+    torch_compile=TORCH_COMPILE.value,
+    torch_layout=TORCH_LAYOUT.value,
+    only=ONLY.value,
+  )
+  if FIRST.value and ONLY.value != "torch":
+    from benchmarks import first  # noqa: PLC0415
+
+    measure.say("a first step, twice")
+    found["first_step"] = first.measure(c)
+  print(measure.table(found), flush=True)
+  if JSON.value:
+    Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _check_torch(c: config.ConfigDict) -> None:
+  """Refuses to begin without PyTorch, or with what the twin does not have.
+
+  Raises:
+    UserError: says what to install or to change.
+  """
+  try:
+    import torch  # noqa: F401, PLC0415
+  except ImportError as e:
+    raise UserError(
+      "--against=torch needs PyTorch: pip install -e '.[bench]'."
+    ) from e
+  from benchmarks import torch_twin  # noqa: PLC0415
+
+  torch_twin.check(c)
+
+
+if __name__ == "__main__":
+  argv = sys.argv
+  if "--help" in argv:
+    print(__doc__)
+    sys.exit(0)
+  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
+    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
+  sys.exit(cli.run(main, argv))

@@ -1,0 +1,353 @@
+"""The training step in PyTorch: the same losses and the same two updates.
+
+One forward pass and both gradients from it, each of what it needs and no more.
+What it has not: the guard against non-finite numbers, gradients' norms and
+the metrics of `diagnose`, which are all in its favour.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._functorch import config as functorch
+
+from benchmarks import images, torch_weights
+from benchmarks.torch_networks import VAE, PatchDiscriminator
+from gamix_jax import build, step
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.population import FLOOR
+
+# key: the values of it that the twin has
+HAS = {
+  "dtype": ("float32", "bfloat16", "float64"),
+  "model.encoder": ("resnet",),
+  "model.decoder": ("resnet",),
+  "model.dropout": (0.0,),
+  "posterior.name": ("gaussian", "mixture"),
+  "posterior.mixture.floor": (0.0,),
+  "prior.name": ("normal",),
+  "objective.name": ("gamix",),
+  "objective.reconstruction": ("l1", "l2"),
+  "adversarial.loss": ("bce", "hinge", "none"),
+}
+for _net in ("vae", "disc"):
+  HAS |= {
+    f"optim.{_net}.clip": (0.0,),
+    f"optim.{_net}.warmup": (0,),
+    f"optim.{_net}.schedule": ("constant",),
+  }
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what the twin does not have.
+
+  Raises:
+    UserError: names the key and what it may be.
+  """
+  for key, values in HAS.items():
+    value = config
+    for part in key.split("."):
+      value = value[part]
+    if value not in values:
+      raise UserError(
+        f"--against=torch: the twin has {key}="
+        f"{' or '.join(map(str, values))}, and this is {value}."
+      )
+
+
+def _softplus_bce(logits: Tensor, real: bool) -> Tensor:
+  return F.softplus(-logits if real else logits)
+
+
+def _hinge(logits: Tensor, real: bool) -> Tensor:
+  return F.relu(1 - logits if real else 1 + logits)
+
+
+class Adam:
+  """PyTorch's own fused Adam, with Keras' epsilon where the config has it."""
+
+  def __init__(self, params: list[Tensor], section: ConfigDict):
+    """`section` is one of config.optim."""
+    self.section, self.params, self.count = section, params, 0
+    self.inner = torch.optim.Adam(
+      params,
+      lr=section.learning_rate,
+      betas=(section.b1, section.b2),
+      eps=section.eps,
+      fused=True,
+    )
+
+  def step(self, grads: tuple[Tensor, ...]) -> None:
+    """One update by these gradients."""
+    self.count += 1
+    if self.section.name == "keras_adam":
+      # Epsilon on the uncorrected sqrt(v) is eps / sqrt(1 - b2^t) on the other.
+      corrected = math.sqrt(1 - self.section.b2**self.count)
+      self.inner.param_groups[0]["eps"] = self.section.eps / corrected
+    for p, g in zip(self.params, grads, strict=True):
+      p.grad = g
+    self.inner.step()
+    self.inner.zero_grad(set_to_none=True)
+
+
+@dataclasses.dataclass
+class Options:
+  """How it is run: device, layout of images, what is compiled."""
+
+  device: str = "cpu"
+  layout: str = "channels_last"
+  compile: str = "none"  # or modules
+
+
+class Twin:
+  """Networks, optimisers and average of one run, and its step."""
+
+  def __init__(self, config: ConfigDict, options: Options):
+    """Of a config that `check` accepts; weights are loaded after."""
+    self.config, self.options = config, options
+    self.decay = build.memory_decay(config)
+    self.vae = self._placed(VAE(config))
+    self.disc = None
+    if config.adversarial.loss != "none":
+      self.disc = self._placed(PatchDiscriminator(config))
+    self.vae_params = list(self.vae.parameters())
+    self.disc_params = list(self.disc.parameters()) if self.disc else []
+    wrap = lambda f: f  # noqa: E731
+    if options.compile == "modules":
+      # D is gone through backward twice, so its buffers have to be kept. What
+      # is compiled gives every gradient both times: 2 % of the arithmetic of
+      # the celeba config more than eagerly.
+      functorch.donated_buffer = False
+      wrap = torch.compile
+    self._encode = wrap(self._encode_plain)
+    self._decode = wrap(self.vae.decoder)
+    self._discriminate = wrap(self.disc) if self.disc else None
+    self._terms = wrap(self._terms_plain)
+    self.dtype = torch.float64 if config.dtype == "float64" else torch.float32
+    self.autocast = config.dtype == "bfloat16"
+
+  def _placed(self, module: torch.nn.Module) -> torch.nn.Module:
+    layout = torch.contiguous_format
+    if self.options.layout == "channels_last":
+      layout = torch.channels_last
+    kind = torch.float64 if self.config.dtype == "float64" else torch.float32
+    return module.to(self.options.device, kind, memory_format=layout)
+
+  def load(self, state) -> None:
+    """Takes a TrainState's networks; optimisers and average begin anew."""
+    torch_weights.load(self.vae, state.vae.params, state.vae.batch_stats)
+    if self.disc:
+      torch_weights.load(self.disc, state.disc.params, state.disc.batch_stats)
+    self.step_done = 0
+    self.optim = {"vae": Adam(self.vae_params, self.config.optim.vae)}
+    if self.disc:
+      self.optim["disc"] = Adam(self.disc_params, self.config.optim.disc)
+    self.ema = [p.detach().clone() for p in self.vae_params]
+    self.memory = {
+      k: torch.from_numpy(torch_weights.copied(v)).to(self.options.device)
+      for k, v in state.population.items()
+    }
+
+  # ------------------------------------------------------------ forward
+
+  def images(self, image: Tensor) -> Tensor:
+    """uint8 [b, h, w, c] -> [b, c, h, w] in [-1, 1]."""
+    x = image.to(self.dtype) / 127.5 - 1
+    x = x.permute(0, 3, 1, 2)  # channels-last already
+    return x.contiguous() if self.options.layout == "contiguous" else x
+
+  def _encode_plain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return self.vae.posterior(self.vae.encoder(x))
+
+  def _population_kl(self, weights, mu, var) -> tuple[Tensor, dict]:
+    form = self.config.objective.population
+    weights = weights / weights.shape[0]
+    mean = torch.einsum("bk,bkd->d", weights, mu)
+    centred = mu - mean
+    within = torch.einsum("bk,bkd->d", weights, var)
+    whole = form in ("correlation", "covariance")
+    if whole:
+      second = torch.einsum("bk,bki,bkj->ij", weights, centred, centred)
+      inside = torch.diag(within)
+    else:
+      second = torch.einsum("bk,bkd->d", weights, centred.square())
+      inside = within
+    if form != "means":
+      second = second + inside
+    memory = self.memory
+    if self.decay:
+      square = torch.outer(mean, mean) if whole else mean.square()
+      now = {"mean": mean, "second": second + square}
+      a = self.decay
+      memory = {k: a * memory[k] + (1 - a) * v.detach() for k, v in now.items()}
+      mean, raw = (memory[k] + (v - v.detach()) for k, v in now.items())
+      second = raw - (torch.outer(mean, mean) if whole else mean.square())
+    v = (torch.diagonal(second) if whole else second).clamp_min(FLOOR)
+    if form == "covariance":
+      floor = FLOOR * torch.eye(len(mean), device=mean.device, dtype=mean.dtype)
+      chol = torch.linalg.cholesky(second + floor)
+      log_det = 2 * torch.diagonal(chol).log().sum()
+    else:
+      log_det = v.log().sum()
+    kl = 0.5 * (v.sum() + mean.square().sum() - len(v) - log_det)
+    if form == "correlation":
+      scale = v.rsqrt()
+      r = torch.triu(second * torch.outer(scale, scale), diagonal=1)
+      kl = kl + 0.5 * r.square().sum()
+    return kl, memory
+
+  def _terms_plain(self, x, x_hat, q, w, real, fake) -> tuple[dict, dict]:
+    """Terms of the loss, and the remembered moments.
+
+    x [b, ...], x_hat [b, s, ...], w [b, s], logits [b, ...] and [b, s, ...].
+    """
+    logits, mu, logvar = q
+    weights, var = logits.softmax(-1), logvar.exp()
+    kind = self.config.objective.reconstruction
+    each = x[:, None] - x_hat
+    each = each.abs() if kind == "l1" else each.square()
+    kl, memory = self._population_kl(weights, mu, var)
+    collapse = 0.5 * (var - 1 - var.log()).sum(-1)
+    terms = {
+      "recon": (w * each.mean((2, 3, 4))).sum(1).mean(),
+      "population_kl": kl,
+      "collapse": (weights * collapse).sum(-1).mean(),
+    }
+    if real is not None:
+      loss = self.config.adversarial.loss
+      score = _hinge if loss == "hinge" else _softplus_bce
+
+      def over_draws(each):
+        return (w * each.mean((2, 3, 4))).sum(1).mean()
+
+      fool = -fake if loss == "hinge" else _softplus_bce(fake, True)
+      terms["fool"] = over_draws(fool)
+      terms["real"] = score(real, True).mean()
+      terms["fake"] = over_draws(score(fake, False))
+    return terms, memory
+
+  def _ramp(self) -> float:
+    section = self.config.adversarial
+    since = self.step_done - section.start - section.delay
+    return min(max((since + 1) / max(section.ramp, 1), 0), 1)
+
+  def losses(self, image: Tensor, eps: Tensor | None = None):
+    """(VAE's loss, D's loss), the terms, the remembered moments.
+
+    `eps` is [n, b, k, d], drawn here if not given.
+    """
+    x = self.images(image)
+    device = self.options.device
+    with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+      q = self._encode(x)
+      logits, mu, logvar = q
+      n, (b, k, d) = self.config.objective.draws, mu.shape
+      if eps is None:
+        eps = torch.randn(n, b, k, d, device=device, dtype=self.dtype)
+      z = mu + (logvar / 2).exp() * eps
+      s = n * k
+      z = z.transpose(0, 1).reshape(b * s, d)  # [b, n, k, d]
+      w = logits.softmax(-1).repeat(1, n) / n  # [b, n k]
+      x_hat = self._decode(z)
+      real = fake = None
+      if self.disc:
+        if self.config.model.norm == "batch":  # its statistics are of both
+          both = self._discriminate(torch.cat([x, x_hat]))
+          real, fake = both[:b], both[b:]
+        else:
+          real, fake = self._discriminate(x), self._discriminate(x_hat)
+        fake = fake.unflatten(0, (b, s))
+    x_hat = x_hat.unflatten(0, (b, s))
+    terms, memory = self._terms(x, x_hat, q, w, real, fake)
+    weights = self.config.weights
+    vae_loss = sum(
+      weights[k] * terms[k] for k in ("recon", "population_kl", "collapse")
+    )
+    disc_loss = None
+    if self.disc:
+      vae_loss = vae_loss + weights.fool * self._ramp() * terms["fool"]
+      disc_loss = weights.real * terms["real"] + weights.fake * terms["fake"]
+    return (vae_loss, disc_loss), terms, memory
+
+  # ------------------------------------------------------------ the step
+
+  def gradients(self, image: Tensor, eps: Tensor | None = None):
+    """Of each loss for its own network, and the terms and moments."""
+    (vae_loss, disc_loss), terms, memory = self.losses(image, eps)
+    vae_grads = torch.autograd.grad(
+      vae_loss, self.vae_params, retain_graph=self.disc is not None
+    )
+    disc_grads = ()
+    if self.disc:
+      disc_grads = torch.autograd.grad(disc_loss, self.disc_params)
+    return (vae_grads, disc_grads), terms, memory
+
+  def step(self, image: Tensor, eps: Tensor | None = None) -> dict[str, Tensor]:
+    """One training step; the terms."""
+    (vae_grads, disc_grads), terms, memory = self.gradients(image, eps)
+    self.optim["vae"].step(vae_grads)
+    if self.disc and self.step_done >= self.config.adversarial.start:
+      self.optim["disc"].step(disc_grads)
+    t = self.step_done
+    decay = min(self.config.ema.decay, (1 + t) / (10 + t))
+    with torch.no_grad():
+      torch._foreach_lerp_(self.ema, self.vae_params, 1 - decay)
+    self.memory = {k: v.detach() for k, v in memory.items()}
+    self.step_done += 1
+    return {k: v.detach() for k, v in terms.items()}
+
+  def wait(self) -> None:
+    """Until all that was begun is done."""
+    if self.options.device == "cuda":
+      torch.cuda.synchronize()
+
+
+def flat(names: list[str], values) -> dict:
+  """{name: array} of tensors in the order of names."""
+  pairs = itertools.zip_longest(names, values)
+  return {k: v.detach().cpu().numpy() for k, v in pairs}
+
+
+def runner(config: ConfigDict, options: Options, said: dict) -> Callable:
+  """A function of n steps from our first weights on a batch that stays.
+
+  Args:
+    config: that `check` accepts.
+    options: see there. Where compiling fails, it runs eagerly.
+    said: what is to be told of it is written there.
+  """
+  if options.device == "cuda":  # as JAX has it, and as one would there
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.cuda.reset_peak_memory_stats()
+  state = jax.jit(functools.partial(step.init, build.recipe(config)))()
+  twin = Twin(config, options)
+  twin.load(jax.device_get(state))
+  image = torch.from_numpy(images.smooth(config, 0)).to(options.device)
+  start = time.perf_counter()
+  try:
+    twin.step(image)
+    twin.wait()
+  except Exception as e:  # of many kinds, by what is missing
+    if options.compile == "none":
+      raise
+    said["compile"] = f"failed ({type(e).__name__}), so it is eager"
+    plain = dataclasses.replace(options, compile="none")
+    return runner(config, plain, said)
+  if options.compile != "none":
+    said["compiled in"] = f"{time.perf_counter() - start:.1f} s"
+
+  def run(n: int) -> None:
+    for _ in range(n):
+      twin.step(image)
+    twin.wait()
+
+  return run

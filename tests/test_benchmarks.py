@@ -1,0 +1,175 @@
+"""The benchmarks: what is compared is the same, and the tables hold together.
+
+Times themselves are not looked at, but that they fit each other.
+"""
+
+import json
+import subprocess
+
+import pytest
+from conftest import small
+from program import ROOT, assert_refused, config_of
+
+from benchmarks import flops
+from gamix_jax import config
+
+WHY = "the twin is written in PyTorch, an extra: pip install -e '.[bench]'"
+
+
+def twin():
+  pytest.importorskip("torch", reason=WHY)
+  from benchmarks import torch_check, torch_twin
+
+  return torch_check, torch_twin
+
+
+VARIANTS = {
+  "published": {},
+  "batch": dict(
+    model__norm="batch",
+    posterior__name="mixture",
+    posterior__components=2,
+    objective__population="covariance",
+    objective__memory=0.5,
+    objective__draws=2,
+    objective__reconstruction="l2",
+    adversarial__loss="hinge",
+    adversarial__start=1,
+    adversarial__ramp=3,
+    optim__vae__name="adam",
+  ),
+  "none": dict(model__norm="none", objective__population="correlation"),
+  "group": dict(model__norm="group", objective__population="full"),
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(v, marks=[] if v == "batch" else pytest.mark.slow)
+    for v in VARIANTS
+  ],
+)
+def test_twin_computes_the_same(name):
+  check, of = twin()
+  c = small(data__batch_size=4, **VARIANTS[name])
+  off = check.compare(c, of.Options())
+  assert set(off) == {"terms", "gradients", "update1", "update3"}
+
+
+def test_a_twin_that_computes_something_else_is_not_timed(monkeypatch):
+  check, of = twin()
+  monkeypatch.setitem(check.LIMITS, "gradients", 0.0)
+  monkeypatch.setattr(check, "STEPS", 1)
+  with pytest.raises(check.Disagree, match=r"gradients .*limit 0\.0"):
+    check.compare(
+      small(model__norm="none", data__batch_size=2, **FLAT), of.Options()
+    )
+
+
+FLAT = dict(
+  data__image_size=4,
+  model__encoder_features=(4,),
+  model__decoder_features=(1,),
+)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (dict(objective__name="elbo"), "objective.name=gamix, and this is elbo"),
+    (dict(optim__disc__clip=1.0), "optim.disc.clip=0.0"),
+  ],
+)
+def test_what_the_twin_has_not_is_refused(changes, words):
+  _, of = twin()
+  with pytest.raises(Exception, match=words):
+    of.check(small(**changes))
+
+
+def run(program, *flags, module="step"):
+  return subprocess.run(
+    program.argv(*flags, module=f"benchmarks.{module}"),
+    env=program.env(),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+
+
+TINY = "--config=configs/digits.py:tiny"
+
+
+def test_table_of_the_step(program, tmp_path):
+  """The numbers fit each other and the ones counted by hand."""
+  path = tmp_path / "found.json"
+  quick = {
+    "data.image_size": 4,
+    "model.norm": "none",
+    "model.encoder_features": "(4,)",
+    "model.decoder_features": "(1,)",
+  }
+  ran = run(
+    program,
+    *(TINY, "--batch=4", "--steps=1", "--nofirst", f"--json={path}"),
+    *(f"--config.{k}={v}" for k, v in quick.items()),
+  )
+  assert ran.returncode == 0, ran.stderr
+  found = json.loads(path.read_text())
+  (row,) = found["rows"].values()
+  assert 0 < row["low"] <= row["median"] <= row["high"]
+  assert row["images_per_second"] == pytest.approx(4 / row["median"])
+  per_image = found["flop_per_image"]
+  assert row["flop_per_second"] == pytest.approx(4 * per_image / row["median"])
+  assert row["flop_per_second"] < found["ceilings"]["product"]
+  c = config_of("digits", "tiny")
+  c.data.image_size = 4
+  c.model.encoder_features, c.model.decoder_features = (4,), (1,)
+  assert per_image == flops.per_image(c)["total"]
+  memory = found["memory"]
+  assert 0 < memory["program"] < memory["resident_high"]
+  for words in ("gamix_jax ", "images/s", "Ceilings", "Compiling", "Memory"):
+    assert words in ran.stdout
+  assert f"{row['images_per_second']:.4g}" in ran.stdout
+
+
+def test_mistakes(program):
+  refused = [
+    ((TINY, "--bach=3"), "bach"),
+    ((TINY, "--against=tensorflow"), "against"),
+    ((TINY, "--only=torch"), "--against=torch"),
+    ((TINY, "--config.objective.nam=x"), "name"),
+  ]
+  ran = [program.pool.submit(run, program, *flags) for flags, _ in refused]
+  for job, (_, word) in zip(ran, refused, strict=True):
+    assert_refused(job.result(), word)
+
+
+def test_growth_refuses_an_axis_it_has_not(program):
+  assert_refused(run(program, "--axes=depth", module="growth"), "depth", "size")
+
+
+def test_growth_changes_one_thing():
+  from benchmarks import growth
+
+  c = config_of("digits")
+  for axis, wanted in {
+    "size": {"data.image_size"},
+    "batch": {"data.batch_size"},
+    "components": {"posterior.name", "posterior.components"},
+    "latent": {"model.latent"},
+    "devices": set(),
+  }.items():
+    new, value = growth.changed(c, axis, 2)
+    assert set(config.differences(c, new)) == wanted
+    assert value in (2, 32, 128, 12)
+  rows = [
+    dict(value=v, ms=3.0 * v, hand=2.0 * v, mebibytes=1.0 + v)
+    for v in (1, 2, 4)
+  ]
+  assert growth.law("batch", rows) == (
+    "batch: time ~ batch^1.00, arithmetic ~ batch^1.00; "
+    "memory 1 + 1 MiB for each image, off by 0% at most"
+  )

@@ -1,0 +1,36 @@
+"""A trace of a run's steps: written where asked for, and of those steps."""
+
+import gzip
+import json
+
+from program import SMALL, config_of
+
+from gamix_jax import config, workdir
+
+
+def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
+  run = tmp_path / "run"
+  out = program.done(*SMALL, "--config.profile=2:3", f"--workdir={run}")
+  assert "The trace of steps 2:3 is written." in out
+  (folder,) = (run / "profile" / "plugins" / "profile").iterdir()
+  (path,) = folder.glob("*.trace.json.gz")
+  (xplane,) = folder.glob("*.xplane.pb")
+  assert xplane.stat().st_size > 10_000
+  events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+  found = [
+    int(e["args"]["step_num"]) for e in events if e.get("name") == "train"
+  ]
+  assert sorted(found) == [2, 3]
+
+  # The run may go on with another, or with none.
+  c = config.from_json((run / "config.json").read_text())
+  assert c.profile == "2:3"
+  c.profile = "1:1"
+  workdir.claim(run, c)
+
+
+def test_without_one_there_is_none(tmp_path):
+  c = config_of("digits", "tiny")
+  assert list(config.profiled(c)) == []
+  c.profile = "2:3"
+  assert list(config.profiled(c)) == [2, 3]

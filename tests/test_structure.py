@@ -1,0 +1,193 @@
+"""What makes a step fast, held without a clock.
+
+Its arithmetic and its convolutions, the types they are in, and that it is
+compiled once. The second opinion is `benchmarks/flops.py`, counted by hand.
+"""
+
+import collections
+import functools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import flat, small
+
+from benchmarks import flops
+from gamix_jax import build, config, step, train
+from gamix_jax.profile import Profile
+from gamix_jax.progress import Progress
+
+WIDE = dict(
+  data__image_size=32,
+  data__batch_size=2,
+  model__encoder_features=(32, 32),
+  model__decoder_features=(32, 1),
+  model__discriminator_features=(32, 32, 1),
+  model__discriminator_strides=(2, 1, 1),
+  objective__population="correlation",
+)
+
+
+def wide(**changes):
+  return small(**WIDE, **changes)
+
+
+@functools.cache
+def lowered(platform=None, **changes):
+  """The step of `wide`, not compiled: of this machine, or as on another."""
+  c = wide(**changes)
+  recipe = build.recipe(c)
+  state = jax.eval_shape(partial(step.init, recipe))
+  shape = (c.data.batch_size, *config.image_shape(c))
+  batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+  with pytest.MonkeyPatch.context() as patch:
+    if platform is None:
+      return jax.jit(partial(step.train_step, recipe)).lower(state, batch)
+    # What ops.py goes by; and what XLA would be given there.
+    patch.setattr(jax, "default_backend", lambda: platform)
+    name = {"gpu": "cuda"}.get(platform, platform)
+    traced = jax.jit(partial(step.train_step, recipe)).trace(state, batch)
+    return traced.lower(lowering_platforms=(name,))
+
+
+def products(text, kind):
+  """(operands, result) as (shape, type) of each operation of a kind."""
+  for line in re.findall(rf"stablehlo\.{kind}\W.*", text):
+    types = [
+      (tuple(map(int, shape.split("x")[:-1])), shape.split("x")[-1])
+      for shape in re.findall(r"tensor<([^>]*)>", line.split(" : (")[-1])
+    ]
+    assert len(types) == 3, line
+    yield tuple(types)
+
+
+# ---------------------------------------------------------- arithmetic
+
+MIXTURE = dict(posterior__name="mixture", posterior__components=4)
+
+
+@pytest.mark.parametrize(
+  ("platform", "changes"),
+  [
+    (None, dict(model__norm="affine")),
+    ("gpu", dict(model__norm="affine")),
+    (None, dict(model__norm="batch")),
+    (None, MIXTURE),
+  ],
+  ids=["affine", "gpu", "batch", "mixture"],
+)
+def test_flops_of_the_step(platform, changes):
+  """XLA's count within 5 % of the one by hand: no second forward pass."""
+  c = wide(**changes)
+  got = flops_of(platform, **changes)
+  wanted = flops.per_image(c, edges=True)["total"]
+  assert abs(got / wanted - 1) < 0.05
+  # The limit is tight enough to tell what it is about.
+  if c.model.norm == "affine" and c.posterior.components == 1:
+    full = flops.per_image(c, edges=True, early=False)["total"]
+    assert abs(got / full - 1) > 0.05
+  assert sum(v.flops(True) for v in flops.encoder(c, True)) > 0.2 * wanted
+
+
+def flops_of(platform=None, **changes):
+  """XLA's count of an image."""
+  found = lowered(platform, **changes).cost_analysis()["flops"]
+  return found / wide().data.batch_size
+
+
+def test_four_components_cost_four_decoder_passes():
+  """And no second pass of the encoder, nor more convolutions."""
+  alone = dict(model__norm="affine")
+  four, one = flops_of(**MIXTURE), flops_of(**alone)
+  c = wide(**MIXTURE)
+  decoder = 3 * sum(v.flops(True) for v in flops.decoder(c))
+  encoder = sum(v.flops(True) for v in flops.encoder(c, True))
+  disc = flops.per_image(c, edges=True)["disc"]
+  single = flops.per_image(wide(), edges=True)["disc"]
+  extra = four - one - (disc - single)  # D looks at all of them
+  assert extra < 3 * decoder + 0.3 * encoder
+  assert extra > 2.7 * decoder
+  count = [
+    sum(1 for _ in products(lowered(None, **k).as_text(), "convolution"))
+    for k in (MIXTURE, alone)
+  ]
+  assert count[0] == count[1]
+
+
+# ---------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize("norm", ["affine", "batch"])
+def test_convolutions_of_the_step(norm):
+  """Each forward, to its weights and to its inputs; D's but to x."""
+  c = wide(model__norm=norm)
+  text = lowered("gpu", model__norm=norm).as_text()
+  vae = len(flops.encoder(c, True)[:-1]) + len(flops.decoder(c)[1:])
+  d = len(flops.discriminator(c))
+  forward, weights, between, to_x_hat = d, d, d - 1, d
+  wanted = 3 * vae + forward + weights + between + to_x_hat
+  assert sum(1 for _ in products(text, "convolution")) == wanted
+
+
+def test_bfloat16_has_no_convolution_in_float32():
+  """Nor a product of the networks; the population's moments are in float32."""
+  c = wide(dtype="bfloat16")
+  text = lowered("gpu", dtype="bfloat16").as_text()
+  kinds = collections.Counter(
+    kind for types in products(text, "convolution") for _, kind in types
+  )
+  assert set(kinds) == {"bf16"}
+  d, b = c.model.latent, c.data.batch_size
+  for (a, kind), (b_, other), _ in products(text, "dot_general"):
+    if "f32" in (kind, other):
+      assert max(size(a), size(b_)) <= max(b * d, d * d), (a, b_)
+  # In float32 the same reading finds them.
+  text = lowered("gpu", model__norm="affine").as_text()
+  assert {t for p in products(text, "convolution") for _, t in p} == {"f32"}
+  assert any(size(a) > b * d for (a, _), _, _ in products(text, "dot_general"))
+
+
+def size(shape):
+  out = 1
+  for n in shape:
+    out *= n
+  return out
+
+
+# ---------------------------------------------------------- compiled once
+
+
+def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
+  """Through the real loop, log and all, up to the first evaluation."""
+  c = flat(
+    steps=6,
+    log_every=2,
+    eval_every=100,
+    eval_images=8,
+    eval_draws=1,
+    data__source="synthetic",
+    checkpoint__every=100,
+    checkpoint__keep_best=0,
+  )
+  seen = []
+
+  def heard(event, seconds, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+      seen.append("compiled")
+
+  def after(self, done, state):
+    seen.append(done)
+    return False
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  monkeypatch.setattr(Profile, "after", after)
+  monkeypatch.setattr(Progress, "show", lambda *args: None)
+  try:
+    train.train(c, str(tmp_path / "run"))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
+  first, last = seen.index(1), seen.index(6)
+  assert "compiled" in seen[:first]  # it does hear
+  assert seen[first : last + 1] == [1, 2, 3, 4, 5, 6]
