@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from benchmarks import images
-from gamix_jax import build, mesh, step
+from gamix_jax import build, malloc, mesh, step
 from gamix_jax.config import ConfigDict
 
 
@@ -23,23 +23,23 @@ class Ours:
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
     self.config, self.recipe = config, build.recipe(config)
-    self.devices = mesh.make(config.data.batch_size)
-    whole = mesh.replicated(self.devices)
-    self.function = jax.jit(
-      functools.partial(step.train_step, self.recipe),
-      donate_argnums=0,
-      out_shardings=(whole, whole),
-    )
+    self.cpu = jax.default_backend() == "cpu"
+    if self.cpu:
+      malloc.keep_freed()
+    self.devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
+    self.layout = mesh.Layout(self.devices, config.mesh.min_size)
+    self.function = step.jitted(self.recipe, self.layout)
     self.seconds: dict[str, float] = {}
     self.compiled = self.state = self.batch = None
 
   def begin(self) -> None:
     """The first state and the batch, as `train` makes them."""
-    cpu = jax.default_backend() == "cpu"
+    init = functools.partial(step.init, self.recipe)
+    quick = {"xla_backend_optimization_level": 0} if self.cpu else None
     self.state = jax.jit(
-      functools.partial(step.init, self.recipe),
-      out_shardings=mesh.replicated(self.devices),
-      compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
+      init,
+      out_shardings=self.layout.of(jax.eval_shape(init)),
+      compiler_options=quick,
     )()
     self.batch = mesh.global_batch(
       self.devices, {"image": images.smooth(self.config, 0)}
