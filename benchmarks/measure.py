@@ -177,12 +177,12 @@ def table(found: dict) -> str:
 def _rows(found: dict) -> list[str]:
   product = found["ceilings"]["product"]
   head = f"{'':<10}  {'ms a step (quartiles)':<26}{'images/s':>9}"
-  out = [f"{head}{'GFLOP/s':>9}  of a product"]
+  out = [f"{head} {'GFLOP/s':>9}  of a product"]
   for name, row in found["rows"].items():
     of = clock.Spread(*(row[k] for k in clock.Spread._fields))
     out.append(
-      f"{name:<10}  {of.milliseconds():<26}{row['images_per_second']:>9.4g}"
-      f"{row['flop_per_second'] / 1e9:>9.4g}"
+      f"{name:<10}  {of.milliseconds():<26}{row['images_per_second']:>9.4g} "
+      f"{row['flop_per_second'] / 1e9:>9.3g}"
       f"{row['flop_per_second'] / product:>10.0%}"
     )
   rows = list(found["rows"].values())
