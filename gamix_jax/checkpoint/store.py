@@ -233,8 +233,10 @@ class Checkpoints(Reader):
       try:
         for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
           folder.rmtree()
-      except OSError as again:  # it does not count as a checkpoint anyway
-        _log.warning(
+      except OSError as again:
+        # In a directory made read-only, say. It counts as no checkpoint, and
+        # the next run's first save removes it.
+        _log.info(
           "%s of step %d is left behind: %s", self.directory, step, again
         )
     reason = failure.reason(error)
