@@ -50,15 +50,18 @@ def commit(count):
   after_calls(sums, "write", count, die, first=True)
 
 
-def forward(at):
-  """kill -9 in a step: its batch is there, its numbers are not."""
-  after_calls(mesh, "global_batch", at, die)
+def ask():
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
-def terminate(count):
+def early(count):
+  """SIGTERM before a step; before the first one, it is compiled next."""
+  after_calls(mesh, "global_batch", count, ask, first=True)
+
+
+def looking(count):
   """SIGTERM in an evaluation."""
-  act = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-  after_calls(examine.Examiner, "numbers", count, act, first=True)
+  after_calls(examine.Examiner, "numbers", count, ask, first=True)
 
 
 def batch(*at):
@@ -115,7 +118,7 @@ def _with_nan(net):
   return net.replace(params=jax.tree.unflatten(tree, leaves))
 
 
-FAULTS = (arrays, commit, forward, terminate, batch, weights)
+FAULTS = (arrays, commit, early, looking, batch, weights)
 
 if __name__ == "__main__":
   words = sys.argv.pop(1).split(":")
