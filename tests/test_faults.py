@@ -8,6 +8,7 @@ disturbed: every bit of every array, and every number on the way.
 """
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -15,6 +16,8 @@ import shutil
 import signal
 import subprocess
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults import (
@@ -28,7 +31,10 @@ from faults import (
 from program import ROOT, SMALL, files, hundred, numbers, rows
 from test_resume import arrays
 
-from gamix_jax.checkpoint import sums
+from gamix_jax import hosts
+from gamix_jax.checkpoint import Checkpoints, sums
+from gamix_jax.errors import UserError
+from gamix_jax.step import finite
 
 STEPS, EVERY = 40, 4
 FLAGS = (
@@ -75,8 +81,8 @@ def assert_whole(workdir):
   """The newest step; all are whole, and nothing is left of any other."""
   assert leftovers(workdir) == []
   steps = complete(workdir)
-  for step in steps:
-    assert sums.fault(workdir / "checkpoints" / str(step)) is None
+  for done in steps:
+    assert sums.fault(workdir / "checkpoints" / str(done)) is None
   return max(steps)
 
 
@@ -419,6 +425,46 @@ def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
   assert last == 20
   assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
   fault.note("2 and two lines", done - last, BITS)
+
+
+# ------------------------------------------------------------ at no cost
+
+
+@pytest.mark.parametrize(
+  ("number", "told"), [(errno.ENOSPC, False), (errno.EROFS, True)]
+)
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog, number, told):
+  """By the save or by what ended the run before; another fault besides it."""
+
+  def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(sums, "write", full)
+  store = Checkpoints(tmp_path / "checkpoints", keep=1)
+  with pytest.raises(UserError, match="numbers"), store:
+    store.save(1, {"x": jnp.zeros(2)})
+    try:
+      raise OSError(number, os.strerror(number))
+    except OSError as e:
+      raise UserError("The numbers cannot be written.") from e
+  assert ("saving the checkpoint of step 1" in caplog.text) == told
+
+
+def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):
+  store = Checkpoints(tmp_path, keep=1)
+  waited = []
+  monkeypatch.setattr(store, "wait", lambda: waited.append(1))
+  for several in (True, False):
+    monkeypatch.setattr(hosts, "several", lambda several=several: several)
+    with pytest.raises(jax.errors.JaxRuntimeError), store:
+      raise jax.errors.JaxRuntimeError("Gloo: connection closed by peer")
+    assert waited == [1] * (not several)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+def test_finite(value):
+  state = {"step": jnp.int32(3), "w": jnp.zeros(3).at[1].set(value)}
+  assert bool(finite(state)) == np.isfinite(value)
 
 
 # ------------------------------------------------------------ README
