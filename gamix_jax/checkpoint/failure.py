@@ -39,8 +39,13 @@ def reason(error: BaseException) -> str | None:
   return None
 
 
-# Normal here: not every step has been evaluated, and `save` waits by itself.
-_NORMAL = ("did not provide metrics", "Waiting for previous save")
+# Normal here: not every step has been evaluated, `save` waits by itself, and
+# the loop says that it was asked to stop.
+_NORMAL = (
+  "did not provide metrics",
+  "Waiting for previous save",
+  "Reached preemption sync point",
+)
 
 
 class _Quiet(logging.Filter):
