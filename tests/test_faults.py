@@ -226,7 +226,7 @@ def test_damage(program, straight, fault, tmp_path, damage):
   fault.note("0, and names the file", EVERY, BITS)
 
 
-@pytest.mark.faults("the same, in all checkpoints")
+@pytest.mark.faults("an array file damaged in every checkpoint")
 def test_damage_to_all(program, straight, fault, tmp_path):
   """Refused, and left as it is; a good copy put back is continued from."""
   run = shutil.copytree(straight, tmp_path / "run")
@@ -374,7 +374,8 @@ def test_nan_in_a_batch(program, straight, fault, tmp_path):
     if step > 12:
       shutil.rmtree(workdir / "checkpoints" / str(step))
   assert assert_continues(program, flags, straight, STEPS) == 12
-  fault.note("0; both updates skipped and counted", 0, "as said, without them")
+  same = "two updates less; from the checkpoint before them, bit for bit"
+  fault.note("0, both updates skipped and counted", 0, same)
 
 
 POISONED = 22
