@@ -23,7 +23,8 @@ _MESSAGE_BYTES = 1 << 16
 # Seconds after which the wait for the other processes is explained, and given
 # up. The second is JAX's own limit, at which it would abort with a stack trace.
 EXPLAIN, GIVE_UP = 60, 300
-# Without a sign of life for as long, a process counts as dead.
+# Without a sign of life for as long, a process counts as dead, and the others
+# end: at once where they are in a step that needs it, else within this time.
 HEARTBEAT = 30
 LOST = 75  # exit code, as of sysexits.h: a failure that will pass; try again
 

@@ -318,6 +318,13 @@ def jitted(recipe: Recipe, layout: Layout, **options: Any) -> Callable:
   )
 
 
+def finite(state: TrainState) -> jax.Array:
+  """bool []: whether every number of it is."""
+  return jnp.stack(
+    [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]
+  ).all()
+
+
 def eval_step(
   recipe: Recipe, draws: int, params: Any, batch_stats: Any, batch: Batch
 ) -> Metrics:

@@ -226,9 +226,12 @@ def _run(
         _check(*in_flight.popleft(), config)
       # Weights may be past mending where a loss is not finite: they are not
       # to push good ones out of the checkpoints.
-      if int(metrics["skipped_in_a_row"]) and done < config.steps and not stop:
+      last = stop or done == config.steps
+      if int(metrics["skipped_in_a_row"]) and not last:
         loop.progress.say(f"{done}: not saved, since the loss is not finite.")
       else:
+        if int(metrics["skipped_in_a_row"]):
+          _check_weights(done, state)
         loop.checkpoints.save(done, state, numbers)
     if stop:
       loop.progress.say(f"Asked to stop: saving step {done}.")
@@ -251,6 +254,21 @@ def _check(done: int, metrics: dict[str, Any], config: ConfigDict) -> None:
       f"{done}; the weights are those before. The last checkpoint is kept.\n"
       "Lower the learning rates, set optim.*.clip, or start the discriminator "
       "later (adversarial.start, .delay, .ramp)."
+    )
+
+
+def _check_weights(done: int, state: step.TrainState) -> None:
+  """Refuses to save, for a run to go on from, what it could not go on from.
+
+  Raises:
+    UserError: a number of the state is not finite.
+  """
+  if not jax.jit(step.finite)(state):
+    raise UserError(
+      f"The weights are not finite after step {done}, which is not saved; the "
+      "last checkpoint is kept, and the same command continues from there.\n"
+      "If it comes again: lower the learning rates, set optim.*.clip, or start "
+      "the discriminator later (adversarial.start, .delay, .ramp)."
     )
 
 

@@ -44,11 +44,11 @@ def _writable(path: Path) -> None:
   Raises:
     UserError: it cannot be made or written to.
   """
-  probe = path / f".probe-{os.getpid()}"
+  probe = path / ".probe"  # one name: a killed run leaves one at most
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe.write_text("")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
   except OSError as e:
     raise UserError(
       f"--workdir={path} cannot be written to ({e.strerror}); "

@@ -4,6 +4,7 @@ Compiling is what a test of a step costs, so the steps here are compiled once
 a session for each config, with the cheapest of XLA's passes.
 """
 
+import collections
 import dataclasses
 import functools
 import os
@@ -252,3 +253,80 @@ def program(tmp_path_factory):
   program = Program(folder / "compiled")
   yield program
   program.close()
+
+
+# ------------------------------------------------------------ faults
+
+
+class Fault:
+  """What a test did to a run, and what came of it, for the README's table."""
+
+  def __init__(self, what, record):
+    """`record` takes a name and a value, as `record_property` does."""
+    self.what, self._record = what, record
+
+  def note(self, ended, lost, same, times=1):
+    """One or more times alike.
+
+    Args:
+      ended: how the program did, in a few words.
+      lost: steps that were done, and were done again: a number, or one a time.
+      same: what the run in the end is, against the run never disturbed.
+      times: how often.
+    """
+    lost = list(lost) if isinstance(lost, list | tuple) else [lost]
+    values = {"ended": ended, "lost": lost, "same": same, "times": times}
+    self._record("fault", {"what": self.what, **values})
+
+
+@pytest.fixture
+def fault(request, record_property):
+  """Notes for the table of the session's faults."""
+  (what,) = request.node.get_closest_marker("faults").args
+  return Fault(what, record_property)
+
+
+def fault_table(notes):
+  """The notes as a table in markdown, those of one kind in one row."""
+  rows = collections.defaultdict(list)
+  for note in notes:
+    rows[note["what"]].append(note)
+  yield (
+    "| what was done | times | the program ended with | steps done again | "
+    "in the end, against the run never disturbed |"
+  )
+  yield "|---|---|---|---|---|"
+  for what, notes_ in sorted(rows.items()):
+    lost = [n for note in notes_ for n in note["lost"]]
+    least, most = min(lost), max(lost)
+    cells = (
+      what,
+      str(sum(note["times"] for note in notes_)),
+      "; ".join(dict.fromkeys(note["ended"] for note in notes_)),
+      f"{least}" if least == most else f"{least} to {most}",
+      "; ".join(dict.fromkeys(note["same"] for note in notes_)),
+    )
+    yield f"| {' | '.join(cells)} |"
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Shows the table of faults; FAULTS_TABLE names a file for it, too."""
+  reports = [
+    report
+    for outcome in ("passed", "failed", "skipped")
+    for report in terminalreporter.stats.get(outcome, ())
+  ]
+  notes = [
+    value
+    for report in reports
+    if getattr(report, "when", "") == "call"
+    for name, value in report.user_properties
+    if name == "fault"
+  ]
+  if not notes:
+    return
+  table = "\n".join(fault_table(notes))
+  terminalreporter.section("faults")
+  terminalreporter.write_line(table)
+  if path := os.environ.get("FAULTS_TABLE"):
+    Path(path).write_text(table + "\n")

@@ -39,8 +39,15 @@ def reason(error: BaseException) -> str | None:
   return None
 
 
-# Normal here: not every step has been evaluated, and `save` waits by itself.
-_NORMAL = ("did not provide metrics", "Waiting for previous save")
+# Normal here: not every step has been evaluated, `save` waits by itself, the
+# loop says that it was asked to stop, and a kill may have left an older step
+# half deleted, which goes with the next.
+_NORMAL = (
+  "did not provide metrics",
+  "Waiting for previous save",
+  "Reached preemption sync point",
+  "Metadata file does not exist",
+)
 
 
 class _Quiet(logging.Filter):

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from importlib import metadata
+from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -167,14 +168,24 @@ class Checkpoints(Reader):
     """Nothing happens yet."""
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    ended: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
     """Closes; a failed save does not hide what ended the run before it."""
+    if ended is not None and hosts.lost(ended):
+      return  # the save under way would wait for who is gone
     try:
       self.close()
     except UserError as error:
-      if kind is None:
+      if ended is None:
         raise
-      _log.error("%s", error)
+      # A full disk, say, is told once, whoever met it first.
+      told = isinstance(ended, UserError) and failure.reason(ended)
+      if told != failure.reason(error):
+        _log.error("%s", error)
 
   def _open(self) -> ocp.CheckpointManager:
     """Orbax's manager; it removes what interrupted saves left behind."""
@@ -233,8 +244,10 @@ class Checkpoints(Reader):
       try:
         for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
           folder.rmtree()
-      except OSError as again:  # it does not count as a checkpoint anyway
-        _log.warning(
+      except OSError as again:
+        # In a directory made read-only, say. It counts as no checkpoint, and
+        # the next run's first save removes it.
+        _log.info(
           "%s of step %d is left behind: %s", self.directory, step, again
         )
     reason = failure.reason(error)

@@ -1,0 +1,483 @@
+"""Faults that befall a run of one process, and the run that goes on.
+
+`pytest -m faults` runs these and those of several processes; it prints what
+was done, how often, and what was lost, and FAULTS_TABLE=FILE keeps that.
+
+The program is the one that users start. Its second opinion is the run never
+disturbed: every bit of every array, and every number on the way.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from faults import (
+  BITS,
+  assert_continues,
+  assert_same_end,
+  complete,
+  leftovers,
+  watched,
+)
+from program import ROOT, SMALL, files, hundred, numbers, rows
+from test_resume import arrays
+
+from gamix_jax import hosts
+from gamix_jax.checkpoint import Checkpoints, sums
+from gamix_jax.errors import UserError
+from gamix_jax.step import finite
+
+STEPS, EVERY = 40, 4
+FLAGS = (
+  *SMALL,
+  f"--config.steps={STEPS}",
+  f"--config.checkpoint.every={EVERY}",
+  "--config.eval_every=20",
+)
+KEEP = "--config.checkpoint.keep=99"
+TESTS = ROOT / "tests"
+
+
+def of(folder, *flags):
+  """A run's command; the workdir is its last word."""
+  return (*FLAGS, *flags, f"--workdir={folder}/run")
+
+
+@pytest.fixture(scope="module")
+def straight(program, tmp_path_factory):
+  """The run never disturbed, with all its checkpoints."""
+  folder = tmp_path_factory.mktemp("straight")
+  program.done(*of(folder, KEEP))
+  return folder / "run"
+
+
+def saved_one(run, workdir):
+  """Waits for the first complete checkpoint."""
+  run.until(lambda: complete(workdir))
+
+
+def assert_stopped(run, *words):
+  """A mistake that can be mended: 2 and two lines; the step it had come to."""
+  code, out, err = run.ended()
+  assert code == 2, (out, err)
+  lines = err.rstrip("\n").split("\n")
+  assert len(lines) <= 2, err
+  assert lines[0].startswith("gamix_jax: "), err
+  for word in words:
+    assert word in err
+  return run.steps()[-1][1]
+
+
+def assert_whole(workdir):
+  """The newest step; all are whole, and nothing is left of any other."""
+  assert leftovers(workdir) == []
+  steps = complete(workdir)
+  for done in steps:
+    assert sums.fault(workdir / "checkpoints" / str(done)) is None
+  return max(steps)
+
+
+# ------------------------------------------------------------ the disk
+
+
+@contextlib.contextmanager
+def disk(at, size):
+  """A disk of its own at a folder."""
+  at.mkdir(parents=True)
+  mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at]
+  if subprocess.run(mount, check=False, capture_output=True).returncode:
+    pytest.skip("a disk cannot be mounted here")
+  try:
+    yield
+  finally:
+    subprocess.run(["umount", "-l", at], check=True)
+
+
+def fill(path, leave):
+  """Writes a file until the disk has no more than so many bytes free."""
+  with path.open("wb", buffering=0) as file:
+    while True:
+      at = os.statvfs(path)
+      free = at.f_bavail * at.f_frsize - leave
+      if free <= 0:
+        return
+      file.write(bytes(min(free, 1 << 16)))
+
+
+@pytest.mark.faults("the disk full in a save")
+def test_full_disk(program, straight, fault, tmp_path):
+  """While it trains; then there is room again."""
+  workdir = tmp_path / "run"
+  flags = of(tmp_path, KEEP)
+  with disk(workdir, "16m"):
+    with watched(program, *flags) as run:
+      saved_one(run, workdir)
+      fill(workdir / "filler", 48 << 10)
+      # Said of the checkpoint, or of the numbers if their turn came first.
+      done = assert_stopped(
+        run, "No space left on device while", "the same command continues"
+      )
+    last = assert_whole(workdir)
+    (workdir / "filler").unlink()
+    assert assert_continues(program, flags, straight, STEPS) == last
+  fault.note("2 and two lines", done - last, BITS)
+
+
+@pytest.mark.faults("files limited to 40 kB (a quota) in a save")
+def test_file_too_large(program, straight, fault, tmp_path):
+  flags = of(tmp_path, KEEP)
+  with watched(program, *flags) as run:
+    saved_one(run, tmp_path / "run")
+    hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)[1]
+    limit = (40_000, hard)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limit)
+    done = assert_stopped(
+      run, "File too large while saving the checkpoint", "continues"
+    )
+  last = assert_whole(tmp_path / "run")
+  assert assert_continues(program, flags, straight, STEPS) == last
+  fault.note("2 and two lines", done - last, BITS)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+  """No permission applies to root, but a read-only mount does."""
+  if os.geteuid():
+    folder.chmod(0o555)
+    try:
+      yield "Permission denied"
+    finally:
+      folder.chmod(0o755)
+    return
+  bind = ["mount", "--bind", folder, folder]
+  if subprocess.run(bind, check=False, capture_output=True).returncode:
+    pytest.skip("nothing can be mounted here")
+  try:
+    again = ["mount", "-o", "remount,ro,bind", folder]
+    subprocess.run(again, check=True, capture_output=True)
+    yield "Read-only file system"
+  finally:
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.faults("the checkpoints' directory made read-only in training")
+def test_read_only(program, straight, fault, tmp_path):
+  flags = of(tmp_path, KEEP)
+  folder = tmp_path / "run" / "checkpoints"
+  with watched(program, *flags) as run:
+    saved_one(run, tmp_path / "run")
+    with read_only(folder) as reason:
+      done = assert_stopped(
+        run, f"{reason} while saving the checkpoint of step", "continues"
+      )
+      last = max(complete(tmp_path / "run"))
+  assert assert_continues(program, flags, straight, STEPS) == last
+  fault.note("2 and two lines", done - last, BITS)
+
+
+# ------------------------------------------------------------ files
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = {"changed": flip, "truncated": truncate, "missing": os.unlink}
+
+
+def damaged(workdir, step, damage):
+  """Does it to the largest file of arrays of a step; its name."""
+  folder = workdir / "checkpoints" / str(step)
+  found = folder.rglob("d/*")
+  path = max(found, key=lambda p: (p.stat().st_size, p))
+  DAMAGES[damage](path)
+  return str(path.relative_to(folder))
+
+
+@pytest.mark.faults("an array file changed by a bit, truncated or gone")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage(program, straight, fault, tmp_path, damage):
+  """Of the newest checkpoint: it is named, and the one before is used."""
+  run = shutil.copytree(straight, tmp_path / "run")
+  name = damaged(run, STEPS, damage)
+  with watched(program, *of(tmp_path, KEEP)) as again:
+    code, _, err = again.ended()
+  assert code == 0, err
+  assert f"checkpoint of step {STEPS} in" in err
+  assert name in err
+  assert "Moved the damaged checkpoint" in err
+  assert again.continued() == STEPS - EVERY
+  assert_same_end(run, straight, STEPS)
+  fault.note("0, and names the file", EVERY, BITS)
+
+
+@pytest.mark.faults("an array file damaged in every checkpoint")
+def test_damage_to_all(program, straight, fault, tmp_path):
+  """Refused, and left as it is; a good copy put back is continued from."""
+  run = shutil.copytree(straight, tmp_path / "run")
+  for i, step in enumerate(complete(run)):
+    damaged(run, step, list(DAMAGES)[i % len(DAMAGES)])
+  before = {
+    p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()
+  }
+  flags = of(tmp_path, KEEP)
+  with watched(program, *flags) as again:
+    code, out, err = again.ended()
+  assert code == 2, (out, err)
+  assert "Traceback" not in err
+  *named, last, advice = err.rstrip("\n").split("\n")
+  assert len(named) == STEPS // EVERY
+  assert "No checkpoint to continue from" in last
+  assert "Put a good copy there, or start anew in another workdir" in advice
+  for path, content in before.items():
+    assert path.read_bytes() == content
+  assert numbers(run) == numbers(straight)
+  good = STEPS - 2 * EVERY
+  target = run / "checkpoints" / str(good)
+  shutil.rmtree(target)
+  shutil.copytree(straight / "checkpoints" / str(good), target)
+  with watched(program, *flags) as again:
+    code, _, err = again.ended()
+  assert code == 0, err
+  assert again.continued() == good
+  assert_same_end(run, straight, STEPS)
+  fault.note("2, with each checkpoint named", STEPS - good, BITS)
+
+
+@pytest.mark.faults("an image file deleted in training")
+def test_deleted_image(program, fault, tmp_path):
+  """It is named; put back, the run goes on."""
+  hundred(tmp_path / "images", broken=0)
+  flags = (*files(tmp_path)[:-1], *FLAGS[len(SMALL) :], KEEP)
+  program.done(*flags, f"--workdir={tmp_path}/straight")
+  path = tmp_path / "images" / "042.jpg"
+  with watched(program, *flags, f"--workdir={tmp_path}/run") as run:
+    saved_one(run, tmp_path / "run")
+    path.rename(tmp_path / "away.jpg")
+    done = assert_stopped(run, f"Cannot read {path}", "Put it back")
+  last = assert_whole(tmp_path / "run")
+  (tmp_path / "away.jpg").rename(path)
+  flags = (*flags, f"--workdir={tmp_path}/run")
+  went_on = assert_continues(program, flags, tmp_path / "straight", STEPS)
+  assert went_on == last
+  fault.note("2, and names the file", done - last, BITS)
+
+
+# ------------------------------------------------------------ signals
+
+
+@pytest.mark.faults("SIGTERM in an evaluation")
+def test_asked_to_stop_in_an_evaluation(program, straight, fault, tmp_path):
+  flags = of(tmp_path, KEEP)
+  with watched(program, *flags, fault="looking:1") as run:
+    code, out, err = run.ended()
+  assert (code, err) == (0, ""), (out, err)
+  done = run.steps()[-1][1]
+  assert f"Asked to stop: saving step {done}." in out
+  assert done == 21  # the first evaluation is that of step 20
+  assert assert_whole(tmp_path / "run") == done
+  assert assert_continues(program, flags, straight, STEPS) == done
+  fault.note("0, saved", 0, BITS)
+
+
+@pytest.mark.faults("SIGTERM while it compiles its step")
+def test_asked_to_stop_while_compiling(program, straight, fault, tmp_path):
+  flags = of(tmp_path, KEEP)
+  with watched(program, *flags, fault="early:1") as run:
+    code, out, err = run.ended()
+  assert (code, err) == (0, ""), (out, err)
+  assert "Asked to stop: saving step 1." in out
+  assert assert_whole(tmp_path / "run") == 1
+  assert assert_continues(program, flags, straight, STEPS) == 1
+  fault.note("0, saved", 0, BITS)
+
+
+@pytest.mark.faults("SIGTERM in its start")
+def test_asked_to_stop_in_its_start(program, straight, fault, tmp_path):
+  """It has nothing to save yet, and the signal may just end it."""
+  flags = of(tmp_path, KEEP)
+  with watched(program, *flags) as run:
+    run.line("Devices")
+    run.process.send_signal(signal.SIGTERM)
+    code, out, err = run.ended()
+  assert code in (0, -signal.SIGTERM), (out, err)
+  assert err == ""
+  assert leftovers(tmp_path / "run") == []
+  saved = complete(tmp_path / "run")
+  assert saved == ([1] if code == 0 else [])
+  went_on = assert_continues(program, flags, straight, STEPS)
+  assert went_on == max(saved, default=0)
+  fault.note(str(code if code == 0 else 128 - code), 0, BITS)
+
+
+# ------------------------------------------------------------ numbers
+
+
+def skips(workdir):
+  """{step: updates skipped until then, and in a row}"""
+  return {
+    r["step"]: (r["skipped"], r["skipped_in_a_row"])
+    for r in rows(workdir)
+    if "skipped" in r
+  }
+
+
+def floats(workdir, step):
+  found = arrays(workdir, step)
+  return {n: x for n, x in found.items() if np.asarray(x).dtype == np.float32}
+
+
+@pytest.mark.faults("a NaN in one pixel of two batches (given as floats)")
+def test_nan_in_a_batch(program, straight, fault, tmp_path):
+  """Two updates are left out, and nothing else comes of it.
+
+  The checkpoint before them is the undisturbed run's, and a run that goes on
+  from there meets its end.
+  """
+  flags = of(tmp_path, KEEP)
+  workdir = tmp_path / "run"
+  with watched(program, *flags, fault="batch:14:15") as run:
+    code, out, err = run.ended()
+  assert (code, err) == (0, ""), (out, err)
+  assert "1 updates skipped, not finite." in out
+  seen = skips(workdir)
+  assert [seen[t] for t in (13, 14, 15, 16, STEPS)] == [
+    (0, 0),
+    (1, 1),
+    (2, 2),
+    (2, 0),
+    (2, 0),
+  ]
+  for name, value in floats(workdir, STEPS).items():
+    assert np.all(np.isfinite(value)), name
+  counts = [
+    int(x) for n, x in arrays(workdir, STEPS).items() if n.endswith("count")
+  ]
+  assert counts
+  assert set(counts) == {STEPS - 2}
+  for step in complete(workdir):
+    if step > 12:
+      shutil.rmtree(workdir / "checkpoints" / str(step))
+  assert assert_continues(program, flags, straight, STEPS) == 12
+  same = "two updates less; from the checkpoint before them, bit for bit"
+  fault.note("0, both updates skipped and counted", 0, same)
+
+
+POISONED = 22
+
+
+def poison(program, workdir, *flags, **kwargs):
+  flags = (*FLAGS, KEEP, *flags, f"--workdir={workdir}")
+  return watched(program, *flags, fault=f"weights:{POISONED}", **kwargs)
+
+
+@pytest.mark.faults("a NaN in a weight")
+def test_nan_in_a_weight(program, straight, fault, tmp_path):
+  """Some skips, then the end; the last checkpoint is of before."""
+  workdir = tmp_path / "run"
+  with poison(program, workdir, "--config.guard.max_skipped=5") as run:
+    done = assert_stopped(run, "not finite in the 5 steps", "is kept")
+  assert [skips(workdir).get(t) for t in range(21, 26)] == [
+    (i, i) for i in range(5)
+  ]
+  last = assert_whole(workdir)
+  assert last == 20
+  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  fault.note("2 after 5 skips, two lines", done - last, BITS)
+
+
+@pytest.mark.faults("a NaN in a weight, then SIGTERM")
+def test_nan_in_a_weight_then_asked_to_stop(program, straight, fault, tmp_path):
+  """What cannot be continued from is not saved."""
+  workdir = tmp_path / "run"
+  with poison(program, workdir) as run:
+    run.at(POISONED)
+    run.process.send_signal(signal.SIGTERM)
+    done = assert_stopped(run, "weights are not finite", "continues")
+  last = assert_whole(workdir)
+  assert last == 20
+  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  fault.note("2 and two lines", done - last, BITS)
+
+
+@pytest.mark.faults("a NaN in a weight, shortly before the end")
+def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
+  """It is not called done."""
+  workdir = tmp_path / "run"
+  with poison(program, workdir, "--config.steps=24") as run:
+    done = assert_stopped(run, "weights are not finite", "continues")
+  assert done == 24
+  last = assert_whole(workdir)
+  assert last == 20
+  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  fault.note("2 and two lines", done - last, BITS)
+
+
+# ------------------------------------------------------------ at no cost
+
+
+@pytest.mark.parametrize(
+  ("number", "told"), [(errno.ENOSPC, False), (errno.EROFS, True)]
+)
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog, number, told):
+  """By the save or by what ended the run before; another fault besides it."""
+
+  def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(sums, "write", full)
+  store = Checkpoints(tmp_path / "checkpoints", keep=1)
+  with pytest.raises(UserError, match="numbers"), store:
+    store.save(1, {"x": jnp.zeros(2)})
+    try:
+      raise OSError(number, os.strerror(number))
+    except OSError as e:
+      raise UserError("The numbers cannot be written.") from e
+  assert ("saving the checkpoint of step 1" in caplog.text) == told
+
+
+def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):
+  store = Checkpoints(tmp_path, keep=1)
+  waited = []
+  monkeypatch.setattr(store, "wait", lambda: waited.append(1))
+  for several in (True, False):
+    monkeypatch.setattr(hosts, "several", lambda several=several: several)
+    with pytest.raises(jax.errors.JaxRuntimeError), store:
+      raise jax.errors.JaxRuntimeError("Gloo: connection closed by peer")
+    assert waited == [1] * (not several)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+def test_finite(value):
+  state = {"step": jnp.int32(3), "w": jnp.zeros(3).at[1].set(value)}
+  assert bool(finite(state)) == np.isfinite(value)
+
+
+# ------------------------------------------------------------ README
+
+
+def test_readme_has_every_fault():
+  """The table is what `pytest -m faults` printed, so no row is missing."""
+  readme = (ROOT / "README.md").read_text()
+  marked = re.findall(
+    r'mark\.faults\(\s*"(.*?)"\s*\)',
+    "".join(p.read_text() for p in sorted(TESTS.glob("test_faults*.py"))),
+  )
+  assert len(marked) > 15
+  for what in marked:
+    assert f"\n| {what} | " in readme, what
