@@ -185,19 +185,22 @@ def _begin(init, checkpoints, abstract, layout):
   return 0, init()
 
 
+def _prepare(loop, layout, compiling, state, batches):
+  """The compiled step; the batches, the first of which is there by now."""
+  with loop.progress.paused():
+    batches = itertools.chain([next(batches)], batches)  # begins to read
+    if compiling is not None:
+      return compiling.result(), batches
+    return _compile(loop.recipe, loop.config, state, layout), batches
+
+
 def _run(
   loop, layout, compiling, state, begin, batches, preemption
 ) -> dict[str, float]:
   """The steps; returns the last held-out numbers."""
   config = loop.config
   if begin < config.steps:
-    with loop.progress.paused():
-      batches = itertools.chain([next(batches)], batches)  # begins to read
-      train_step = (
-        compiling.result()
-        if compiling is not None
-        else _compile(loop.recipe, config, state, layout)
-      )
+    train_step, batches = _prepare(loop, layout, compiling, state, batches)
   in_flight: collections.deque = collections.deque()
   numbers: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
