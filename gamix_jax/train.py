@@ -75,6 +75,19 @@ class Loop:
     self.progress.say(f"held out at {done}: {text}")
     return numbers
 
+  def save(self, done, state, numbers, skipping: bool, last: bool) -> None:
+    """A checkpoint, if the run can go on from it.
+
+    Weights may be past mending where the loss is not finite: they are not to
+    push good ones out of the checkpoints.
+    """
+    if skipping and not last:
+      self.progress.say(f"{done}: not saved, since the loss is not finite.")
+      return
+    if skipping:
+      _check_weights(done, state)
+    self.checkpoints.save(done, state, numbers)
+
 
 def train(config: ConfigDict, folder: str) -> dict[str, float]:
   """Trains, or goes on with what `folder` holds, up to `config.steps`.
@@ -227,15 +240,9 @@ def _run(
     if save:
       while in_flight:
         _check(*in_flight.popleft(), config)
-      # Weights may be past mending where a loss is not finite: they are not
-      # to push good ones out of the checkpoints.
+      skipping = int(metrics["skipped_in_a_row"]) > 0
       last = stop or done == config.steps
-      if int(metrics["skipped_in_a_row"]) and not last:
-        loop.progress.say(f"{done}: not saved, since the loss is not finite.")
-      else:
-        if int(metrics["skipped_in_a_row"]):
-          _check_weights(done, state)
-        loop.checkpoints.save(done, state, numbers)
+      loop.save(done, state, numbers, skipping, last)
     if stop:
       loop.progress.say(f"Asked to stop: saving step {done}.")
       return {}
