@@ -42,11 +42,24 @@ def conv(
   Returns:
     [b, h', w', c_out].
   """
-  # A kernel of one pixel on a CPU is a matrix product: so is its gradient
-  # then, three times as fast as a convolution with a window of a whole image.
-  if _on_cpu() and kernel.shape[:2] == (1, 1):
-    return conv_of_one_pixel(x, kernel, strides)
+  if _on_cpu():
+    # A product of matrices has another one for its gradient, three times as
+    # fast as a convolution whose window is a whole image.
+    if kernel.shape[:2] == (1, 1):
+      return conv_of_one_pixel(x, kernel, strides)
+    if kernel.shape[:2] == (3, 3) and tuple(strides) == (2, 2):
+      before = _halving(x.shape, padding)
+      if before is not None:
+        return conv_halving(x, kernel, before)
   return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+
+
+def _halving(shape, padding) -> int | None:
+  """The padding before, of a 3x3 that halves an even height and width."""
+  if shape[1] % 2 or shape[2] % 2:
+    return None
+  of = {"SAME": 0, ((0, 1), (0, 1)): 0, ((1, 1), (1, 1)): 1}
+  return of.get(padding if isinstance(padding, str) else tuple(padding))
 
 
 def conv_of_one_pixel(
@@ -55,6 +68,33 @@ def conv_of_one_pixel(
   """`conv` with a 1x1 kernel as a product of matrices."""
   x = x[:, :: strides[0], :: strides[1]]
   return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv_halving(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
+  """`conv` with a 3x3 kernel and stride 2; the gradient to x by phases.
+
+  Args:
+    x: [b, 2h, 2w, c_in].
+    kernel: [3, 3, c_in, c_out].
+    before: rows and columns of padding in front: 0 (SAME) or 1.
+
+  Returns:
+    [b, h, w, c_out].
+  """
+  return lax.conv_general_dilated(
+    x, kernel, (2, 2), ((before, 1),) * 2, dimension_numbers=DIMENSIONS
+  )
+
+
+def _halving_forward(x, kernel, before):
+  return conv_halving(x, kernel, before), (x, kernel)
+
+
+def _halving_backward(before, saved, g):
+  x, kernel = saved
+  _, to_kernel = jax.vjp(lambda k: conv_halving(x, k, before), kernel)
+  return doubling_by_phases(g, kernel, before), *to_kernel(g)
 
 
 # ---------------------------------------------------------- its transpose
@@ -95,47 +135,63 @@ def conv_transpose_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_transpose_by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`conv_transpose` as four stride-1 convolutions, interleaved.
 
-  Along one axis the even outputs are x[j] k[0] + x[j-1] k[2] and the odd ones
-  x[j] k[1]; the same nine products in all, and no dilation. Its gradients are
-  those of the strided convolution that it is the transpose of.
+  Its gradients are those of the strided convolution that it is the transpose
+  of.
+  """
+  return doubling_by_phases(x, kernel, 0)
+
+
+def _doubling_forward(x, kernel):
+  return conv_transpose_by_phases(x, kernel), (x, kernel)
+
+
+def _doubling_backward(saved, g):
+  # <g, T(x)> = <S(g), x>, so S(g) is x's gradient, and the kernel's is the
+  # one that S has at g with x behind it.
+  x, kernel = saved
+  _, to_kernel = jax.vjp(lambda k: conv_halving(g, k, 0), kernel)
+  return conv_halving(g, kernel, 0), *to_kernel(x)
+
+
+def doubling_by_phases(
+  x: jax.Array, kernel: jax.Array, before: int
+) -> jax.Array:
+  """out[2j + k - before] += x[j] kernel[k], as four stride-1 convolutions.
+
+  Along one axis and with nothing before, the even outputs are
+  x[j] k[0] + x[j-1] k[2] and the odd ones x[j] k[1]; else the even ones
+  x[j] k[1] and the odd ones x[j] k[2] + x[j+1] k[0]. The same nine products in
+  all as of the transposed convolution, and no dilation.
+
+  Args:
+    x: [b, h, w, c_in].
+    kernel: [3, 3, c_out, c_in].
+    before: 0 or 1.
+
+  Returns:
+    [b, 2h, 2w, c_out].
   """
   b, h, w, _ = x.shape
-  taps = {0: (2, 0), 1: (1,)}  # of x[j-1], x[j] for even, of x[j] for odd
+  # Of each phase: its taps, in the order of x, and the padding.
+  two, one = ((2, 0), (0, 1) if before else (1, 0)), ((1,), (0, 0))
+  phases = (one, two) if before else (two, one)
   kernel = jnp.swapaxes(kernel, 2, 3)
   rows = []
-  for i in (0, 1):
+  for taps_h, pad_h in phases:
     row = [
       lax.conv_general_dilated(
         x,
-        kernel[jnp.array(taps[i])][:, jnp.array(taps[j])],
+        kernel[jnp.array(taps_h)][:, jnp.array(taps_w)],
         (1, 1),
-        ((1 - i, 0), (1 - j, 0)),
+        (pad_h, pad_w),
         dimension_numbers=DIMENSIONS,
       )
-      for j in (0, 1)
+      for taps_w, pad_w in phases
     ]
     rows.append(jnp.stack(row, axis=3))  # [b, h, w, 2, c]
   out = jnp.stack(rows, axis=2)  # [b, h, 2, w, 2, c]
   return out.reshape(b, 2 * h, 2 * w, -1)
 
 
-def _strided(y: jax.Array, kernel: jax.Array) -> jax.Array:
-  """What `conv_transpose` is the transpose of: [b, 2h, 2w, c] to x's shape."""
-  return lax.conv_general_dilated(
-    y, kernel, (2, 2), ((0, 1), (0, 1)), dimension_numbers=DIMENSIONS
-  )
-
-
-def _forward(x, kernel):
-  return conv_transpose_by_phases(x, kernel), (x, kernel)
-
-
-def _backward(saved, g):
-  # <g, T(x)> = <S(g), x>, so S(g) is x's gradient, and the kernel's is the
-  # one that S has at g with x behind it.
-  x, kernel = saved
-  _, to_kernel = jax.vjp(partial(_strided, g), kernel)
-  return _strided(g, kernel), *to_kernel(x)
-
-
-conv_transpose_by_phases.defvjp(_forward, _backward)
+conv_halving.defvjp(_halving_forward, _halving_backward)
+conv_transpose_by_phases.defvjp(_doubling_forward, _doubling_backward)

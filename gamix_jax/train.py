@@ -127,7 +127,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     ) as checkpoints,
     concurrent.futures.ThreadPoolExecutor(1) as beside,
   ):
-    init = jax.jit(partial(step.init, recipe))  # traced once
+    init = partial(step.init, recipe)
     abstract = layout.on(jax.eval_shape(init))
     _introduce(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.

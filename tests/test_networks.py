@@ -342,6 +342,50 @@ def test_conv_of_one_pixel(dtype, stride):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_conv_halving(dtype, before):
+  """Against XLA's own operation."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 4, 6, 5)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 3)), dtype)
+  padding = ((before, 1), (before, 1))
+
+  def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (2, 2), padding, dimension_numbers=ops.DIMENSIONS
+    )
+
+  def ours(x, kernel):
+    return ops.conv_halving(x, kernel, before)
+
+  assert_same_operation((ours, plain), x, kernel, dtype)
+
+
+def test_which_convolution_takes_which_form():
+  """As its layers ask for it: on a CPU, and where its sizes fit."""
+
+  def forms(size, stride, padding, side):
+    x = jnp.zeros((1, side, side, 2))
+    kernel = jnp.zeros((size, size, 2, 3))
+    text = str(
+      jax.make_jaxpr(
+        lambda x, k: ops.conv(
+          x, k, (stride,) * 2, padding, dimension_numbers=ops.DIMENSIONS
+        )
+      )(x, kernel)
+    )
+    names = ("custom_vjp_call", "dot_general", "conv_general_dilated")
+    return next(name for name in names if name in text)
+
+  assert forms(1, 1, "SAME", 4) == forms(1, 2, "SAME", 4) == "dot_general"
+  assert forms(3, 1, ((1, 1), (1, 1)), 4) == "conv_general_dilated"
+  assert forms(3, 2, "SAME", 4) == "custom_vjp_call"
+  assert forms(3, 2, ((1, 1), (1, 1)), 4) == "custom_vjp_call"
+  assert forms(3, 2, "SAME", 5) == "conv_general_dilated"
+  assert forms(3, 2, "VALID", 4) == "conv_general_dilated"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2)])
 def test_conv_transpose_by_phases(dtype, shape):
   """Against XLA's own operation."""
