@@ -82,9 +82,19 @@ def conv_halving(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
   Returns:
     [b, h, w, c_out].
   """
+  return _strided(x, kernel, before)
+
+
+def _strided(x, kernel, before):
   return lax.conv_general_dilated(
     x, kernel, (2, 2), ((before, 1),) * 2, dimension_numbers=DIMENSIONS
   )
+
+
+def _strided_to_kernel(x, kernel, before, g):
+  """The gradient of `_strided` to its kernel, as XLA's own."""
+  _, pullback = jax.vjp(lambda k: _strided(x, k, before), kernel)
+  return pullback(g)[0]
 
 
 def _halving_forward(x, kernel, before):
@@ -93,8 +103,8 @@ def _halving_forward(x, kernel, before):
 
 def _halving_backward(before, saved, g):
   x, kernel = saved
-  _, to_kernel = jax.vjp(lambda k: conv_halving(x, k, before), kernel)
-  return doubling_by_phases(g, kernel, before), *to_kernel(g)
+  to_x = doubling_by_phases(g, kernel, before)
+  return to_x, _strided_to_kernel(x, kernel, before, g)
 
 
 # ---------------------------------------------------------- its transpose
@@ -149,8 +159,7 @@ def _doubling_backward(saved, g):
   # <g, T(x)> = <S(g), x>, so S(g) is x's gradient, and the kernel's is the
   # one that S has at g with x behind it.
   x, kernel = saved
-  _, to_kernel = jax.vjp(lambda k: conv_halving(g, k, 0), kernel)
-  return conv_halving(g, kernel, 0), *to_kernel(x)
+  return _strided(g, kernel, 0), _strided_to_kernel(g, kernel, 0, x)
 
 
 def doubling_by_phases(
