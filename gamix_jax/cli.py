@@ -181,15 +181,15 @@ def run(
   except KeyboardInterrupt:
     return _say("interrupted; the last complete checkpoint is kept.")
   except Exception as e:
-    _end_if_lost(e)
+    _end_if_several(e)
     raise
   return 0
 
 
-def _end_if_lost(error: Exception) -> None:
-  """Ends the process if `error` came of another one's end.
+def _end_if_several(error: Exception) -> None:
+  """Ends one of several processes: of another one's end, or of a defect.
 
-  At once: the usual way out would wait for the others.
+  At once: the usual way out would wait for the others, who wait for this one.
   """
   if "jax" not in sys.modules:
     return
@@ -197,6 +197,10 @@ def _end_if_lost(error: Exception) -> None:
 
   if message := hosts.lost(error):
     _say(message, hosts.LOST)  # ends: there are several
+  if hosts.several():
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _say(message: str, code: int = USAGE) -> int:

@@ -339,6 +339,7 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
   [
     (jax.errors.JaxRuntimeError("Gloo failed"), hosts.LOST),
     (UserError("a mistake"), 2),
+    (ValueError("a defect"), 1),
   ],
 )
 def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
@@ -355,7 +356,8 @@ def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
   with pytest.raises(SystemExit) as ended_with:
     cli.run(main, ["x"])
   assert ended_with.value.code == wanted
-  assert capsys.readouterr().err.startswith("gamix_jax: ")
+  begins = "Traceback" if wanted == 1 else "gamix_jax: "
+  assert capsys.readouterr().err.startswith(begins)
 
 
 def test_a_mistake_is_told_by_every_process(program, tmp_path):
