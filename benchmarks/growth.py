@@ -200,11 +200,5 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-  argv = sys.argv
-  if "--help" in argv:
-    print(__doc__)
-    sys.exit(0)
-  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
   define()
-  sys.exit(cli.run(main, argv))
+  sys.exit(cli.start(main, __doc__))

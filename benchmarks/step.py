@@ -94,10 +94,4 @@ def _check_torch(c: config.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-  argv = sys.argv
-  if "--help" in argv:
-    print(__doc__)
-    sys.exit(0)
-  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
-  sys.exit(cli.run(main, argv))
+  sys.exit(cli.start(main, __doc__))

@@ -186,6 +186,25 @@ def run(
   return 0
 
 
+def start(main: Callable[[], None], text: str | None) -> int:
+  """`run` of a command that has `--config`, by default digits'.
+
+  That is filled in here rather than declared, since overrides
+  (--config.key=value) need the file on the command line.
+
+  Args:
+    main: of the command.
+    text: printed for --help.
+  """
+  argv = sys.argv
+  if "--help" in argv:
+    print(text)
+    return 0
+  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
+    argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+  return run(main, argv)
+
+
 def _end_if_several(error: Exception) -> None:
   """Ends one of several processes: of another one's end, or of a defect.
 

@@ -56,12 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  # The default is filled in here rather than declared, since overrides
-  # (--config.key=value) need the file on the command line.
-  argv = sys.argv
-  if "--help" in argv:
-    print(__doc__)
-    sys.exit(0)
-  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
-  sys.exit(cli.run(main, argv))
+  sys.exit(cli.start(main, __doc__))

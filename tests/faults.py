@@ -11,13 +11,20 @@ import threading
 import time
 from pathlib import Path
 
-from program import ROOT, WARNINGS, numbers
+from program import ROOT, SMALL, WARNINGS, numbers
 from test_resume import assert_equal
 
 CHILD = Path(__file__).with_name("faults_child.py")
 LIMIT = 120  # seconds, on a machine that is busy; a start takes six
 STEP = re.compile(r"\s*(\d+)/\d+ ")
 BITS = "bit for bit"
+STEPS, EVERY = 40, 4
+FLAGS = (
+  *SMALL,
+  f"--config.steps={STEPS}",
+  f"--config.checkpoint.every={EVERY}",
+  "--config.eval_every=20",
+)
 
 
 class Watched:

@@ -22,6 +22,9 @@ import numpy as np
 import pytest
 from faults import (
   BITS,
+  EVERY,
+  FLAGS,
+  STEPS,
   assert_continues,
   assert_same_end,
   complete,
@@ -36,13 +39,6 @@ from gamix_jax.checkpoint import Checkpoints, sums
 from gamix_jax.errors import UserError
 from gamix_jax.step import finite
 
-STEPS, EVERY = 40, 4
-FLAGS = (
-  *SMALL,
-  f"--config.steps={STEPS}",
-  f"--config.checkpoint.every={EVERY}",
-  "--config.eval_every=20",
-)
 KEEP = "--config.checkpoint.keep=99"
 TESTS = ROOT / "tests"
 

@@ -12,24 +12,20 @@ import numpy as np
 import pytest
 from faults import (
   BITS,
+  EVERY,
+  FLAGS,
+  STEPS,
   assert_same_end,
   complete,
   leftovers,
   watched,
 )
-from program import SMALL, numbers
+from program import numbers
 from test_hosts import free_port
 from test_resume import arrays
 
 from gamix_jax import hosts
 
-STEPS, EVERY = 40, 4
-FLAGS = (
-  *SMALL,
-  f"--config.steps={STEPS}",
-  f"--config.checkpoint.every={EVERY}",
-  "--config.eval_every=20",
-)
 # What a process that is left may say: it was in a step, or JAX noticed first.
 WORDS = {
   hosts.LOST: "lost the others",
