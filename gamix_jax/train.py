@@ -126,6 +126,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       keep_best=config.checkpoint.keep_best,
     ) as checkpoints,
     concurrent.futures.ThreadPoolExecutor(1) as beside,
+    Preemption() as preemption,
   ):
     init = partial(step.init, recipe)
     abstract = layout.on(jax.eval_shape(init))
@@ -158,10 +159,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       process_count=jax.process_count(),
     )
     try:
-      with Preemption() as preemption:
-        numbers = _run(
-          loop, layout, compiling, state, begin, batches, preemption
-        )
+      numbers = _run(loop, layout, compiling, state, begin, batches, preemption)
     finally:
       batches.close()
       loop.profile.close()

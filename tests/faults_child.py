@@ -54,21 +54,27 @@ def ask():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def early(count):
-  """SIGTERM before a step; before the first one, it is compiled next."""
-  after_calls(mesh, "global_batch", count, ask, first=True)
-
-
 def looking(count):
   """SIGTERM in an evaluation."""
   after_calls(examine.Examiner, "numbers", count, ask, first=True)
+
+
+def compiling():
+  """SIGTERM while the step is compiled."""
+  original = train._compile
+
+  def compile_(*args):
+    ask()
+    return original(*args)
+
+  train._compile = compile_
 
 
 def batch(*at):
   """A NaN in one pixel of the batches of these steps.
 
   An image of uint8 cannot hold one, so these batches are handed over as what
-  the step makes of them anyway: floats in [-1, 1].
+  the step makes of them anyway: floats in [-1, 1]; to a step that takes them.
   """
   original, calls = mesh.global_batch, 0
 
@@ -83,30 +89,42 @@ def batch(*at):
 
   mesh.global_batch = poisoned
 
+  def with_floats(compiled, recipe, layout):
+    of_floats = step.jitted(recipe, layout)
+
+    def stepped(state, batch):
+      of = compiled if batch["image"].dtype == np.uint8 else of_floats
+      return of(state, batch)
+
+    return stepped
+
+  _around_the_step(with_floats)
+
 
 def weights(at):
   """A NaN in one weight of the VAE, before a step."""
 
-  class Jax:
-    """`jax` for the loop, which jits its step with it."""
+  def poisoned(compiled, recipe, layout):
+    del recipe, layout
 
-    def __getattr__(self, name):
-      return getattr(jax, name)
+    def stepped(state, batch):
+      if int(state.step) + 1 == at:
+        state = state.replace(vae=_with_nan(state.vae))
+      return compiled(state, batch)
 
-    @staticmethod
-    def jit(function, **kwargs):
-      compiled = jax.jit(function, **kwargs)
-      if getattr(function, "func", None) is not step.train_step:
-        return compiled
+    return stepped
 
-      def stepped(state, batch):
-        if int(state.step) + 1 == at:
-          state = state.replace(vae=_with_nan(state.vae))
-        return compiled(state, batch)
+  _around_the_step(poisoned)
 
-      return stepped
 
-  train.jax = Jax()
+def _around_the_step(wrap):
+  """The loop is given `wrap` of the step that it compiles."""
+  original = train._compile
+
+  def compile_(recipe, config, abstract, layout):
+    return wrap(original(recipe, config, abstract, layout), recipe, layout)
+
+  train._compile = compile_
 
 
 def _with_nan(net):
@@ -118,7 +136,7 @@ def _with_nan(net):
   return net.replace(params=jax.tree.unflatten(tree, leaves))
 
 
-FAULTS = (arrays, commit, early, looking, batch, weights)
+FAULTS = (arrays, commit, compiling, looking, batch, weights)
 
 if __name__ == "__main__":
   words = sys.argv.pop(1).split(":")

@@ -294,7 +294,7 @@ def test_asked_to_stop_in_an_evaluation(program, straight, fault, tmp_path):
 @pytest.mark.faults("SIGTERM while it compiles its step")
 def test_asked_to_stop_while_compiling(program, straight, fault, tmp_path):
   flags = of(tmp_path, KEEP)
-  with watched(program, *flags, fault="early:1") as run:
+  with watched(program, *flags, fault="compiling") as run:
     code, out, err = run.ended()
   assert (code, err) == (0, ""), (out, err)
   assert "Asked to stop: saving step 1." in out
