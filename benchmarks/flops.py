@@ -95,8 +95,8 @@ def decoder(config: ConfigDict) -> list[Conv]:
     out += _residual(h, w, c, c, False, False)
     out.append(Conv(h, w, 1, c, after))
     h, w = 2 * h, 2 * w
-    # A block's two are computed as one, of both inputs side by side.
-    out.append(Conv(h, w, 3, after + c, after, transposed=True))
+    for c_in in (after, c):
+      out.append(Conv(h, w, 3, c_in, after, transposed=True))
   out.append(Conv(h, w, 1, features[-1], features[-1]))
   return out
 

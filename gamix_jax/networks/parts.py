@@ -75,25 +75,22 @@ class Affine(nn.Module):
     return x * gain + shift
 
 
-class TransposedKernel(nn.Module):
-  """Of a transposed 3x3: the kernel, [3, 3, c_out, c_in] as in Keras, and bias.
-
-  Its own module, so that parameters have the published layers' names whatever
-  is computed with them.
-  """
+class ConvTranspose(nn.Module):
+  """3x3, stride 2, SAME; the kernel is [3, 3, c_out, c_in] as in Keras."""
 
   features: int
   dtype: jnp.dtype
   param_dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-    shape = (3, 3, self.features, channels)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (3, 3, self.features, x.shape[-1])
     kernel = self.param("kernel", GLOROT, shape, self.param_dtype)
     bias = self.param(
       "bias", nn.initializers.zeros, shape[2:3], self.param_dtype
     )
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
+    x = ops.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+    return x + lift(bias.astype(self.dtype), x.ndim)
 
 
 class Part(nn.Module):

@@ -8,12 +8,15 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from gamix_jax import ops
-from gamix_jax.networks.parts import EPSILON, GLOROT, Part, TransposedKernel
-from gamix_jax.posterior.base import float_at_least_32, lift
+from gamix_jax.networks.parts import (
+  EPSILON,
+  GLOROT,
+  ConvTranspose,
+  Part,
+)
+from gamix_jax.posterior.base import float_at_least_32
 
 # Of these the value at a pixel does not depend on the other pixels, so a
 # strided 1x1 convolution may be moved in front of them.
@@ -58,32 +61,23 @@ class ResidualBlock(Part):
 
 
 class UpBlock(Part):
-  """Doubles height and width, by a 1x1 and a transposed 3x3, and a shortcut.
-
-  The shortcut is a transposed 3x3, too. The sum of the two is one, of both
-  inputs side by side: half the operations, and no sum at the larger size.
-  """
+  """Doubles height and width, by a 1x1 and a transposed 3x3, and a shortcut."""
 
   features: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    def up(name, of):
-      kernel = TransposedKernel(
+    def up(name):
+      return ConvTranspose(
         self.features, self.dtype, self.param_dtype, name=name
       )
-      return of.astype(self.dtype), *kernel(of.shape[-1])
 
     y = nn.relu(self.normed("bn1", x, train))
     y = self.conv(self.features, 1, "conv1", use_bias=self.bias_before_norm)(y)
     y = nn.relu(self.normed("bn2", y, train))
+    y = up("conv2_transpose")(y)
     x = nn.relu(self.normed("bn3_shortcut", x, train))
-    pairs = (up("conv2_transpose", y), up("conv3_transpose_shortcut", x))
-    inputs, kernels, biases = zip(*pairs, strict=True)
-    out = ops.conv_transpose(
-      jnp.concatenate(inputs, axis=-1), jnp.concatenate(kernels, axis=-1)
-    )
-    return out + lift(biases[0] + biases[1], out.ndim)
+    return up("conv3_transpose_shortcut")(x) + y
 
 
 class EncoderStage(Part):
