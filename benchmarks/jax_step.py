@@ -23,8 +23,7 @@ class Ours:
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
     self.config, self.recipe = config, build.recipe(config)
-    self.cpu = jax.default_backend() == "cpu"
-    if self.cpu:
+    if jax.default_backend() == "cpu":
       malloc.keep_freed()
     self.devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
     self.layout = mesh.Layout(self.devices, config.mesh.min_size)
@@ -34,13 +33,8 @@ class Ours:
 
   def begin(self) -> None:
     """The first state and the batch, as `train` makes them."""
-    init = functools.partial(step.init, self.recipe)
-    quick = {"xla_backend_optimization_level": 0} if self.cpu else None
-    self.state = jax.jit(
-      init,
-      out_shardings=self.layout.of(jax.eval_shape(init)),
-      compiler_options=quick,
-    )()
+    abstract = jax.eval_shape(functools.partial(step.init, self.recipe))
+    self.state = step.begin(self.recipe, self.layout.of(abstract))
     self.batch = mesh.global_batch(
       self.devices, {"image": images.smooth(self.config, 0)}
     )

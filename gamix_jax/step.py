@@ -318,6 +318,17 @@ def jitted(recipe: Recipe, layout: Layout, **options: Any) -> Callable:
   )
 
 
+def begin(recipe: Recipe, lies: Any) -> TrainState:
+  """`init`, compiled, with the shardings `lies` (of `Layout.of`)."""
+  # On a CPU the optimising passes take longer than what they speed up.
+  cpu = jax.default_backend() == "cpu"
+  return jax.jit(
+    partial(init, recipe),
+    out_shardings=lies,
+    compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
+  )()
+
+
 def finite(state: TrainState) -> jax.Array:
   """bool []: whether every number of it is."""
   return jnp.stack(

@@ -128,14 +128,13 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
     Preemption() as preemption,
   ):
-    init = partial(step.init, recipe)
-    abstract = layout.on(jax.eval_shape(init))
+    abstract = layout.on(jax.eval_shape(partial(step.init, recipe)))
     _introduce(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
       compiling = beside.submit(_compile, recipe, config, abstract, layout)
-    begin, state = _begin(init, checkpoints, abstract, layout)
+    begin, state = _begin(recipe, checkpoints, abstract, layout)
     loop = Loop(
       config,
       recipe,
@@ -180,20 +179,13 @@ def _compile(recipe, config, abstract, layout):
   return train_step.lower(abstract, {"image": image}).compile()
 
 
-def _begin(init, checkpoints, abstract, layout):
+def _begin(recipe, checkpoints, abstract, layout):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
     _tell(f"Continuing at step {restored[0]}.")
     return restored
-  # On a CPU the optimising passes take longer than what they speed up.
-  cpu = jax.default_backend() == "cpu"
-  init = jax.jit(
-    init,
-    out_shardings=layout.of(abstract),
-    compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
-  )
-  return 0, init()
+  return 0, step.begin(recipe, layout.of(abstract))
 
 
 def _prepare(loop, layout, compiling, state, batches):
