@@ -361,12 +361,40 @@ def test_conv_halving(dtype, before):
   assert_same_operation((ours, plain), x, kernel, dtype)
 
 
-def test_which_convolution_takes_which_form():
+@pytest.mark.parametrize(
+  "dtype, tolerance", [("float32", 5e-6), ("float64", 1e-14)]
+)
+def test_convolution_with_few_products(dtype, tolerance):
+  """Forward and both gradients against XLA's own operation, in float64."""
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    x = jnp.asarray(rng.normal(size=(3, 8, 12, 70)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 70, 65)), dtype)
+    g = jnp.asarray(rng.normal(size=(3, 8, 12, 65)), dtype)
+
+    def all_of(function, *args):
+      out, pullback = jax.vjp(function, *args[:2])
+      return out, *pullback(args[2])
+
+    def plain(x, kernel):
+      return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=ops.DIMENSIONS
+      )
+
+    got = jit(partial(all_of, ops.conv_with_few_products))(x, kernel, g)
+    exact = [a.astype("float64") for a in (x, kernel, g)]
+    wanted = jit(partial(all_of, plain))(*exact)
+    for a, b in zip(got, wanted, strict=True):
+      assert a.dtype == dtype
+      assert np.abs(a - b).max() < tolerance * np.abs(b).max()
+
+
+def test_which_convolution_takes_which_form(monkeypatch):
   """As its layers ask for it: on a CPU, and where its sizes fit."""
 
-  def forms(size, stride, padding, side):
-    x = jnp.zeros((1, side, side, 2))
-    kernel = jnp.zeros((size, size, 2, 3))
+  def forms(size, stride, padding, side, width=2, dtype="float32"):
+    x = jnp.zeros((1, side, side, width), dtype)
+    kernel = jnp.zeros((size, size, width, width + 1), dtype)
     text = str(
       jax.make_jaxpr(
         lambda x, k: ops.conv(
@@ -374,7 +402,12 @@ def test_which_convolution_takes_which_form():
         )
       )(x, kernel)
     )
-    names = ("custom_vjp_call", "dot_general", "conv_general_dilated")
+    names = (
+      "conv_with_few_products",
+      "custom_vjp_call",
+      "dot_general",
+      "conv_general_dilated",
+    )
     return next(name for name in names if name in text)
 
   assert forms(1, 1, "SAME", 4) == forms(1, 2, "SAME", 4) == "dot_general"
@@ -383,6 +416,19 @@ def test_which_convolution_takes_which_form():
   assert forms(3, 2, ((1, 1), (1, 1)), 4) == "custom_vjp_call"
   assert forms(3, 2, "SAME", 5) == "conv_general_dilated"
   assert forms(3, 2, "VALID", 4) == "conv_general_dilated"
+
+  plain, few = "conv_general_dilated", "conv_with_few_products"
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  assert forms(3, 1, "SAME", 8, 64) == plain
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert forms(3, 1, "SAME", 8, 64) == few
+  assert forms(3, 1, ((1, 1), (1, 1)), 8, 64) == few
+  assert forms(3, 1, "VALID", 8, 64) == plain
+  assert forms(3, 1, "SAME", 8, 63) == forms(3, 1, "SAME", 4, 64) == plain
+  assert forms(3, 1, "SAME", 10, 64) == plain
+  assert forms(3, 1, "SAME", 8, 64, "bfloat16") == plain
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert forms(3, 1, "SAME", 8, 64) == plain
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
