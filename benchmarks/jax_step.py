@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from benchmarks import images
-from gamix_jax import build, malloc, mesh, step
+from gamix_jax import build, mesh, step
 from gamix_jax.config import ConfigDict
 
 
@@ -23,8 +23,6 @@ class Ours:
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
     self.config, self.recipe = config, build.recipe(config)
-    if jax.default_backend() == "cpu":
-      malloc.keep_freed()
     self.devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
     self.layout = mesh.Layout(self.devices, config.mesh.min_size)
     self.function = step.jitted(self.recipe, self.layout)

@@ -103,14 +103,13 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     UserError: whatever the user can mend, before anything is written where
       possible.
   """
+  malloc.keep_freed_on_cpu()
   configs.check(config)
   if "://" in folder:
     raise UserError(
       f"--workdir={folder} is an address, and a folder is needed; mount it, "
       "see launch/README.md."
     )
-  if jax.default_backend() == "cpu":
-    malloc.keep_freed()
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.Layout(devices, config.mesh.min_size)
