@@ -18,7 +18,6 @@ from pathlib import Path
 
 from absl import flags
 
-from gamix_jax import malloc
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -169,7 +168,6 @@ def run(
 ) -> int:
   """Parses the flags and runs a command; the process's exit code."""
   logging.basicConfig(format="%(message)s", level=logging.WARNING)
-  malloc.keep_freed_on_cpu()
   try:
     parse(sys.argv if argv is None else argv, define)
     main()

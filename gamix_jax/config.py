@@ -150,6 +150,12 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
+def layer_bytes(c: ConfigDict) -> int:
+  """Of a batch behind the encoder's first layer, in float32."""
+  h, w, _ = image_shape(c)
+  return 4 * c.data.batch_size * h * w * c.model.encoder_features[0]
+
+
 def profiled(config: ConfigDict) -> range:
   """The steps that are to be traced, counted from 1; empty for none.
 

@@ -103,8 +103,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     UserError: whatever the user can mend, before anything is written where
       possible.
   """
-  malloc.keep_freed_on_cpu()
   configs.check(config)
+  malloc.keep_freed_on_cpu(configs.layer_bytes(config))
   if "://" in folder:
     raise UserError(
       f"--workdir={folder} is an address, and a folder is needed; mount it, "
