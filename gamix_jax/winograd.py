@@ -67,6 +67,13 @@ def _joined(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jnp.transpose(y, (2, 3, 0, 4, 1, 5)).reshape(b, h, w, -1)
 
 
+def _correlated(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
+  """x with each tap; its channels are the kernel's 1: first or 2: second."""
+  at = _map(OF_SIX, _overlapping(x))
+  kernel = _map(OF_THREE, kernel.reshape(9, *kernel.shape[2:]))
+  return _joined(_map(OF_FOUR.T, _products(at, kernel, axis)), x.shape)
+
+
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution.
 
@@ -77,17 +84,12 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [b, h, w, c_out].
   """
-  at = _map(OF_SIX, _overlapping(x))
-  kernel = _map(OF_THREE, kernel.reshape(9, *kernel.shape[2:]))
-  return _joined(_map(OF_FOUR.T, _products(at, kernel, 1)), x.shape)
+  return _correlated(x, kernel, 1)
 
 
 def to_input(g: jax.Array, kernel: jax.Array) -> jax.Array:
   """Its gradient to x, from g [b, h, w, c_out], that to the output."""
-  at = _map(OF_SIX, _overlapping(g))
-  kernel = kernel[::-1, ::-1].reshape(9, *kernel.shape[2:])
-  kernel = _map(OF_THREE, kernel)
-  return _joined(_map(OF_FOUR.T, _products(at, kernel, 2)), g.shape)
+  return _correlated(g, kernel[::-1, ::-1], 2)
 
 
 def to_kernel(x: jax.Array, g: jax.Array) -> jax.Array:

@@ -8,6 +8,17 @@ from program import ROOT
 
 from gamix_jax import malloc
 
+
+def ran(code, *words, check=True):
+  return subprocess.run(
+    [sys.executable, "-c", code, *words],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=check,
+  )
+
+
 COUNT = """
 import ctypes, resource, sys
 from gamix_jax import malloc
@@ -42,27 +53,13 @@ libc.malloc_stats()
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
 def test_one_heap_only_for_large_arrays():
   def heaps(layer):
-    ran = subprocess.run(
-      [sys.executable, "-c", HEAPS, str(layer)],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=True,
-    )
-    return ran.stderr.count("Arena")
+    return ran(HEAPS, str(layer)).stderr.count("Arena")
 
   assert heaps(malloc.LARGE) == 1 < heaps(malloc.LARGE - 1)
 
 
 def faults(*words):
-  ran = subprocess.run(
-    [sys.executable, "-c", COUNT, *words],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  return int(ran.stdout)
+  return int(ran(COUNT, *words).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
@@ -108,14 +105,8 @@ train.train(c, sys.argv[1])
 
 def test_training_begins_with_it(tmp_path):
   """Once JAX has threads it is too late: a quarter of the gain was left."""
-  ran = subprocess.run(
-    [sys.executable, "-c", BEFORE_JAX, str(tmp_path)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert ran.stderr.strip() == f"{4 * 256 * 256 * 128 * 4} False"
+  told = ran(BEFORE_JAX, str(tmp_path), check=False).stderr.strip()
+  assert told == f"{4 * 256 * 256 * 128 * 4} False"
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
