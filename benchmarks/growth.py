@@ -5,10 +5,11 @@
 --axes=batch,latent             of size, batch, components, latent, devices
 --json=FILE                     the rows as well
 
-One thing is changed at a time, and the rows of one thing are timed in turns.
-Beside each time stands the law: the arithmetic counted by hand, which goes with
-pixels x batch and with the decoder's passes, one for each component. Memory is
-the compiled program's, of a device.
+One thing is changed at a time, and each row is a process of its own, since what
+the memory is kept for is said once a process. Beside each time stands the law:
+the arithmetic counted by hand, which goes with pixels x batch and with the
+decoder's passes, one for each component. Memory is the compiled program's, of a
+device.
 
 Devices are emulated where there is no accelerator: parts of one machine's
 cores, so that the global batch is divided and summed as on several devices
@@ -81,31 +82,12 @@ def by_hand(c: config.ConfigDict) -> float:
   return flops.per_image(c, edges=True)["total"] * c.data.batch_size
 
 
-def together(configs: list[config.ConfigDict], steps: int) -> list[dict]:
-  """The rows of an axis, timed in turns in this process."""
-  from benchmarks import clock, jax_step  # noqa: PLC0415 (flags come first)
-
-  runs = [jax_step.Ours(c) for c in configs]
-  for run in runs:
-    run.begin()
-    run.compile()
-  names = {str(i): run.run for i, run in enumerate(runs)}
-  spreads = clock.in_turns(names, steps)
-  return [
-    {
-      "ms": 1e3 * spreads[str(i)].median,
-      "hand": by_hand(c),
-      "xla": run.compiled.cost_analysis()["flops"],
-      "mebibytes": run.memory()["program"] / 2**20,
-    }
-    for i, (c, run) in enumerate(zip(configs, runs, strict=True))
-  ]
-
-
-def apart(c: config.ConfigDict, devices: int, steps: int) -> dict:
-  """A row on some emulated devices, from a process of its own."""
-  flag = f"--xla_force_host_platform_device_count={devices}"
-  env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+def measure(c: config.ConfigDict, steps: int, devices: int | None) -> dict:
+  """A row, from a process of its own; on some emulated devices if told."""
+  env = dict(os.environ)
+  if devices:
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder)
     (path / "config.json").write_text(config.to_json(c))
@@ -134,7 +116,7 @@ def apart(c: config.ConfigDict, devices: int, steps: int) -> dict:
   return {
     "ms": 1e3 * found["rows"]["gamix_jax"]["median"],
     "hand": by_hand(c),
-    "xla": found["program_flop"] * devices,  # of the program of one
+    "xla": found["program_flop"] * (devices or 1),  # of the program of one
     "mebibytes": found["memory"]["program"] / 2**20,
   }
 
@@ -150,20 +132,18 @@ def main() -> None:
     f"{'MiB':>8}{'ns/kFLOP':>10}"
   )
   for axis in given.axes:
+    # All of them, so that a mistake is told before anything is timed.
     pairs = [changed(given.config, axis, times) for times in AXES[axis]]
-    if axis == "devices":
-      rows = [apart(c, value, given.steps) for c, value in pairs]
-    else:
-      rows = together([c for c, _ in pairs], given.steps)
-    rows = [
-      {"axis": axis, "value": value} | row
-      for (_, value), row in zip(pairs, rows, strict=True)
-    ]
-    for row in rows:
+    rows = []
+    for c, value in pairs:
+      devices = value if axis == "devices" else None
+      row = {"axis": axis, "value": value} | measure(c, given.steps, devices)
+      rows.append(row)
       print(
         f"{axis:<12}{row['value']:>6}{row['ms']:>11.4g}"
         f"{row['hand'] / 1e9:>15.4g}{row['xla'] / 1e9:>9.4g}"
-        f"{row['mebibytes']:>8.1f}{1e9 * row['ms'] / row['hand']:>10.3g}"
+        f"{row['mebibytes']:>8.1f}{1e9 * row['ms'] / row['hand']:>10.3g}",
+        flush=True,
       )
     print(law(axis, rows) + "\n", flush=True)
     found += rows

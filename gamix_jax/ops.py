@@ -16,6 +16,9 @@ from jax import lax
 from gamix_jax import winograd
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Channels from which on fewer products, or better ones, pay for what it costs
+# to bring the numbers there.
+WIDE = 64
 
 
 def _on_cpu() -> bool:
@@ -66,7 +69,7 @@ def _few_products_pay(x, kernel, padding) -> bool:
     and (padding == "SAME" or tuple(padding) == ((1, 1), (1, 1)))
     and h % 4 == w % 4 == 0
     # Of narrower layers and of smaller images the maps cost what they save.
-    and min(kernel.shape[2:]) >= 64
+    and min(kernel.shape[2:]) >= WIDE
     and min(h, w) >= 8
     # bfloat16 would round between the maps.
     and x.dtype in (jnp.float32, jnp.float64)
@@ -137,9 +140,34 @@ def _strided(x, kernel, before):
 
 
 def _strided_to_kernel(x, kernel, before, g):
-  """The gradient of `_strided` to its kernel, as XLA's own."""
+  """The gradient of `_strided` to its kernel."""
+  if min(kernel.shape[2:]) >= WIDE:
+    return strided_to_kernel_by_columns(x, before, g)
   _, pullback = jax.vjp(lambda k: _strided(x, k, before), kernel)
   return pullback(g)[0]
+
+
+def strided_to_kernel_by_columns(
+  x: jax.Array, before: int, g: jax.Array
+) -> jax.Array:
+  """The gradient of `conv_halving` to its kernel, as one product of matrices.
+
+  Args:
+    x: [b, 2h, 2w, c_in].
+    before: rows and columns of padding in front: 0 or 1.
+    g: [b, h, w, c_out], the gradient to the output.
+
+  Returns:
+    [3, 3, c_in, c_out].
+  """
+  _, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
+  x = jnp.stack([x[:, :, j : j + w - 1 : 2] for j in range(3)], axis=3)
+  x = jnp.stack([x[:, i : i + h - 1 : 2] for i in range(3)], axis=3)
+  # The sum is over pixels; with them innermost on the left it is quicker.
+  pixels_last = g.reshape(-1, g.shape[-1]).T
+  kernel = pixels_last @ x.reshape(-1, 9 * c)
+  return jnp.moveaxis(kernel.reshape(-1, 3, 3, c), 0, 3)
 
 
 def _halving_forward(x, kernel, before):

@@ -343,11 +343,12 @@ def test_conv_of_one_pixel(dtype, stride):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("before", [0, 1])
-def test_conv_halving(dtype, before):
+@pytest.mark.parametrize("wide", [0, ops.WIDE])
+def test_conv_halving(dtype, before, wide):
   """Against XLA's own operation."""
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(2, 4, 6, 5)), dtype)
-  kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 3)), dtype)
+  x = jnp.asarray(rng.normal(size=(2, 4, 6, wide + 5)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, wide + 5, wide + 3)), dtype)
   padding = ((before, 1), (before, 1))
 
   def plain(x, kernel):
@@ -432,7 +433,9 @@ def test_which_convolution_takes_which_form(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2)])
+@pytest.mark.parametrize(
+  "shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2), (2, 3, 5, ops.WIDE, ops.WIDE + 2)]
+)
 def test_conv_transpose_by_phases(dtype, shape):
   """Against XLA's own operation."""
   b, h, w, c_in, c_out = shape
