@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,32 +23,34 @@ def measure(config) -> dict[str, dict[str, float]]:
     "imported", "built", "initialised" and ended its first "step", each from
     the one before, and the "total"}.
   """
+  with tempfile.TemporaryDirectory() as folder:
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
+    return {name: start(config, env) for name in ("cold", "cached")}
+
+
+def start(config, env: Mapping[str, str]) -> dict[str, float]:
+  """A process up to its first step; the times as `measure` gives them."""
   from gamix_jax import config as configs  # noqa: PLC0415
 
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "config.json"
     path.write_text(configs.to_json(config))
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
-    return {name: _once(path, env) for name in ("cold", "cached")}
-
-
-def _once(path: Path, env: dict) -> dict[str, float]:
-  start = time.time()
-  ran = subprocess.run(
-    [sys.executable, "-m", "benchmarks.first", str(path)],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+    begun = time.time()
+    ran = subprocess.run(
+      [sys.executable, "-m", "benchmarks.first", str(path)],
+      cwd=ROOT,
+      env=env,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   if ran.returncode:
     raise RuntimeError(f"the process of a first step failed:\n{ran.stderr}")
   marks = json.loads(ran.stdout.splitlines()[-1])
-  out, before = {}, start
+  out, before = {}, begun
   for name, mark in marks.items():
     out[name], before = mark - before, mark
-  return out | {"total": before - start}
+  return out | {"total": before - begun}
 
 
 def main() -> None:

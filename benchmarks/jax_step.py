@@ -18,6 +18,7 @@ class Ours:
   Attributes:
     compiled: the step's program, after `compile`.
     seconds: {"trace": ..., "compile": ...}.
+    from_cache: whether `compile` found it in the compilation cache.
   """
 
   def __init__(self, config: ConfigDict):
@@ -28,6 +29,7 @@ class Ours:
     self.function = step.jitted(self.recipe, self.layout)
     self.seconds: dict[str, float] = {}
     self.compiled = self.state = self.batch = None
+    self.from_cache = False
 
   def begin(self) -> None:
     """The first state and the batch, as `train` makes them."""
@@ -43,9 +45,17 @@ class Ours:
     start = time.perf_counter()
     lowered = self.function.lower(self.state, self.batch)
     self.seconds["trace"] = time.perf_counter() - start
+    events = []
+
+    def hear(event, **_):
+      events.append(event)
+
+    jax.monitoring.register_event_listener(hear)
     start = time.perf_counter()
     self.compiled = lowered.compile()
     self.seconds["compile"] = time.perf_counter() - start
+    jax.monitoring.unregister_event_listener(hear)
+    self.from_cache = "/jax/compilation_cache/cache_hits" in events
 
   def run(self, n: int) -> None:
     """n steps begun one after the other; waits for the last."""

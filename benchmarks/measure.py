@@ -8,8 +8,8 @@ import time
 
 import jax
 
-from benchmarks import clock, flops, jax_step
-from gamix_jax import malloc
+from benchmarks import clock, first, flops, jax_step
+from gamix_jax import cli, malloc
 from gamix_jax.config import ConfigDict, image_shape, layer_bytes
 
 SIDES = {"cpu": 2048}  # of the matrices of the product
@@ -25,6 +25,7 @@ def measure(
   torch_compile: bool = False,
   torch_layout: str = "channels_last",
   only: str | None = None,
+  cached: bool = False,
 ) -> dict:
   """All that is to be known of a config's step; see `table`.
 
@@ -36,10 +37,17 @@ def measure(
     torch_layout: of its images.
     only: None, "ours", "torch": which of the two is timed; the numbers they
       compute are compared where both are.
+    cached: whether our step comes from the compilation cache. What a compiler
+      leaves of its memory makes the steps after it slower on a CPU.
   """
   malloc.keep_freed_on_cpu(layer_bytes(config))
-  # What is compiled here is compiled anew.
-  jax.config.update("jax_enable_compilation_cache", False)
+  if cached:
+    cli.use_compilation_cache()
+    say("filling the compilation cache")
+    first.start(config, os.environ)
+  else:
+    # What is compiled here is compiled anew.
+    jax.config.update("jax_enable_compilation_cache", False)
   device = jax.devices()[0]
   batch = config.data.batch_size
   found = {
@@ -69,10 +77,12 @@ def measure(
       config, found, torch_compile, torch_layout, agree=only is None
     )
   if only != "torch":
-    say("compiling the step")
+    say("reading the step" if cached else "compiling the step")
     ours = jax_step.Ours(config)
     ours.begin()
     ours.compile()
+    if cached and not ours.from_cache:
+      raise RuntimeError("the step was not found in the compilation cache.")
     runners = {OURS: ours.run} | runners
   if against == "eager-jax":
     runners[EAGER] = jax_step.Eager(ours).run
@@ -84,7 +94,7 @@ def measure(
       "flop_per_second": found["flop_per_image"] * batch / spread.median,
     }
   if only != "torch":
-    found["compile"] = ours.seconds
+    found["compile"] = ours.seconds | {"cached": cached}
     found["memory"] = ours.memory()
     if against == "torch":  # the peak may be that of the comparison
       found["memory"].pop("device_peak", None)
@@ -217,8 +227,8 @@ def _rest(found: dict) -> list[str]:
       f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of a copy"
     )
     out.append(
-      f"Compiling   {seconds['compile']:.1f} s after {seconds['trace']:.1f} s "
-      "of tracing"
+      f"{'Reading' if seconds['cached'] else 'Compiling':<12}"
+      f"{seconds['compile']:.1f} s after {seconds['trace']:.1f} s of tracing"
     )
   if "program" in memory:
     mega = {k: v / 2**20 for k, v in memory.items()}

@@ -10,6 +10,8 @@
 --torch_compile                 PyTorch's compiled, else eager
 --torch_layout=contiguous       NCHW in memory; else channels-last
 --only=torch                    of the two one alone, unchecked (ours, torch)
+--cached                        ours as a second start has it: not compiled, but
+                                read from the compilation cache
 --nofirst                       without the time to a first step
 --json=FILE                     the numbers as well
 
@@ -37,6 +39,7 @@ TORCH_LAYOUT = flags.DEFINE_enum(
   "torch_layout", "channels_last", ["channels_last", "contiguous"], ""
 )
 ONLY = flags.DEFINE_enum("only", None, ["ours", "torch"], "")
+CACHED = flags.DEFINE_bool("cached", False, "")
 FIRST = flags.DEFINE_bool("first", True, "Whether to time a first step.")
 JSON = flags.DEFINE_string("json", None, "Where the numbers go.")
 
@@ -51,6 +54,8 @@ def main() -> None:
     raise UserError("Of a linear network the arithmetic is not counted.")
   if ONLY.value and AGAINST.value != "torch":
     raise UserError("--only chooses one of two: give --against=torch too.")
+  if CACHED.value and AGAINST.value and ONLY.value != "ours":
+    raise UserError("--cached is of ours alone: give --only=ours.")
   if AGAINST.value == "torch":
     # JAX would take three quarters of a GPU's memory for itself.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -65,6 +70,7 @@ def main() -> None:
     torch_compile=TORCH_COMPILE.value,
     torch_layout=TORCH_LAYOUT.value,
     only=ONLY.value,
+    cached=CACHED.value,
   )
   if FIRST.value and ONLY.value != "torch":
     from benchmarks import first  # noqa: PLC0415

@@ -114,6 +114,7 @@ def test_table_of_the_step(program, tmp_path):
   ran = run(
     program,
     *(TINY, "--batch=4", "--steps=1", "--nofirst", f"--json={path}"),
+    "--cached",
     *(f"--config.{k}={v}" for k, v in quick.items()),
   )
   assert ran.returncode == 0, ran.stderr
@@ -130,7 +131,9 @@ def test_table_of_the_step(program, tmp_path):
   assert per_image == flops.per_image(c)["total"]
   memory = found["memory"]
   assert 0 < memory["program"] < memory["resident_high"]
-  for words in ("gamix_jax ", "images/s", "Ceilings", "Compiling", "Memory"):
+  # What was read from the cache was not compiled.
+  assert found["compile"]["cached"]
+  for words in ("gamix_jax ", "images/s", "Ceilings", "Reading", "Memory"):
     assert words in ran.stdout
   assert f"{row['images_per_second']:.4g}" in ran.stdout
 
@@ -140,6 +143,7 @@ def test_mistakes(program):
     ((TINY, "--bach=3"), "bach"),
     ((TINY, "--against=tensorflow"), "against"),
     ((TINY, "--only=torch"), "--against=torch"),
+    ((TINY, "--cached", "--against=eager-jax"), "--only=ours"),
     ((TINY, "--config.objective.nam=x"), "name"),
   ]
   ran = [program.pool.submit(run, program, *flags) for flags, _ in refused]

@@ -428,8 +428,21 @@ def test_which_convolution_takes_which_form(monkeypatch):
   assert forms(3, 1, "SAME", 8, 63) == forms(3, 1, "SAME", 4, 64) == plain
   assert forms(3, 1, "SAME", 10, 64) == plain
   assert forms(3, 1, "SAME", 8, 64, "bfloat16") == plain
+
+  def halving_has_a_product(width):
+    x, kernel = jnp.zeros((1, 4, 4, width)), jnp.zeros((3, 3, width, width))
+    gradient = jax.grad(
+      lambda k: jnp.sum(
+        ops.conv(x, k, (2, 2), "SAME", dimension_numbers=ops.DIMENSIONS)
+      )
+    )
+    return "dot_general" in str(jax.make_jaxpr(gradient)(kernel))
+
+  assert halving_has_a_product(64) and not halving_has_a_product(63)
+
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert forms(3, 1, "SAME", 8, 64) == plain
+  assert not halving_has_a_product(64)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
