@@ -116,7 +116,8 @@ def measure(c: config.ConfigDict, steps: int, devices: int | None) -> dict:
   return {
     "ms": 1e3 * found["rows"]["gamix_jax"]["median"],
     "hand": by_hand(c),
-    "xla": found["program_flop"] * (devices or 1),  # of the program of one
+    # Of the program of one.
+    "xla": found["program_flop"] * found["machine"]["devices"],
     "mebibytes": found["memory"]["program"] / 2**20,
   }
 

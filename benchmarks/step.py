@@ -27,6 +27,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks import first
 from gamix_jax import cli, config
 from gamix_jax.errors import UserError
 
@@ -73,8 +74,6 @@ def main() -> None:
     cached=CACHED.value,
   )
   if FIRST.value and ONLY.value != "torch":
-    from benchmarks import first  # noqa: PLC0415
-
     measure.say("a first step, twice")
     found["first_step"] = first.measure(c)
   print(measure.table(found), flush=True)
