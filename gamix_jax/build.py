@@ -1,25 +1,50 @@
 """From a config to the Recipe of its run."""
 
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gamix_jax import objective, optim, population, posterior
-from gamix_jax.config import ConfigDict, base, differences, image_shape
+from gamix_jax.config import (
+  ConfigDict,
+  base,
+  differences,
+  halvings,
+  image_shape,
+)
 from gamix_jax.errors import UserError
 from gamix_jax.networks import (
+  INPUT_NORMS,
   NORMS,
   VAE,
+  ConvDecoder,
+  ConvEncoder,
   Decoder,
   Encoder,
   LinearDecoder,
   LinearEncoder,
+  MLPDecoder,
+  MLPEncoder,
   PatchDiscriminator,
 )
 from gamix_jax.step import Recipe
 
-CODERS = ("resnet", "linear")
+ENCODERS = {
+  "resnet": Encoder,
+  "conv": ConvEncoder,
+  "mlp": MLPEncoder,
+  "linear": LinearEncoder,
+}
+DECODERS = {
+  "resnet": Decoder,
+  "conv": ConvDecoder,
+  "mlp": MLPDecoder,
+  "linear": LinearDecoder,
+}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -63,49 +88,74 @@ def _dtypes(name: str):
   return jnp.dtype(name).type, jnp.float32
 
 
-def _coders(config: ConfigDict, common: dict, kind: dict):
-  """The encoder and the decoder.
+def _check_names(model: ConfigDict) -> None:
+  """Refuses networks and normalisations that there are not.
 
   Raises:
-    UserError: a name that is none of theirs.
+    UserError: names those that there are.
   """
-  model = config.model
-  for name in ("encoder", "decoder"):
-    if model[name] not in CODERS:
+  for key, known in (
+    ("encoder", ENCODERS),
+    ("decoder", DECODERS),
+    ("norm", NORMS),
+    ("input_norm", INPUT_NORMS),
+  ):
+    if model[key] not in known:
       raise UserError(
-        f"model.{name}={model[name]!r} is none of {', '.join(CODERS)}."
+        f"model.{key}={model[key]!r} is none of {', '.join(known)}."
       )
-  h, w, c = image_shape(config)
-  halvings = len(model.encoder_features) - 1
-  channels = model.head_features or max(1, model.latent // 8)
-  encoder, decoder = LinearEncoder(), LinearDecoder((h, w, c), **kind)
-  if model.encoder == "resnet":
-    encoder = Encoder(
-      features=tuple(model.encoder_features), head_features=channels, **common
-    )
-  if model.decoder == "resnet":
-    decoder = Decoder(
-      features=tuple(model.decoder_features),
-      start=(h >> halvings, w >> halvings, channels),
-      **common,
-    )
-  return encoder, decoder
+
+
+def _encoder(config: ConfigDict, common: dict) -> nn.Module:
+  """The encoder that `model.encoder` names."""
+  model = config.model
+  name = model.encoder
+  if name == "linear":
+    return LinearEncoder()
+  own: dict[str, Any] = dict(features=tuple(model.encoder_features))
+  own["input_norm"] = model.input_norm
+  if name != "mlp":
+    own["patch"] = model.patch
+  if name == "resnet":
+    own["head_features"] = _head_features(model)
+  return ENCODERS[name](**own, **common)
+
+
+def _decoder(config: ConfigDict, common: dict, kind: dict) -> nn.Module:
+  """The decoder that `model.decoder` names."""
+  model, shape = config.model, image_shape(config)
+  name = model.decoder
+  if name == "linear":
+    return LinearDecoder(shape, **kind)
+  features = tuple(model.decoder_features)
+  if name == "mlp":
+    return MLPDecoder(features=features, image_shape=shape, **common)
+  h, w, channels = shape
+  factor = model.patch * 2 ** halvings(config)["decoder"]
+  top = _head_features(model) if name == "resnet" else features[0]
+  return DECODERS[name](
+    features=features,
+    start=(h // factor, w // factor, top),
+    channels=channels,
+    patch=model.patch,
+    upsample_gain=model.upsample_gain,
+    **common,
+  )
+
+
+def _head_features(model: ConfigDict) -> int:
+  return model.head_features or max(1, model.latent // 8)
 
 
 def _networks(config: ConfigDict, kind: dict):
   """Encoder, head and decoder in one; the discriminator or None."""
   model = config.model
-  if model.norm not in NORMS:
-    raise UserError(
-      f"model.norm={model.norm!r} is not a normalisation; "
-      f"there are: {', '.join(NORMS)}."
-    )
+  _check_names(model)
   common = dict(norm=model.norm, **kind)
-  encoder, decoder = _coders(config, common, kind)
   vae = VAE(
-    encoder=encoder,
+    encoder=_encoder(config, common),
     posterior=posterior.head(**config.posterior, latent=model.latent, **kind),
-    decoder=decoder,
+    decoder=_decoder(config, common, kind),
     prior=posterior.prior.make(
       **config.prior,
       latent=model.latent,
@@ -177,13 +227,28 @@ def _check_exact(config: ConfigDict) -> None:
     raise UserError(f"objective.name='exact' needs {', '.join(wrong)}.")
 
 
-def memory_decay(config: ConfigDict) -> float:
-  """The decay of the population's memory: as asked for, or as needed."""
-  if config.objective.memory is not None:
-    return float(config.objective.memory)
-  return population.default_decay(
-    config.objective.population, config.model.latent, config.data.batch_size
-  )
+def _ramps(config: ConfigDict, terms: Iterable[str]) -> dict[str, int]:
+  """The ramps that are set.
+
+  Raises:
+    UserError: one of a term that the objective does not have; of siwae's
+      bound, which is none with part of its weight.
+  """
+  found = {k: int(v) for k, v in config.ramp.items() if v}
+  for name in found:
+    if name not in terms:
+      raise UserError(
+        f"ramp.{name}={found[name]}, but objective.name="
+        f"{config.objective.name!r}, adversarial.loss="
+        f"{config.adversarial.loss!r} has no term {name}; its terms are "
+        f"{', '.join(terms)}. Use --config.ramp.{name}=0."
+      )
+  if config.objective.name == "siwae" and "kl" in found:
+    raise UserError(
+      f"ramp.kl={found['kl']}: the bound of objective.name='siwae' is whole "
+      "only with the full weight; use --config.ramp.kl=0."
+    )
+  return found
 
 
 def recipe(config: ConfigDict) -> Recipe:
@@ -202,11 +267,8 @@ def recipe(config: ConfigDict) -> Recipe:
       f"objective.reconstruction={section.reconstruction!r} is not a "
       f"reconstruction; there are: {', '.join(objective.RECONSTRUCTIONS)}."
     )
-  latent, form = config.model.latent, section.population
-  decay = memory_decay(config)
-  remembers = "population_kl" in vae_weights
-  if remembers:
-    population.check(form, decay, latent, config.data.batch_size)
+  if "population_kl" in vae_weights:
+    population.check(section.population, config.data.batch_size)
   _check_posterior(config, vae.posterior.family)
   if section.name == "exact":
     _check_exact(config)
@@ -217,14 +279,7 @@ def recipe(config: ConfigDict) -> Recipe:
     vae_optimizer=optim.optimizer(config.steps, **config.optim.vae),
     disc_optimizer=optim.optimizer(config.steps, **config.optim.disc),
     terms=partial(
-      function, form=form, decay=decay, kind=section.reconstruction
-    ),
-    init_memory=partial(
-      population.init_memory,
-      form,
-      decay if remembers else 0.0,
-      latent,
-      param_dtype,
+      function, form=section.population, kind=section.reconstruction
     ),
     vae_weights=vae_weights,
     disc_weights=disc_weights,
@@ -232,7 +287,7 @@ def recipe(config: ConfigDict) -> Recipe:
     adversarial=config.adversarial.loss,
     start=config.adversarial.start,
     delay=config.adversarial.delay,
-    ramp=config.adversarial.ramp,
+    ramps=_ramps(config, vae_weights),
     draws=0 if section.name == "exact" else section.draws,
     ema_decay=config.ema.decay,
     image_shape=image_shape(config),

@@ -53,11 +53,15 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model = ConfigDict()
   c.model.latent = 512
   c.model.encoder_features = (128,) * 7
-  c.model.decoder_features = (128,) * 6 + (3,)
+  c.model.decoder_features = (128,) * 6 + (3,)  # any last width will do
   c.model.discriminator_features = (128, 128, 128, 64, 64, 1)
   c.model.discriminator_strides = (2, 2, 2, 1, 1, 1)
-  c.model.encoder = "resnet"  # or linear: the posterior's head alone
-  c.model.decoder = "resnet"  # or linear: x_hat = Phi z
+  c.model.encoder = "resnet"  # conv, mlp; linear: the posterior's head alone
+  c.model.decoder = "resnet"  # conv, mlp; linear: x_hat = Phi z
+  c.model.input_norm = "layer"  # none: brightness and contrast are encoded
+  c.model.patch = 1  # pixels of a side that resnet and conv see as channels
+  c.model.upsample_gain = 1.0  # of initial transposed convolutions; 2 keeps
+  #   the size of a signal, 1 (published) halves it
   c.model.norm = "affine"  # what ran; batch, group, none
   c.model.head_features = 0  # channels of the encoder's output; 0: latent // 8
   c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
@@ -88,9 +92,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
 
   c.objective = ConfigDict()
   c.objective.name = "gamix"  # elbo, exact, selbo, siwae, evae
-  c.objective.population = "means"  # full, correlation, covariance
-  c.objective.memory = _any(None)  # decay of the moments' average over steps;
-  #   0: this batch alone; None: 0, and what "covariance" needs
+  c.objective.population = "means"  # full, debiased, quadratic
   c.objective.reconstruction = "l1"  # l2, bernoulli
   c.objective.draws = 1  # of z per image, and per component of a mixture
 
@@ -98,7 +100,6 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.adversarial.loss = "bce"  # hinge, none
   c.adversarial.start = 0  # the discriminator's first step
   c.adversarial.delay = 0  # steps it trains before `fool` counts
-  c.adversarial.ramp = 0  # steps over which `fool` grows to its weight
 
   # A weight for every term of the objective, None for the names it has not.
   c.weights = ConfigDict()
@@ -110,6 +111,14 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.weights.fool = _any(100.0)
   c.weights.real = _any(100.0)
   c.weights.fake = _any(100.0)
+
+  # Steps over which the weight of a term grows from 0, linearly; 0: at once.
+  c.ramp = ConfigDict()
+  c.ramp.population_kl = 0
+  c.ramp.collapse = 0
+  c.ramp.kl = 0
+  c.ramp.kernel = 0
+  c.ramp.fool = 0  # from adversarial.start + adversarial.delay on
 
   c.optim = ConfigDict()
   for net in ("vae", "disc"):
@@ -152,8 +161,15 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 def layer_bytes(c: ConfigDict) -> int:
   """Of a batch behind the encoder's first layer, in float32."""
-  h, w, _ = image_shape(c)
-  return 4 * c.data.batch_size * h * w * c.model.encoder_features[0]
+  h, w, channels = image_shape(c)
+  model = c.model
+  numbers = h * w * channels
+  if model.encoder == "mlp":
+    numbers = max(numbers, *model.encoder_features)
+  elif model.encoder != "linear":
+    side = model.patch * (2 if model.encoder == "conv" else 1)
+    numbers = h * w // side**2 * model.encoder_features[0]
+  return 4 * c.data.batch_size * numbers
 
 
 def profiled(config: ConfigDict) -> range:
@@ -187,6 +203,8 @@ POSITIVE = (
   "posterior.components",
   "prior.components",
   "objective.draws",
+  "model.patch",
+  "model.upsample_gain",
   "optim.vae.learning_rate",
   "optim.disc.learning_rate",
   "optim.vae.eps",
@@ -201,7 +219,11 @@ NOT_NEGATIVE = (
   "model.head_features",
   "adversarial.start",
   "adversarial.delay",
-  "adversarial.ramp",
+  "ramp.population_kl",
+  "ramp.collapse",
+  "ramp.kl",
+  "ramp.kernel",
+  "ramp.fool",
   "optim.vae.clip",
   "optim.disc.clip",
   "optim.vae.warmup",
@@ -210,7 +232,6 @@ NOT_NEGATIVE = (
 )
 BELOW_ONE = (  # from 0
   "model.dropout",
-  "objective.memory",
   "optim.vae.b1",
   "optim.vae.b2",
   "optim.disc.b1",
@@ -238,7 +259,7 @@ def check(config: ConfigDict) -> None:
     )
   profiled(config)
   _check_sizes(config)
-  _check_features(config.model, config.data.channels)
+  _check_features(config.model)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -247,9 +268,6 @@ def _check_ranges(config: ConfigDict) -> None:
       raise UserError(
         f"weights.{name}={weight!r} is neither a number from 0 on nor None."
       )
-  memory = config.objective.memory
-  if memory is not None and not _is_number(memory):
-    raise UserError(f"objective.memory={memory!r} is no number, nor None.")
   if not -(2**63) <= config.seed < 2**63:
     raise UserError(f"seed={config.seed} does not fit into 64 bits.")
   for keys, wanted, ok in (
@@ -271,6 +289,21 @@ def _is_number(value: Any) -> bool:
   )
 
 
+def halvings(config: ConfigDict) -> dict[str, int]:
+  """How often the encoder and the decoder change an image's size.
+
+  Returns:
+    {"encoder": n, "decoder": n} of those that do; a ResNet has one stage less
+    than feature counts, a plain convolutional network one for each.
+  """
+  of = {"resnet": -1, "conv": 0}
+  return {
+    name: len(config.model[f"{name}_features"]) + of[config.model[name]]
+    for name in ("encoder", "decoder")
+    if config.model[name] in of
+  }
+
+
 def _check_sizes(config: ConfigDict) -> None:
   size = config.data.image_size
   pair = size if isinstance(size, tuple | list) else (size, size)
@@ -279,36 +312,35 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
     )
-  if config.model.encoder == config.model.decoder == "linear":
-    return
-  halvings = len(config.model.encoder_features) - 1
-  factor = 2**halvings
-  for side in pair:
-    if side % factor:
-      below = side // factor * factor
-      fits = [s for s in (below, below + factor, below + 2 * factor) if s]
-      raise UserError(
-        f"data.image_size={size!r}: model.encoder_features halves an image "
-        f"{halvings} times, which {side} does not divide by; sizes that do: "
-        f"{', '.join(map(str, fits))} (multiples of {factor})."
-      )
+  for name, times in halvings(config).items():
+    factor = config.model.patch * 2**times
+    for side in pair:
+      if side % factor:
+        below = side // factor * factor
+        fits = [s for s in (below, below + factor, below + 2 * factor) if s]
+        patch = (
+          f" model.patch={config.model.patch} and" if factor > 2**times else ""
+        )
+        raise UserError(
+          f"data.image_size={size!r}:{patch} model.{name}_features halves an "
+          f"image {times} times, which {side} does not divide by; sizes that "
+          f"do: {', '.join(map(str, fits))} (multiples of {factor})."
+        )
 
 
-def _check_features(model: ConfigDict, channels: int) -> None:
+def _check_features(model: ConfigDict) -> None:
   encoder, decoder = model.encoder_features, model.decoder_features
-  if len(encoder) != len(decoder) or not encoder:
+  if model.encoder == model.decoder == "resnet" and len(encoder) != len(
+    decoder
+  ):
     raise UserError(
       f"model.encoder_features has {len(encoder)} entries and "
       f"model.decoder_features {len(decoder)}; they halve and double an image "
       "one time less than that, so give them as many."
     )
-  if decoder[-1] != channels:
-    fitting = (*decoder[:-1], channels)
-    raise UserError(
-      f"model.decoder_features ends with {decoder[-1]}, but images have "
-      f"data.channels={channels}; use --config.model.decoder_features="
-      f"'{fitting}'."
-    )
+  for name in ("encoder", "decoder"):
+    if model[name] != "linear" and not model[f"{name}_features"]:
+      raise UserError(f"model.{name}_features is empty; give it a width.")
   features, strides = model.discriminator_features, model.discriminator_strides
   if len(features) != len(strides) or not features or features[-1] != 1:
     raise UserError(

@@ -34,6 +34,34 @@ def posterior(q: Posterior) -> dict[str, jax.Array]:
   }
 
 
+def code(p: Pass, kind: str) -> dict[str, jax.Array]:
+  """Whether codes carry information: 0 of both is posterior collapse.
+
+  Args:
+    p: a pass in training.
+    kind: the reconstruction's.
+
+  Returns:
+    `posterior/kl`, the batch's mean KL(q(z | x) || p(z)) in nats, of a family
+    that has one; `posterior/explained_variance`, the share of the batch's
+    variance over images that the reconstructions explain: 1 for x itself, 0
+    for the same picture for every image, below 0 for chance.
+  """
+  x_hat = objective.to_image(p.x_hat, kind).astype(p.x.dtype)
+  x_hat = jnp.sum(lift_right(p.w, x_hat.ndim) * x_hat, axis=0)
+  left = jnp.sum(jnp.var(p.x - x_hat, axis=0))
+  total = jnp.maximum(jnp.sum(jnp.var(p.x, axis=0)), 1e-12)
+  found = {"posterior/explained_variance": 1 - left / total}
+  if p.q.bounded:
+    found["posterior/kl"] = jnp.mean(p.q.kl(p.z, p.w))
+  return jax.lax.stop_gradient(found)
+
+
+def lift_right(x: jax.Array, ndim: int) -> jax.Array:
+  """x with axes of length 1 behind, so that it has ndim axes."""
+  return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
+
+
 def logits(
   real: jax.Array, fake: jax.Array, w: jax.Array
 ) -> dict[str, jax.Array]:

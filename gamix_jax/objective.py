@@ -17,7 +17,7 @@ Source: arXiv:2309.13160 and the published code as it ran.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,29 +129,29 @@ def collapse(q: Posterior) -> jax.Array:
   return jnp.mean(jnp.sum(weights * each, axis=-1))
 
 
-def gamix(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+def gamix(p: Pass, *, form: str, kind: str):
   """GAMIX: the population is pulled to the prior, single posteriors are not."""
-  kl, info, memory = population.population_kl(p.q, memory, form, decay)
+  kl, info = population.population_kl(p.q, form)
   terms = {
     "recon": recon(p, kind),
     "population_kl": kl,
     "collapse": collapse(p.q),
   }
-  return terms, info, memory
+  return terms, info
 
 
-def elbo(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+def elbo(p: Pass, *, form: str, kind: str):
   """The standard VAE: every posterior is pulled to the prior.
 
   Of a mixture this is the stratified ELBO, with the mixture's own density
   (`selbo` is its other name; Morningstar et al., arXiv:2003.01687).
   """
-  del form, decay
+  del form
   terms = {"recon": recon(p, kind), "kl": jnp.mean(p.q.kl(p.z, p.w))}
-  return terms, {}, memory
+  return terms, {}
 
 
-def exact(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+def exact(p: Pass, *, form: str, kind: str):
   """The elbo of a linear decoder in closed form: no draws, no relaxation.
 
       E |x - Phi z|^2 = |x - Phi E z|^2 + sum_d |Phi_d|^2 Var z_d
@@ -159,15 +159,15 @@ def exact(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
   of independent latents; with counts, whose mean is their variance, amortised
   sparse coding (arXiv:2405.14473).
   """
-  del form, decay, kind
+  del form, kind
   terms = {
     "recon": recon(p, "l2") + jnp.mean(p.spread),
     "kl": jnp.mean(p.q.kl(p.z, p.w)),
   }
-  return terms, {}, memory
+  return terms, {}
 
 
-def siwae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+def siwae(p: Pass, *, form: str, kind: str):
   """The stratified importance-weighted bound of T draws, SIWAE_T.
 
       E logsumexp_kt [ ln pi_k + ln p(x, z_kt) - ln q(z_kt | x) ] - ln T
@@ -178,16 +178,16 @@ def siwae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
   the bound loses beside the reconstruction: with one draw of one component an
   estimate of KL(q || p), with more of them less.
   """
-  del form, decay
+  del form
   likelihood = -p.weight * error(p.x, p.x_hat, kind)
   log_ratio = likelihood + p.q.log_prior(p.z) - p.q.log_prob(p.z)
   bound = jax.nn.logsumexp(log_ratio, axis=0, b=p.w)
   of_images = recon(p, kind)
   kl = -jnp.mean(bound) - p.weight * of_images
-  return {"recon": of_images, "kl": kl}, {}, memory
+  return {"recon": of_images, "kl": kl}, {}
 
 
-def evae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
+def evae(p: Pass, *, form: str, kind: str):
   """The Epanechnikov VAE's loss as published; NOT a bound of ln p(x).
 
       kernel = mean_i 3 B / (5 M) sum_d 1 / r_d(x_i)
@@ -196,18 +196,17 @@ def evae(p: Pass, memory: Any, *, form: str, decay: float, kind: str):
   where it stands beside the reconstruction with a weight of 1. mu is in no
   term but `recon`.
   """
-  del form, decay
+  del form
   inverse = jnp.mean(jnp.sum(1 / p.q.radius(), axis=-1))
   kernel = 3 * p.q.width / (5 * p.x.shape[0]) * inverse
-  return {"recon": recon(p, kind), "kernel": kernel}, {}, memory
+  return {"recon": recon(p, kind), "kernel": kernel}, {}
 
 
 class Objective(NamedTuple):
   """A line of the table.
 
   Attributes:
-    function: of a Pass and the moments' memory: terms, what else is to be
-      logged, the new memory.
+    function: of a Pass: terms, and what else is to be logged.
     terms: the names it returns.
     families: the classes of posteriors that it is defined for.
   """

@@ -31,7 +31,7 @@ def at_size(
     collapse: weight of `collapse`.
   """
   h, w, c = image_shape(config)
-  config.objective.population = "correlation"
+  config.objective.population = "debiased"
   weight = float(round(recon * h * w * c))
   config.weights.update(
     recon=weight,

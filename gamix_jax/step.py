@@ -41,7 +41,6 @@ class TrainState:
     vae: encoder, posterior head and decoder.
     disc: the discriminator; empty where there is none.
     ema: the exponential average of the VAE's parameters.
-    population: remembered moments, see `population.init_memory`.
     skipped: int32 [2]: updates skipped for a non-finite number, in all and
       in a row until now.
   """
@@ -50,7 +49,6 @@ class TrainState:
   vae: Net
   disc: Net
   ema: Any
-  population: Any
   skipped: jax.Array
 
 
@@ -58,22 +56,23 @@ class TrainState:
 class Recipe:
   """What does not change in a run: networks, optimisers, loss, seed.
 
-  `draws` is 0 where the expectation over z is taken in closed form.
+  `draws` is 0 where the expectation over z is taken in closed form. `ramps` are
+  the steps over which the weights of the VAE's terms grow from 0; terms without
+  one have their weights from the start.
   """
 
   vae: nn.Module
   disc: nn.Module | None
   vae_optimizer: optax.GradientTransformation
   disc_optimizer: optax.GradientTransformation
-  terms: Callable  # (Pass, memory) -> terms, info, memory
-  init_memory: Callable[[], Any]
+  terms: Callable  # Pass -> terms, info
   vae_weights: dict[str, float]
   disc_weights: dict[str, float]
   reconstruction: str
   adversarial: str
   start: int
   delay: int
-  ramp: int
+  ramps: dict[str, int]
   draws: int
   ema_decay: float
   image_shape: tuple[int, int, int]
@@ -115,7 +114,6 @@ def init(recipe: Recipe) -> TrainState:
     vae=vae,
     disc=disc,
     ema=jax.tree.map(jnp.copy, vae.params),
-    population=recipe.init_memory(),
     skipped=jnp.zeros(2, jnp.int32),
   )
 
@@ -146,10 +144,20 @@ def _discriminate(recipe, params, net, x, x_hat, key):
   return logits[0], logits[1:], stats
 
 
-def _ramp(recipe: Recipe, step: jax.Array) -> jax.Array:
-  """The share of its weight that `fool` has at a step: 0 to 1."""
-  since = step - recipe.start - recipe.delay
-  return jnp.clip((since + 1) / max(recipe.ramp, 1), 0, 1)
+def _ramped(recipe: Recipe, step: jax.Array) -> dict[str, Any]:
+  """The VAE's weights at a step.
+
+  A ramp grows linearly from 0 to the weight. That of `fool` begins when the
+  discriminator has trained for `delay` steps; before that its weight is 0.
+  """
+  weights: dict[str, Any] = dict(recipe.vae_weights)
+  for name, weight in recipe.vae_weights.items():
+    begin = recipe.start + recipe.delay if name == "fool" else 0
+    length = recipe.ramps.get(name, 0)
+    if length or name == "fool":
+      share = jnp.clip((step - begin + 1) / max(length, 1), 0, 1)
+      weights[name] = weight * share
+  return weights
 
 
 def losses(
@@ -182,10 +190,10 @@ def losses(
     of_vae = {"params": params[0]}
     spread = recipe.vae.apply(of_vae, var[:, 0], method="variance")
     made = made.replace(spread=spread)
-  terms, info, memory = recipe.terms(made, state.population)
+  terms, info = recipe.terms(made)
   disc_stats, disc_terms = {}, {}
-  weights = dict(recipe.vae_weights)
-  metrics = diagnose.posterior(q) | info
+  metrics = diagnose.posterior(q) | diagnose.code(made, recipe.reconstruction)
+  metrics |= info
   if recipe.disc is not None:
     image = objective.to_image(x_hat, recipe.reconstruction)
     real, fake, disc_stats = _discriminate(
@@ -193,15 +201,14 @@ def losses(
     )
     disc_terms = objective.adversarial(real, fake, w, recipe.adversarial)
     terms["fool"] = disc_terms.pop("fool")
-    weights["fool"] = weights["fool"] * _ramp(recipe, state.step)
     metrics |= diagnose.logits(real, fake, w)
-  vae_loss = objective.weighted(terms, weights)
+  vae_loss = objective.weighted(terms, _ramped(recipe, state.step))
   disc_loss = objective.weighted(disc_terms, recipe.disc_weights)
   disc_loss = jnp.asarray(disc_loss, vae_loss.dtype)
   metrics |= {f"vae/{k}": v for k, v in terms.items()}
   metrics |= {f"disc/{k}": v for k, v in disc_terms.items()}
   metrics |= {"vae/loss": vae_loss, "disc/loss": disc_loss}
-  return (vae_loss, disc_loss), (metrics, vae_stats, disc_stats, memory)
+  return (vae_loss, disc_loss), (metrics, vae_stats, disc_stats)
 
 
 def gradients(
@@ -266,7 +273,7 @@ def train_step(
     `population_mean` and `population_var`, which are [d].
   """
   (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch, layout)
-  metrics, vae_stats, disc_stats, memory = aux
+  metrics, vae_stats, disc_stats = aux
   vae_norm, disc_norm = (optax.tree.norm(g) for g in grads)
   vae_ok = jnp.isfinite(vae_loss) & jnp.isfinite(vae_norm)
   disc_ok = jnp.isfinite(disc_loss) & jnp.isfinite(disc_norm)
@@ -292,7 +299,6 @@ def train_step(
     vae=vae,
     disc=disc,
     ema=_average(recipe, state, vae.params),
-    population=_select(vae_ok, memory, state.population),
     skipped=skipped,
   )
   return state, metrics

@@ -252,7 +252,7 @@ def _check(done: int, metrics: dict[str, Any], config: ConfigDict) -> None:
       f"The loss or its gradient was not finite in the {in_a_row} steps up to "
       f"{done}; the weights are those before. The last checkpoint is kept.\n"
       "Lower the learning rates, set optim.*.clip, or start the discriminator "
-      "later (adversarial.start, .delay, .ramp)."
+      "later (adversarial.start, .delay, ramp.fool)."
     )
 
 
@@ -267,7 +267,7 @@ def _check_weights(done: int, state: step.TrainState) -> None:
       f"The weights are not finite after step {done}, which is not saved; the "
       "last checkpoint is kept, and the same command continues from there.\n"
       "If it comes again: lower the learning rates, set optim.*.clip, or start "
-      "the discriminator later (adversarial.start, .delay, .ramp)."
+      "the discriminator later (adversarial.start, .delay, ramp.fool)."
     )
 
 

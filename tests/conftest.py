@@ -64,8 +64,7 @@ def flat(**changes):
 # One of `flat` with statistics and moments that move, compiled once for tests.
 FLAT_BATCH = flat(
   model__norm="batch",
-  objective__population="covariance",
-  objective__memory=0.5,
+  objective__population="debiased",
   objective__draws=2,
 )
 
@@ -120,7 +119,6 @@ def state_of(recipe, seed=0):
     vae=vae,
     disc=net(shapes.disc) if recipe.disc is not None else shapes.disc,
     ema=vae.params,
-    population=recipe.init_memory(),
     skipped=jnp.zeros(2, jnp.int32),
   )
 

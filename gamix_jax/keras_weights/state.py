@@ -144,7 +144,6 @@ def to_state(
     vae=vae,
     disc=disc,
     ema=jax.tree.map(jnp.copy, vae.params),
-    population=recipe.init_memory(),
     skipped=jnp.zeros(2, jnp.int32),
   )
 

@@ -11,12 +11,11 @@ import jax
 from flax import linen as nn
 
 from gamix_jax.networks.parts import (
-  EPSILON,
-  GLOROT,
   ConvTranspose,
   Part,
+  normalize_input,
+  space_to_depth,
 )
-from gamix_jax.posterior.base import float_at_least_32
 
 # Of these the value at a pixel does not depend on the other pixels, so a
 # strided 1x1 convolution may be moved in front of them.
@@ -64,12 +63,13 @@ class UpBlock(Part):
   """Doubles height and width, by a 1x1 and a transposed 3x3, and a shortcut."""
 
   features: int = 0
+  gain: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     def up(name):
       return ConvTranspose(
-        self.features, self.dtype, self.param_dtype, name=name
+        self.features, self.gain, self.dtype, self.param_dtype, name=name
       )
 
     y = nn.relu(self.normed("bn1", x, train))
@@ -103,35 +103,40 @@ class DecoderStage(Part):
 
   features: int = 0
   next_features: int = 0
+  gain: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     kind = self.of_same_kind()
     x = ResidualBlock(features=self.features, name="block0", **kind)(x, train)
-    return UpBlock(features=self.next_features, name="up", **kind)(x, train)
+    return UpBlock(
+      features=self.next_features, gain=self.gain, name="up", **kind
+    )(x, train)
 
 
 class Encoder(Part):
   """Images [b, h, w, c] -> features [b, h', w', head_features].
 
-  h' = h / 2^(n - 1) for n feature counts. The input's layer normalisation has
-  a weight a pixel, so an encoder belongs to one image size.
+  h' = h / (patch 2^(n - 1)) for n feature counts.
+
+  Attributes:
+    features: channels of the stem and behind each halving.
+    head_features: channels of the output.
+    input_norm: see `normalize_input`; with `layer` an encoder belongs to one
+      image size.
+    patch: side of the squares of pixels that the stem sees as channels.
   """
 
   features: Sequence[int] = ()
   head_features: int = 0
+  input_norm: str = "layer"
+  patch: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = nn.LayerNorm(
-      epsilon=EPSILON,
-      reduction_axes=(1, 2),
-      feature_axes=(1, 2),
-      use_fast_variance=False,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="layernorm",
-    )(x)
+    x = normalize_input(self, self.input_norm, x)
+    if self.patch > 1:
+      x = space_to_depth(x, self.patch)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(
       zip(self.features, self.features[1:], strict=False)
@@ -148,21 +153,23 @@ class Encoder(Part):
 class Decoder(Part):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
-  `start` is the encoder's output shape (h', w', head_features).
+  Attributes:
+    features: channels of the stem and behind each doubling.
+    start: the encoder's output shape (h', w', head_features).
+    channels: of the images.
+    patch: see `Encoder`.
+    upsample_gain: of the initial weights of the transposed convolutions.
   """
 
   features: Sequence[int] = ()
   start: tuple[int, int, int] = (1, 1, 1)
+  channels: int = 3
+  patch: int = 1
+  upsample_gain: float = 1.0
 
   @nn.compact
   def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-    x = nn.Dense(
-      math.prod(self.start),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      kernel_init=GLOROT,
-      name="dense",
-    )(z)
+    x = self.dense(math.prod(self.start), "dense")(z)
     x = x.reshape(-1, *self.start)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(
@@ -171,7 +178,8 @@ class Decoder(Part):
       x = DecoderStage(
         features=pair[0],
         next_features=pair[1],
+        gain=self.upsample_gain,
         name=f"stage{s}",
         **self.of_same_kind(),
       )(x, train)
-    return float_at_least_32(self.conv(self.features[-1], 1, "out")(x))
+    return self.image(x, self.channels, self.patch)
