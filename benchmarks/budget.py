@@ -99,13 +99,13 @@ def needs(c: ConfigDict) -> Needs:
     for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
     if not sharding.is_fully_replicated
   ]
-  few, more = residuals(c, 2), residuals(c, 4)
-  image = (more - few) // 2
+  few, more = residuals(c, 4), residuals(c, 8)  # `debiased` needs four
+  image = (more - few) // 4
   return Needs(
     state=_bytes(state),
     large=_bytes(large),
     gradient=_bytes((state.vae.params, state.disc.params)),
-    fixed=few - 2 * image,
+    fixed=few - 4 * image,
     image=image,
     flops=flops.per_image(c)["total"],
   )
@@ -161,7 +161,7 @@ def main() -> None:
     f"of {c.mesh.min_size:,} numbers or more\n"
     f"gradient    {found.gradient:>13,} bytes\n"
     f"residuals   {found.image:>13,} bytes an image, {found.fixed:,} besides\n"
-    f"operations  {found.flops / 1e9:>13,.1f} GFLOP an image\n"
+    f"operations  {found.flops / 1e9:>13,.4g} GFLOP an image\n"
   )
   print("".join(_table(c, found, chips)))
   cuts = found.state - found.large + found.large // PER_HOST

@@ -202,7 +202,10 @@ MISTAKES = {
   "posterior": (key("posterior.name=gausian"), ["gaussian", "mixture"]),
   "components": (key("posterior.components=2"), ["mixture"]),
   "objective": (key("objective.name=x"), ["'x'", "gamix, elbo"]),
-  "population": (key("objective.population=x"), ["means, full, debiased"]),
+  "population": (
+    key("objective.population=x"),
+    ["means, full, debiased, quadratic"],
+  ),
   "reconstruction": (
     key("objective.reconstruction=x"),
     ["l1, l2, bernoulli"],
@@ -220,16 +223,12 @@ MISTAKES = {
       "--config.weights.kl=1",
     ],
   ),
-  "batch of one": (
-    words("--config.objective.population=means", "--config.data.batch_size=1"),
-    ["batch_size=1", "2 or more"],
-  ),
+  "batch of one": (key("data.batch_size=1"), ["batch_size=1", "2 or more"]),
   "batch of three": (
     words(
-      "--config.objective.population=debiased",
-      "--config.data.batch_size=3",
+      "--config.objective.population=debiased", "--config.data.batch_size=3"
     ),
-    ["data.batch_size=3", "objective.population='debiased'", "4 or more"],
+    ["batch_size=3", "'debiased'", "4 or more"],
   ),
   "source": (key("data.source=digit"), ["'digit'", "folder:<path>"]),
   "no folder": (key("data.source=folder:/no/where"), ["/no/where"]),

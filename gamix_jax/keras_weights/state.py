@@ -134,9 +134,9 @@ def to_state(
 ) -> TrainState:
   """The state of a run that had come as far as the file.
 
-  The average of the weights starts as the weights, for the reference has none.
-  Where the file has no moments of Adam they start at 0, and Adam's own count
-  with them.
+  The average of the weights, which the reference has not, starts as the
+  weights. Where the file has no moments of Adam they start at 0, and Adam's own
+  count with them.
 
   Args:
     weights: of `read`.
