@@ -37,7 +37,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
 
   c.data = ConfigDict()
-  c.data.source = "folder:data"  # digits, tfds:<name>, folder:, npz:<path>
+  c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch
