@@ -150,10 +150,16 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
-def layer_bytes(c: ConfigDict) -> int:
-  """Of a batch behind the encoder's first layer, in float32."""
+def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
+  """Of a batch behind the encoder's first layer, in float32.
+
+  Args:
+    c: of the run.
+    batch_size: images at a time; the training's if left out.
+  """
   h, w, _ = image_shape(c)
-  return 4 * c.data.batch_size * h * w * c.model.encoder_features[0]
+  n = c.data.batch_size if batch_size is None else batch_size
+  return 4 * n * h * w * c.model.encoder_features[0]
 
 
 def profiled(config: ConfigDict) -> range:

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli
+from gamix_jax import cli, malloc
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
@@ -34,6 +34,8 @@ def main() -> None:
     raise UserError(f"--seeds={given.seeds} has to be 1 or more.")
   configs.check(given.config)
   cli.use_compilation_cache()
+  # Here, since the comparison uses JAX before its first training does this.
+  malloc.keep_freed_on_cpu(configs.layer_bytes(given.config))
   from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
