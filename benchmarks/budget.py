@@ -150,6 +150,7 @@ def main() -> None:
 
   c, chips = flags.FLAGS.config, flags.FLAGS.chips
   config.check(c)
+  flops.check(c)
   jax.config.update("jax_platforms", "cpu")
   found = needs(c)
   h, w, channels = config.image_shape(c)

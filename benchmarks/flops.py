@@ -9,11 +9,32 @@ a step is worth counting. What a step needs, whoever writes it:
              x_hat, for the VAE
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.config import (
+  ConfigDict,
+  decoder_start,
+  head_features,
+  image_shape,
+)
+from gamix_jax.errors import UserError
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what is not counted.
+
+  Raises:
+    UserError: a linear encoder or decoder.
+  """
+  for name in ("encoder", "decoder"):
+    if config.model[name] == "linear":
+      raise UserError(
+        f"model.{name}='linear': of a linear network the arithmetic is not "
+        "counted."
+      )
 
 
 class Conv(NamedTuple):
@@ -59,45 +80,90 @@ def _residual(h, w, c_in, c, down, early) -> Iterator[Conv]:
   yield Conv(h, w, 1, c, c)
 
 
-def _head_channels(config: ConfigDict) -> int:
-  return config.model.head_features or max(1, config.model.latent // 8)
+def _dense(widths: Iterable[int]) -> Iterator[Conv]:
+  """Fully connected layers from each of the widths to the next."""
+  for c_in, c in pairwise(widths):
+    yield Conv(1, 1, 1, c_in, c)
 
 
 def encoder(config: ConfigDict, early: bool) -> list[Conv]:
-  """The encoder's and the posterior head's products."""
+  """The encoder's and the posterior head's products.
+
+  Args:
+    config: of the run.
+    early: whether down blocks take their stride early.
+
+  Raises:
+    UserError: it is linear.
+  """
+  check(config)
+  model, (h, w, channels) = config.model, image_shape(config)
+  features = model.encoder_features
+  if model.encoder == "mlp":
+    out, inputs = [*_dense((h * w * channels, *features))], features[-1]
+  else:
+    patch = model.patch
+    h, w, channels = h // patch, w // patch, channels * patch**2
+    layers = _conv_encoder if model.encoder == "conv" else _resnet_encoder
+    out = list(layers(h, w, channels, config, early))
+    # Behind the last of them, which is at the encoder's output.
+    inputs = out[-1].h * out[-1].w * out[-1].c_out
+  return [*out, Conv(1, 1, 1, inputs, _head_outputs(config))]
+
+
+def _conv_encoder(h, w, c_in, config, early) -> Iterator[Conv]:
+  del early
+  for c in config.model.encoder_features:
+    h, w = h // 2, w // 2
+    yield Conv(h, w, 3, c_in, c, stride=2)
+    c_in = c
+
+
+def _resnet_encoder(h, w, c_in, config, early) -> Iterator[Conv]:
   features = config.model.encoder_features
-  h, w, channels = image_shape(config)
-  out = [Conv(h, w, 3, channels, features[0])]
+  yield Conv(h, w, 3, c_in, features[0])
   for c, after in pairwise(features):
     for _ in range(2):
-      out += _residual(h, w, c, c, False, early)
-    out += _residual(h, w, c, after, True, early)
+      yield from _residual(h, w, c, c, False, early)
+    yield from _residual(h, w, c, after, True, early)
     h, w = h // 2, w // 2
-  top = _head_channels(config)
-  out.append(Conv(h, w, 1, features[-1], top))
+  yield Conv(h, w, 1, features[-1], head_features(config))
+
+
+def _head_outputs(config: ConfigDict) -> int:
+  """Of the posterior's linear maps, together."""
   k, latent = config.posterior.components, config.model.latent
-  outputs = 2 * k * latent
-  if config.posterior.name == "mixture":
-    outputs += k
-  out.append(Conv(1, 1, 1, h * w * top, outputs))
-  return out
+  if config.posterior.name == "poisson":
+    return latent  # of the rates alone
+  return 2 * k * latent + (k if config.posterior.name == "mixture" else 0)
 
 
 def decoder(config: ConfigDict) -> list[Conv]:
-  """The decoder's products, of one draw."""
-  features = config.model.decoder_features
-  h, w, _ = image_shape(config)
-  halvings = len(features) - 1
-  h, w, top = h >> halvings, w >> halvings, _head_channels(config)
-  out = [Conv(1, 1, 1, config.model.latent, h * w * top)]
-  out.append(Conv(h, w, 3, top, features[0]))
-  for c, after in pairwise(features):
-    out += _residual(h, w, c, c, False, False)
-    out.append(Conv(h, w, 1, c, after))
+  """The decoder's products, of one draw.
+
+  Raises:
+    UserError: it is linear.
+  """
+  check(config)
+  model, shape = config.model, image_shape(config)
+  features, patch = model.decoder_features, model.patch
+  if model.decoder == "mlp":
+    return [*_dense((model.latent, *features, math.prod(shape)))]
+  h, w, c_in = decoder_start(config)
+  out = [Conv(1, 1, 1, model.latent, h * w * c_in)]
+  if model.decoder == "resnet":
+    out.append(Conv(h, w, 3, c_in, features[0]))
+    c_in, features = features[0], features[1:]
+  for c in features:
+    if model.decoder == "resnet":
+      out += _residual(h, w, c_in, c_in, False, False)
+      out.append(Conv(h, w, 1, c_in, c))
+      out.append(Conv(2 * h, 2 * w, 3, c, c, transposed=True))
     h, w = 2 * h, 2 * w
-    for c_in in (after, c):
-      out.append(Conv(h, w, 3, c_in, after, transposed=True))
-  out.append(Conv(h, w, 1, features[-1], features[-1]))
+    out.append(Conv(h, w, 3, c_in, c, transposed=True))
+    c_in = c
+  size = 1 if patch == 1 else 3
+  out.append(Conv(h, w, size, c_in, shape[-1] * patch**2))
   return out
 
 
@@ -126,6 +192,9 @@ def per_image(
 
   Returns:
     {"vae": ..., "disc": ..., "total": ...}
+
+  Raises:
+    UserError: a linear encoder or decoder.
   """
   if early is None:
     early = config.model.norm in ("affine", "none")
@@ -134,7 +203,10 @@ def per_image(
   def total(convs):
     return sum(c.flops(edges) for c in convs)
 
-  vae = 3 * (total(encoder(config, early)) + draws * total(decoder(config)))
+  encode, decode = encoder(config, early), decoder(config)
+  vae = 3 * (total(encode) + draws * total(decode))
+  if config.model.input_norm == "none":
+    vae -= encode[0].flops(edges)  # nobody asks for the gradient to x
   disc = 0
   if config.adversarial.loss != "none":
     d = discriminator(config)

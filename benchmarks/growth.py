@@ -70,10 +70,12 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
   elif axis == "components":
     c.posterior.name, c.posterior.components = "mixture", value
   elif axis == "latent":
-    # The features behind it are kept, else they would grow with it.
-    c.model.head_features = c.model.head_features or c.model.latent // 8 or 1
+    if "resnet" in (c.model.encoder, c.model.decoder):
+      # The features behind it are kept, else they would grow with it.
+      c.model.head_features = config.head_features(c)
     value = c.model.latent = max(int(c.model.latent * times), 1)
   config.check(c)
+  flops.check(c)
   return c, value
 
 

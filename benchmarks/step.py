@@ -27,7 +27,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import first
+from benchmarks import first, flops
 from gamix_jax import cli, config
 from gamix_jax.errors import UserError
 
@@ -51,8 +51,7 @@ def main() -> None:
   if BATCH.value is not None:
     c.data.batch_size = BATCH.value
   config.check(c)
-  if "linear" in (c.model.encoder, c.model.decoder):
-    raise UserError("Of a linear network the arithmetic is not counted.")
+  flops.check(c)
   if ONLY.value and AGAINST.value != "torch":
     raise UserError("--only chooses one of two: give --against=torch too.")
   if CACHED.value and AGAINST.value and ONLY.value != "ours":

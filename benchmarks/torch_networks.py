@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gamix_jax.config import ConfigDict, image_shape
-from gamix_jax.networks.parts import EPSILON, MOMENTUM
+from gamix_jax.config import (
+  ConfigDict,
+  decoder_start,
+  halvings,
+  head_features,
+  image_shape,
+)
+from gamix_jax.networks.parts import EPSILON, MOMENTUM, groups
 from gamix_jax.networks.patchgan import LEAKY_SLOPE
 from gamix_jax.networks.resnet import POINTWISE_NORMS
 from gamix_jax.posterior.base import LOGVAR_RANGE
@@ -39,12 +45,43 @@ class BatchNorm(nn.BatchNorm2d):
     return super().forward(x)
 
 
+class GroupNorm(nn.GroupNorm):
+  """As many groups as an image's size allows."""
+
+  def __init__(self, channels: int):
+    """Of so many channels."""
+    super().__init__(1, channels, eps=EPSILON)
+
+  def forward(self, x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    n = groups((b, h, w, c))
+    return F.group_norm(x, n, self.weight, self.bias, self.eps)
+
+
+def space_to_depth(x: Tensor, p: int) -> Tensor:
+  """[b, c, h, w] -> [b, p p c, h/p, w/p]; `pixel_unshuffle` has c p p."""
+  if p == 1:
+    return x  # in whatever layout it has
+  b, c, h, w = x.shape
+  x = x.reshape(b, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 2, 4)
+  return x.reshape(b, p * p * c, h // p, w // p)
+
+
+def depth_to_space(x: Tensor, p: int) -> Tensor:
+  """The inverse of `space_to_depth`."""
+  if p == 1:
+    return x
+  b, c, h, w = x.shape
+  x = x.reshape(b, p, p, c // p**2, h, w).permute(0, 3, 4, 1, 5, 2)
+  return x.reshape(b, c // p**2, h * p, w * p)
+
+
 def norm(kind: str, channels: int) -> nn.Module:
   """The normalisation of a block."""
   if kind == "none":
     return nn.Identity()
   if kind == "group":
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=EPSILON)
+    return GroupNorm(channels)
   return BatchNorm(channels, kind == "affine")
 
 
@@ -133,13 +170,18 @@ class Stage(nn.Module):
 class Encoder(nn.Module):
   """Images [b, c, h, w] -> features [b, n], in the order h, w, c."""
 
-  def __init__(self, config: ConfigDict, top: int):
-    """`top` channels at the end."""
+  def __init__(self, config: ConfigDict):
+    """Of a config whose keys the twin has (`torch_twin.check`)."""
     super().__init__()
     h, w, channels = image_shape(config)
     features, kind = config.model.encoder_features, config.model.norm
-    self.layernorm = nn.LayerNorm((h, w), eps=EPSILON)
-    self.stem = nn.Conv2d(channels, features[0], 3, padding=1)
+    top, self.patch = head_features(config), config.model.patch
+    factor = self.patch * 2 ** halvings(config)["encoder"]
+    self.outputs = h // factor * (w // factor) * top
+    self.layernorm = nn.Identity()
+    if config.model.input_norm == "layer":
+      self.layernorm = nn.LayerNorm((h, w), eps=EPSILON)
+    self.stem = nn.Conv2d(channels * self.patch**2, features[0], 3, padding=1)
     stages = {}
     for s, (c, after) in enumerate(itertools.pairwise(features)):
       stages[f"stage{s}"] = Stage(
@@ -153,7 +195,7 @@ class Encoder(nn.Module):
     self.head = nn.Conv2d(features[-1], top, 1)
 
   def forward(self, x: Tensor) -> Tensor:
-    x = self.stem(self.layernorm(x))
+    x = self.stem(space_to_depth(self.layernorm(x), self.patch))
     for name in self.stages:
       x = getattr(self, name)(x)
     return self.head(x).permute(0, 2, 3, 1).flatten(1)
@@ -162,15 +204,13 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """Latents [b, d] -> images [b, c, h, w], float32."""
 
-  def __init__(self, config: ConfigDict, top: int):
-    """`top` channels at the start."""
+  def __init__(self, config: ConfigDict):
+    """As of the encoder."""
     super().__init__()
     features, kind = config.model.decoder_features, config.model.norm
-    h, w, _ = image_shape(config)
-    halvings = len(features) - 1
-    self.start = (h >> halvings, w >> halvings, top)
+    self.start, self.patch = decoder_start(config), config.model.patch
     self.dense = nn.Linear(config.model.latent, math.prod(self.start))
-    self.stem = nn.Conv2d(top, features[0], 3, padding=1)
+    self.stem = nn.Conv2d(self.start[-1], features[0], 3, padding=1)
     self.stages = []
     for s, (c, after) in enumerate(itertools.pairwise(features)):
       self.stages.append(f"stage{s}")
@@ -178,14 +218,16 @@ class Decoder(nn.Module):
         block0=ResidualBlock(c, c, kind), up=UpBlock(c, after, kind)
       )
       self.add_module(f"stage{s}", stage)
-    self.out = nn.Conv2d(features[-1], features[-1], 1)
+    size = 1 if self.patch == 1 else 3
+    channels = config.data.channels * self.patch**2
+    self.out = nn.Conv2d(features[-1], channels, size, padding=size // 2)
 
   def forward(self, z: Tensor) -> Tensor:
     x = self.dense(z).view(-1, *self.start).permute(0, 3, 1, 2)
     x = self.stem(x)
     for name in self.stages:
       x = getattr(self, name)(x)
-    return float_at_least_32(self.out(x))
+    return float_at_least_32(depth_to_space(self.out(x), self.patch))
 
 
 class Head(nn.Module):
@@ -218,9 +260,8 @@ class VAE(nn.Module):
   def __init__(self, config: ConfigDict):
     """Of a config whose keys the twin has (`torch_twin.check`)."""
     super().__init__()
-    top = config.model.head_features or max(1, config.model.latent // 8)
-    self.encoder, self.decoder = Encoder(config, top), Decoder(config, top)
-    self.posterior = Head(config, math.prod(self.decoder.start))
+    self.encoder, self.decoder = Encoder(config), Decoder(config)
+    self.posterior = Head(config, self.encoder.outputs)
 
 
 class Layer(nn.Module):

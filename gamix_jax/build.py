@@ -12,8 +12,10 @@ from gamix_jax import objective, optim, population, posterior
 from gamix_jax.config import (
   ConfigDict,
   base,
+  decoder_start,
   differences,
   halvings,
+  head_features,
   image_shape,
 )
 from gamix_jax.errors import UserError
@@ -106,51 +108,68 @@ def _check_names(model: ConfigDict) -> None:
       )
 
 
+def _check_read(config: ConfigDict) -> None:
+  """Refuses keys of networks that the config does not have.
+
+  Raises:
+    UserError: with the flags that set them back.
+  """
+  model, default = config.model, base().model
+  convolutions = halvings(config)
+  read = {
+    "input_norm": model.encoder != "linear",
+    "patch": bool(convolutions),
+    "upsample_gain": convolutions.get("decoder", 0) > 0,
+    "head_features": "resnet" in (model.encoder, model.decoder),
+  }
+  wrong = [k for k, v in read.items() if not v and model[k] != default[k]]
+  if wrong:
+    raise UserError(
+      f"{', '.join(f'model.{k}={model[k]!r}' for k in wrong)}: no part of "
+      f"model.encoder={model.encoder!r} and model.decoder={model.decoder!r} "
+      f"reads that; use "
+      f"{' '.join(f'--config.model.{k}={default[k]}' for k in wrong)}."
+    )
+
+
 def _encoder(config: ConfigDict, common: dict) -> nn.Module:
-  """The encoder that `model.encoder` names."""
+  """The encoder that `model.encoder` names; `common` is of a `Part`."""
   model = config.model
-  name = model.encoder
-  if name == "linear":
+  if model.encoder == "linear":
     return LinearEncoder()
-  own: dict[str, Any] = dict(features=tuple(model.encoder_features))
-  own["input_norm"] = model.input_norm
-  if name != "mlp":
+  own: dict[str, Any] = dict(
+    features=tuple(model.encoder_features), input_norm=model.input_norm
+  )
+  if model.encoder != "mlp":
     own["patch"] = model.patch
-  if name == "resnet":
-    own["head_features"] = _head_features(model)
-  return ENCODERS[name](**own, **common)
+  if model.encoder == "resnet":
+    own["head_features"] = head_features(config)
+  return ENCODERS[model.encoder](**own, **common)
 
 
 def _decoder(config: ConfigDict, common: dict, kind: dict) -> nn.Module:
-  """The decoder that `model.decoder` names."""
+  """The decoder that `model.decoder` names; `kind` is of `common` the types."""
   model, shape = config.model, image_shape(config)
-  name = model.decoder
-  if name == "linear":
+  if model.decoder == "linear":
     return LinearDecoder(shape, **kind)
   features = tuple(model.decoder_features)
-  if name == "mlp":
+  if model.decoder == "mlp":
     return MLPDecoder(features=features, image_shape=shape, **common)
-  h, w, channels = shape
-  factor = model.patch * 2 ** halvings(config)["decoder"]
-  top = _head_features(model) if name == "resnet" else features[0]
-  return DECODERS[name](
+  return DECODERS[model.decoder](
     features=features,
-    start=(h // factor, w // factor, top),
-    channels=channels,
+    start=decoder_start(config),
+    channels=shape[-1],
     patch=model.patch,
     upsample_gain=model.upsample_gain,
     **common,
   )
 
 
-def _head_features(model: ConfigDict) -> int:
-  return model.head_features or max(1, model.latent // 8)
-
-
 def _networks(config: ConfigDict, kind: dict):
   """Encoder, head and decoder in one; the discriminator or None."""
   model = config.model
   _check_names(model)
+  _check_read(config)
   common = dict(norm=model.norm, **kind)
   vae = VAE(
     encoder=_encoder(config, common),

@@ -168,8 +168,40 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
+def head_features(config: ConfigDict) -> int:
+  """Channels of a ResNet encoder's output, and of such a decoder's input."""
+  return config.model.head_features or max(1, config.model.latent // 8)
+
+
+def halvings(config: ConfigDict) -> dict[str, int]:
+  """How often the encoder and the decoder change an image's size.
+
+  Returns:
+    {"encoder": n, "decoder": n} of those that have convolutions; a ResNet has
+    one stage less than feature counts, a plain network a layer for each.
+  """
+  fewer = {"resnet": 1, "conv": 0}
+  return {
+    name: len(config.model[f"{name}_features"]) - fewer[config.model[name]]
+    for name in ("encoder", "decoder")
+    if config.model[name] in fewer
+  }
+
+
+def decoder_start(config: ConfigDict) -> tuple[int, int, int]:
+  """(h', w', c') that a decoder with convolutions maps latents to."""
+  h, w, _ = image_shape(config)
+  factor = config.model.patch * 2 ** halvings(config)["decoder"]
+  channels = config.model.decoder_features[0]
+  if config.model.decoder == "resnet":
+    channels = head_features(config)
+  return h // factor, w // factor, channels
+
+
 def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
   """Of a batch behind the encoder's first layer, in float32.
+
+  Of an `mlp` its input is counted where that is larger, as of `linear`.
 
   Args:
     c: of the run.
@@ -179,7 +211,7 @@ def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
   model = c.model
   numbers = h * w * channels
   if model.encoder == "mlp":
-    numbers = max(numbers, *model.encoder_features)
+    numbers = max(numbers, model.encoder_features[0])
   elif model.encoder != "linear":
     side = model.patch * (2 if model.encoder == "conv" else 1)
     numbers = h * w // side**2 * model.encoder_features[0]
@@ -260,7 +292,7 @@ def check(config: ConfigDict) -> None:
 
   Raises:
     UserError: a value of the wrong type or out of its range, an image size
-      that the halvings do not divide, features that do not fit each other.
+      that patches and halvings do not divide, features that are none.
   """
   if not isinstance(config, ConfigDict) or flat(config).keys() != _KEYS:
     raise UserError(
@@ -280,8 +312,8 @@ def check(config: ConfigDict) -> None:
         "large) choose one."
       )
   check_image_size(config)
-  _check_sizes(config)
   _check_features(config.model)
+  _check_sizes(config)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -311,21 +343,6 @@ def _is_number(value: Any) -> bool:
   )
 
 
-def halvings(config: ConfigDict) -> dict[str, int]:
-  """How often the encoder and the decoder change an image's size.
-
-  Returns:
-    {"encoder": n, "decoder": n} of those that do; a ResNet has one stage less
-    than feature counts, a plain convolutional network one for each.
-  """
-  of = {"resnet": -1, "conv": 0}
-  return {
-    name: len(config.model[f"{name}_features"]) + of[config.model[name]]
-    for name in ("encoder", "decoder")
-    if config.model[name] in of
-  }
-
-
 def check_image_size(config: ConfigDict) -> None:
   """Refuses what is no size of an image.
 
@@ -349,26 +366,17 @@ def _check_sizes(config: ConfigDict) -> None:
       if side % factor:
         below = side // factor * factor
         fits = [s for s in (below, below + factor, below + 2 * factor) if s]
-        patch = (
-          f" model.patch={config.model.patch} and" if factor > 2**times else ""
-        )
+        patches = ""
+        if config.model.patch > 1:
+          patches = f" in patches of model.patch={config.model.patch}"
         raise UserError(
-          f"data.image_size={size!r}:{patch} model.{name}_features halves an "
-          f"image {times} times, which {side} does not divide by; sizes that "
-          f"do: {', '.join(map(str, fits))} (multiples of {factor})."
+          f"data.image_size={size!r}: model.{name}_features halves an image"
+          f"{patches} {times} times, which {side} does not divide by; sizes "
+          f"that do: {', '.join(map(str, fits))} (multiples of {factor})."
         )
 
 
 def _check_features(model: ConfigDict) -> None:
-  encoder, decoder = model.encoder_features, model.decoder_features
-  if model.encoder == model.decoder == "resnet" and len(encoder) != len(
-    decoder
-  ):
-    raise UserError(
-      f"model.encoder_features has {len(encoder)} entries and "
-      f"model.decoder_features {len(decoder)}; they halve and double an image "
-      "one time less than that, so give them as many."
-    )
   for name in ("encoder", "decoder"):
     if model[name] != "linear" and not model[f"{name}_features"]:
       raise UserError(f"model.{name}_features is empty; give it a width.")

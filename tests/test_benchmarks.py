@@ -6,12 +6,16 @@ Times themselves are not looked at, but that they fit each other.
 import json
 import subprocess
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import small
+from conftest import assert_close, jit, run_of, small
 from program import ROOT, assert_refused, config_of
 
 from benchmarks import flops
 from gamix_jax import config
+from gamix_jax.errors import UserError
 
 WHY = "the twin is written in PyTorch, an extra: pip install -e '.[bench]'"
 
@@ -57,6 +61,45 @@ def test_twin_computes_the_same(name):
   assert set(off) == {"terms", "gradients", "update1", "update3"}
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(model__patch=2, model__input_norm="none", model__norm="group"),
+    dict(model__decoder_features=(6, 5), model__encoder_features=(4, 6, 5)),
+  ],
+)
+def test_networks_of_the_twin(changes):
+  """Forward, of patches and of widths that are free, not square and colour."""
+  twin()
+  import torch
+
+  from benchmarks import torch_networks, torch_weights
+
+  c = small(
+    data__image_size=(8, 16), data__channels=3, data__batch_size=3, **changes
+  )
+  run = run_of(c)
+  net, x = run.state.vae, run.batch["image"]
+  variables = {"params": net.params, "batch_stats": net.batch_stats}
+
+  @jit
+  def ours(x, z):
+    vae = run.recipe.vae
+    q = vae.apply(variables, x, method="encode")
+    return q.mu, q.logvar, vae.apply(variables, z[None], method="decode")[0]
+
+  theirs = torch_networks.VAE(c)
+  torch_weights.load(theirs, net.params, net.batch_stats)
+  z = np.random.default_rng(0).normal(size=(3, 4)).astype("f4")
+  with torch.no_grad():
+    image = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)
+    _, mu, logvar = theirs.posterior(theirs.encoder(image))
+    x_hat = theirs.decoder(torch.from_numpy(z)).permute(0, 2, 3, 1)
+  got = (mu[:, 0].numpy(), logvar[:, 0].numpy(), x_hat.numpy())
+  assert_close(got, jax.device_get(ours(x, jnp.asarray(z))), 1e-4)
+
+
 def test_a_twin_that_computes_something_else_is_not_timed(monkeypatch):
   check, of = twin()
   monkeypatch.setitem(check.LIMITS, "gradients", 0.0)
@@ -79,6 +122,8 @@ FLAT = dict(
   [
     (dict(objective__name="elbo"), "objective.name=gamix, and this is elbo"),
     (dict(optim__disc__clip=1.0), "optim.disc.clip=0.0"),
+    (dict(model__encoder="mlp"), "model.encoder=resnet, and this is mlp"),
+    (dict(model__decoder="conv"), "model.decoder=resnet, and this is conv"),
   ],
 )
 def test_what_the_twin_has_not_is_refused(changes, words):
@@ -171,6 +216,13 @@ def test_growth_changes_one_thing():
     new, value = growth.changed(c, axis, 2)
     assert set(config.differences(c, new)) == wanted
     assert value in (2, 32, 128, 12)
+  for kind in ("mlp", "conv"):
+    c.model.encoder = c.model.decoder = kind
+    new, _ = growth.changed(c, "latent", 2)
+    assert set(config.differences(c, new)) == {"model.latent"}
+  with pytest.raises(UserError, match=r"model.encoder='linear'"):
+    c.model.encoder = "linear"
+    growth.changed(c, "latent", 2)
   rows = [
     dict(value=v, ms=3.0 * v, hand=2.0 * v, mebibytes=1.0 + v)
     for v in (1, 2, 4)

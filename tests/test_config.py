@@ -14,23 +14,12 @@ from gamix_jax.errors import UserError
 
 # ---------------------------------------------------------- every key
 
-MEMORY = dict(objective__memory=0.5)
 COSINE = dict(optim__vae__schedule="cosine", optim__disc__schedule="cosine")
 NO_KL = dict(weights__population_kl=None, weights__collapse=None)
 MIXTURE = dict(posterior__name="mixture", posterior__components=2)
-POISSON = dict(
-  posterior__name="poisson",
-  objective__name="elbo",
-  weights__kl=1.0,
-  **NO_KL,
-)
-VAMP = dict(
-  prior__name="vamp",
-  prior__components=3,
-  objective__name="elbo",
-  weights__kl=1.0,
-  **NO_KL,
-)
+ELBO = dict(objective__name="elbo", weights__kl=1.0, **NO_KL)
+POISSON = dict(posterior__name="poisson", **ELBO)
+VAMP = dict(prior__name="vamp", prior__components=3, **ELBO)
 EVAE = dict(
   posterior__name="epanechnikov",
   posterior__epanechnikov__prior="uniform",
@@ -50,12 +39,15 @@ CHANGES = {
   "data.batch_size": (4, {}),
   "model.latent": (6, {}),
   "model.encoder_features": ((5,), {}),
-  "model.decoder_features": ((4, 1), dict(model__encoder_features=(4, 4))),
+  "model.decoder_features": ((5,), {}),
   "model.discriminator_features": ((5, 1), {}),
   "model.discriminator_strides": ((1, 1), {}),
   "model.encoder": ("linear", {}),
   "model.decoder": ("linear", {}),
   "model.norm": ("batch", {}),
+  "model.input_norm": ("none", {}),
+  "model.patch": (2, {}),
+  "model.upsample_gain": (2.0, dict(model__decoder_features=(4, 1))),
   "model.head_features": (3, {}),
   "model.dropout": (0.25, {}),
   "posterior.name": ("mixture", {}),
@@ -65,19 +57,22 @@ CHANGES = {
   "posterior.mixture.floor": (0.5, MIXTURE),
   "posterior.epanechnikov.prior": ("gaussian", EVAE),
   "posterior.epanechnikov.width": (0.5, EVAE),
-  "objective.name": ("elbo", dict(weights__kl=1.0, **NO_KL)),
+  "objective.name": ("elbo", ELBO),
   "objective.population": ("full", {}),
-  "objective.memory": (0.7, MEMORY),
   "objective.reconstruction": ("l2", {}),
   "objective.draws": (2, {}),
   "adversarial.loss": ("none", ALONE),
   "adversarial.start": (7, {}),
   "adversarial.delay": (7, {}),
-  "adversarial.ramp": (7, {}),
   "weights.recon": (7.0, {}),
   "weights.population_kl": (7.0, {}),
   "weights.collapse": (7.0, {}),
-  "weights.kl": (7.0, dict(objective__name="elbo", **NO_KL)),
+  "weights.kl": (7.0, ELBO),
+  "ramp.population_kl": (7, {}),
+  "ramp.collapse": (7, {}),
+  "ramp.kl": (7, ELBO),
+  "ramp.kernel": (7, EVAE),
+  "ramp.fool": (7, {}),
   "posterior.poisson.ramp": ("linear", POISSON),
   "posterior.poisson.temperature": (0.5, POISSON),
   "posterior.poisson.temperature_steps": (7, POISSON),
@@ -100,6 +95,12 @@ CHANGES = {
   "optim.*.schedule": ("cosine", {}),
   "ema.decay": (0.7, {}),
 }
+# Those that the first state has, and the step not.
+INITIAL = (
+  "posterior.initial_logvar",
+  "posterior.poisson.initial_log_rate",
+  "model.upsample_gain",
+)
 # Who walks the keys that the step does not read.
 ELSEWHERE = {
   "data.": "test_data_*: sources, decoding, batches",
@@ -154,23 +155,14 @@ def test_every_key_changes_the_step(key):
   value, context = changed(key)
   first = flat(**context)
   second = flat(**(context | {key.replace(".", "__"): value}))
-  if key == "objective.name":
+  if key in ("objective.name", "adversarial.loss"):
     first = flat()
-  elif key == "weights.kl":
-    first = elbo(flat)
-  elif key == "adversarial.loss":
-    first = flat()
-  elif key == "data.channels":
-    second.model.decoder_features = (3,)
-  elif key == "model.decoder_features":
-    first = flat(model__encoder_features=(4, 4), model__decoder_features=(5, 1))
   elif key == "model.encoder_features":
     assert first.model.encoder_features == FLAT["model__encoder_features"]
   for c in (first, second):
     config.check(c)
   assert config.get(first, key) != config.get(second, key)
-  initial = "initial" in key
-  texts = [program(config.to_json(c), initial) for c in (first, second)]
+  texts = [program(config.to_json(c), key in INITIAL) for c in (first, second)]
   assert texts[0] != texts[1]
 
 
@@ -204,7 +196,6 @@ def test_ranges(table):
     (dict(weights__recon=float("nan")), "neither a number"),
     (dict(optim__vae__learning_rate=float("inf")), "has to be over 0"),
     (dict(seed=2**63), "64 bits"),
-    (dict(objective__memory="0.9"), r"objective\.memory='0.9' is no number"),
     (dict(data__channels=2), "1 is grey and 3 is colour"),
     (dict(data__image_size=(8, 8, 1)), r"neither a side nor a pair"),
     (dict(data__image_size=0), r"neither a side nor a pair"),
@@ -213,10 +204,14 @@ def test_ranges(table):
     (dict(data__image_size=(8, 7)), "halves an image 1 times.*6, 8, 10"),
     (dict(data__image_size=1), r"sizes that do: 2, 4 \(multiples of 2\)"),
     (
-      dict(model__encoder_features=(4, 4, 4)),
-      "encoder_features has 3 entries and model.decoder_features 2",
+      dict(data__image_size=(12, 10), model__patch=3),
+      "patches of model.patch=3 1 times, which 10 .* 6, 12, 18",
     ),
-    (dict(data__channels=3), r"decoder_features=\n?'\(4, 3\)'"),
+    (dict(model__encoder_features=()), r"encoder_features is empty"),
+    (
+      dict(model__decoder="mlp", model__decoder_features=()),
+      r"decoder_features is empty",
+    ),
     (dict(model__discriminator_strides=(2,)), "of one length"),
     (dict(model__discriminator_features=(4, 2)), "is 1, the logit"),
     (dict(model__encoder_features=(0, 4)), "whole numbers over 0"),
@@ -251,8 +246,9 @@ def test_accepted():
     alone(),
     elbo(),
     small(data__image_size=(8, 12)),
-    small(objective__memory=0),
     small(weights__recon=1),
+    small(model__decoder="linear", model__decoder_features=()),
+    small(model__encoder_features=(4, 4, 4), model__decoder_features=(4, 7)),
   ):
     config.check(c)
 
@@ -263,7 +259,9 @@ def test_accepted():
     (dict(dtype="float16"), "float32, bfloat16"),
     (dict(dtype="float64"), "JAX_ENABLE_X64"),
     (dict(model__norm="instance"), "affine, batch, group, none"),
-    (dict(model__decoder="dense"), "resnet, linear"),
+    (dict(model__decoder="dense"), "resnet, conv, mlp, linear"),
+    (dict(model__encoder="dense", model__head_features=3), "resnet, conv"),
+    (dict(model__input_norm="batch"), "layer, none"),
     (dict(data__batch_size=1), "2 or more"),
     (dict(objective__population="cov"), "means, full"),
     (dict(optim__vae__name="lion"), "adam, keras_adam"),
@@ -272,6 +270,71 @@ def test_accepted():
 def test_names_are_checked_by_their_tables(changes, message):
   with pytest.raises(UserError, match=message):
     build.recipe(small(**changes))
+
+
+KEYS_OF_NETWORKS = dict(
+  model__input_norm="none",
+  model__patch=2,
+  model__upsample_gain=2.0,
+  model__head_features=3,
+)
+
+
+@pytest.mark.parametrize(
+  ("encoder", "decoder", "unread"),
+  [
+    ("resnet", "resnet", ()),
+    ("mlp", "resnet", ()),
+    ("resnet", "mlp", ("upsample_gain",)),
+    ("linear", "resnet", ("input_norm",)),
+    ("conv", "conv", ("head_features",)),
+    ("mlp", "conv", ("head_features",)),
+    ("mlp", "mlp", ("patch", "upsample_gain", "head_features")),
+    (
+      *("linear", "linear"),
+      ("input_norm", "patch", "upsample_gain", "head_features"),
+    ),
+  ],
+)
+def test_keys_of_networks_that_are_not_there(encoder, decoder, unread):
+  """Refused in one message, with the flags that make it a config."""
+  c = small(model__encoder=encoder, model__decoder=decoder, **KEYS_OF_NETWORKS)
+  config.check(c)
+  if unread:
+    with pytest.raises(UserError) as e:
+      build.recipe(c)
+    said = re.findall(r"--config\.model\.(\w+)=(\w[\w.]*\w|\d)", str(e.value))
+    assert tuple(key for key, _ in said) == unread
+    assert f"model.encoder='{encoder}' and model.decoder='{decoder}'" in str(
+      e.value
+    )
+    for key, value in said:
+      kind = type(c.model[key])
+      c.model[key] = kind(value)
+  build.recipe(c)
+  # What is not set is no mistake, whatever the networks.
+  build.recipe(small(model__encoder=encoder, model__decoder=decoder))
+
+
+def test_a_gain_needs_a_stage():
+  with pytest.raises(UserError, match=r"--config\.model\.upsample_gain=1\.0"):
+    build.recipe(flat(model__upsample_gain=2.0))
+
+
+@pytest.mark.parametrize(
+  ("changes", "numbers"),
+  [
+    ({}, 8 * 8 * 4),
+    (dict(model__patch=2), 4 * 4 * 4),
+    (dict(model__encoder="conv"), 4 * 4 * 4),
+    (dict(model__encoder="conv", model__patch=2), 2 * 2 * 4),
+    (dict(model__encoder="mlp"), 8 * 8),
+    (dict(model__encoder="mlp", model__encoder_features=(99, 200)), 99),
+    (dict(model__encoder="linear"), 8 * 8),
+  ],
+)
+def test_bytes_of_the_first_layer(changes, numbers):
+  assert config.layer_bytes(small(**changes)) == 4 * 8 * numbers
 
 
 def test_a_misspelt_key_is_an_error():
@@ -292,7 +355,7 @@ def test_json_round_trip():
       data__image_size=(8, 12),
       weights__kl=0.5,
       weights__recon=None,
-      objective__memory=0.25,
+      model__input_norm="none",
       posterior__components=3,
     ),
   ):

@@ -184,7 +184,10 @@ def test_training_goes_on_from_the_import_as_it_would_have(workdirs):
 
 
 def other_config(**keys):
-  """Of another depth, another width and another size, not square and grey."""
+  """Of another depth, another width and another size, not square and grey.
+
+  The decoder's last width is not the number of channels.
+  """
   return golden_config(
     **{
       "data.image_size": (8, 16),
@@ -192,7 +195,7 @@ def other_config(**keys):
       "model.latent": 6,
       "model.head_features": 5,
       "model.encoder_features": (4, 6, 8),
-      "model.decoder_features": (8, 6, 1),
+      "model.decoder_features": (8, 6, 5),
       "model.discriminator_features": (4, 3, 1),
       "model.discriminator_strides": (2, 1, 1),
     }
@@ -335,6 +338,27 @@ def test_a_model_saved_before_its_first_call(tmp_path):
     ({"posterior.name": "mixture"}, ("posterior.name", "Gaussian")),
     ({"model.norm": "group"}, ("model.norm", "affine")),
     ({"model.norm": "none"}, ("model.norm", "affine")),
+    (
+      {"model.encoder": "conv", "model.encoder_features": (16,) * 3},
+      ("model.encoder='conv'", "--config.model.encoder=resnet"),
+    ),
+    (
+      {"model.decoder": "mlp"},
+      ("model.decoder='mlp'", "--config.model.decoder=resnet"),
+    ),
+    (
+      {"model.input_norm": "none"},
+      ("model.input_norm='none'", "--config.model.input_norm=layer"),
+    ),
+    ({"model.patch": 2}, ("model.patch=2", "--config.model.patch=1")),
+    (
+      {"model.decoder_features": (16, 16, 16, 8)},
+      ("decoder/stage2", "model.decoder_features='(16, 16, 16, 3)'"),
+    ),
+    (
+      {"model.decoder_features": (16, 16, 3)},
+      ("decoder/dense/kernel", "model.decoder_features='(16, 16, 16, 3)'"),
+    ),
   ],
 )
 def test_another_model_by_its_config(tmp_path, keys, words):

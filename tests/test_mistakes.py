@@ -151,14 +151,28 @@ MISTAKES = {
     ),
     ["data.image_size=18", "halves an image 2 times", "16, 20"],
   ),
-  "depths": (
-    key("model.decoder_features=(4,4,1)"),
-    ["encoder_features has 2", "decoder_features 3"],
+  "no patches": (
+    key("model.patch=3"),
+    ["patches of model.patch=3", "6, 12, 18 (multiples of 6)"],
   ),
-  "channels": (
-    key("data.channels=3"),
-    ["ends with 1", "data.channels=3", "decoder_features='(4, 3)'"],
+  "no widths": (
+    words("--config.model.encoder=mlp", "--config.model.encoder_features=()"),
+    ["model.encoder_features is empty"],
   ),
+  "not read": (
+    words(
+      "--config.model.encoder=mlp",
+      "--config.model.decoder=mlp",
+      "--config.model.patch=2",
+      "--config.model.upsample_gain=2",
+    ),
+    [
+      "model.encoder='mlp' and model.decoder='mlp'",
+      "--config.model.patch=1 --config.model.upsample_gain=1.0",
+    ],
+  ),
+  "network": (key("model.encoder=dense"), ["resnet, conv, mlp, linear"]),
+  "input": (key("model.input_norm=x"), ["layer, none"]),
   "unknown flag": (words("--workdri=x"), ["workdri", "workdir"]),
   "no flag": (words("hello"), ["'hello' is not a flag"]),
   "config file": (words("--config=configs/celeb.py"), ["celeba.py"]),
@@ -188,7 +202,7 @@ MISTAKES = {
   "posterior": (key("posterior.name=gausian"), ["gaussian", "mixture"]),
   "components": (key("posterior.components=2"), ["mixture"]),
   "objective": (key("objective.name=x"), ["'x'", "gamix, elbo"]),
-  "population": (key("objective.population=x"), ["means, full, correlation"]),
+  "population": (key("objective.population=x"), ["means, full, debiased"]),
   "reconstruction": (
     key("objective.reconstruction=x"),
     ["l1, l2, bernoulli"],
@@ -206,14 +220,16 @@ MISTAKES = {
       "--config.weights.kl=1",
     ],
   ),
-  "batch of one": (key("data.batch_size=1"), ["batch_size=1", "2 or more"]),
-  "covariance": (
+  "batch of one": (
+    words("--config.objective.population=means", "--config.data.batch_size=1"),
+    ["batch_size=1", "2 or more"],
+  ),
+  "batch of three": (
     words(
-      "--config.objective.population=covariance",
-      "--config.objective.memory=0",
-      "--config.data.batch_size=4",
+      "--config.objective.population=debiased",
+      "--config.data.batch_size=3",
     ),
-    ["objective.memory=0", "singular", "correlation"],
+    ["data.batch_size=3", "objective.population='debiased'", "4 or more"],
   ),
   "source": (key("data.source=digit"), ["'digit'", "folder:<path>"]),
   "no folder": (key("data.source=folder:/no/where"), ["/no/where"]),

@@ -1,8 +1,14 @@
 """Networks: counts, shapes, arithmetic, and what they save against what ran."""
 
+import functools
+import itertools
+import os
 import re
+import subprocess
+import sys
 from functools import partial
 
+import eight_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +24,25 @@ from conftest import (
   small,
 )
 from flax import linen as nn
+from program import ROOT
 
 from benchmarks import flops
 from gamix_jax import build, config, ops, step
 from gamix_jax.errors import UserError
-from gamix_jax.networks import NORMS, PatchDiscriminator
-from gamix_jax.networks.parts import Affine
+from gamix_jax.networks import (
+  NORMS,
+  ConvEncoder,
+  MLPEncoder,
+  PatchDiscriminator,
+)
+from gamix_jax.networks.parts import (
+  Affine,
+  ConvTranspose,
+  Norm,
+  depth_to_space,
+  groups,
+  space_to_depth,
+)
 from gamix_jax.networks.resnet import POINTWISE_NORMS, Encoder, ResidualBlock
 
 
@@ -101,6 +120,309 @@ def test_a_size_that_does_not_divide_names_those_that_do():
         model__decoder_features=(4, 4, 4, 1),
       )
     )
+
+
+def test_the_last_width_is_free():
+  """Channels are the output convolution's; a 1x1 at the published preset."""
+  for last in (1, 3, 5):
+    c = small(
+      data__image_size=(8, 4),
+      data__channels=3,
+      model__decoder_features=(4, last),
+    )
+    state = jax.eval_shape(partial(step.init, build.recipe(c)))
+    decoder = state.vae.params["decoder"]
+    assert decoder["stage0"]["up"]["conv1"]["kernel"].shape == (1, 1, 4, last)
+    assert decoder["out"]["kernel"].shape == (1, 1, last, 3)
+
+
+# ---------------------------------------------------------- other networks
+
+KINDS = ("resnet", "conv", "mlp")
+WIDTHS = {  # of the encoder; a decoder's are these backwards
+  "resnet": (4, 6, 8),
+  "conv": (6, 12),
+  "mlp": (12, 9),
+}
+
+
+def mixed(encoder, decoder, **changes):
+  """A VAE of two kinds of networks, without a discriminator."""
+  own = dict(
+    data__image_size=(8, 12),
+    model__encoder=encoder,
+    model__decoder=decoder,
+    model__encoder_features=WIDTHS[encoder],
+    model__decoder_features=WIDTHS[decoder][::-1],
+  )
+  return alone(**(own | changes))
+
+
+def counted(kind, part, c):
+  """The parameters of a plain network, by its layers; norms without any."""
+  h, w, channels = config.image_shape(c)
+  p, widths = c.model.patch, WIDTHS[kind]
+  norm = 0 if part == "decoder" else 2 * h * w  # the layer normalisation
+  if c.model.input_norm == "none":
+    norm = 0
+  if kind == "mlp":
+    ends = [h * w * channels, *widths]
+    if part == "decoder":
+      ends = [c.model.latent, *widths[::-1], ends[0]]
+    return norm + sum((a + 1) * b for a, b in itertools.pairwise(ends))
+  factor = p * 2 ** len(widths)
+  if part == "encoder":
+    ends = [channels * p * p, *widths]
+    return norm + sum((9 * a + 1) * b for a, b in itertools.pairwise(ends))
+  widths = widths[::-1]
+  start = (h // factor) * (w // factor) * widths[0]
+  ends = [widths[0], *widths]
+  return (
+    (c.model.latent + 1) * start
+    + sum((9 * a + 1) * b for a, b in itertools.pairwise(ends))
+    + ((9 if p > 1 else 1) * widths[-1] + 1) * channels * p * p
+  )
+
+
+@pytest.mark.parametrize("kind", ["conv", "mlp"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(data__channels=3, model__input_norm="none"),
+    dict(data__image_size=(16, 8), model__patch=2),
+    dict(data__image_size=8),
+  ],
+)
+def test_counts_of_the_plain_networks(kind, changes):
+  if kind == "mlp":  # which knows no patches
+    changes = {k: v for k, v in changes.items() if k != "model__patch"}
+  c = mixed(kind, kind, model__norm="none", **changes)
+  config.check(c)
+  params = jax.eval_shape(partial(step.init, build.recipe(c))).vae.params
+  for part in ("encoder", "decoder"):
+    assert count(params[part]) == counted(kind, part, c), part
+
+
+# Each encoder and each decoder, each norm, grey and colour. ResNets not with
+# the norms that take a channel's mean out: they have biases before them, as
+# published, and their gradients are rounding.
+PAIRS = [
+  ("mlp", "resnet", "affine", 1, {}),
+  ("mlp", "mlp", "batch", 3, {}),
+  ("mlp", "mlp", "group", 1, {}),
+  ("conv", "mlp", "none", 3, dict(model__input_norm="none")),
+  ("conv", "conv", "batch", 1, dict(model__upsample_gain=2.0)),
+  ("conv", "conv", "group", 3, {}),
+  (
+    *("mlp", "conv", "affine", 1),
+    dict(model__patch=2, data__image_size=(8, 16)),
+  ),
+  ("resnet", "conv", "affine", 3, {}),
+  (
+    *("resnet", "resnet", "none", 3),
+    dict(model__patch=2, data__image_size=(16, 8)),
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  ("encoder", "decoder", "norm", "channels", "changes"), PAIRS
+)
+def test_every_parameter_has_a_gradient(
+  encoder, decoder, norm, channels, changes
+):
+  """Through a whole VAE, at shapes that are those of the images."""
+  c = mixed(
+    encoder,
+    decoder,
+    model__norm=norm,
+    data__channels=channels,
+    data__batch_size=32,
+    **changes,
+  )
+  config.check(c)
+  run = run_of(c)
+  recipe, x = run.recipe, run.batch["image"]
+  variables = {
+    "params": run.state.vae.params,
+    "batch_stats": run.state.vae.batch_stats,
+  }
+  q, z, w, x_hat = jax.eval_shape(
+    partial(recipe.vae.apply, draws=2), variables, x, jax.random.key(0)
+  )
+  assert x_hat.shape == (2, *x.shape) and x_hat.dtype == jnp.float32
+  assert q.mu.dtype == z.dtype == w.dtype == jnp.float32
+  grads, _ = jit(partial(step.gradients, recipe))(run.state, run.batch)[1]
+  sizes = {
+    jax.tree_util.keystr(path): float(jnp.max(jnp.abs(g)))
+    for path, g in jax.tree_util.tree_leaves_with_path(grads)
+  }
+  # Rounding would be a ten-millionth of the others.
+  least = 1e-5 * max(sizes.values())
+  assert not {k: v for k, v in sizes.items() if not v > least}
+
+
+@pytest.mark.parametrize(
+  ("encoder", "decoder"), [("mlp", "conv")] + [(kind, kind) for kind in KINDS]
+)
+def test_bfloat16_gives_float32(encoder, decoder):
+  """The networks' layers are in bfloat16, what comes of them is not."""
+  c = mixed(encoder, decoder, dtype="bfloat16")
+  recipe = build.recipe(c)
+  shapes = jax.eval_shape(partial(step.init, recipe)).vae
+  variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+  x = jax.ShapeDtypeStruct((4, 8, 12, 1), jnp.float32)
+  assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+  def outputs(variables, x):
+    q, _, _, x_hat = recipe.vae.apply(variables, x, jax.random.key(0))
+    return q.mu, q.logvar, x_hat
+
+  found = jax.eval_shape(outputs, variables, x)
+  assert {v.dtype for v in found} == {jnp.dtype("float32")}
+  text = str(jax.make_jaxpr(outputs)(variables, x))
+  kinds = re.findall(
+    r":(\w+)\[[^\]]*\] = (?:dot_general|conv_general_dilated)", text
+  )
+  assert len(kinds) >= 6
+  assert set(kinds) == {"bf16"}
+
+
+def test_eight_devices_compute_what_one_does():
+  """A convolutional encoder before an MLP, statistics of the whole batch."""
+  ran = subprocess.run(
+    [sys.executable, eight_networks.__file__],
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    },
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert re.search(r"8 devices: [1-9]\d* arrays agree", ran.stdout)
+
+
+# ---------------------------------------------------------- the input
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_norm_decides_whether_brightness_is_encoded(kind):
+  """x and a x + c, of each channel its own a and c."""
+  rng = np.random.default_rng(0)
+  # Large, so that the epsilon under the root is none.
+  x = jnp.asarray(100 * rng.normal(size=(3, 8, 12, 3)), jnp.float32)
+  other = x * jnp.asarray([[[[2.0, 0.5, 3]]]]) + jnp.asarray(
+    [[[[50.0, 0, -9]]]]
+  )
+  for input_norm in ("layer", "none"):
+    c = mixed(kind, kind, data__channels=3, model__input_norm=input_norm)
+    run = run_of(c)
+    params = run.state.vae.params["encoder"]
+    variables = {
+      "params": params,
+      "batch_stats": run.state.vae.batch_stats["encoder"],
+    }
+    assert ("layernorm" in params) == (input_norm == "layer")
+    one, two = (
+      jit(partial(run.recipe.vae.encoder.apply, train=False))(variables, v)
+      for v in (x, other)
+    )
+    off = float(jnp.max(jnp.abs(one - two)) / jnp.max(jnp.abs(one)))
+    if input_norm == "layer":
+      assert off < 1e-4
+    else:
+      assert off > 0.1
+  assert config.base().model.input_norm == "layer"
+
+
+@pytest.mark.parametrize(("h", "w", "c", "patch"), [(6, 4, 3, 2), (6, 9, 1, 3)])
+def test_patches_are_channels(h, w, c, patch):
+  """Each pixel by its place, and the way back exactly."""
+  x = np.random.default_rng(0).normal(size=(2, h, w, c)).astype("f4")
+  got = np.asarray(space_to_depth(jnp.asarray(x), patch))
+  assert got.shape == (2, h // patch, w // patch, c * patch**2)
+  for row in range(h // patch):
+    for column in range(w // patch):
+      square = x[
+        :,
+        row * patch : (row + 1) * patch,
+        column * patch : (column + 1) * patch,
+      ]
+      np.testing.assert_array_equal(got[:, row, column], square.reshape(2, -1))
+  np.testing.assert_array_equal(depth_to_space(jnp.asarray(got), patch), x)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "conv"])
+@pytest.mark.parametrize(
+  ("size", "patch"), [((12, 24), 3), ((16, 8), 2), ((28, 28), 7), ((8, 8), 1)]
+)
+def test_shapes_with_patches(kind, size, patch):
+  n = 2 if size != (28, 28) else 1
+  widths = (4,) * (n + (kind == "resnet"))
+  c = mixed(
+    kind,
+    kind,
+    model__encoder_features=widths,
+    model__decoder_features=widths,
+    data__image_size=size,
+    data__channels=3,
+    model__patch=patch,
+    model__head_features=5 if kind == "resnet" else 0,
+  )
+  config.check(c)
+  recipe = build.recipe(c)
+  state = jax.eval_shape(partial(step.init, recipe))
+  params = state.vae.params
+  first = params["encoder"]["stem" if kind == "resnet" else "conv0"]["kernel"]
+  assert first.shape == (3, 3, 3 * patch**2, 4)
+  size_of_out = 1 if patch == 1 else 3
+  assert params["decoder"]["out"]["kernel"].shape == (
+    *(size_of_out, size_of_out),
+    *(4, 3 * patch**2),
+  )
+  x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+  variables = {"params": params, "batch_stats": state.vae.batch_stats}
+  features = jax.eval_shape(
+    partial(recipe.vae.encoder.apply, train=False),
+    {k: v["encoder"] for k, v in variables.items()},
+    x,
+  )
+  small_sides = tuple(s // (patch * 2**n) for s in size)
+  assert features.shape == (2, *small_sides, 5 if kind == "resnet" else 4)
+  z = jax.ShapeDtypeStruct((1, 2, 4), jnp.float32)
+  x_hat = jax.eval_shape(
+    partial(recipe.vae.apply, method="decode"), variables, z
+  )
+  assert x_hat.shape == (1, 2, *size, 3)
+
+
+def test_patches_have_to_fit():
+  c = mixed("resnet", "conv", model__patch=3, data__image_size=(24, 28))
+  with pytest.raises(UserError) as e:
+    config.check(c)
+  assert "patches of model.patch=3 2 times, which 28" in str(e.value)
+  assert "sizes that do: 24, 36, 48 (multiples of 12)" in str(e.value)
+  for side in (24, 36, 48):
+    config.check(mixed("resnet", "conv", model__patch=3, data__image_size=side))
+  # A fully connected one takes any image, and an encoder may be one alone.
+  config.check(mixed("mlp", "mlp", data__image_size=(7, 5)))
+  with pytest.raises(UserError, match="decoder_features halves an image 2"):
+    config.check(mixed("mlp", "conv", data__image_size=(7, 5)))
+
+
+def test_depths_may_differ():
+  c = small(model__encoder_features=(4, 4, 4), model__decoder_features=(4, 3))
+  config.check(c)
+  recipe = build.recipe(c)
+  params = jax.eval_shape(partial(step.init, recipe)).vae.params
+  assert params["posterior"]["mu"]["kernel"].shape == (2 * 2 * 1, 4)
+  assert params["decoder"]["dense"]["kernel"].shape == (4, 4 * 4 * 1)
 
 
 # ---------------------------------------------------------- the down block
@@ -195,6 +517,54 @@ def test_affine_does_not_look_at_the_batch():
   np.testing.assert_allclose(out, wanted, rtol=1e-6)
   assert jax.tree.map(np.asarray, new["batch_stats"]).keys() == stats.keys()
   np.testing.assert_array_equal(new["batch_stats"]["mean"], stats["mean"])
+
+
+@pytest.mark.parametrize(
+  ("shape", "wanted"),
+  [
+    ((2, 16, 16, 128), 32),
+    ((2, 4, 4, 4), 4),
+    ((2, 1, 1, 32), 8),
+    ((2, 2, 2, 32), 32),
+    ((2, 1, 2, 32), 16),
+    ((2, 8, 8, 6), 2),
+    ((2, 512), 32),
+    ((2, 64), 16),
+    ((2, 12), 2),
+    ((2, 4), 1),
+  ],
+)
+def test_groups_have_numbers_enough(shape, wanted):
+  """By NumPy; an image that is not normalised away keeps its differences."""
+  assert groups(shape) == wanted
+  x = np.random.default_rng(0).normal(2, 3, size=shape)
+  layer = Norm("group", jnp.float32, jnp.float32)
+  ones = {"scale": jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])}
+  got = layer.apply(
+    {"params": {"norm": ones}}, jnp.asarray(x, jnp.float32), False
+  )
+  parts = x.reshape(2, -1, wanted, shape[-1] // wanted)
+  mean = parts.mean((1, 3), keepdims=True)
+  var = parts.var((1, 3), keepdims=True)
+  expected = ((parts - mean) / np.sqrt(var + 1e-3)).reshape(shape)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  assert np.std(np.asarray(got)[0]) > 0.9
+
+
+@pytest.mark.parametrize(
+  "encoder",
+  [
+    MLPEncoder(features=(32, 32), norm="group"),
+    ConvEncoder(features=(32, 32, 32), norm="group"),
+  ],
+)
+def test_group_norm_leaves_a_code(encoder):
+  """One number a group would be 0 for every image."""
+  x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+  out, _ = jit(partial(encoder.init_with_output, train=True))(
+    jax.random.key(1), x
+  )
+  assert float(jnp.min(jnp.max(jnp.std(out, axis=0)))) > 0.1
 
 
 def test_moving_statistics_move_with_batch_only():
@@ -298,6 +668,38 @@ def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
   convs = re.findall(r"(\w+)\[[^\]]*\] = conv_general_dilated", text)
   assert len(convs) == 3 * 2 + 4 + 2
   assert set(convs) == {"bf16"}
+
+
+# ---------------------------------------------------------- initial weights
+
+
+@pytest.mark.parametrize(("gain", "wanted"), [(1.0, 0.5), (2.0, 1.0)])
+def test_upsample_gain_keeps_a_signal(gain, wanted):
+  """Measured: a transposed convolution of unit noise, as many channels out."""
+  layer = ConvTranspose(64, gain, True, jnp.float32, jnp.float32)
+  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 64))
+  out, _ = jit(layer.init_with_output)(jax.random.key(1), x)
+  assert out.shape == (4, 32, 32, 64)
+  assert float(jnp.std(out)) == pytest.approx(wanted, rel=0.05)
+
+
+def test_upsample_gain_is_of_transposed_convolutions_alone():
+  """Their initial weights are twice as large, all others the same."""
+  for kind in ("resnet", "conv"):
+    one, two = (
+      jit(partial(step.init, build.recipe(c)))().vae.params["decoder"]
+      for c in (
+        mixed(kind, kind, model__upsample_gain=gain) for gain in (1.0, 2.0)
+      )
+    )
+    scaled = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+      name = jax.tree_util.keystr(path)
+      other = functools.reduce(lambda tree, key: tree[key.key], path, two)
+      twice = "transpose" in name and "kernel" in name
+      np.testing.assert_allclose(other, 2 * leaf if twice else leaf, rtol=1e-6)
+      scaled += twice
+    assert scaled == (4 if kind == "resnet" else 2)
 
 
 # ---------------------------------------------------------- operations

@@ -12,10 +12,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import flat, small
+from conftest import alone, flat, small
 
 from benchmarks import flops
 from gamix_jax import build, config, step, train
+from gamix_jax.errors import UserError
 from gamix_jax.profile import Profile
 from gamix_jax.progress import Progress
 
@@ -26,7 +27,7 @@ WIDE = dict(
   model__decoder_features=(32, 1),
   model__discriminator_features=(32, 32, 1),
   model__discriminator_strides=(2, 1, 1),
-  objective__population="correlation",
+  objective__population="full",
 )
 
 
@@ -89,6 +90,48 @@ def test_flops_of_the_step(platform, changes):
     full = flops.per_image(c, edges=True, early=False)["total"]
     assert abs(got / full - 1) > 0.05
   assert sum(v.flops(True) for v in flops.encoder(c, True)) > 0.2 * wanted
+
+
+@pytest.mark.parametrize("input_norm", ["layer", "none"])
+@pytest.mark.parametrize(
+  ("encoder", "decoder", "patch"),
+  [
+    (("mlp", (192, 128)), ("mlp", (128, 192)), 1),
+    (("conv", (48, 96)), ("conv", (96, 48)), 1),
+    (("conv", (48,)), ("resnet", (48, 32)), 2),
+    (("resnet", (48, 48, 48)), ("mlp", (128, 192)), 2),
+    (("mlp", (192,)), ("resnet", (48, 24, 8)), 1),
+  ],
+)
+def test_flops_of_other_networks(encoder, decoder, patch, input_norm):
+  """XLA's count of both gradients; the first layer's to x only if needed."""
+  keys = dict(patch=patch, input_norm=input_norm, norm="none", latent=32)
+  for part, (name, features) in (("encoder", encoder), ("decoder", decoder)):
+    keys |= {part: name, f"{part}_features": features}
+  c = alone(
+    data__image_size=32,
+    data__batch_size=16,
+    **{f"model__{k}": v for k, v in keys.items()},
+  )
+  config.check(c)
+  recipe = build.recipe(c)
+  state = jax.eval_shape(partial(step.init, recipe))
+  batch = {"image": jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32)}
+  gradients = jax.jit(lambda *args: step.gradients(recipe, *args)[1])
+  got = gradients.lower(state, batch).cost_analysis()["flops"] / 16
+  wanted = flops.per_image(c, edges=True)["total"]
+  assert abs(got / wanted - 1) < 0.05
+  first = flops.encoder(c, True)[0].flops(True)
+  if first > 0.1 * wanted:  # so that it would be seen
+    wrong = wanted + first * (1 if input_norm == "none" else -1)
+    assert abs(got / wrong - 1) > 0.05
+
+
+def test_a_linear_network_is_not_counted():
+  for part in ("encoder", "decoder"):
+    c = alone(**{f"model__{part}": "linear"})
+    with pytest.raises(UserError, match=f"model.{part}='linear'"):
+      flops.per_image(c)
 
 
 def flops_of(platform=None, **changes):

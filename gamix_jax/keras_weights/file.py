@@ -218,7 +218,7 @@ def _keys_of_config(config: ConfigDict) -> dict[str, Any]:
     "data.image_size": height if height == width else (height, width),
     "data.channels": channels,
     "model.latent": model.latent,
-    "model.head_features": _head(model.head_features, model.latent),
+    "model.head_features": _head(configs.head_features(config), model.latent),
     "model.encoder_features": tuple(model.encoder_features),
     "model.decoder_features": tuple(model.decoder_features),
   }

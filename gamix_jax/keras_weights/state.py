@@ -21,6 +21,13 @@ from gamix_jax.keras_weights import names
 from gamix_jax.keras_weights.file import Shapes, Weights, read
 from gamix_jax.step import Net, Recipe, TrainState, init
 
+# Keys that its weights do not tell, as it has them.
+MODEL = {
+  "encoder": "resnet",
+  "decoder": "resnet",
+  "input_norm": "layer",
+  "patch": 1,
+}
 NORMS = ("affine", "batch")  # those with a place for every weight
 
 
@@ -33,7 +40,8 @@ def import_weights(
 
   Args:
     weights: the reference's `.weights.h5`.
-    config: of that model; its posterior is Gaussian, its norm affine or batch.
+    config: of that model; its networks are ResNets, its posterior is Gaussian,
+      its norm affine or batch.
     workdir: to be made; absent or empty.
 
   Returns:
@@ -90,11 +98,11 @@ def _check_config(config: ConfigDict) -> None:
       f"posterior.name={config.posterior.name!r}, but the reference's is "
       "a Gaussian: use --config.posterior.name=gaussian."
     )
-  for name in ("encoder", "decoder"):
-    if config.model[name] != "resnet":
+  for name, its in MODEL.items():
+    if config.model[name] != its:
       raise UserError(
-        f"model.{name}={config.model[name]!r}, but the reference's is a "
-        f"ResNet: use --config.model.{name}=resnet."
+        f"model.{name}={config.model[name]!r}, but the reference's is {its!r}: "
+        f"use --config.model.{name}={its}."
       )
   if config.model.norm not in NORMS:
     raise UserError(
@@ -126,9 +134,9 @@ def to_state(
 ) -> TrainState:
   """The state of a run that had come as far as the file.
 
-  The average of the weights starts as the weights and the population's memory
-  as at step 0; the reference has neither. Where the file has no moments of
-  Adam they start at 0, and Adam's own count with them.
+  The average of the weights starts as the weights, for the reference has none.
+  Where the file has no moments of Adam they start at 0, and Adam's own count
+  with them.
 
   Args:
     weights: of `read`.

@@ -1,7 +1,6 @@
-"""A plain convolutional encoder and decoder: a few MFLOP an image.
+"""A plain convolutional encoder and decoder: far cheaper than the ResNets.
 
-Strided 3x3 convolutions down, transposed ones up; one a scale, where a ResNet's
-stage has nine.
+Strided 3x3 convolutions down, transposed ones up, a single one for each scale.
 """
 
 import math
@@ -10,12 +9,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import (
-  ConvTranspose,
-  Part,
-  normalize_input,
-  space_to_depth,
-)
+from gamix_jax.networks.parts import Part, space_to_depth
 
 
 class ConvEncoder(Part):
@@ -24,8 +18,9 @@ class ConvEncoder(Part):
   h' = h / (patch 2^n) for n feature counts.
 
   Attributes:
-    features: channels behind each halving.
-    input_norm: see `normalize_input`.
+    features: channels behind each halving, each followed by a normalisation
+      and a ReLU.
+    input_norm: see `Part.normed_input`.
     patch: side of the squares of pixels that are seen as channels.
   """
 
@@ -35,7 +30,7 @@ class ConvEncoder(Part):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = normalize_input(self, self.input_norm, x)
+    x = self.normed_input(self.input_norm, x)
     if self.patch > 1:
       x = space_to_depth(x, self.patch)
     for i, width in enumerate(self.features):
@@ -50,7 +45,8 @@ class ConvDecoder(Part):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   Attributes:
-    features: channels behind each doubling.
+    features: channels behind each doubling; a normalisation and a ReLU come
+      before each, and before the output convolution.
     start: shape (h', w', c') that latents are mapped to.
     channels: of the images.
     patch: see `ConvEncoder`.
@@ -69,12 +65,11 @@ class ConvDecoder(Part):
     x = x.reshape(-1, *self.start)
     for i, width in enumerate(self.features):
       x = nn.relu(self.normed(f"norm{i}", x, train))
-      x = ConvTranspose(
+      x = self.up(
         width,
         self.upsample_gain,
-        self.dtype,
-        self.param_dtype,
-        name=f"conv{i}_transpose",
+        f"conv{i}_transpose",
+        use_bias=self.bias_before_norm,
       )(x)
     x = nn.relu(self.normed("norm_out", x, train))
     return self.image(x, self.channels, self.patch)

@@ -1,8 +1,8 @@
-"""A fully connected encoder and decoder: the most images a CPU-second.
+"""A fully connected encoder and decoder, the cheapest for small images.
 
-On images of 28x28 and below they learn more in CPU minutes than convolutions
-do; they know nothing of neighbouring pixels, and their weights grow with the
-number of pixels.
+Each weight is used once an image, where a convolution uses it at every pixel.
+They know nothing of neighbouring pixels, and the number of weights grows with
+the number of pixels.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import Part, normalize_input
+from gamix_jax.networks.parts import Part
 from gamix_jax.posterior.base import float_at_least_32
 
 
@@ -19,8 +19,9 @@ class MLPEncoder(Part):
   """Images [b, h, w, c] -> features [b, features[-1]].
 
   Attributes:
-    features: width of each hidden layer; a normalisation and a ReLU behind it.
-    input_norm: see `normalize_input`.
+    features: width of each hidden layer, each followed by a normalisation and
+      a ReLU.
+    input_norm: see `Part.normed_input`.
   """
 
   features: Sequence[int] = ()
@@ -28,7 +29,7 @@ class MLPEncoder(Part):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = normalize_input(self, self.input_norm, x)
+    x = self.normed_input(self.input_norm, x, self.bias_before_norm)
     return hidden(self, x.reshape(x.shape[0], -1), train)
 
 
@@ -36,7 +37,7 @@ class MLPDecoder(Part):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   Attributes:
-    features: width of each hidden layer.
+    features: width of each hidden layer, see `MLPEncoder`.
     image_shape: (h, w, c).
   """
 

@@ -4,6 +4,7 @@ Parameters are float32, convolutions and products in `dtype`.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class Norm(nn.Module):
 
   `affine` is batch normalisation on its stored statistics, which training
   leaves as they are: what the published code does. `batch` takes the
-  statistics of the global batch in training. `group` has up to 32 groups.
+  statistics of the global batch in training. `group` is by `groups`.
   """
 
   kind: str
@@ -33,12 +34,11 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    channels = x.shape[-1]
     if self.kind == "none":
       return x
     if self.kind == "group":
       return nn.GroupNorm(
-        num_groups=math.gcd(32, channels),
+        num_groups=groups(x.shape),
         epsilon=EPSILON,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
@@ -54,6 +54,22 @@ class Norm(nn.Module):
         name="norm",
       )(x)
     return Affine(self.dtype, self.param_dtype, name="norm")(x)
+
+
+def groups(shape: Sequence[int]) -> int:
+  """The number of groups of `group`, up to 32.
+
+  Each has 4 numbers of an image or more: one number less its mean is 0, and of
+  two nothing but a sign is left.
+
+  Args:
+    shape: [b, ..., c] of what is normalised.
+  """
+  *axes, channels = shape[1:]
+  found = math.gcd(32, channels)
+  while found > 1 and math.prod(axes) * channels < 4 * found:
+    found //= 2
+  return found
 
 
 class Affine(nn.Module):
@@ -90,6 +106,7 @@ class ConvTranspose(nn.Module):
 
   features: int
   gain: float
+  use_bias: bool
   dtype: jnp.dtype
   param_dtype: jnp.dtype
 
@@ -97,15 +114,20 @@ class ConvTranspose(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (3, 3, self.features, x.shape[-1])
     kernel = self.param("kernel", glorot(self.gain), shape, self.param_dtype)
+    x = ops.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+    if not self.use_bias:
+      return x
     bias = self.param(
       "bias", nn.initializers.zeros, shape[2:3], self.param_dtype
     )
-    x = ops.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
     return x + lift(bias.astype(self.dtype), x.ndim)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-  """[b, h, w, c] -> [b, h/p, w/p, p p c]: patches as channels."""
+  """[b, h, w, c] -> [b, h/p, w/p, p p c]: squares of pixels as channels.
+
+  The pixel (i, j) of a square has the channels (i p + j) c + (0, ..., c - 1).
+  """
   b, h, w, c = x.shape
   x = x.reshape(b, h // patch, patch, w // patch, patch, c)
   x = jnp.swapaxes(x, 2, 3)
@@ -118,26 +140,6 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
   x = x.reshape(b, h, w, patch, patch, c // patch**2)
   x = jnp.swapaxes(x, 2, 3)
   return x.reshape(b, h * patch, w * patch, c // patch**2)
-
-
-def normalize_input(part: "Part", kind: str, x: jax.Array) -> jax.Array:
-  """The encoder's input normalisation, inside an encoder.
-
-  `layer` normalises each channel over the image and has a weight a pixel, as
-  published. It removes an image's brightness and contrast, which then are no
-  part of the code; `none` keeps them.
-  """
-  if kind == "none":
-    return x
-  return nn.LayerNorm(
-    epsilon=EPSILON,
-    reduction_axes=(1, 2),
-    feature_axes=(1, 2),
-    use_fast_variance=False,
-    dtype=part.dtype,
-    param_dtype=part.param_dtype,
-    name="layernorm",
-  )(x)
 
 
 class Part(nn.Module):
@@ -177,10 +179,41 @@ class Part(nn.Module):
       **kwargs,
     )
 
+  def up(
+    self, features: int, gain: float, name: str, use_bias: bool = True
+  ) -> ConvTranspose:
+    return ConvTranspose(
+      features, gain, use_bias, self.dtype, self.param_dtype, name=name
+    )
+
+  def normed_input(
+    self, kind: str, x: jax.Array, use_bias: bool = True
+  ) -> jax.Array:
+    """The input normalisation of an encoder, of images [b, h, w, c].
+
+    `layer` normalises each channel over the image and has a weight a pixel, as
+    published: an encoder then belongs to one image size. It removes an image's
+    brightness and contrast, so that they are no part of the code; `none` keeps
+    them.
+    """
+    if kind == "none":
+      return x
+    return nn.LayerNorm(
+      epsilon=EPSILON,
+      reduction_axes=(1, 2),
+      feature_axes=(1, 2),
+      use_bias=use_bias,
+      use_fast_variance=False,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="layernorm",
+    )(x)
+
   def image(self, x: jax.Array, channels: int, patch: int) -> jax.Array:
     """The output convolution: features [b, h/p, w/p, f] -> [b, h, w, c].
 
-    1x1 as published; of patches 3x3, for their edges.
+    1x1 as published. With patches it is 3x3: each is then seen together with
+    its neighbours, and their common edges fit.
     """
     size = 1 if patch == 1 else 3
     x = self.conv(channels * patch**2, size, "out")(x)

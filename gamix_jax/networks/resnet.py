@@ -10,12 +10,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import (
-  ConvTranspose,
-  Part,
-  normalize_input,
-  space_to_depth,
-)
+from gamix_jax.networks.parts import Part, space_to_depth
 
 # Of these the value at a pixel does not depend on the other pixels, so a
 # strided 1x1 convolution may be moved in front of them.
@@ -67,17 +62,13 @@ class UpBlock(Part):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    def up(name):
-      return ConvTranspose(
-        self.features, self.gain, self.dtype, self.param_dtype, name=name
-      )
-
+    c, gain = self.features, self.gain
     y = nn.relu(self.normed("bn1", x, train))
-    y = self.conv(self.features, 1, "conv1", use_bias=self.bias_before_norm)(y)
+    y = self.conv(c, 1, "conv1", use_bias=self.bias_before_norm)(y)
     y = nn.relu(self.normed("bn2", y, train))
-    y = up("conv2_transpose")(y)
+    y = self.up(c, gain, "conv2_transpose")(y)
     x = nn.relu(self.normed("bn3_shortcut", x, train))
-    return up("conv3_transpose_shortcut")(x) + y
+    return self.up(c, gain, "conv3_transpose_shortcut")(x) + y
 
 
 class EncoderStage(Part):
@@ -122,8 +113,7 @@ class Encoder(Part):
   Attributes:
     features: channels of the stem and behind each halving.
     head_features: channels of the output.
-    input_norm: see `normalize_input`; with `layer` an encoder belongs to one
-      image size.
+    input_norm: see `Part.normed_input`.
     patch: side of the squares of pixels that the stem sees as channels.
   """
 
@@ -134,7 +124,7 @@ class Encoder(Part):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = normalize_input(self, self.input_norm, x)
+    x = self.normed_input(self.input_norm, x)
     if self.patch > 1:
       x = space_to_depth(x, self.patch)
     x = self.conv(self.features[0], 3, "stem")(x)
@@ -155,7 +145,7 @@ class Decoder(Part):
 
   Attributes:
     features: channels of the stem and behind each doubling.
-    start: the encoder's output shape (h', w', head_features).
+    start: shape (h', w', c') that latents are mapped to.
     channels: of the images.
     patch: see `Encoder`.
     upsample_gain: of the initial weights of the transposed convolutions.

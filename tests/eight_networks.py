@@ -1,0 +1,58 @@
+"""A step of other networks on eight emulated devices; run by test_networks.
+
+The same step and state on one of them, and every number of both compared. Says
+how many arrays there were.
+"""
+
+import functools
+import warnings
+
+import jax
+import numpy as np
+from conftest import QUICK, alone, images, jit, state_of
+
+from gamix_jax import build, mesh, step
+
+
+def config():
+  """A convolutional encoder of patches, an MLP decoder, batch statistics."""
+  return alone(
+    data__batch_size=16,
+    data__image_size=(8, 12),
+    model__norm="batch",
+    model__patch=2,
+    model__input_norm="none",
+    model__encoder="conv",
+    model__encoder_features=(8,),
+    model__decoder="mlp",
+    model__decoder_features=(8,),
+    # Adam's first step of a gradient that is rounding would be its sign.
+    optim__vae__eps=1e-2,
+    optim__vae__learning_rate=1e-2,
+  )
+
+
+def main():
+  """Compares; an AssertionError names what differs."""
+  c = config()
+  recipe = build.recipe(c)
+  first, batch = jax.device_get((state_of(recipe), images(c)))
+  one = jit(functools.partial(step.train_step, recipe))(first, batch)
+  grid = mesh.make(c.data.batch_size, 1)
+  layout = mesh.Layout(grid, c.mesh.min_size)
+  state = jax.device_put(first, layout.of(first))
+  spread = mesh.global_batch(grid, batch)
+  assert len(spread["image"].sharding.device_set) == jax.device_count()
+  eight = step.jitted(recipe, layout, compiler_options=QUICK)(state, spread)
+  leaves = jax.tree_util.tree_leaves_with_path(one)
+  for (path, leaf), other in zip(leaves, jax.tree.leaves(eight), strict=True):
+    a, b = np.asarray(leaf), np.asarray(other)
+    off = np.max(np.abs(a - b), initial=0)
+    limit = 1e-4 * np.max(np.abs(a), initial=0) + 1e-6
+    assert off <= limit, (jax.tree_util.keystr(path), off, limit)
+  print(f"{jax.device_count()} devices: {len(leaves)} arrays agree")
+
+
+if __name__ == "__main__":
+  warnings.simplefilter("error")
+  main()
