@@ -108,7 +108,7 @@ class Verdict:
     text += f" reconstructions explain {max(share[-1], 0):.0%} of the images' "
     text += "variance"
     if alike:
-      text += ", so that every image has about the same"
+      text += ": every image has about the same reconstruction"
     flags = " ".join(f"--config.{key}={v}" for key, v in self._waking())
     return "dead", (
       f"{text}. If it stays so, start anew in another --workdir with {flags}"
