@@ -1,50 +1,218 @@
-"""What the files of configs/ share: weights at another size, `tiny`."""
+"""What the files of configs/ share: a start that wakes, sizes that fit.
 
+A config with `preset` set leaves keys at None, and `complete` fills them from
+the image size, the preset and what else the config says. So a flag such as
+--config.data.image_size=128 or --config.objective.name=elbo changes networks
+and weights with it. A key that is given is never changed.
+
+    small    CPU minutes: fully connected or plain convolutions, no
+             discriminator
+    base     CPU hours, GPU minutes: ResNets on patches
+    large    a GPU: wider ResNets, smaller patches
+"""
+
+import math
+from typing import Any
+
+from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 
+PRESETS = ("small", "base", "large")
+# What `ours` leaves for `complete` to fill, besides all of `weights` and `ramp`.
+OPEN = (
+  "model.latent",
+  "model.encoder",
+  "model.decoder",
+  "model.encoder_features",
+  "model.decoder_features",
+  "model.head_features",
+  "model.discriminator_features",
+  "model.discriminator_strides",
+  "model.patch",
+  "model.norm",
+  "posterior.initial_logvar",
+  "adversarial.loss",
+  "adversarial.start",
+)
+RAMP_STEPS = 600
+# Of the final steps, so that a short run has its full weights for most of it.
+RAMP_SHARE = 0.25
+INITIAL_LOGVAR = -4.0
 
-def at_size(
-  config: ConfigDict,
-  recon: float = 0.78,
-  population: float = 0.05,
-  collapse: float = 1.0,
-) -> ConfigDict:
-  """Sets what the published preset would have at another size and purpose.
 
-  The published 5000 belongs to 256x256x3 numbers (0.0254 each). Weights here
-  go with the numbers of an image; the population is matched with its
-  correlations, with weight enough that N(0, I) is where the codes are; and the
-  optimiser is quicker than the published 1e-4. The defaults were found on
-  16x16 digits (configs/digits.py), with 6 latents and a batch of 64.
+def ours(config: ConfigDict, preset: str) -> ConfigDict:
+  """Sets what our presets have in common, whatever the image.
 
-  More latents than about the square root of the batch need a smaller
-  `population`: the correlations of a small batch are mostly chance, and a
-  heavy weight on them teaches the encoder to say nothing (seen with 64 latents
-  and a batch of 32 at 0.05).
+  Unlike the published run: a start from which codes wake (narrow posteriors, a
+  ramp for what widens them, a quicker optimiser with warm-up), the population
+  term without bias, and an encoder that sees brightness.
 
   Args:
-    config: with `data.image_size` and `data.channels` set.
-    recon: weight of `recon` per number of an image. A larger one gives closer
-      reconstructions and codes that fill N(0, I) less well.
-    population: weight of `population_kl` per weight of `recon`.
-    collapse: weight of `collapse`.
+    config: of `config.base()`.
+    preset: one of PRESETS.
+  """
+  config.preset = preset
+  for key in OPEN:
+    _set(config, key, None)
+  for section in ("weights", "ramp"):
+    for name in config[section]:
+      config[section][name] = None
+  config.model.input_norm = "none"
+  config.model.upsample_gain = 2.0
+  config.objective.population = "debiased"
+  for net in config.optim:
+    config.optim[net].update(
+      name="adam", learning_rate=1e-3, eps=1e-8, warmup=100, schedule="cosine"
+    )
+  config.optim.vae.update(b1=0.9, learning_rate=2e-3)
+  return config
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """Fills, in place, the keys that a preset leaves open; then checks all.
+
+  Raises:
+    UserError: as `config.check`; no such preset; a key without a value and
+      without a preset.
+  """
+  if config.preset:
+    if config.preset not in PRESETS:
+      raise UserError(
+        f"preset={config.preset!r} is none of {', '.join(PRESETS)}."
+      )
+    configs.check_image_size(config)
+    _fill(config)
+  configs.check(config)
+  return config
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+  section, _, name = key.rpartition(".")
+  configs.get(config, section)[name] = value
+
+
+def _fill(config: ConfigDict) -> None:
+  """The open keys, those first that others depend on."""
+
+  def fill(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+      if configs.get(config, key) is None:
+        _set(config, key, value)
+
+  from gamix_jax import objective  # noqa: PLC0415  (JAX, for its table alone)
+
+  fill({"adversarial.loss": "none" if config.preset == "small" else "hinge"})
+  fill({"adversarial.start": config.steps // 2})
+  fill(networks(*image_shape(config), config.preset))
+  _fill_features(config)
+  narrow = config.posterior.name != "poisson"  # which has no variance to set
+  fill({"posterior.initial_logvar": INITIAL_LOGVAR if narrow else 0.0})
+  of_vae, of_disc = objective.term_names(
+    config.objective.name, config.adversarial.loss
+  )
+  weights = default_weights(config)
+  fill({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
+  length = min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
+  # Whatever pulls single posteriors to the prior comes late: at first it is
+  # cheaper to say nothing. siwae's bound is whole with its full weight alone.
+  late = {"collapse", "kl", "kernel"} & set(of_vae)
+  if config.objective.name == "siwae":
+    late = set()
+  fill({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
+
+
+def networks(
+  height: int, width: int, channels: int, preset: str
+) -> dict[str, Any]:
+  """Kinds, patch and latent size of networks for an image and a budget.
+
+  Args:
+    height: of the images, pixels.
+    width: of the images, pixels.
+    channels: 1 or 3.
+    preset: one of PRESETS.
+
+  Returns:
+    Keys and values; `_fill_features` adds the widths.
+  """
+  side = min(height, width)
+  latent = 16 if side <= 28 and channels == 1 else 64 if side <= 64 else 128
+  latent *= {"small": 1, "base": 1, "large": 2}[preset]
+  kind, patch = "resnet", 1
+  if preset == "small":
+    kind = "mlp" if side <= 28 and channels == 1 else "conv"
+  if kind == "conv":
+    patch = _patch(height, width, side // 16)
+  elif kind == "resnet":
+    patch = _patch(height, width, side // {"base": 16, "large": 64}[preset])
+  return {
+    "model.encoder": kind,
+    "model.decoder": kind,
+    "model.norm": "none" if kind == "mlp" else "group",
+    "model.patch": patch,
+    "model.latent": latent,
+    "model.head_features": 0 if kind != "resnet" else latent // 4,
+  }
+
+
+def _patch(height: int, width: int, wanted: int) -> int:
+  """The largest power of two up to `wanted` and 8 that leaves even sides."""
+  patch = 1
+  while patch * 2 <= min(wanted, 8) and not (
+    height % (patch * 4) or width % (patch * 4)
+  ):
+    patch *= 2
+  return patch
+
+
+def _fill_features(config: ConfigDict) -> None:
+  """Widths that the image's size divides by."""
+  model = config.model
+  h, w, _ = image_shape(config)
+  scale = {"small": 1, "base": 2, "large": 4}[config.preset]
+  for name in ("encoder", "decoder"):
+    if model[f"{name}_features"] is not None:
+      continue
+    kind = model[name]
+    if kind == "mlp":
+      widths = (512 * scale,) * 2
+    else:
+      grid = math.gcd(h // model.patch, w // model.patch)
+      halvings = 0
+      while grid % 2 == 0 and grid > 4:
+        grid, halvings = grid // 2, halvings + 1
+      count = halvings + (kind == "resnet") or 1
+      widths = tuple(min(32 * scale * 2**i, 64 * scale) for i in range(count))
+    model[f"{name}_features"] = widths if name == "encoder" else widths[::-1]
+  if model.discriminator_features is None:
+    halved = 1 if min(h, w) < 32 else 2 if min(h, w) < 128 else 3
+    model.discriminator_features = (
+      *(32 * 2 ** min(i, 1) for i in range(halved)),
+      64,
+      1,
+    )
+    model.discriminator_strides = (2,) * halved + (1, 1)
+
+
+def default_weights(config: ConfigDict) -> dict[str, float]:
+  """A weight for every term, from the number of pixels and channels.
+
+  The published 5000 for `recon` belongs to 256x256x3 numbers (0.0254 each).
   """
   h, w, c = image_shape(config)
-  config.objective.population = "debiased"
-  weight = float(round(recon * h * w * c))
-  config.weights.update(
-    recon=weight,
-    population_kl=population * weight,
-    collapse=collapse,
-    fool=weight / 100,
-    real=1.0,  # Adam divides a scale out
-    fake=1.0,
-  )
-  for net in config.optim:
-    config.optim[net].update(name="adam", learning_rate=1e-3, eps=1e-8)
-  config.optim.vae.b1 = 0.9
-  return config
+  n = h * w * c
+  recon = float(n if config.objective.reconstruction == "bernoulli" else n / 2)
+  return {
+    "recon": recon,
+    "population_kl": max(1.0, recon / 400),
+    "collapse": 0.2,
+    "kl": 1.0,
+    "kernel": 1.0,
+    "fool": recon / 100,
+    "real": 1.0,  # Adam divides a scale out
+    "fake": 1.0,
+  }
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
@@ -65,12 +233,13 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.eval_images, config.eval_draws = 8, 2
   config.data.source = "synthetic"
   config.data.batch_size = 8
-  halvings = min(len(config.model.encoder_features) - 1, 1)
-  config.data.image_size = 4 * 2**halvings
-  config.model.latent = 4
-  config.model.head_features = 0
-  config.model.encoder_features = (4,) * (halvings + 1)
-  config.model.decoder_features = (4,) * halvings + (config.data.channels,)
-  config.model.discriminator_features = (4, 1)
-  config.model.discriminator_strides = (2, 1)
+  config.data.image_size = 8
+  model = config.model
+  model.latent = 4
+  model.head_features = 0
+  model.patch = 1
+  model.encoder_features = (4, 4)
+  model.decoder_features = (4, config.data.channels)
+  model.discriminator_features = (4, 1)
+  model.discriminator_strides = (2, 1)
   return config

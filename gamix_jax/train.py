@@ -19,6 +19,7 @@ from gamix_jax import (
   hosts,
   malloc,
   mesh,
+  presets,
   step,
   workdir,
 )
@@ -106,7 +107,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     UserError: whatever the user can mend, before anything is written where
       possible.
   """
-  configs.check(config)
+  presets.complete(config)
   malloc.keep_freed_on_cpu(configs.layer_bytes(config))
   if "://" in folder:
     raise UserError(

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import cli
-from gamix_jax import config as configs
+from gamix_jax import presets
 from gamix_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     raise UserError("--families is missing; --help shows the command.")
   if given.seeds < 1:
     raise UserError(f"--seeds={given.seeds} has to be 1 or more.")
-  configs.check(given.config)
+  presets.complete(given.config)
   cli.use_compilation_cache()
   from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
 
