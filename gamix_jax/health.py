@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Iterator, Mapping
 
-from gamix_jax import objective
+from gamix_jax import objective, presets
 from gamix_jax.config import ConfigDict
 
 # Over this many reports, so that one batch is no verdict.
@@ -19,8 +19,8 @@ COLLAPSED_SHARE = 0.5
 DEAD_AFTER, DEAD_AT_END = 500, 100
 DEAD_KL = 0.5  # nats an image
 DEAD_SHARE = 0.05  # of the variance over images that reconstructions explain
-# A start that wakes codes, all of it together; found on MNIST at 16x16.
-WAKING_LOGVAR, WAKING_RAMP = -4.0, 600
+# Of a start that wakes codes, with `presets`' initial variance and ramp: all of
+# it together, none alone. Found on MNIST at 16x16.
 WAKING_RATE, WAKING_WARMUP = 2e-3, 50
 WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
 
@@ -119,15 +119,16 @@ class Verdict:
     c = self._config
     # Counts have a rate and no variance of their own.
     counts = c.posterior.name == "poisson"
-    if not counts and c.posterior.initial_logvar > WAKING_LOGVAR:
-      yield "posterior.initial_logvar", f"{WAKING_LOGVAR:g}"
+    if not counts and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
+      yield "posterior.initial_logvar", f"{presets.INITIAL_LOGVAR:g}"
+    length = min(presets.RAMP_STEPS, int(presets.RAMP_SHARE * c.steps))
     for term in ("collapse", "kl", "kernel"):
       if (
         term in objective.OBJECTIVES[c.objective.name].terms
         and c.objective.name != "siwae"  # whose bound is whole or none
-        and c.ramp[term] < WAKING_RAMP
+        and c.ramp[term] < length
       ):
-        yield f"ramp.{term}", f"{WAKING_RAMP}"
+        yield f"ramp.{term}", f"{length}"
     if c.optim.vae.learning_rate < WAKING_RATE:
       yield "optim.vae.learning_rate", f"{WAKING_RATE:g}"
     if c.optim.vae.warmup < WAKING_WARMUP:

@@ -24,7 +24,9 @@ SHORT = (
 DYING = (
   *("--config.objective.name=elbo", "--config.weights.kl=10"),
   *("--config.weights.population_kl=None", "--config.weights.collapse=None"),
-  *(f"--config.ramp.{k}=0" for k in ("population_kl", "collapse", "fool")),
+  *(
+    f"--config.ramp.{k}=0" for k in ("population_kl", "collapse", "kl", "fool")
+  ),
   "--config.adversarial.loss=none",
   *(f"--config.weights.{k}=None" for k in ("fool", "real", "fake")),
   *("--config.posterior.initial_logvar=0", "--config.optim.vae.warmup=0"),
@@ -81,7 +83,7 @@ def test_a_dead_run_is_called_dead(run, median_error):
   (line,) = re.findall(r"^\d+: the run is dead: .*", said, re.M)
   assert line.startswith(f"{STEPS}: ")
   for flag in (
-    *("posterior.initial_logvar=-4", "ramp.kl=600"),
+    *("posterior.initial_logvar=-4", "ramp.kl=37"),
     *("optim.vae.learning_rate=0.002", "optim.vae.warmup=50"),
   ):
     assert f"--config.{flag}" in line

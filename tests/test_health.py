@@ -203,6 +203,7 @@ def test_what_to_change_is_a_config_that_goes(name):
   found = flags(line)
   assert {k for k in found if k.startswith("ramp.")} == ramps
   assert ("posterior.initial_logvar" in found) == (name != "poisson")
+  assert {found[k] for k in ramps} <= {"600"}
   assert float(found["weights.recon"]) == 2 * c.weights.recon
   for key, value in found.items():
     section, _, last = key.rpartition(".")
