@@ -34,10 +34,11 @@ from program import (
   save,
 )
 
-from gamix_jax import config
+from gamix_jax import config, presets
 from gamix_jax.checkpoint import Checkpoints
 
 TINY = "--config=configs/digits.py:tiny"
+WITH_ALL = "--config.adversarial.loss=bce"  # terms, which a preset weighs
 # What `tiny` digits are promised to log.
 TRAINING = {
   *(f"vae/{k}" for k in ("recon", "population_kl", "collapse", "fool")),
@@ -75,7 +76,7 @@ def odd(folder):
 
 
 RUNS = {
-  "digits": lambda folder: [TINY, f"--workdir={folder}/run"],
+  "digits": lambda folder: [TINY, WITH_ALL, f"--workdir={folder}/run"],
   "one broken": one_broken,
   "odd": odd,
   "keys": lambda folder: [
@@ -125,7 +126,9 @@ def test_run_ends_well(job):
   with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
     assert checkpoints.steps() == [1, 2, 3]
     about = checkpoints.about(3)
-  wanted = config.flat(config_of("digits", "tiny"))
+  c = config_of("digits", "tiny")
+  c.adversarial.loss = "bce"
+  wanted = config.flat(presets.complete(c))
   saved = (run / "config.json").read_text()
   assert config.flat(config.from_json(saved)) == wanted
   counted = int(
