@@ -45,7 +45,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
 
   c.data = ConfigDict()
-  c.data.source = "folder:data"  # digits, tfds:<name>, folder:, npz:<path>
+  c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch
@@ -168,8 +168,13 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
-def layer_bytes(c: ConfigDict) -> int:
-  """Of a batch behind the encoder's first layer, in float32."""
+def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
+  """Of a batch behind the encoder's first layer, in float32.
+
+  Args:
+    c: of the run.
+    batch_size: images at a time; the training's if left out.
+  """
   h, w, channels = image_shape(c)
   model = c.model
   numbers = h * w * channels
@@ -178,7 +183,8 @@ def layer_bytes(c: ConfigDict) -> int:
   elif model.encoder != "linear":
     side = model.patch * (2 if model.encoder == "conv" else 1)
     numbers = h * w // side**2 * model.encoder_features[0]
-  return 4 * c.data.batch_size * numbers
+  n = c.data.batch_size if batch_size is None else batch_size
+  return 4 * n * numbers
 
 
 def profiled(config: ConfigDict) -> range:

@@ -19,7 +19,12 @@ SPAN = COLUMNS * ROWS  # held-out images in pictures
 
 
 class Examiner:
-  """Numbers and panels of a state's averaged weights."""
+  """Numbers and panels of a state's averaged weights.
+
+  Attributes:
+    left_out: why `numbers` leaves a number out that the family has, one line;
+      empty if it leaves out none.
+  """
 
   def __init__(
     self,
@@ -33,6 +38,7 @@ class Examiner:
     self._dataset = dataset
     vae = recipe.vae
     self._normal = vae.prior is None and vae.posterior.family.normal
+    self.left_out = _too_few(config, len(dataset)) if self._normal else ""
     everywhere = mesh.replicated(layout.mesh)
     self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
     self._pictures = jax.jit(self._draw, out_shardings=everywhere)
@@ -52,7 +58,8 @@ class Examiner:
     most ln n, and where it is near that, the codes tell these images apart and
     it says no more; active_units. A family without bounds has no elbo, iwae,
     kl, mutual_information, one with another prior than N(0, I) no
-    population_kl.
+    population_kl. With no more images than latents their population's
+    covariance has no full rank, and population_kl is left out too.
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
@@ -83,7 +90,7 @@ class Examiner:
     mean, var = each.pop("mean"), each.pop("var")
     posterior = each.pop("posterior")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
-    if self._normal:
+    if self._normal and not self.left_out:
       numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
     if posterior.bounded:
       numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
@@ -135,3 +142,25 @@ class Examiner:
     image = objective.to_image(x_hat, recipe.reconstruction)
     ends = np.cumsum([len(v) for v in kinds.values()])
     return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
+
+
+def _too_few(config: ConfigDict, held_out: int) -> str:
+  """Why there is no `eval/population_kl`; empty if there is one.
+
+  Args:
+    config: of the run.
+    held_out: images of the split.
+  """
+  n, d = min(config.eval_images, held_out), config.model.latent
+  if n > d:
+    return ""
+  if held_out > d:
+    action = f"raise eval_images to {d + 1} or more"
+  else:
+    action = f"hold out {d + 1} or more"
+    if config.eval_images <= d:
+      action += " and raise eval_images to as many"
+  return (
+    f"eval/population_kl is left out: it needs more held-out images than"
+    f" latents, and there are {n} images and {d} latents; {action}."
+  )

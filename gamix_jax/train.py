@@ -150,6 +150,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       health.Verdict(config, train_set.in_memory),
       Profile(config, path, shown=hosts.first()),
     )
+    if loop.examiner.left_out:
+      _tell(loop.examiner.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,

@@ -1,14 +1,16 @@
 """Held-out numbers: over which images, of how many draws, of which Gaussian."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import alone, elbo, small, state_of
-from program import QUICK
+from conftest import alone, elbo, flat, small, state_of
+from program import QUICK, rows
 
-from gamix_jax import build, data, examine, mesh, metrics
+from gamix_jax import build, data, examine, mesh, metrics, train
 from gamix_jax.posterior import Gaussian, Mixture, Smoothed
 
 
@@ -20,8 +22,8 @@ def examiner(monkeypatch):
     examine.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
   )
 
-  def make(**changes):
-    c = small(data__source="synthetic:80", **changes)
+  def make(base=small, **changes):
+    c = base(data__source="synthetic:80", **changes)
     recipe = build.recipe(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
@@ -73,11 +75,11 @@ def known(made, state, q):
   """What `numbers` makes of images with these posteriors, batch by batch."""
 
   def say(params, batch_stats, batch):
-    rows = slice(8 * int(batch["step"]), 8 * int(batch["step"]) + 8)
+    here = slice(8 * int(batch["step"]), 8 * int(batch["step"]) + 8)
     mask = np.asarray(batch["mask"])
 
     def filled(v):  # the last batch's filling, with numbers that would show
-      part = v[rows]
+      part = v[here]
       return np.concatenate([part, np.full_like(v[: 8 - len(part)], 77)])
 
     own = jax.tree.map(filled, q)
@@ -154,6 +156,55 @@ def test_families_and_priors(examiner, name):
   assert first == again
   assert -0.5 < first["eval/mutual_information"] <= np.log(20)
   assert first["eval/mutual_information"] < first["eval/kl"] + 1
+
+
+@pytest.mark.parametrize(
+  ("latent", "eval_images", "words"),
+  [
+    (7, 8, ""),
+    (8, 8, "8 images and 8 latents; raise eval_images to 9 or more."),
+    (20, 99, "20 images and 20 latents; hold out 21 or more."),
+    (20, 16, "hold out 21 or more and raise eval_images to as many."),
+  ],
+)
+def test_too_few_images_for_the_population_kl(
+  examiner, latent, eval_images, words
+):
+  """It is left out, not NaN, and in one line it is said why."""
+  made, state = examiner(model__latent=latent, eval_images=eval_images)
+  assert made.left_out.endswith(words) and "\n" not in made.left_out
+  assert bool(made.left_out) == bool(words)
+  found = made.numbers(state)
+  assert ("eval/population_kl" in found) == (not words)
+  assert all(np.isfinite(v) for v in found.values())
+
+
+def test_no_word_where_the_family_has_no_population_kl(examiner):
+  made, state = examiner(
+    elbo,
+    **{"model__latent": 8, "eval_images": 8},
+    **{"prior__name": "vamp", "prior__components": 2},
+  )
+  assert made.left_out == ""
+  assert "eval/population_kl" not in made.numbers(state)
+
+
+def test_training_says_it_once(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(
+    jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
+  )
+  c = alone(
+    flat,
+    **{"steps": 2, "eval_every": 1, "eval_images": 4, "eval_draws": 1},
+    **{"checkpoint__every": 2, "checkpoint__keep_best": 0},
+    data__source="synthetic",
+  )
+  train.train(c, str(tmp_path / "run"))
+  assert capsys.readouterr().out.count("eval/population_kl") == 1
+  logged = [row for row in rows(tmp_path / "run") if "eval/kl" in row]
+  assert len(logged) == 2
+  for row in logged:
+    assert "eval/population_kl" not in row and None not in row.values()
 
 
 def test_gaussian_kl_by_monte_carlo():
