@@ -1,11 +1,14 @@
 """A model in training, looked at on held-out images: numbers and pictures."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gamix_jax import data, mesh, metrics, objective, pictures
 from gamix_jax.config import ConfigDict
+from gamix_jax.posterior import Posterior
 from gamix_jax.step import Recipe, TrainState, eval_step, pixels
 
 COLUMNS = 8
@@ -49,9 +52,13 @@ class Examiner:
     and iwae (nats an image, see `diagnose.held_out`); kl, the mean of
     KL(q(z | x) || p); population_kl, that of the Gaussian with the moments of
     these images' population, in nats (the rest of kl is, about, what a code
-    tells of its image: Hoffman & Johnson 2016); active_units. A family
-    without bounds has no elbo, iwae, kl, one with another prior than N(0, I)
-    no population_kl. With no more images than latents their population's
+    tells of its image: Hoffman & Johnson 2016); mutual_information, in nats,
+    of an image and its code, with q(z) the mean of these n images' posteriors
+    (`metrics.surgery`, one draw an image, the same noise at every look): at
+    most ln n, and where it is near that, the codes tell these images apart and
+    it says no more; active_units. A family without bounds has no elbo, iwae,
+    kl, mutual_information, one with another prior than N(0, I) no
+    population_kl. With no more images than latents their population's
     covariance has no full rank, and population_kl is left out too.
     """
     size = self._config.data.batch_size
@@ -61,7 +68,7 @@ class Examiner:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    found: list[dict[str, np.ndarray]] = []
+    found: list[dict[str, Any]] = []
     for i, batch in enumerate(batches):
       if i * size >= self._config.eval_images:
         break
@@ -76,18 +83,26 @@ class Examiner:
       )
       out = jax.device_get(out)
       real = out.pop("mask") > 0
-      found.append({k: v[real] for k, v in out.items()})
-    each = {
-      k: np.concatenate([f[k] for f in found])[: self._config.eval_images]
-      for k in found[0]
-    }
+      found.append(jax.tree.map(lambda v, real=real: v[real], out))
+    each = jax.tree.map(
+      lambda *v: np.concatenate(v)[: self._config.eval_images], *found
+    )
     mean, var = each.pop("mean"), each.pop("var")
+    posterior = each.pop("posterior")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
     if self._normal and not self.left_out:
       numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
+    if posterior.bounded:
+      numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
+      numbers["eval/mutual_information"] = self._information(posterior)
     report = metrics.latent_report(mean, var)
     numbers["eval/active_units"] = report["active_units"]
     return numbers
+
+  def _information(self, posterior: Posterior) -> float:
+    """Mutual information of these images and their codes; of 1 image 0."""
+    key = jax.random.fold_in(self._recipe.key(0), 3)
+    return metrics.surgery(posterior, key)["mutual_information"]
 
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:
     """Pictures as uint8 [h, w, c].

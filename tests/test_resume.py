@@ -28,7 +28,7 @@ RICH = (
   "--config.objective.population=full",
   "--config.objective.memory=0.9",
   "--config.adversarial.delay=1",
-  "--config.adversarial.ramp=3",
+  "--config.ramp.fool=3",
   "--config.data.flip=true",
   # A bias in front of a norm has no gradient but rounding, which Adam with a
   # small eps would make steps of, others on eight devices than on one.

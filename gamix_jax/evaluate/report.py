@@ -93,18 +93,27 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Latents": (
-    Line("kl", "", "mean KL(q(z given x) to p): the next two's sum"),
+    Line(
+      "kl",
+      "",
+      "mean KL(q(z given x) to p): `mutual_information` + `population_kl`",
+    ),
     Line(
       "mutual_information",
       "",
       "of image and code; at most ln of the images' count: where it is near "
       "that, `population_kl` has what is cut off",
     ),
+    Line(
+      "active_units",
+      "",
+      "latents whose mean's variance is over 0.01; how much they tell is "
+      "`mutual_information`, which may be near 0 with all of them active",
+    ),
     Line("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
     Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),
     Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
     Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
-    Line("active_units", "", "latents whose mean's variance is over 0.01"),
     Line("collapsed_share", "", "posterior variances under 0.01"),
   ),
   "Anomalies": (
