@@ -7,10 +7,10 @@ from gamix_jax import presets
 def get_config(variant: str = ""):
   """`tiny`: 3 steps on synthetic images."""
   config = gamix.base()
-  presets.ours(config, "base")
-  config.steps = 4_000
-  config.log_every = 50
-  config.eval_every = config.checkpoint.every = 1_000
+  presets.ours(config, "small")
+  config.steps = 20_000
+  config.log_every = 200
+  config.eval_every = config.checkpoint.every = 2_500
   config.data.source = "folder:data/images"
   config.data.image_size = 64
   config.data.batch_size = 64

@@ -31,6 +31,8 @@ OPEN = (
   "model.discriminator_strides",
   "model.patch",
   "model.norm",
+  "model.input_norm",
+  "model.upsample_gain",
   "posterior.initial_logvar",
   "adversarial.loss",
   "adversarial.start",
@@ -58,8 +60,6 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
   for section in ("weights", "ramp"):
     for name in config[section]:
       config[section][name] = None
-  config.model.input_norm = "none"
-  config.model.upsample_gain = 2.0
   config.objective.population = "debiased"
   for net in config.optim:
     config.optim[net].update(
@@ -104,8 +104,11 @@ def _fill(config: ConfigDict) -> None:
 
   fill({"adversarial.loss": "none" if config.preset == "small" else "hinge"})
   fill({"adversarial.start": config.steps // 2})
-  fill(networks(*image_shape(config), config.preset))
-  _fill_features(config)
+  h, w, c = image_shape(config)
+  model = config.model
+  kind = model.encoder or model.decoder or _kind(h, w, c, config.preset)
+  fill({"model.encoder": kind, "model.decoder": model.decoder or kind})
+  fill(_sizes(config))
   narrow = config.posterior.name != "poisson"  # which has no variance to set
   fill({"posterior.initial_logvar": INITIAL_LOGVAR if narrow else 0.0})
   of_vae, of_disc = objective.term_names(
@@ -122,77 +125,66 @@ def _fill(config: ConfigDict) -> None:
   fill({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
 
 
-def networks(
-  height: int, width: int, channels: int, preset: str
-) -> dict[str, Any]:
-  """Kinds, patch and latent size of networks for an image and a budget.
+def _kind(height: int, width: int, channels: int, preset: str) -> str:
+  """The networks that learn most from an image in a budget."""
+  if preset != "small":
+    return "resnet"
+  # A few thousand numbers are seen most often, and so learned best, by fully
+  # connected networks; past that their weights are too many.
+  return "mlp" if height * width * channels <= 28 * 28 else "conv"
 
-  Args:
-    height: of the images, pixels.
-    width: of the images, pixels.
-    channels: 1 or 3.
-    preset: one of PRESETS.
 
-  Returns:
-    Keys and values; `_fill_features` adds the widths.
-  """
-  side = min(height, width)
+def _sizes(config: ConfigDict) -> dict[str, Any]:
+  """Sizes of networks whose kinds are known, for an image and a budget."""
+  model, preset = config.model, config.preset
+  h, w, channels = image_shape(config)
+  side = min(h, w)
+  kinds = {model.encoder, model.decoder}
+  large = preset == "large"
   latent = 16 if side <= 28 and channels == 1 else 64 if side <= 64 else 128
-  latent *= {"small": 1, "base": 1, "large": 2}[preset]
-  kind, patch = "resnet", 1
-  if preset == "small":
-    kind = "mlp" if side <= 28 and channels == 1 else "conv"
-  if kind == "conv":
-    patch = _patch(height, width, side // 16)
-  elif kind == "resnet":
-    patch = _patch(height, width, side // {"base": 16, "large": 64}[preset])
+  latent = model.latent or latent * (2 if large else 1)
+  spatial = kinds & {"resnet", "conv"}
+  wanted = 1 if side < 32 else 2 if side < 64 else 4
+  patch = _patch(h, w, max(1, wanted // (4 if large else 1)))
+  patch = model.patch or (patch if spatial else 1)
+  halvings, grid = 0, math.gcd(h // patch, w // patch)
+  while grid % 2 == 0 and grid > 4:
+    grid, halvings = grid // 2, halvings + 1
+  narrow = {"small": 32, "base": 64, "large": 128}[preset]
+  hidden = {"small": 512, "base": 1024, "large": 2048}[preset]
+  widths = {}
+  for name in ("encoder", "decoder"):
+    of = [min(narrow * 2**i, narrow * 2) for i in range(halvings + 1)]
+    if model[name] == "conv":
+      of = of[:halvings] or of
+    elif model[name] == "mlp":
+      of = [hidden, hidden]
+    widths[name] = tuple(of if name == "encoder" else of[::-1])
+  halved = 1 if side < 32 else 2 if side < 128 else 3
+  disc = (32, 64, 64)[:halved]
+  gained = model.decoder == "conv" or (model.decoder == "resnet" and halvings)
   return {
-    "model.encoder": kind,
-    "model.decoder": kind,
-    "model.norm": "none" if kind == "mlp" else "group",
-    "model.patch": patch,
     "model.latent": latent,
-    "model.head_features": 0 if kind != "resnet" else latent // 4,
+    "model.norm": "group" if spatial else "none",
+    "model.input_norm": "layer" if model.encoder == "linear" else "none",
+    "model.patch": patch,
+    "model.upsample_gain": 2.0 if gained else 1.0,
+    "model.head_features": max(4, latent // 4) if "resnet" in kinds else 0,
+    "model.encoder_features": widths["encoder"],
+    "model.decoder_features": widths["decoder"],
+    "model.discriminator_features": (*disc, 64, 1),
+    "model.discriminator_strides": (2,) * halved + (1, 1),
   }
 
 
 def _patch(height: int, width: int, wanted: int) -> int:
-  """The largest power of two up to `wanted` and 8 that leaves even sides."""
+  """The largest power of two up to `wanted` that leaves even sides."""
   patch = 1
-  while patch * 2 <= min(wanted, 8) and not (
+  while patch * 2 <= wanted and not (
     height % (patch * 4) or width % (patch * 4)
   ):
     patch *= 2
   return patch
-
-
-def _fill_features(config: ConfigDict) -> None:
-  """Widths that the image's size divides by."""
-  model = config.model
-  h, w, _ = image_shape(config)
-  scale = {"small": 1, "base": 2, "large": 4}[config.preset]
-  for name in ("encoder", "decoder"):
-    if model[f"{name}_features"] is not None:
-      continue
-    kind = model[name]
-    if kind == "mlp":
-      widths = (512 * scale,) * 2
-    else:
-      grid = math.gcd(h // model.patch, w // model.patch)
-      halvings = 0
-      while grid % 2 == 0 and grid > 4:
-        grid, halvings = grid // 2, halvings + 1
-      count = halvings + (kind == "resnet") or 1
-      widths = tuple(min(32 * scale * 2**i, 64 * scale) for i in range(count))
-    model[f"{name}_features"] = widths if name == "encoder" else widths[::-1]
-  if model.discriminator_features is None:
-    halved = 1 if min(h, w) < 32 else 2 if min(h, w) < 128 else 3
-    model.discriminator_features = (
-      *(32 * 2 ** min(i, 1) for i in range(halved)),
-      64,
-      1,
-    )
-    model.discriminator_strides = (2,) * halved + (1, 1)
 
 
 def default_weights(config: ConfigDict) -> dict[str, float]:
