@@ -101,10 +101,12 @@ def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   bias = between / n + jnp.square(between / var) / (n - 1)
   # Scaled without a gradient: variances are the diagonal's business.
   scale = jax.lax.rsqrt(jax.lax.stop_gradient(var))
-  pairs = squared_covariances(centred * scale[None])
+  scaled = centred * scale[None]
+  products = _products(scaled)
+  pairs = _squared_covariances(scaled, products)
   if mu.shape[1] > 1:  # one component has no covariance of its own
     offsets = (mu - mean[:, None]) * scale[None, None]
-    pairs += _covariances_within(centred * scale[None], weights, offsets)
+    pairs += _covariances_within(scaled, products, weights, offsets)
   kl = _diagonal_kl(m, var) - 0.5 * jnp.sum(bias) + 0.5 * pairs
   return kl, m, var
 
@@ -121,12 +123,23 @@ def squared_covariances(centred: jax.Array) -> jax.Array:
   Returns:
     A number; may be below 0 for a batch.
   """
+  return _squared_covariances(centred, _products(centred))
+
+
+def _products(x: jax.Array) -> jax.Array:
+  """sum_i x_i x_i^T of rows, [d, d].
+
+  In full float32 where a device would round the factors (TPU, TF32).
+  """
+  return jnp.einsum("ni,nj->ij", x, x, precision="highest")
+
+
+def _squared_covariances(centred, products) -> jax.Array:
   n = centred.shape[0]
   square = jnp.square(centred)
-  # In full float32 where a device would round the factors (TPU, TF32).
-  s = jnp.einsum("ni,nj->ij", centred, centred, precision="highest") / (n - 1)
-  diagonal = jnp.sum(square, axis=0) / (n - 1)
-  off = jnp.sum(jnp.square(s)) - jnp.sum(jnp.square(diagonal))
+  s = products / (n - 1)
+  diagonal = jnp.diagonal(s)
+  off = _off_diagonal(s, s)
   crossed = jnp.square(jnp.sum(diagonal)) - jnp.sum(jnp.square(diagonal))
   fourth = jnp.square(jnp.sum(square, axis=1)) - jnp.sum(
     jnp.square(square), axis=1
@@ -136,7 +149,7 @@ def squared_covariances(centred: jax.Array) -> jax.Array:
   return factor * ((n - 1) * (n - 2) * off + crossed - n * q)
 
 
-def _covariances_within(centred, weights, offsets) -> jax.Array:
+def _covariances_within(centred, products, weights, offsets) -> jax.Array:
   """What covariances within images add to `squared_covariances`, unbiased.
 
   sum_{a<b} (C + W)^2 - C^2, C the covariance of the means x and W the mean of
@@ -147,29 +160,31 @@ def _covariances_within(centred, weights, offsets) -> jax.Array:
 
   Args:
     centred: x less its mean, [n, d].
+    products: `_products` of them.
     weights: pi, [n, k].
     offsets: c, components' means less their image's, [n, k, d].
   """
   n = centred.shape[0]
   square = jnp.square(centred)
   scaled = weights[..., None] * offsets
-  s = jnp.einsum("ni,nj->ij", centred, centred, precision="highest")
   w = jnp.einsum("nki,nkj->ij", scaled, offsets, precision="highest")
   own = jnp.sum(scaled * offsets, axis=1)  # W_i's diagonal, [n, d]
-  of_w = jnp.sum(own, axis=0)
   # Mean over i of <C without image i, W_i>, off the diagonals.
   along = jnp.einsum("nkd,nd->nk", offsets, centred, precision="highest")
   itself = jnp.sum(weights * jnp.square(along)) - jnp.sum(own * square)
-  crossed = jnp.sum(s * w) - jnp.sum(jnp.sum(square, axis=0) * of_w)
+  crossed = _off_diagonal(products, w)
   crossed = (crossed - n / (n - 1) * itself) / (n * (n - 2))
   inner = jnp.einsum("nkd,nld->nkl", offsets, offsets, precision="highest")
   norms = jnp.einsum("nkl,nk,nl->n", jnp.square(inner), weights, weights)
   pairs = _pairs(
-    jnp.sum(jnp.square(w)) - jnp.sum(jnp.square(of_w)),
-    jnp.sum(norms) - jnp.sum(jnp.square(own)),
-    n,
+    _off_diagonal(w, w), jnp.sum(norms) - jnp.sum(jnp.square(own)), n
   )
   return crossed + 0.5 * pairs
+
+
+def _off_diagonal(a: jax.Array, b: jax.Array) -> jax.Array:
+  """sum_{i != j} a_ij b_ij."""
+  return jnp.sum(a * b) - jnp.sum(jnp.diagonal(a) * jnp.diagonal(b))
 
 
 def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -182,10 +197,10 @@ def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   """
   weights, mu, sigma2 = q.centres()
   n, _, d = mu.shape
-  mean, within = _moments(q)
-  diagonal = within + jnp.square(mean)  # of each image's E z z^T
+  mean = jnp.einsum("bk,bkd->bd", weights, mu)
   flat = mu.reshape(-1, d)
   scaled = (weights[..., None] * mu).reshape(-1, d)
+  # The sum over images of E z z^T.
   total = jnp.einsum("ni,nj->ij", scaled, flat, precision="highest")
   total = total + jnp.diag(jnp.einsum("bk,bkd->d", weights, sigma2))
   first = _pairs(
@@ -194,9 +209,9 @@ def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   second = _pairs(
     jnp.sum(jnp.square(total)), jnp.sum(_squared_norms(weights, mu, sigma2)), n
   )
-  kl = 0.5 * first + 0.25 * (second - 2 * jnp.sum(diagonal) / n + d)
+  kl = 0.5 * first + 0.25 * (second - 2 * jnp.trace(total) / n + d)
   m = jnp.mean(mean, axis=0)
-  return kl, m, jnp.mean(diagonal, axis=0) - jnp.square(m)
+  return kl, m, jnp.diagonal(total) / n - jnp.square(m)
 
 
 def _pairs(of_sum: jax.Array, own: jax.Array, n: int) -> jax.Array:
