@@ -1,6 +1,6 @@
 """Compares families and objectives: python -m gamix_jax.compare.
 
---families=gaussian/elbo,mixture:4/gamix:covariance
+--families=gaussian/elbo,mixture:4/gamix:quadratic
                              posterior[:components]/objective[:population]
 --config=configs/digits.py   what all share; digits if left out
 --config.steps=300           any key, see gamix_jax/config.py
