@@ -21,6 +21,7 @@ yourself; `taskset -c 0` before the command gives both sides one core.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def define() -> None:
 def main() -> None:
   """Trains, judges and reports as the flags say."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # of CPU-seconds
+  # As an interrupt, so that the process that trains ends with this one.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   from benchmarks.quality import peer, report, rows  # noqa: PLC0415
 
   given = flags.FLAGS

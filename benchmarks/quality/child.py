@@ -60,9 +60,14 @@ def run(
       text=True,
     ) as process,
   ):
-    for line in process.stdout:
-      kept.write(line)
-      print(f"  | {line}", end="", file=sys.stderr, flush=True)
+    try:
+      for line in process.stdout:
+        kept.write(line)
+        print(f"  | {line}", end="", file=sys.stderr, flush=True)
+    except BaseException:
+      process.terminate()  # it is not to train beside what comes next
+      process.wait()
+      raise
   used = _of_children() - before
   if process.returncode:
     text = log.read_text()

@@ -32,7 +32,7 @@ LOGS = 10  # times that a run logs its numbers, whatever its length
 SHORT = 20, 100  # steps of the two runs that are timed first
 # A longer one follows until their steps took this share of the budget, or, of
 # a small budget, these CPU-seconds and no more than that share of it.
-SHARE, LEAST, MOST_SHARE = 0.08, 2.0, 0.25
+SHARE, LEAST, MOST_SHARE = 0.12, 4.0, 0.25
 LONGER = 20  # times the longest so far, at most
 TIMED = 6  # runs, at most
 MARGIN = 0.01, 0.5  # share of the budget, and CPU-seconds, that stay unused
@@ -198,7 +198,7 @@ class Timing:
       need = max(min(LEAST, MOST_SHARE * room), SHARE * room)
       if each * (max(lengths) - min(lengths)) >= need:
         break
-      longer = min(int(2 * need / each), LONGER * max(lengths))
+      longer = min(int(1.5 * need / each), LONGER * max(lengths))
       steps = max(longer, 2 * max(lengths))
       self.add(steps, self._train(steps))
       start, each = line(self.times)
