@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import collectives
-from gamix_jax import cli, config
+from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
@@ -200,7 +200,7 @@ def main() -> None:
   import jax  # noqa: PLC0415
 
   c, devices = flags.FLAGS.config, flags.FLAGS.devices
-  config.check(c)
+  presets.complete(c)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
   # The partitioner has done its work before these passes.

@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits, enlarged to 16x16: needs no download.
 
-  python -m gamix_jax.main --config=configs/digits.py --workdir=runs/digits
+python -m gamix_jax.main --config=configs/digits.py --workdir=runs/digits
 """
 
 from gamix_jax import config as gamix

@@ -64,14 +64,20 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model.decoder_features = _open((128,) * 6 + (3,))
   c.model.discriminator_features = _open((128, 128, 128, 64, 64, 1))
   c.model.discriminator_strides = _open((2, 2, 2, 1, 1, 1))
-  c.model.encoder = _open("resnet")  # conv, mlp; linear: the posterior's head alone
+  c.model.encoder = _open(
+    "resnet"
+  )  # conv, mlp; linear: the posterior's head alone
   c.model.decoder = _open("resnet")  # conv, mlp; linear: x_hat = Phi z
   c.model.input_norm = "layer"  # none: brightness and contrast are encoded
-  c.model.patch = _open(1)  # pixels of a side that resnet and conv see as channels
+  c.model.patch = _open(
+    1
+  )  # pixels of a side that resnet and conv see as channels
   c.model.upsample_gain = 1.0  # of initial transposed convolutions; 2 keeps
   #   the size of a signal, 1 (published) halves it
   c.model.norm = _open("affine")  # what ran; batch, group, none
-  c.model.head_features = _open(0)  # channels of the encoder's output; 0: latent // 8
+  c.model.head_features = _open(
+    0
+  )  # channels of the encoder's output; 0: latent // 8
   c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
 
   c.posterior = ConfigDict()
@@ -109,8 +115,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.adversarial.start = _open(0)  # the discriminator's first step
   c.adversarial.delay = 0  # steps it trains before `fool` counts
 
-  # A weight for every term of the objective, None for the names it has not; with
-  # `preset` also for those that it is to choose.
+  # A weight for every term of the objective, None for the names it has not;
+  # with `preset` also for those that it is to choose.
   c.weights = ConfigDict()
   c.weights.recon = _any(5000.0)  # reference: R_LOSS_FACTOR
   c.weights.population_kl = _any(1.0)

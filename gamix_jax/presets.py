@@ -19,7 +19,7 @@ from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 
 PRESETS = ("small", "base", "large")
-# What `ours` leaves for `complete` to fill, besides all of `weights` and `ramp`.
+# What `ours` leaves for `complete` to fill, besides `weights` and `ramp`.
 OPEN = (
   "model.latent",
   "model.encoder",
@@ -220,6 +220,9 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     return config
   if name != "tiny":
     raise UserError(f"--config=...:{name}: the one variant is 'tiny'.")
+  full = complete(config.copy_and_resolve_references())
+  for key in ("encoder", "decoder", "norm", "input_norm", "upsample_gain"):
+    config.model[key] = full.model[key]
   config.steps = 3
   config.log_every = config.eval_every = config.checkpoint.every = 1
   config.eval_images, config.eval_draws = 8, 2

@@ -24,7 +24,7 @@ from program import (
   Jobs,
   assert_refused,
   chosen,
-  config_of,
+  complete_config_of,
   events,
   files,
   hundred,
@@ -126,7 +126,7 @@ def test_run_ends_well(job):
   with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
     assert checkpoints.steps() == [1, 2, 3]
     about = checkpoints.about(3)
-  c = config_of("digits", "tiny")
+  c = complete_config_of("digits", "tiny")
   c.adversarial.loss = "bce"
   wanted = config.flat(presets.complete(c))
   saved = (run / "config.json").read_text()
