@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import communication, flops
-from gamix_jax import cli, config
+from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 
 PEAK = 197e12  # products and sums a second
@@ -149,7 +149,7 @@ def main() -> None:
   import jax  # noqa: PLC0415
 
   c, chips = flags.FLAGS.config, flags.FLAGS.chips
-  config.check(c)
+  presets.complete(c)
   flops.check(c)
   jax.config.update("jax_platforms", "cpu")
   found = needs(c)

@@ -2,7 +2,7 @@
 
   python -m benchmarks.communication --config=configs/celeba.py
   python -m benchmarks.communication --config=configs/celeba.py --fsdp=1,2,8 \
-      --devices=8 --config.objective.population=covariance --out=FILE.md
+      --devices=8 --config.objective.population=quadratic --out=FILE.md
 
 Compiles the training step for emulated CPU devices and reads the collective
 operations from the compiled program's text; nothing is run, so it says what
@@ -21,6 +21,7 @@ same and a ring would send twice as many.
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import collectives
-from gamix_jax import cli, config
+from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
@@ -62,8 +63,10 @@ def beside(c: ConfigDict, state: Any) -> int:
   """What is summed over the global batch besides the gradient, bytes.
 
   The population: of the mean and sigma^2 [d] and the variance [d] or the
-  covariance [d, d], and one [d] back to each of the first; and the variance
-  of the codes that the log counts active units by, [d] twice. With
+  second moments [d, d] (with `debiased` those of mixtures' components, too),
+  and one [d] back to each of the first; the variance of the codes that the log
+  counts active units by, [d] twice; and the mean image and the mean error,
+  which the variance that is explained is taken from. With
   norm="batch", a mean and a mean square a channel forward, as much backward
   for each of the losses: the VAE's for both networks, the discriminator's for
   its own. An upper bound: of the sums backward some are those of a gradient.
@@ -75,9 +78,11 @@ def beside(c: ConfigDict, state: Any) -> int:
 
   d = c.model.latent
   second = d
-  if c.objective.population in ("correlation", "covariance"):
+  if c.objective.population in ("debiased", "quadratic"):
     second = d * d
-  total = 4 * (second + 6 * d)
+  if c.objective.population == "debiased" and c.posterior.components > 1:
+    second *= 2
+  total = 4 * (second + 6 * d + 2 * math.prod(config.image_shape(c)))
   if c.model.norm == "batch":
     total += 2 * size(state.vae.batch_stats) + 3 * size(state.disc.batch_stats)
   return total
@@ -195,7 +200,7 @@ def main() -> None:
   import jax  # noqa: PLC0415
 
   c, devices = flags.FLAGS.config, flags.FLAGS.devices
-  config.check(c)
+  presets.complete(c)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
   # The partitioner has done its work before these passes.

@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import flops
-from gamix_jax import cli, config
+from gamix_jax import cli, config, presets
 from gamix_jax.errors import UserError
 
 AXES = {
@@ -74,7 +74,7 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
       # The features behind it are kept, else they would grow with it.
       c.model.head_features = config.head_features(c)
     value = c.model.latent = max(int(c.model.latent * times), 1)
-  config.check(c)
+  presets.complete(c)
   flops.check(c)
   return c, value
 

@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import first, flops
-from gamix_jax import cli, config
+from gamix_jax import cli, config, presets
 from gamix_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", default=None)
@@ -50,7 +50,7 @@ def main() -> None:
   c = CONFIG.value
   if BATCH.value is not None:
     c.data.batch_size = BATCH.value
-  config.check(c)
+  presets.complete(c)
   flops.check(c)
   if ONLY.value and AGAINST.value != "torch":
     raise UserError("--only chooses one of two: give --against=torch too.")

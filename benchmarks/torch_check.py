@@ -125,7 +125,7 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
       state, {"image": jnp.asarray(image), "eps": jnp.asarray(given)}
     )
     if t == 0:
-      of_both, terms, _ = twin.gradients(*theirs)
+      of_both, terms = twin.gradients(*theirs)
       metrics = {k.split("/")[-1]: np.asarray(v) for k, v in metrics.items()}
       found["terms"], where["terms"] = _worst(
         {k: v.detach().cpu().numpy() for k, v in terms.items()},

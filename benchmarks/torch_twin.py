@@ -71,6 +71,88 @@ def _hinge(logits: Tensor, real: bool) -> Tensor:
   return F.relu(1 - logits if real else 1 + logits)
 
 
+def _diagonal_kl(mean: Tensor, var: Tensor) -> Tensor:
+  return 0.5 * (mean.square() + var - 1 - var.log()).sum()
+
+
+def _published(within: bool, weights: Tensor, mu: Tensor, var: Tensor):
+  """`means`, or with what is within posteriors `full`."""
+  weights = weights / len(weights)
+  mean = torch.einsum("bk,bkd->d", weights, mu)
+  v = torch.einsum("bk,bkd->d", weights, (mu - mean).square())
+  if within:
+    v = v + torch.einsum("bk,bkd->d", weights, var)
+  return _diagonal_kl(mean, v.clamp_min(FLOOR))
+
+
+def _pairs(of_sum: Tensor, own: Tensor, n: int) -> Tensor:
+  """Mean of <a_i, a_j> over i != j, from |sum a|^2 and sum |a|^2."""
+  return (of_sum - own) / (n * (n - 1))
+
+
+def _off(a: Tensor, b: Tensor) -> Tensor:
+  """sum_{i != j} a_ij b_ij."""
+  return (a * b).sum() - (torch.diagonal(a) * torch.diagonal(b)).sum()
+
+
+def _norms(weights: Tensor, x: Tensor) -> Tensor:
+  """sum_i | sum_k pi_ik x_ik x_ik^T |^2."""
+  inner = torch.einsum("bkd,bld->bkl", x, x).square()
+  return torch.einsum("bkl,bk,bl->", inner, weights, weights)
+
+
+def _debiased(weights: Tensor, mu: Tensor, var: Tensor) -> Tensor:
+  """The Gaussian's KL to second order in the correlations, bias removed."""
+  n = len(mu)
+  mean = torch.einsum("bk,bkd->bd", weights, mu)
+  m = mean.mean(0)
+  x, c = mean - m, mu - mean[:, None]
+  between = x.square().sum(0) / (n - 1)
+  within = torch.einsum("bk,bkd->d", weights, var + c.square()) / n
+  v = (between + within).clamp_min(FLOOR)
+  bias = between / n + (between / v).square() / (n - 1)
+  scale = v.detach().rsqrt()
+  x, c = x * scale, c * scale
+  square, products = x.square(), x.T @ x
+  trace = torch.diagonal(products)
+  crossed = (trace.sum().square() - trace.square().sum()) / (n - 1)
+  fourth = (square.sum(1).square() - square.square().sum(1)).sum()
+  pairs = (n - 2) * _off(products, products) + crossed - n * fourth
+  pairs = 0.5 * pairs / (n * (n - 2) * (n - 3))
+  if mu.shape[1] > 1:
+    w = torch.einsum("bki,bkj->ij", weights[..., None] * c, c)
+    own = torch.einsum("bk,bkd->bd", weights, c.square())
+    along = torch.einsum("bkd,bd->bk", c, x).square()
+    itself = (weights * along).sum() - (own * square).sum()
+    mixed = _off(products, w) - n / (n - 1) * itself
+    alone = _norms(weights, c) - own.square().sum()
+    pairs = pairs + mixed / (n * (n - 2)) + 0.5 * _pairs(_off(w, w), alone, n)
+  return _diagonal_kl(m, v) - 0.5 * bias.sum() + 0.5 * pairs
+
+
+def _quadratic(weights: Tensor, mu: Tensor, var: Tensor) -> Tensor:
+  """1/2 |E z|^2 + 1/4 |E z z^T - I|^2 over pairs of different images."""
+  n, _, d = mu.shape
+  mean = torch.einsum("bk,bkd->bd", weights, mu)
+  second = torch.einsum("bk,bkd->bd", weights, mu.square())
+  within = torch.einsum("bk,bkd->bd", weights, var)
+  flat = mu.reshape(-1, d)
+  total = (weights.reshape(-1, 1) * flat).T @ flat + torch.diag(within.sum(0))
+  own = _norms(weights, mu) + (within * (2 * second + within)).sum()
+  of_second = _pairs(total.square().sum(), own, n)
+  of_first = _pairs(mean.sum(0).square().sum(), mean.square().sum(), n)
+  trace = torch.diagonal(total).sum() / n
+  return 0.5 * of_first + 0.25 * (of_second - 2 * trace + d)
+
+
+POPULATION = {
+  "means": functools.partial(_published, False),
+  "full": functools.partial(_published, True),
+  "debiased": _debiased,
+  "quadratic": _quadratic,
+}
+
+
 class Adam:
   """PyTorch's own fused Adam, with Keras' epsilon where the config has it."""
 
@@ -113,7 +195,6 @@ class Twin:
   def __init__(self, config: ConfigDict, options: Options):
     """Of a config that `check` accepts; weights are loaded after."""
     self.config, self.options = config, options
-    self.decay = build.memory_decay(config)
     self.vae = self._placed(VAE(config))
     self.disc = None
     if config.adversarial.loss != "none":
@@ -151,10 +232,6 @@ class Twin:
     if self.disc:
       self.optim["disc"] = Adam(self.disc_params, self.config.optim.disc)
     self.ema = [p.detach().clone() for p in self.vae_params]
-    self.memory = {
-      k: torch.from_numpy(torch_weights.copied(v)).to(self.options.device)
-      for k, v in state.population.items()
-    }
 
   # ------------------------------------------------------------ forward
 
@@ -167,45 +244,8 @@ class Twin:
   def _encode_plain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return self.vae.posterior(self.vae.encoder(x))
 
-  def _population_kl(self, weights, mu, var) -> tuple[Tensor, dict]:
-    form = self.config.objective.population
-    weights = weights / weights.shape[0]
-    mean = torch.einsum("bk,bkd->d", weights, mu)
-    centred = mu - mean
-    within = torch.einsum("bk,bkd->d", weights, var)
-    whole = form in ("correlation", "covariance")
-    if whole:
-      second = torch.einsum("bk,bki,bkj->ij", weights, centred, centred)
-      inside = torch.diag(within)
-    else:
-      second = torch.einsum("bk,bkd->d", weights, centred.square())
-      inside = within
-    if form != "means":
-      second = second + inside
-    memory = self.memory
-    if self.decay:
-      square = torch.outer(mean, mean) if whole else mean.square()
-      now = {"mean": mean, "second": second + square}
-      a = self.decay
-      memory = {k: a * memory[k] + (1 - a) * v.detach() for k, v in now.items()}
-      mean, raw = (memory[k] + (v - v.detach()) for k, v in now.items())
-      second = raw - (torch.outer(mean, mean) if whole else mean.square())
-    v = (torch.diagonal(second) if whole else second).clamp_min(FLOOR)
-    if form == "covariance":
-      floor = FLOOR * torch.eye(len(mean), device=mean.device, dtype=mean.dtype)
-      chol = torch.linalg.cholesky(second + floor)
-      log_det = 2 * torch.diagonal(chol).log().sum()
-    else:
-      log_det = v.log().sum()
-    kl = 0.5 * (v.sum() + mean.square().sum() - len(v) - log_det)
-    if form == "correlation":
-      scale = v.rsqrt()
-      r = torch.triu(second * torch.outer(scale, scale), diagonal=1)
-      kl = kl + 0.5 * r.square().sum()
-    return kl, memory
-
-  def _terms_plain(self, x, x_hat, q, w, real, fake) -> tuple[dict, dict]:
-    """Terms of the loss, and the remembered moments.
+  def _terms_plain(self, x, x_hat, q, w, real, fake) -> dict[str, Tensor]:
+    """Terms of the loss.
 
     x [b, ...], x_hat [b, s, ...], w [b, s], logits [b, ...] and [b, s, ...].
     """
@@ -214,11 +254,12 @@ class Twin:
     kind = self.config.objective.reconstruction
     each = x[:, None] - x_hat
     each = each.abs() if kind == "l1" else each.square()
-    kl, memory = self._population_kl(weights, mu, var)
     collapse = 0.5 * (var - 1 - var.log()).sum(-1)
     terms = {
       "recon": (w * each.mean((2, 3, 4))).sum(1).mean(),
-      "population_kl": kl,
+      "population_kl": POPULATION[self.config.objective.population](
+        weights, mu, var
+      ),
       "collapse": (weights * collapse).sum(-1).mean(),
     }
     if real is not None:
@@ -232,15 +273,17 @@ class Twin:
       terms["fool"] = over_draws(fool)
       terms["real"] = score(real, True).mean()
       terms["fake"] = over_draws(score(fake, False))
-    return terms, memory
+    return terms
 
-  def _ramp(self) -> float:
-    section = self.config.adversarial
-    since = self.step_done - section.start - section.delay
-    return min(max((since + 1) / max(section.ramp, 1), 0), 1)
+  def _ramp(self, name: str) -> float:
+    """The share of its weight that a term of the VAE has at this step."""
+    section, length = self.config.adversarial, self.config.ramp.get(name, 0)
+    begin = section.start + section.delay if name == "fool" else 0
+    since = self.step_done - begin
+    return min(max((since + 1) / max(length, 1), 0), 1)
 
   def losses(self, image: Tensor, eps: Tensor | None = None):
-    """(VAE's loss, D's loss), the terms, the remembered moments.
+    """(VAE's loss, D's loss), the terms.
 
     `eps` is [n, b, k, d], drawn here if not given.
     """
@@ -266,33 +309,33 @@ class Twin:
           real, fake = self._discriminate(x), self._discriminate(x_hat)
         fake = fake.unflatten(0, (b, s))
     x_hat = x_hat.unflatten(0, (b, s))
-    terms, memory = self._terms(x, x_hat, q, w, real, fake)
+    terms = self._terms(x, x_hat, q, w, real, fake)
     weights = self.config.weights
-    vae_loss = sum(
-      weights[k] * terms[k] for k in ("recon", "population_kl", "collapse")
-    )
+    names = ["recon", "population_kl", "collapse"]
+    if self.disc:
+      names.append("fool")
+    vae_loss = sum(weights[k] * self._ramp(k) * terms[k] for k in names)
     disc_loss = None
     if self.disc:
-      vae_loss = vae_loss + weights.fool * self._ramp() * terms["fool"]
       disc_loss = weights.real * terms["real"] + weights.fake * terms["fake"]
-    return (vae_loss, disc_loss), terms, memory
+    return (vae_loss, disc_loss), terms
 
   # ------------------------------------------------------------ the step
 
   def gradients(self, image: Tensor, eps: Tensor | None = None):
-    """Of each loss for its own network, and the terms and moments."""
-    (vae_loss, disc_loss), terms, memory = self.losses(image, eps)
+    """Of each loss for its own network, and the terms."""
+    (vae_loss, disc_loss), terms = self.losses(image, eps)
     vae_grads = torch.autograd.grad(
       vae_loss, self.vae_params, retain_graph=self.disc is not None
     )
     disc_grads = ()
     if self.disc:
       disc_grads = torch.autograd.grad(disc_loss, self.disc_params)
-    return (vae_grads, disc_grads), terms, memory
+    return (vae_grads, disc_grads), terms
 
   def step(self, image: Tensor, eps: Tensor | None = None) -> dict[str, Tensor]:
     """One training step; the terms."""
-    (vae_grads, disc_grads), terms, memory = self.gradients(image, eps)
+    (vae_grads, disc_grads), terms = self.gradients(image, eps)
     self.optim["vae"].step(vae_grads)
     if self.disc and self.step_done >= self.config.adversarial.start:
       self.optim["disc"].step(disc_grads)
@@ -300,7 +343,6 @@ class Twin:
     decay = min(self.config.ema.decay, (1 + t) / (10 + t))
     with torch.no_grad():
       torch._foreach_lerp_(self.ema, self.vae_params, 1 - decay)
-    self.memory = {k: v.detach() for k, v in memory.items()}
     self.step_done += 1
     return {k: v.detach() for k, v in terms.items()}
 

@@ -1,14 +1,4 @@
-"""MNIST, 28x28 grey.
-
-  pip install -e '.[tfds]'    # once: TFDS prepares MNIST with TensorFlow
-  python -m gamix_jax.main --config=configs/mnist.py --workdir=runs/mnist
-
-From a file instead: --config.data.source=npz:mnist.npz, with x_train and x_test
-in it. A CPU of a few cores takes some hours, a GPU minutes (by count).
-
-Not the published preset: weights by the number of pixels, and the population
-matched with its correlations, as in configs/digits.py, which was looked at.
-"""
+"""MNIST, 28x28 grey."""
 
 from gamix_jax import config as gamix
 from gamix_jax import presets
@@ -17,19 +7,17 @@ from gamix_jax import presets
 def get_config(variant: str = ""):
   """`tiny`: 3 steps on synthetic images."""
   config = gamix.base()
+  presets.ours(config, "small")
   config.steps = 20_000
-  config.log_every = 100
-  config.eval_every = config.checkpoint.every = 2_000
-  config.data.source = "tfds:mnist"
+  config.log_every = 500
+  config.eval_every = config.checkpoint.every = 5_000
+  config.data.source = "idx:data/mnist"
   config.data.image_size = 28
   config.data.channels = 1
   config.data.batch_size = 128
   config.data.flip = False
   config.data.cache = "memory"
-  config.model.latent = 16
-  config.model.encoder_features = (16, 32, 64)
-  config.model.decoder_features = (64, 32, 1)
-  config.model.discriminator_features = (16, 32, 1)
-  config.model.discriminator_strides = (2, 2, 1)
-  presets.at_size(config)
+  config.objective.reconstruction = "bernoulli"
+  config.weights.population_kl = 30.0
+  config.weights.collapse = 0.3
   return presets.variant(config, variant)

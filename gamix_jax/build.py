@@ -254,10 +254,10 @@ def _ramps(config: ConfigDict, terms: Iterable[str]) -> dict[str, int]:
       bound, which is none with part of its weight.
   """
   found = {k: int(v) for k, v in config.ramp.items() if v}
-  for name in found:
+  for name, steps in found.items():
     if name not in terms:
       raise UserError(
-        f"ramp.{name}={found[name]}, but objective.name="
+        f"ramp.{name}={steps}, but objective.name="
         f"{config.objective.name!r}, adversarial.loss="
         f"{config.adversarial.loss!r} has no term {name}; its terms are "
         f"{', '.join(terms)}. Use --config.ramp.{name}=0."

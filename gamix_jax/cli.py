@@ -18,6 +18,8 @@ from pathlib import Path
 
 from absl import flags
 
+from gamix_jax import malloc
+from gamix_jax.config import image_shape, layer_bytes
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -253,6 +255,24 @@ def use_compilation_cache() -> None:
     trim(folder, COMPILED_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
   _replace_torn()
+
+
+def keep_freed_memory(workdir: str) -> None:
+  """Has memory kept that a trained model frees between chunks, on a CPU.
+
+  To be called before JAX starts its threads; see `malloc`.
+
+  Args:
+    workdir: the run's, or a folder of exported weights. One without a readable
+      config changes nothing: `inference.load` is about to refuse it.
+  """
+  from gamix_jax.inference.device import default_batch_size  # noqa: PLC0415
+  from gamix_jax.inference.load import saved_config  # noqa: PLC0415
+
+  with contextlib.suppress(UserError):
+    config = saved_config(Path(workdir).expanduser())
+    batch_size = default_batch_size(image_shape(config))
+    malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 
 
 def _replace_torn() -> None:

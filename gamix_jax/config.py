@@ -24,6 +24,11 @@ def _any(default: Any) -> config_dict.FieldReference:
   return config_dict.FieldReference(default, field_type=object)
 
 
+def _open(default: Any) -> config_dict.FieldReference:
+  """A key that may be None where `preset` is set; see presets.complete."""
+  return config_dict.FieldReference(default)
+
+
 def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   """The published configuration, every key present; locked."""
   c = ConfigDict()
@@ -34,10 +39,13 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.eval_every = 2_000
   c.eval_images = 1_024  # held-out images looked at, at most
   c.eval_draws = 16  # of z an image, for their bounds
+  # small, base, large: keys that are None get a value that fits the image and
+  # the budget, see presets.py; "" needs all of them.
+  c.preset = ""
   c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
 
   c.data = ConfigDict()
-  c.data.source = "folder:data"  # digits, tfds:<name>, folder:, npz:<path>
+  c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch
@@ -51,25 +59,31 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.exclude_labels = ()  # classes that are not trained on: "(3,)", names
 
   c.model = ConfigDict()
-  c.model.latent = 512
-  c.model.encoder_features = (128,) * 7
-  c.model.decoder_features = (128,) * 6 + (3,)  # any last width will do
-  c.model.discriminator_features = (128, 128, 128, 64, 64, 1)
-  c.model.discriminator_strides = (2, 2, 2, 1, 1, 1)
-  c.model.encoder = "resnet"  # conv, mlp; linear: the posterior's head alone
-  c.model.decoder = "resnet"  # conv, mlp; linear: x_hat = Phi z
+  c.model.latent = _open(512)
+  c.model.encoder_features = _open((128,) * 7)
+  c.model.decoder_features = _open((128,) * 6 + (3,))
+  c.model.discriminator_features = _open((128, 128, 128, 64, 64, 1))
+  c.model.discriminator_strides = _open((2, 2, 2, 1, 1, 1))
+  c.model.encoder = _open(
+    "resnet"
+  )  # conv, mlp; linear: the posterior's head alone
+  c.model.decoder = _open("resnet")  # conv, mlp; linear: x_hat = Phi z
   c.model.input_norm = "layer"  # none: brightness and contrast are encoded
-  c.model.patch = 1  # pixels of a side that resnet and conv see as channels
+  c.model.patch = _open(
+    1
+  )  # pixels of a side that resnet and conv see as channels
   c.model.upsample_gain = 1.0  # of initial transposed convolutions; 2 keeps
   #   the size of a signal, 1 (published) halves it
-  c.model.norm = "affine"  # what ran; batch, group, none
-  c.model.head_features = 0  # channels of the encoder's output; 0: latent // 8
+  c.model.norm = _open("affine")  # what ran; batch, group, none
+  c.model.head_features = _open(
+    0
+  )  # channels of the encoder's output; 0: latent // 8
   c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
 
   c.posterior = ConfigDict()
   c.posterior.name = "gaussian"
   c.posterior.components = 1
-  c.posterior.initial_logvar = 0.0  # bias of ln sigma^2 at the start
+  c.posterior.initial_logvar = _open(0.0)  # bias of ln sigma^2 at the start
 
   # What only one family has.
   c.posterior.mixture = ConfigDict()
@@ -97,11 +111,12 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.objective.draws = 1  # of z per image, and per component of a mixture
 
   c.adversarial = ConfigDict()
-  c.adversarial.loss = "bce"  # hinge, none
-  c.adversarial.start = 0  # the discriminator's first step
+  c.adversarial.loss = _open("bce")  # hinge, none
+  c.adversarial.start = _open(0)  # the discriminator's first step
   c.adversarial.delay = 0  # steps it trains before `fool` counts
 
-  # A weight for every term of the objective, None for the names it has not.
+  # A weight for every term of the objective, None for the names it has not;
+  # with `preset` also for those that it is to choose.
   c.weights = ConfigDict()
   c.weights.recon = _any(5000.0)  # reference: R_LOSS_FACTOR
   c.weights.population_kl = _any(1.0)
@@ -114,11 +129,11 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
 
   # Steps over which the weight of a term grows from 0, linearly; 0: at once.
   c.ramp = ConfigDict()
-  c.ramp.population_kl = 0
-  c.ramp.collapse = 0
-  c.ramp.kl = 0
-  c.ramp.kernel = 0
-  c.ramp.fool = 0  # from adversarial.start + adversarial.delay on
+  c.ramp.population_kl = _open(0)
+  c.ramp.collapse = _open(0)
+  c.ramp.kl = _open(0)
+  c.ramp.kernel = _open(0)
+  c.ramp.fool = _open(0)  # from adversarial.start + adversarial.delay on
 
   c.optim = ConfigDict()
   for net in ("vae", "disc"):
@@ -189,10 +204,14 @@ def decoder_start(config: ConfigDict) -> tuple[int, int, int]:
   return h // factor, w // factor, channels
 
 
-def layer_bytes(c: ConfigDict) -> int:
+def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
   """Of a batch behind the encoder's first layer, in float32.
 
   Of an `mlp` its input is counted where that is larger, as of `linear`.
+
+  Args:
+    c: of the run.
+    batch_size: images at a time; the training's if left out.
   """
   h, w, channels = image_shape(c)
   model = c.model
@@ -202,7 +221,8 @@ def layer_bytes(c: ConfigDict) -> int:
   elif model.encoder != "linear":
     side = model.patch * (2 if model.encoder == "conv" else 1)
     numbers = h * w // side**2 * model.encoder_features[0]
-  return 4 * c.data.batch_size * numbers
+  n = c.data.batch_size if batch_size is None else batch_size
+  return 4 * n * numbers
 
 
 def profiled(config: ConfigDict) -> range:
@@ -291,6 +311,13 @@ def check(config: ConfigDict) -> None:
       f"data.channels={config.data.channels}: 1 is grey and 3 is colour."
     )
   profiled(config)
+  for key, value in flat(config).items():
+    if value is None and not key.startswith("weights."):
+      raise UserError(
+        f"{key} is None: give it a value, or let --config.preset=base (small, "
+        "large) choose one."
+      )
+  check_image_size(config)
   _check_features(config.model)
   _check_sizes(config)
 
@@ -322,7 +349,12 @@ def _is_number(value: Any) -> bool:
   )
 
 
-def _check_sizes(config: ConfigDict) -> None:
+def check_image_size(config: ConfigDict) -> None:
+  """Refuses what is no size of an image.
+
+  Raises:
+    UserError: as said.
+  """
   size = config.data.image_size
   pair = size if isinstance(size, tuple | list) else (size, size)
   whole = all(isinstance(s, int) and s > 0 for s in pair)
@@ -330,6 +362,10 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
     )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  size, (*pair, _) = config.data.image_size, image_shape(config)
   for name, times in halvings(config).items():
     factor = config.model.patch * 2**times
     for side in pair:

@@ -1,11 +1,14 @@
 """A model in training, looked at on held-out images: numbers and pictures."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gamix_jax import data, mesh, metrics, objective, pictures
 from gamix_jax.config import ConfigDict
+from gamix_jax.posterior import Posterior
 from gamix_jax.step import Recipe, TrainState, eval_step, pixels
 
 COLUMNS = 8
@@ -16,7 +19,12 @@ SPAN = COLUMNS * ROWS  # held-out images in pictures
 
 
 class Examiner:
-  """Numbers and panels of a state's averaged weights."""
+  """Numbers and panels of a state's averaged weights.
+
+  Attributes:
+    left_out: why `numbers` leaves a number out that the family has, one line;
+      empty if it leaves out none.
+  """
 
   def __init__(
     self,
@@ -30,6 +38,7 @@ class Examiner:
     self._dataset = dataset
     vae = recipe.vae
     self._normal = vae.prior is None and vae.posterior.family.normal
+    self.left_out = _too_few(config, len(dataset)) if self._normal else ""
     everywhere = mesh.replicated(layout.mesh)
     self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
     self._pictures = jax.jit(self._draw, out_shardings=everywhere)
@@ -43,9 +52,14 @@ class Examiner:
     and iwae (nats an image, see `diagnose.held_out`); kl, the mean of
     KL(q(z | x) || p); population_kl, that of the Gaussian with the moments of
     these images' population, in nats (the rest of kl is, about, what a code
-    tells of its image: Hoffman & Johnson 2016); active_units. A family
-    without bounds has no elbo, iwae, kl, one with another prior than N(0, I)
-    no population_kl.
+    tells of its image: Hoffman & Johnson 2016); mutual_information, in nats,
+    of an image and its code, with q(z) the mean of these n images' posteriors
+    (`metrics.surgery`, one draw an image, the same noise at every look): at
+    most ln n, and where it is near that, the codes tell these images apart and
+    it says no more; active_units. A family without bounds has no elbo, iwae,
+    kl, mutual_information, one with another prior than N(0, I) no
+    population_kl. With no more images than latents their population's
+    covariance has no full rank, and population_kl is left out too.
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
@@ -54,7 +68,7 @@ class Examiner:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    found: list[dict[str, np.ndarray]] = []
+    found: list[dict[str, Any]] = []
     for i, batch in enumerate(batches):
       if i * size >= self._config.eval_images:
         break
@@ -69,18 +83,26 @@ class Examiner:
       )
       out = jax.device_get(out)
       real = out.pop("mask") > 0
-      found.append({k: v[real] for k, v in out.items()})
-    each = {
-      k: np.concatenate([f[k] for f in found])[: self._config.eval_images]
-      for k in found[0]
-    }
+      found.append(jax.tree.map(lambda v, real=real: v[real], out))
+    each = jax.tree.map(
+      lambda *v: np.concatenate(v)[: self._config.eval_images], *found
+    )
     mean, var = each.pop("mean"), each.pop("var")
+    posterior = each.pop("posterior")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
-    if self._normal:
+    if self._normal and not self.left_out:
       numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
+    if posterior.bounded:
+      numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
+      numbers["eval/mutual_information"] = self._information(posterior)
     report = metrics.latent_report(mean, var)
     numbers["eval/active_units"] = report["active_units"]
     return numbers
+
+  def _information(self, posterior: Posterior) -> float:
+    """Mutual information of these images and their codes; of 1 image 0."""
+    key = jax.random.fold_in(self._recipe.key(0), 3)
+    return metrics.surgery(posterior, key)["mutual_information"]
 
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:
     """Pictures as uint8 [h, w, c].
@@ -120,3 +142,25 @@ class Examiner:
     image = objective.to_image(x_hat, recipe.reconstruction)
     ends = np.cumsum([len(v) for v in kinds.values()])
     return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
+
+
+def _too_few(config: ConfigDict, held_out: int) -> str:
+  """Why there is no `eval/population_kl`; empty if there is one.
+
+  Args:
+    config: of the run.
+    held_out: images of the split.
+  """
+  n, d = min(config.eval_images, held_out), config.model.latent
+  if n > d:
+    return ""
+  if held_out > d:
+    action = f"raise eval_images to {d + 1} or more"
+  else:
+    action = f"hold out {d + 1} or more"
+    if config.eval_images <= d:
+      action += " and raise eval_images to as many"
+  return (
+    f"eval/population_kl is left out: it needs more held-out images than"
+    f" latents, and there are {n} images and {d} latents; {action}."
+  )

@@ -1,7 +1,10 @@
 """Plain words on what the logged numbers mean: is the GAN, the code, well?"""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from gamix_jax import objective, presets
+from gamix_jax.config import ConfigDict
 
 # Over this many reports, so that one batch is no verdict.
 WINDOW = 3
@@ -9,21 +12,31 @@ BLIND_ACCURACY = 0.55  # of 0.5, telling real from fake by chance
 SATURATED_ACCURACY = 0.98
 SATURATED_GAP = 6.0  # mean logit of real less that of fake: e^-6 of gradient
 COLLAPSED_SHARE = 0.5
+# Whether a run is dead is judged from this step on, before which it may be
+# about to wake; at the end of a shorter one that had the second number of
+# steps. A ramp is no reason to wait: codes are freest while a weight is small.
+# And it is judged to the end, since codes may die as the weight grows.
+DEAD_AFTER, DEAD_AT_END = 500, 100
+DEAD_KL = 0.5  # nats an image
+DEAD_SHARE = 0.05  # of the variance over images that reconstructions explain
+# Of a start that wakes codes, with `presets`' initial variance and ramp: all of
+# it together, none alone. Found on MNIST at 16x16.
+WAKING_RATE, WAKING_WARMUP = 2e-3, 50
 WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
 
 
 class Verdict:
   """Says a thing once, and again only after it had changed."""
 
-  def __init__(self, adversarial: bool, cached: bool = True):
+  def __init__(self, config: ConfigDict, cached: bool = True):
     """What there is to judge.
 
     Args:
-      adversarial: whether there is a discriminator.
+      config: of the run.
       cached: whether images are decoded once, so that no `data.cache` is left
         to recommend.
     """
-    self._adversarial, self._cached = adversarial, cached
+    self._config, self._cached = config, cached
     self._window: collections.deque = collections.deque(maxlen=WINDOW)
     self._last: dict[str, str] = {}
     self._skipped = 0.0
@@ -36,14 +49,18 @@ class Verdict:
       new = scalars["skipped"] - self._skipped
       lines.append(f"{done}: {new:.0f} updates skipped, not finite.")
       self._skipped = scalars["skipped"]
+    said = {}
     if len(self._window) == WINDOW:
       said = {"code": self._code(), "data": self._data()}
-      if self._adversarial:
+      if self._config.adversarial.loss != "none":
         said["gan"] = self._gan()
-      for subject, (ill, text) in said.items():
-        if ill != self._last.get(subject, ""):
-          lines.append(f"{done}: {text or WELL[subject]}")
-        self._last[subject] = ill
+    ended = done >= max(self._config.steps, DEAD_AT_END)
+    if ended or (len(self._window) == WINDOW and done >= DEAD_AFTER):
+      said["life"] = self._life()
+    for subject, (ill, text) in said.items():
+      if ill != self._last.get(subject, ""):
+        lines.append(f"{done}: {text or WELL[subject]}")
+      self._last[subject] = ill
     return lines
 
   def _mean(self, name: str) -> float:
@@ -77,6 +94,47 @@ class Verdict:
       )
     return "", ""
 
+  def _life(self) -> tuple[str, str]:
+    """Whether codes say nothing, in every report of the window."""
+    kl = [s["posterior/kl"] for s in self._window if "posterior/kl" in s]
+    share = [s["posterior/explained_variance"] for s in self._window]
+    silent, alike = max(kl, default=DEAD_KL) < DEAD_KL, max(share) < DEAD_SHARE
+    if not (silent or alike):
+      return "", ""
+    text = "the run is dead:"
+    if kl:
+      text += f" the codes' KL to the prior is {max(kl[-1], 0):.2g} nats"
+      text += ", next to no information, and" if silent else ", but"
+    text += f" reconstructions explain {max(share[-1], 0):.0%} of the images' "
+    text += "variance"
+    if alike:
+      text += ": every image has about the same reconstruction"
+    flags = " ".join(f"--config.{key}={v}" for key, v in self._waking())
+    return "dead", (
+      f"{text}. If it stays so, start anew in another --workdir with {flags}"
+    )
+
+  def _waking(self) -> Iterator[tuple[str, str]]:
+    """Keys and values of a start that wakes codes, where they differ."""
+    c = self._config
+    # Counts have a rate and no variance of their own.
+    counts = c.posterior.name == "poisson"
+    if not counts and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
+      yield "posterior.initial_logvar", f"{presets.INITIAL_LOGVAR:g}"
+    length = min(presets.RAMP_STEPS, int(presets.RAMP_SHARE * c.steps))
+    for term in ("collapse", "kl", "kernel"):
+      if (
+        term in objective.OBJECTIVES[c.objective.name].terms
+        and c.objective.name != "siwae"  # whose bound is whole or none
+        and c.ramp[term] < length
+      ):
+        yield f"ramp.{term}", f"{length}"
+    if c.optim.vae.learning_rate < WAKING_RATE:
+      yield "optim.vae.learning_rate", f"{WAKING_RATE:g}"
+    if c.optim.vae.warmup < WAKING_WARMUP:
+      yield "optim.vae.warmup", f"{WAKING_WARMUP}"
+    yield "weights.recon", f"{2 * c.weights.recon:g}"
+
   def _data(self) -> tuple[str, str]:
     name = "speed/share_waiting_for_data"
     # All reports, since the first one's batches are not made ahead.
@@ -97,4 +155,5 @@ WELL = {
   "data": "data comes in time again.",
   "gan": "the discriminator is neither blind nor saturated any more.",
   "code": "the posterior's variances are off 0 again.",
+  "life": "the run is not dead any more: codes tell images apart.",
 }

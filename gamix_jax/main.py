@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, config
+from gamix_jax import cli, presets
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", default=None, help_string="A file of configs/, and its keys."
@@ -42,7 +42,7 @@ PROCESS_ID = flags.DEFINE_integer(
 
 def main() -> None:
   """Trains as the flags say."""
-  config.check(CONFIG.value)  # most mistakes are told before JAX is there
+  presets.complete(CONFIG.value)  # most mistakes are told before JAX is there
   cli.use_compilation_cache()
   from gamix_jax import hosts  # noqa: PLC0415
 

@@ -20,8 +20,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gamix_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
-# Of a state, what every device computes with as a whole, however large.
-WHOLE = ("population",)
 
 
 def make(batch_size: int, fsdp: int = 1) -> Mesh:
@@ -115,13 +113,7 @@ class Layout:
     Args:
       tree: a state, or a part of one; arrays or their shapes.
     """
-
-    def lies(path, leaf):
-      if path and getattr(path[0], "name", None) in WHOLE:
-        return replicated(self.mesh)
-      return self._cut(leaf.shape)
-
-    return jax.tree_util.tree_map_with_path(lies, tree)
+    return jax.tree.map(lambda leaf: self._cut(leaf.shape), tree)
 
   def _cut(self, shape: tuple[int, ...]) -> NamedSharding:
     """Along the largest axis that divides, the first of equal ones.

@@ -71,13 +71,10 @@ class Progress:
     return out
 
   def show(self, done: int, scalars: Mapping[str, float]) -> None:
-    """The losses, the speed and the time left."""
-    terms = {
-      k.split("/")[1]: v
-      for k, v in scalars.items()
-      if k.startswith(("vae/", "disc/")) and k.split("/")[1] in SHOWN
-    }
-    losses = "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
+    """The losses, the codes' KL in nats, the speed and the time left."""
+    losses = "  ".join(
+      f"{k.split('/')[1]} {scalars[k]:.4g}" for k in SHOWN if k in scalars
+    )
     rate = scalars["speed/images_per_second"]
     if self._bar is not None:
       self._bar.set_postfix_str(f"{losses}  {rate:.0f} images/s")
@@ -108,4 +105,12 @@ class Progress:
       self._bar.close()
 
 
-SHOWN = ("recon", "population_kl", "collapse", "kl", "fool", "real", "fake")
+# Of the scalars, those that are shown. `posterior/kl` is there whatever the
+# objective, where the family has one: without it nobody sees a dead code.
+SHOWN = (
+  *("vae/recon", "vae/population_kl", "vae/collapse", "posterior/kl"),
+  *("vae/fool", "disc/real", "disc/fake"),
+)
+# Of the held-out numbers, those of a line. A unit is active as soon as its mean
+# moves; how much the codes say is beside it, in nats.
+HELD_OUT = ("mae", "psnr", "elbo", "kl", "mutual_information", "active_units")

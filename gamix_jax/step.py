@@ -130,18 +130,41 @@ def _apply(module: nn.Module, params: Any, net: Net, *args, **kwargs):
   return out, new.get("batch_stats", {})
 
 
-def _discriminate(recipe, params, net, x, x_hat, key):
-  """Logits of x [b, ...] and of x_hat [s, b, ...], from one pass.
+# With these the real and the fake images go through the discriminator at once:
+# `batch` has statistics of both, and the published run has `affine`, whose
+# numbers stay what they are to the bit.
+JOINT_NORMS = ("affine", "batch")
 
-  Interleaved along the batch, not appended, so that on a mesh every device
-  looks at its own images.
+
+def _discriminate(recipe, params, net, x, x_hat, key):
+  """Logits of x [b, ...] and of x_hat [s, b, ...].
+
+  From one pass, or from one of each where no norm looks at both: the VAE's
+  pullback then goes through the fake images alone, and does not propagate
+  zeros to the real ones.
+
+  Draws lie beside their image along the batch, not behind all images, so that
+  on a mesh every device looks at its own images.
   """
-  s, b = x_hat.shape[:2]
-  both = jnp.concatenate([x[None], x_hat])
-  both = jnp.moveaxis(both, 1, 0).reshape(b * (1 + s), *x.shape[1:])
-  logits, stats = _apply(recipe.disc, params, net, both, rngs={"dropout": key})
-  logits = jnp.moveaxis(logits.reshape(b, 1 + s, *logits.shape[1:]), 1, 0)
-  return logits[0], logits[1:], stats
+  b = len(x)
+
+  def rows(each):
+    return jnp.moveaxis(each, 1, 0).reshape(-1, *x.shape[1:])
+
+  def by_draw(logits):
+    return jnp.moveaxis(logits.reshape(b, -1, *logits.shape[1:]), 1, 0)
+
+  def of(images, key):
+    return _apply(recipe.disc, params, net, images, rngs={"dropout": key})
+
+  if recipe.disc.norm in JOINT_NORMS:
+    logits, stats = of(rows(jnp.concatenate([x[None], x_hat])), key)
+    logits = by_draw(logits)
+    return logits[0], logits[1:], stats
+  of_real, of_fake = jax.random.split(key)  # no mask is used twice
+  real, stats = of(x, of_real)
+  fake, _ = of(rows(x_hat), of_fake)  # such norms have no statistics
+  return real, by_draw(fake), stats
 
 
 def _ramped(recipe: Recipe, step: jax.Array) -> dict[str, Any]:
@@ -354,15 +377,20 @@ def eval_step(
     batch_stats: of the VAE.
     batch: "image" as in `losses`; "step", the key's; and what else there is,
       which is handed through.
+
+  Returns:
+    Those numbers, and "posterior", q(z | x) of the images.
   """
   x = pixels(batch["image"], recipe.dtype)
   key = jax.random.fold_in(recipe.key(batch["step"]), 1)
   bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
-  q = bound.with_prior(bound.encode(x))
+  posterior = bound.encode(x)
+  q = bound.with_prior(posterior)
   z, w = q.draws(key, draws)
   # The mean and the draws through the decoder at once: one network to compile.
   x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))
   rest = {k: v for k, v in batch.items() if k not in ("image", "step")}
+  rest["posterior"] = posterior
   return rest | diagnose.held_out(
     Pass(x, q, z, w, x_hat[1:]),
     x_hat[0],

@@ -19,6 +19,7 @@ from gamix_jax import (
   hosts,
   malloc,
   mesh,
+  presets,
   step,
   workdir,
 )
@@ -28,7 +29,7 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.examine import Examiner
 from gamix_jax.profile import Profile
-from gamix_jax.progress import Progress
+from gamix_jax.progress import HELD_OUT, Progress
 from gamix_jax.writer import Unwritten, Writer
 
 # Steps that may be under way on the device: enough to hide the host, few
@@ -70,8 +71,11 @@ class Loop:
       numbers = self.examiner.numbers(state)
       self.writer.scalars(done, numbers)
       self.writer.images(done, self.examiner.panels(state))
-    shown = ("eval/mae", "eval/psnr", "eval/elbo", "eval/kl")
-    text = "  ".join(f"{k[5:]} {numbers[k]:.4g}" for k in shown if k in numbers)
+    text = "  ".join(
+      f"{k} {numbers[f'eval/{k}']:.4g}"
+      for k in HELD_OUT
+      if f"eval/{k}" in numbers
+    )
     self.progress.say(f"held out at {done}: {text}")
     return numbers
 
@@ -103,7 +107,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     UserError: whatever the user can mend, before anything is written where
       possible.
   """
-  configs.check(config)
+  presets.complete(config)
   malloc.keep_freed_on_cpu(configs.layer_bytes(config))
   if "://" in folder:
     raise UserError(
@@ -143,9 +147,11 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       Progress(
         begin, config.steps, config.data.batch_size, shown=hosts.first()
       ),
-      health.Verdict(recipe.disc is not None, train_set.in_memory),
+      health.Verdict(config, train_set.in_memory),
       Profile(config, path, shown=hosts.first()),
     )
+    if loop.examiner.left_out:
+      _tell(loop.examiner.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,

@@ -222,6 +222,7 @@ def moved(a, b):
 # Files that take long, the longest first. Begun last, one would run alone.
 LONG = (
   *("resume", "mistakes", "step", "notebooks", "compare", "main", "golden"),
+  "alive",
   *("evaluate", "checkpoint", "keras_weights", "configs", "export"),
 )
 

@@ -24,6 +24,8 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from gamix_jax import presets
+
 ROOT = Path(__file__).parents[1]
 
 # The tiny variant without what can be spared: no norm, the cheapest population.
@@ -265,6 +267,11 @@ def config_of(name: str, variant: str = ""):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant)
+
+
+def complete_config_of(name: str, variant: str = ""):
+  """The same with what its preset fills: as a run has it."""
+  return presets.complete(config_of(name, variant))
 
 
 def events(folder):

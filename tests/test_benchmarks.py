@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_close, jit, run_of, small
-from program import ROOT, assert_refused, config_of
+from program import ROOT, assert_refused, complete_config_of
 
 from benchmarks import flops
 from gamix_jax import config
@@ -33,16 +33,16 @@ VARIANTS = {
     model__norm="batch",
     posterior__name="mixture",
     posterior__components=2,
-    objective__population="covariance",
-    objective__memory=0.5,
+    objective__population="debiased",
     objective__draws=2,
     objective__reconstruction="l2",
     adversarial__loss="hinge",
     adversarial__start=1,
-    adversarial__ramp=3,
+    ramp__fool=3,
+    ramp__collapse=2,
     optim__vae__name="adam",
   ),
-  "none": dict(model__norm="none", objective__population="correlation"),
+  "none": dict(model__norm="none", objective__population="quadratic"),
   "group": dict(model__norm="group", objective__population="full"),
 }
 
@@ -173,7 +173,7 @@ def test_table_of_the_step(program, tmp_path, flag, word):
   per_image = found["flop_per_image"]
   assert row["flop_per_second"] == pytest.approx(4 * per_image / row["median"])
   assert row["flop_per_second"] < found["ceilings"]["product"]
-  c = config_of("digits", "tiny")
+  c = complete_config_of("digits", "tiny")
   c.data.image_size = 4
   c.model.encoder_features, c.model.decoder_features = (4,), (1,)
   assert per_image == flops.per_image(c)["total"]
@@ -205,7 +205,7 @@ def test_growth_refuses_an_axis_it_has_not(program):
 def test_growth_changes_one_thing():
   from benchmarks import growth
 
-  c = config_of("digits")
+  c = complete_config_of("digits")
   for axis, wanted in {
     "size": {"data.image_size"},
     "batch": {"data.batch_size"},

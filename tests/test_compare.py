@@ -36,7 +36,7 @@ def given(c):
 @pytest.mark.parametrize(
   ("spec", "weights", "rest"),
   [
-    ("gaussian/elbo", {"kl": 1}, ("gaussian", 1, "correlation", "normal")),
+    ("gaussian/elbo", {"kl": 1}, ("gaussian", 1, "debiased", "normal")),
     (
       "gaussian/gamix:means",
       {"population_kl": 10, "collapse": 1},
@@ -45,24 +45,24 @@ def given(c):
     (
       "gaussian/gamix",
       {"population_kl": 10, "collapse": 1},
-      ("gaussian", 1, "correlation", "normal"),
+      ("gaussian", 1, "debiased", "normal"),
     ),
     (
-      "mixture:4/gamix:covariance",
+      "mixture:4/gamix:quadratic",
       {"population_kl": 10, "collapse": 1},
-      ("mixture", 4, "covariance", "normal"),
+      ("mixture", 4, "quadratic", "normal"),
     ),
-    ("mixture:4/selbo", {"kl": 1}, ("mixture", 4, "correlation", "normal")),
-    ("mixture:2/siwae", {"kl": 1}, ("mixture", 2, "correlation", "normal")),
+    ("mixture:4/selbo", {"kl": 1}, ("mixture", 4, "debiased", "normal")),
+    ("mixture:2/siwae", {"kl": 1}, ("mixture", 2, "debiased", "normal")),
     (
       "epanechnikov/evae",
       {"kernel": 1},
-      ("epanechnikov", 1, "correlation", "uniform"),
+      ("epanechnikov", 1, "debiased", "uniform"),
     ),
     (
       "epanechnikov/elbo",
       {"kl": 1},
-      ("epanechnikov", 1, "correlation", "normal"),
+      ("epanechnikov", 1, "debiased", "normal"),
     ),
   ],
 )
@@ -78,7 +78,8 @@ def test_family_config(spec, weights, rest):
   assert (*found, own.epanechnikov.prior) == rest
   # Nothing else is another than the shared config's.
   for key in config.differences(c, got):
-    assert key.startswith(("posterior.", "objective.", "weights.")), key
+    sections = ("posterior.", "objective.", "weights.", "ramp.")
+    assert key.startswith(sections), key
 
 
 def fitting(goal):
@@ -134,10 +135,27 @@ def test_other_families_keys_stay_behind():
   assert family_config(c, "mixture/selbo").posterior.mixture.floor == 0.1
   got = family_config(c, "gaussian/elbo").posterior
   assert (got.components, got.mixture.floor) == (1, 0.0)
+
+
+def test_ramps_go_on_with_the_term_that_takes_the_place():
   c = config_of("digits")
-  c.objective.memory = 0.0
-  got = family_config(c, "gaussian/gamix:covariance")
-  assert got.objective.memory is None
+  c.ramp.population_kl, c.ramp.collapse, c.ramp.fool = 7, 300, 5
+  for spec, wanted in {
+    "gaussian/gamix": dict(population_kl=7, collapse=300, fool=5),
+    "gaussian/elbo": dict(kl=300, fool=5),
+    "epanechnikov/evae": dict(kernel=300, fool=5),
+    "mixture:2/siwae": dict(fool=5),
+  }.items():
+    got = family_config(c, spec).ramp
+    assert {k: v for k, v in got.items() if v} == wanted, spec
+
+
+def test_poisson_of_a_config_with_an_initial_variance():
+  """It has no variance to start with, so that it refuses one."""
+  c = config_of("digits")
+  c.posterior.initial_logvar = -4.0
+  assert family_config(c, "gaussian/elbo").posterior.initial_logvar == -4
+  assert family_config(c, "poisson/elbo").posterior.initial_logvar == 0
 
 
 WRONG = {
@@ -145,7 +163,7 @@ WRONG = {
   "gaussian": ("posterior[:components]", *objective.OBJECTIVES),
   "gauss/elbo": ("'gauss' is not a posterior", *HEADS),
   "gaussian/elbow": ("'elbow' is not an objective", *objective.OBJECTIVES),
-  "gaussian/gamix:mean": ("'mean'", "means", "full", "covariance"),
+  "gaussian/gamix:mean": ("'mean'", "means", "full", "quadratic"),
   "gaussian/elbo:means": ("has no population", "gamix"),
   "gaussian:4/elbo": ("posterior.components=4", "has one"),
   "mixture:0/selbo": ("posterior.components=0",),
@@ -167,13 +185,13 @@ def test_wrong_families(spec):
 
 def test_plan(tmp_path):
   c = config_of("digits")
-  specs = ["gaussian/elbo", "mixture:4/gamix:covariance"]
+  specs = ["gaussian/elbo", "mixture:4/gamix:quadratic"]
   runs = planned(c, specs, 2, tmp_path)
   assert list(runs) == [(s, seed) for seed in (0, 1) for s in specs]
   folders = {folder for folder, _ in runs.values()}
   assert len(folders) == 4
   folder, one = runs[specs[1], 1]
-  assert folder == tmp_path / "mixture-4_gamix-covariance" / "seed1"
+  assert folder == tmp_path / "mixture-4_gamix-quadratic" / "seed1"
   assert one.seed == 1
   with pytest.raises(UserError, match="gaussian/elbo twice"):
     planned(c, [specs[0]] * 2, 1, tmp_path)
@@ -256,7 +274,7 @@ def test_finished(tmp_path):
   assert judge.finished(tmp_path, c) is None
   path = tmp_path / judge.RESULTS
   values = config.flat(c)
-  del values["objective.memory"]
+  del values["ramp.collapse"]
   path.write_text(json.dumps({"config": values, "numbers": {"mae": 1.0}}))
   assert judge.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
   c.eval_draws += 1

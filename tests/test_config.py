@@ -107,6 +107,7 @@ ELSEWHERE = {
   "checkpoint.": "test_checkpoint, test_main",
   "mesh.": "test_mesh: how a state lies",
   "guard.": "test_main: the run ends",
+  "preset": "test_presets",
   "profile": "test_profile",
   "log_every": "test_main",
   "eval_every": "test_main",

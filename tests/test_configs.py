@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from program import QUICK, ROOT, config_of
+from program import QUICK, ROOT, complete_config_of
 
 from gamix_jax import build, config, step, train
 
@@ -30,15 +30,14 @@ def test_headed_by_its_command(name):
   assert command, head
   assert f"--config=configs/{name}.py" in command[0]
   assert "--workdir=" in command[0]
-  keys = config.flat(config_of(name))
+  keys = config.flat(config.base())
   for key in re.findall(r"--config\.([\w.]+)=", head):
     assert key in keys, key
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_its_size(name):
-  c = config_of(name)
-  config.check(c)
+  c = complete_config_of(name)
   recipe = build.recipe(c)
   state = jax.eval_shape(functools.partial(step.init, recipe))
   h, w, channels = config.image_shape(c)
@@ -55,7 +54,7 @@ def test_builds_at_its_size(name):
 
 def test_celeba_hq_is_the_published_run():
   """Counts of the published networks, and what it was trained with."""
-  c = config_of("celeba_hq")
+  c = complete_config_of("celeba_hq")
   state = jax.eval_shape(functools.partial(step.init, build.recipe(c)))
 
   def count(tree):
@@ -99,10 +98,14 @@ QUICK_NAMES = ("digits", "celeba", "folder")
   ],
 )
 def test_tiny_runs(name, quick, tmp_path, capfd):
-  real, c = config_of(name), config_of(name, "tiny")
-  kept = ("objective", "adversarial", "posterior", "weights", "optim", "ema")
-  for section in kept:
+  real, c = complete_config_of(name), complete_config_of(name, "tiny")
+  for section in ("objective", "posterior", "optim", "ema"):
     assert c[section].to_dict() == real[section].to_dict()
+  assert c.adversarial.loss == real.adversarial.loss
+  terms = [
+    {k for k, v in x.weights.items() if v is not None} for x in (c, real)
+  ]
+  assert terms[0] == terms[1]
   assert (c.model.norm, c.data.flip) == (real.model.norm, real.data.flip)
   assert c.data.channels == real.data.channels
   numbers = train.train(c, str(tmp_path))

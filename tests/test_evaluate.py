@@ -145,6 +145,24 @@ def test_report(judged, numbers):
   assert "Laplace noise of scale 0.72" in text
 
 
+def test_fewer_images_than_latents(judged, program, tmp_path):
+  """Neighbours and a covariance want more: reasons for both, and a report."""
+  folder = tmp_path / "run"
+  shutil.copytree(judged[0], folder)
+  few = ("images=3", "bound_images=3", "train_images=20", "features=random")
+  ran = run(
+    program, f"--workdir={folder}", *(f"--config.eval.{f}" for f in few)
+  )
+  assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
+  found = json.loads((folder / "eval" / "metrics.json").read_text())["numbers"]
+  kl = found["population_kl_gaussian"]
+  assert kl["value"] is None
+  assert "3 images and 3 latents; raise eval.images to 4" in kl["reason"]
+  assert found["precision_prior"]["value"] is None
+  text = (folder / "eval" / "report.md").read_text()
+  assert kl["reason"] in text and "`training_images`" in text
+
+
 def test_what_is_not_defined_has_a_reason():
   found = Numbers({"seed": 0})
   found.add("mae", (float("nan"), 1.0))

@@ -1,13 +1,17 @@
 """Held-out numbers: over which images, of how many draws, of which Gaussian."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
-from conftest import small, state_of
-from program import QUICK
+from conftest import alone, elbo, flat, small, state_of
+from program import QUICK, rows
 
-from gamix_jax import build, data, examine, mesh, metrics
+from gamix_jax import build, data, examine, mesh, metrics, train
+from gamix_jax.posterior import Gaussian, Mixture, Smoothed
 
 
 @pytest.fixture
@@ -18,8 +22,8 @@ def examiner(monkeypatch):
     examine.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
   )
 
-  def make(**changes):
-    c = small(data__source="synthetic:80", **changes)
+  def make(base=small, **changes):
+    c = base(data__source="synthetic:80", **changes)
     recipe = build.recipe(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
@@ -36,7 +40,9 @@ def looked_at(made, state):
   def say(params, batch_stats, batch):
     x = np.asarray(batch["image"], np.float64).mean(axis=(1, 2, 3))
     z = np.stack([x, -x], -1)
-    return {"mae": x, "mean": z, "var": 0 * z, "mask": batch["mask"]}
+    q = Gaussian(*np.float32([z, 0 * z]))
+    own = {"mean": z, "var": 0 * z, "mask": batch["mask"]}
+    return own | {"mae": x, "kl": x, "posterior": q}
 
   made._numbers = say
   return made.numbers(state)["eval/mae"]
@@ -63,6 +69,142 @@ def test_draws(examiner):
   for name in ("eval/mae", "eval/psnr", "eval/population_kl"):
     assert a[name] == pytest.approx(b[name], rel=1e-5)
   assert a["eval/active_units"] == b["eval/active_units"]
+
+
+def known(made, state, q):
+  """What `numbers` makes of images with these posteriors, batch by batch."""
+
+  def say(params, batch_stats, batch):
+    here = slice(8 * int(batch["step"]), 8 * int(batch["step"]) + 8)
+    mask = np.asarray(batch["mask"])
+
+    def filled(v):  # the last batch's filling, with numbers that would show
+      part = v[here]
+      return np.concatenate([part, np.full_like(v[: 8 - len(part)], 77)])
+
+    own = jax.tree.map(filled, q)
+    mean = np.asarray(own.mean())
+    numbers = {"mean": mean, "var": 0 * mean, "kl": mean[:, 0]}
+    return numbers | {"posterior": own, "mask": mask}
+
+  made._numbers = say
+  return made.numbers(state)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_mutual_information_by_monte_carlo(examiner, components):
+  """Of the images looked at, against many draws and scipy's densities."""
+  made, state = examiner(eval_images=17)
+  rng = np.random.default_rng(0)
+  mu = 2 * rng.normal(size=(20, components, 3)).astype(np.float32)
+  logvar = rng.uniform(-2, 0, (20, components, 3)).astype(np.float32)
+  q = Mixture(np.zeros((20, components), np.float32), mu, logvar)
+  got = known(made, state, q)["eval/mutual_information"]
+  n, draws = 17, 4_000
+  sigma = np.exp(logvar[:n].astype(np.float64) / 2)
+
+  def log_density(z):
+    """ln q(z | x_i) of every image, [n, m]."""
+    each = scipy.stats.norm.logpdf(z, mu[:n, :, None], sigma[:, :, None])
+    return scipy.special.logsumexp(each.sum(-1), axis=1) - np.log(components)
+
+  ratios = []
+  for i in range(n):
+    which = rng.integers(0, components, draws)
+    z = mu[i, which] + sigma[i, which] * rng.normal(size=(draws, 3))
+    each = log_density(z)
+    ratios.append(each[i] - scipy.special.logsumexp(each, axis=0) + np.log(n))
+  wanted = np.mean(ratios)
+  # One draw an image (and component): so much it may be off.
+  error = np.mean(np.std(ratios, axis=1)) / np.sqrt(n)
+  assert abs(got - wanted) < 3 * error < 0.6 * wanted
+  assert wanted < np.log(n)
+
+
+def test_mutual_information_at_its_ends(examiner):
+  """0 of codes that are all alike, ln n of codes far apart; beside active."""
+  made, state = examiner()
+  mu = np.zeros((20, 2), np.float32)
+  silent = known(made, state, Gaussian(mu, mu))
+  assert silent["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
+  mu[:, 0] = np.arange(20)
+  apart = known(made, state, Gaussian(mu, np.full_like(mu, -12)))
+  assert apart["eval/mutual_information"] == pytest.approx(np.log(20), rel=1e-5)
+  assert list(apart)[-3:] == [
+    *("eval/kl", "eval/mutual_information", "eval/active_units")
+  ]
+
+
+def test_a_family_without_bounds_has_none(examiner):
+  made, state = examiner()
+  mu = np.zeros((20, 2), np.float32)
+  assert "eval/mutual_information" not in known(made, state, Smoothed(mu, mu))
+  given = known(made, state, Smoothed(mu, mu, uniform=False))
+  assert given["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["poisson", "vamp", "mixture"])
+def test_families_and_priors(examiner, name):
+  """Through the model itself: 0 or more, at most ln n, the same each look."""
+  changes = {
+    "poisson": dict(posterior__name="poisson"),
+    "vamp": dict(prior__name="vamp", prior__components=3),
+    "mixture": dict(posterior__name="mixture", posterior__components=2),
+  }[name]
+  made, state = examiner(**elbo(dict, **alone(dict, **changes)))
+  first, again = made.numbers(state), made.numbers(state)
+  assert first == again
+  assert -0.5 < first["eval/mutual_information"] <= np.log(20)
+  assert first["eval/mutual_information"] < first["eval/kl"] + 1
+
+
+@pytest.mark.parametrize(
+  ("latent", "eval_images", "words"),
+  [
+    (7, 8, ""),
+    (8, 8, "8 images and 8 latents; raise eval_images to 9 or more."),
+    (20, 99, "20 images and 20 latents; hold out 21 or more."),
+    (20, 16, "hold out 21 or more and raise eval_images to as many."),
+  ],
+)
+def test_too_few_images_for_the_population_kl(
+  examiner, latent, eval_images, words
+):
+  """It is left out, not NaN, and in one line it is said why."""
+  made, state = examiner(model__latent=latent, eval_images=eval_images)
+  assert made.left_out.endswith(words) and "\n" not in made.left_out
+  assert bool(made.left_out) == bool(words)
+  found = made.numbers(state)
+  assert ("eval/population_kl" in found) == (not words)
+  assert all(np.isfinite(v) for v in found.values())
+
+
+def test_no_word_where_the_family_has_no_population_kl(examiner):
+  made, state = examiner(
+    elbo,
+    **{"model__latent": 8, "eval_images": 8},
+    **{"prior__name": "vamp", "prior__components": 2},
+  )
+  assert made.left_out == ""
+  assert "eval/population_kl" not in made.numbers(state)
+
+
+def test_training_says_it_once(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(
+    jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
+  )
+  c = alone(
+    flat,
+    **{"steps": 2, "eval_every": 1, "eval_images": 4, "eval_draws": 1},
+    **{"checkpoint__every": 2, "checkpoint__keep_best": 0},
+    data__source="synthetic",
+  )
+  train.train(c, str(tmp_path / "run"))
+  assert capsys.readouterr().out.count("eval/population_kl") == 1
+  logged = [row for row in rows(tmp_path / "run") if "eval/kl" in row]
+  assert len(logged) == 2
+  for row in logged:
+    assert "eval/population_kl" not in row and None not in row.values()
 
 
 def test_gaussian_kl_by_monte_carlo():

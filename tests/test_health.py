@@ -1,8 +1,12 @@
 """The verdict in plain words: when it is said, and when it is not."""
 
-import pytest
+from functools import partial
 
-from gamix_jax.health import WINDOW, Verdict
+import pytest
+from conftest import alone, elbo, small
+
+from gamix_jax import build, config
+from gamix_jax.health import DEAD_AFTER, DEAD_AT_END, WINDOW, Verdict
 
 WELL = {
   "skipped": 0.0,
@@ -10,6 +14,8 @@ WELL = {
   "disc/logits_real": 1.0,
   "disc/logits_fake": -1.0,
   "posterior/collapsed_share": 0.0,
+  "posterior/kl": 6.0,
+  "posterior/explained_variance": 0.6,
   "speed/share_waiting_for_data": 0.01,
 }
 BLIND = WELL | {"disc/accuracy": 0.5}
@@ -20,12 +26,38 @@ SATURATED = WELL | {
 }
 WAITING = WELL | {"speed/share_waiting_for_data": 0.43}
 COLLAPSED = WELL | {"posterior/collapsed_share": 0.9}
+DEAD = WELL | {"posterior/kl": 0.02, "posterior/explained_variance": 0.012}
+EVAE = dict(
+  posterior__name="epanechnikov",
+  posterior__epanechnikov__prior="uniform",
+  objective__name="evae",
+  weights__population_kl=None,
+  weights__collapse=None,
+  weights__kernel=1.0,
+)
+POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
 
 def said(*scalars, adversarial=True, cached=False):
   """All lines, with the report (from 0) that each came with."""
-  verdict = Verdict(adversarial, cached)
+  verdict = Verdict(small() if adversarial else alone(), cached)
   return [(i, line) for i, s in enumerate(scalars) for line in verdict.of(i, s)]
+
+
+def lived(c, *scalars, every=100):
+  """All lines of a run of a config, a report each 100 steps."""
+  verdict = Verdict(c)
+  return [
+    line
+    for i, s in enumerate(scalars, 1)
+    for line in verdict.of(min(i * every, c.steps), s)
+  ]
+
+
+def flags(line):
+  """{key: value} of the flags in a line."""
+  found = [w for w in line.split() if w.startswith("--config.")]
+  return dict(w.removeprefix("--config.").split("=") for w in found)
 
 
 def test_nothing_of_a_healthy_run():
@@ -91,3 +123,110 @@ def test_skipped_updates_are_counted():
     (2, "2: 2 updates skipped, not finite."),
     (4, "4: 3 updates skipped, not finite."),
   ]
+
+
+# ---------------------------------------------------------- dead
+
+
+def test_a_dead_run_is_called_dead_once():
+  (line,) = lived(small(), *[DEAD] * 30)
+  assert line.startswith(f"{DEAD_AFTER}: the run is dead")
+  for words in ("KL to the prior is 0.02 nats", "explain 1%", "about the same"):
+    assert words in line
+
+
+def test_a_run_that_wakes_and_dies_is_told_each_time():
+  """It dies after it looked alive, as where a ramp ends."""
+  lines = lived(small(), *[DEAD] * 6, *[WELL] * 6, *[DEAD] * 6)
+  steps = [int(line.split(":")[0]) for line in lines]
+  assert steps == [DEAD_AFTER, 700, 1200 + 100 * WINDOW]
+  assert lines[1].endswith("not dead any more: codes tell images apart.")
+  assert lived(small(), *[DEAD] * 4, *[WELL] * 9) == []  # awake by then
+
+
+@pytest.mark.parametrize(
+  ("changes", "words", "not_words"),
+  [
+    ({"posterior/kl": 0.3}, ("0.3 nats, next to no", "60%"), ("the same",)),
+    (
+      {"posterior/explained_variance": -0.4},
+      ("6 nats, but", "explain 0%", "the same"),
+      ("no information",),
+    ),
+    (
+      {"posterior/explained_variance": 0.02, "posterior/kl": None},
+      ("dead: reconstructions explain 2%",),
+      ("nats",),
+    ),
+  ],
+  ids=["silent", "alike", "without_kl"],
+)
+def test_each_sign_of_death_is_enough(changes, words, not_words):
+  scalars = {k: v for k, v in (WELL | changes).items() if v is not None}
+  (line,) = lived(small(), *[scalars] * 9)
+  assert all(w in line for w in words), line
+  assert not any(w in line for w in not_words), line
+
+
+def test_a_live_family_without_kl_is_left_alone():
+  scalars = {k: v for k, v in WELL.items() if k != "posterior/kl"}
+  assert lived(small(**EVAE), *[scalars] * 9) == []
+
+
+@pytest.mark.parametrize("steps", [DEAD_AT_END, 150, 250, 450])
+def test_a_short_run_is_called_dead_at_its_end(steps):
+  (line,) = lived(small(steps=steps), *[DEAD] * -(-steps // 100))
+  assert line.startswith(f"{steps}: the run is dead")
+
+
+def test_a_trial_of_a_few_steps_is_not_judged():
+  assert lived(small(steps=3), *[DEAD] * 3, every=1) == []
+
+
+STARTS = {
+  "gamix": (small, {"ramp.collapse"}),
+  "elbo": (partial(elbo, small), {"ramp.kl"}),
+  "siwae": (partial(elbo, small), set()),
+  "evae": (partial(small, **EVAE), {"ramp.kernel"}),
+  "poisson": (partial(elbo, partial(small, **POISSON)), {"ramp.kl"}),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_what_to_change_is_a_config_that_goes(name):
+  """Its flags fit the objective and the family; set, few are left to set."""
+  make, ramps = STARTS[name]
+  c = make()
+  if name == "siwae":
+    c.objective.name = name
+  (line,) = lived(c, *[DEAD] * 9)
+  found = flags(line)
+  assert {k for k in found if k.startswith("ramp.")} == ramps
+  assert ("posterior.initial_logvar" in found) == (name != "poisson")
+  assert {found[k] for k in ramps} <= {"600"}
+  assert float(found["weights.recon"]) == 2 * c.weights.recon
+  for key, value in found.items():
+    section, _, last = key.rpartition(".")
+    holder = config.get(c, section)
+    holder[last] = type(holder[last])(float(value))
+  config.check(c)
+  build.recipe(c)
+  (line,) = lived(c, *[DEAD] * 9)
+  assert flags(line).keys() == {"weights.recon"}
+
+
+def test_a_better_start_than_ours_is_kept():
+  c = small(
+    posterior__initial_logvar=-6.0,
+    ramp__collapse=5_000,
+    optim__vae__learning_rate=3e-3,
+    optim__vae__warmup=100,
+  )
+  (line,) = lived(c, *[DEAD] * 9)
+  assert flags(line).keys() == {"weights.recon"}
+
+
+def test_an_early_number_that_is_wild_hides_no_life():
+  """The share of an untrained decoder may be far below 0."""
+  wild = DEAD | {"posterior/explained_variance": -50.0, "posterior/kl": 9.0}
+  assert lived(small(), *[wild] * 4, *[WELL] * 5) == []

@@ -24,7 +24,7 @@ from program import (
   Jobs,
   assert_refused,
   chosen,
-  config_of,
+  complete_config_of,
   events,
   files,
   hundred,
@@ -34,23 +34,25 @@ from program import (
   save,
 )
 
-from gamix_jax import config
+from gamix_jax import config, presets
 from gamix_jax.checkpoint import Checkpoints
 
 TINY = "--config=configs/digits.py:tiny"
+WITH_ALL = "--config.adversarial.loss=bce"  # terms, which a preset weighs
 # What `tiny` digits are promised to log.
 TRAINING = {
   *(f"vae/{k}" for k in ("recon", "population_kl", "collapse", "fool")),
-  *("vae/loss", "population_kl_excess", "vae/grad_norm"),
+  *("vae/loss", "vae/grad_norm"),
   *(f"disc/{k}" for k in ("real", "fake", "loss", "grad_norm", "grad_ratio")),
   *("disc/logits_real", "disc/logits_fake", "disc/accuracy"),
   *("posterior/active_units", "posterior/collapsed_share"),
+  *("posterior/kl", "posterior/explained_variance"),
   *("posterior/mean_var", "skipped", "skipped_in_a_row"),
   *("speed/images_per_second", "speed/share_waiting_for_data"),
 }
 HELD_OUT = {
   f"eval/{k}" for k in ("mae", "psnr", "elbo", "iwae", "kl", "population_kl")
-} | {"eval/active_units"}
+} | {"eval/mutual_information", "eval/active_units"}
 
 
 def one_broken(folder):
@@ -74,7 +76,7 @@ def odd(folder):
 
 
 RUNS = {
-  "digits": lambda folder: [TINY, f"--workdir={folder}/run"],
+  "digits": lambda folder: [TINY, WITH_ALL, f"--workdir={folder}/run"],
   "one broken": one_broken,
   "odd": odd,
   "keys": lambda folder: [
@@ -124,7 +126,9 @@ def test_run_ends_well(job):
   with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
     assert checkpoints.steps() == [1, 2, 3]
     about = checkpoints.about(3)
-  wanted = config.flat(config_of("digits", "tiny"))
+  c = complete_config_of("digits", "tiny")
+  c.adversarial.loss = "bce"
+  wanted = config.flat(presets.complete(c))
   saved = (run / "config.json").read_text()
   assert config.flat(config.from_json(saved)) == wanted
   counted = int(
@@ -149,8 +153,11 @@ def test_plain_lines(job):
   number = r"-?[\d.e+-]+"
   for i, line in enumerate(lines, 1):
     assert line.startswith(f"{i}/3  ")
-    for term in ("recon", "population_kl", "collapse", "fool", "real", "fake"):
-      assert re.search(rf"\b{term} {number}", line), line
+    for term in (
+      *("recon", "population_kl", "collapse", "kl"),
+      *("fool", "real", "fake"),
+    ):
+      assert re.search(rf"  {term} {number}", line), line
     assert re.search(r"\d+ images/s, \d.* left$", line), line
   assert "\r" not in ran.stdout
 

@@ -7,6 +7,7 @@ import pytest
 from program import ROOT
 
 from gamix_jax import malloc
+from gamix_jax.config import base, to_json
 
 
 def ran(code, *words, check=True):
@@ -107,6 +108,45 @@ def test_training_begins_with_it(tmp_path):
   """Once JAX has threads it is too late: a quarter of the gain was left."""
   told = ran(BEFORE_JAX, str(tmp_path), check=False).stderr.strip()
   assert told == f"{4 * 256 * 256 * 128 * 4} False"
+
+
+COMMAND = """
+import runpy, sys
+from jax._src import xla_bridge
+from gamix_jax import malloc
+malloc.keep_freed_on_cpu = lambda n: sys.exit(
+  f"{n} {xla_bridge.backends_are_initialized()}"
+)
+module = sys.argv.pop(1)
+runpy.run_module(module, run_name="__main__")
+"""
+BATCH = 2**20 // 64**2  # images of 64x64 that a trained model takes at a time
+
+
+@pytest.mark.parametrize(
+  ("command", "flags", "images"),
+  [
+    ("evaluate", ("--workdir={run}",), BATCH),
+    ("generate", ("--workdir={run}", "--what=map", "--out=map.png"), BATCH),
+    (
+      "compare",
+      (
+        *("--workdir={run}/new", "--families=gaussian/elbo"),
+        *("--config.data.image_size=64", "--config.data.batch_size=4"),
+        "--config.model.encoder_features=(24,24,24)",
+      ),
+      4,
+    ),
+  ],
+)
+def test_commands_begin_with_it(tmp_path, command, flags, images):
+  """The layer is that of the images a trained model gets, or of a batch."""
+  c = base()
+  c.data.image_size, c.model.encoder_features = 64, (24, 24)
+  (tmp_path / "config.json").write_text(to_json(c))
+  words = (word.format(run=tmp_path) for word in flags)
+  told = ran(COMMAND, f"gamix_jax.{command}", *words, check=False)
+  assert told.stderr.strip() == f"{4 * images * 64 * 64 * 24} False"
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):

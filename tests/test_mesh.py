@@ -24,7 +24,7 @@ from gamix_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-  """Steps on one device and, by `fsdp`, on eight; those are another process.
+  """Steps on one device, by form, and on eight; those are another process.
 
   For the number of devices is fixed at a process's start.
   """
@@ -38,7 +38,10 @@ def ran(tmp_path_factory):
   with subprocess.Popen(
     [sys.executable, eight_devices.__file__, str(out)], env=env, cwd=ROOT
   ) as other:
-    one, _, _ = eight_devices.history()
+    one = {
+      form: eight_devices.history(form=form)[0]
+      for form in dict.fromkeys(form for _, form in eight_devices.RUNS)
+    }
   assert other.returncode == 0
   with np.load(out) as file:
     eight = dict(file)
@@ -46,14 +49,14 @@ def ran(tmp_path_factory):
   return one, eight
 
 
-@pytest.mark.parametrize("fsdp", eight_devices.FSDP)
-def test_one_device_equals_eight(ran, fsdp):
+@pytest.mark.parametrize(("fsdp", "form"), eight_devices.RUNS)
+def test_one_device_equals_eight(ran, fsdp, form):
   """Loss, moments, moving statistics, weights: in four steps."""
-  one, eight = ran
+  one, eight = ran[0][form], ran[1]
   theirs = {
-    name.removeprefix(f"{fsdp} "): value
+    name.removeprefix(f"{fsdp} {form} "): value
     for name, value in eight.items()
-    if name.startswith(f"{fsdp} ")
+    if name.startswith(f"{fsdp} {form} ")
   }
   assert one.keys() == theirs.keys()
   kinds = ("params", "batch_stats", "ema", "population", "vae/", "disc/")
@@ -69,12 +72,12 @@ def test_one_device_equals_eight(ran, fsdp):
   assert all(compared.values())
 
 
-@pytest.mark.parametrize("fsdp", eight_devices.FSDP)
-def test_a_step_sends_one_gradient(ran, fsdp):
+@pytest.mark.parametrize(("fsdp", "form"), eight_devices.RUNS)
+def test_a_step_sends_one_gradient(ran, fsdp, form):
   """And moments and statistics; no activation, nothing twice."""
   _, eight = ran
-  text = str(eight[f"text {fsdp}"])
-  law = communication.Law(*map(int, eight[f"law {fsdp}"]))
+  text = str(eight[f"text {fsdp} {form}"])
+  law = communication.Law(*map(int, eight[f"law {fsdp} {form}"]))
   found = collectives.read(text, eight_devices.DEVICES)
   assert all(o.times == 1 for o in found)
   sums = communication.total(found, "all-reduce")

@@ -17,7 +17,7 @@ from program import (
   Jobs,
   assert_refused,
   chosen,
-  config_of,
+  complete_config_of,
   files,
   hundred,
   rows,
@@ -94,7 +94,7 @@ def in_file(folder):
 
 def other_config(folder):
   """Begun with other values of two keys that matter and one that does not."""
-  old = config_of("digits", "tiny")
+  old = complete_config_of("digits", "tiny")
   old.seed, old.model.latent, old.log_every = 7, 2, 5
   (folder / "run").mkdir()
   (folder / "run" / "config.json").write_text(config.to_json(old))
@@ -103,7 +103,7 @@ def other_config(folder):
 
 def default_config(folder):
   """Begun with digits and another seed; --config is left out."""
-  old = config_of("digits")
+  old = complete_config_of("digits")
   old.seed = 7
   (folder / "run").mkdir()
   (folder / "run" / "config.json").write_text(config.to_json(old))

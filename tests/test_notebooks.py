@@ -268,16 +268,18 @@ def test_panels_of_a_workdir_at_any_time(tmp_path):
   lines = [
     {"step": 5, "vae/recon": 1.0, "disc/real": None},
     {"step": 9, "vae/recon": 0.5, "disc/real": 0.6},
-    {"step": 9, "eval/mae": 0.25, "eval/elbo": None},
+    {"step": 9, "eval/mae": 0.25, "eval/elbo": None, "eval/kl": 4.5},
   ]
   torn = "".join(f"{json.dumps(x)}\n" for x in lines) + '{"step": 10, "va'
   (tmp_path / "metrics.jsonl").write_text(torn)
   found = panels.rows(tmp_path)
   assert found == lines
-  curves = list(panels._curves(found, ("recon", "real", "kl")))
+  curves = list(
+    panels._curves(found, ("vae/recon", "disc/real", "posterior/kl"))
+  )
   assert curves == [("recon", [5, 9], [1.0, 0.5]), ("real", [9], [0.6])]
   title = panels._title(tmp_path, found)
-  assert title.endswith("step 9; held out at 9: mae 0.25")
+  assert title.endswith("step 9; held out at 9: mae 0.25  kl 4.5")
   numbers = drawn()
   half = len(empty) // 2
   assert (numbers[:half] != empty[:half]).any()

@@ -1,4 +1,11 @@
-"""The population term against NumPy, exact KLs and codes that are perfect."""
+"""The population term against NumPy, Monte Carlo and codes that are perfect.
+
+In float64 where nothing else is said. A perfect population is one whose q(z)
+has the moments of N(0, I); its posteriors are drawn anew for each batch.
+"""
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +18,22 @@ from gamix_jax import objective, population
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Gaussian, Mixture
 
-TERM = jit(population.population_kl, static_argnums=(2, 3))
+FORMS = tuple(population.FORMS)
+UNBIASED = ("debiased", "quadratic")
+KINDS = ("gaussian", "mixture")
+TERM = jit(population.population_kl, static_argnums=1)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
 
 
 def gaussian(b=6, d=3, seed=0):
   rng = np.random.default_rng(seed)
-  mu, logvar = rng.normal(0.3, 0.8, (b, d)), rng.normal(-1, 0.5, (b, d))
-  return Gaussian(
-    jnp.asarray(mu, jnp.float32), jnp.asarray(logvar, jnp.float32)
-  )
+  parts = rng.normal(0.3, 0.8, (b, d)), rng.normal(-1, 0.5, (b, d))
+  return Gaussian(*map(jnp.asarray, parts))
 
 
 def mixture(b=6, k=3, d=3, seed=0):
@@ -29,331 +43,540 @@ def mixture(b=6, k=3, d=3, seed=0):
     rng.normal(0.3, 0.8, (b, k, d)),
     rng.normal(-1, 0.5, (b, k, d)),
   )
-  return Mixture(*(jnp.asarray(v, jnp.float32) for v in parts))
+  return Mixture(*map(jnp.asarray, parts))
 
 
-def moments(q):
-  """Mean [d], covariance of the means, mean sigma^2 [d]; float64, np.cov."""
-  weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
-  b, _, d = mu.shape
-  w = weights.reshape(-1) / b
-  mu, var = mu.reshape(-1, d), var.reshape(-1, d)
-  between = np.cov(mu.T, aweights=w, ddof=0).reshape(d, d)
-  return w @ mu, between, w @ var
+ANY = pytest.mark.parametrize("q", [gaussian, mixture], ids=KINDS)
 
 
-def by_hand(form, m, second):
-  """The four forms of a mean [d] and a covariance [d, d]."""
-  v = np.diag(second)
-  if form == "covariance":
-    return 0.5 * (v.sum() + m @ m - m.size - np.linalg.slogdet(second)[1])
-  kl = 0.5 * np.sum(m**2 + v - 1 - np.log(v))
-  if form == "correlation":
-    r = second / np.sqrt(np.outer(v, v))
-    kl += 0.25 * (np.sum(r**2) - m.size)  # each pair once
-  return kl
+def value(form, q):
+  return float(TERM(q, form)[0])
 
 
-FORMS = population.FORMS
+# ------------------------------------------------- perfect populations
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("q", [gaussian(), mixture()], ids=["gaussian", "mix"])
-def test_forms_against_numpy(form, q):
-  m, between, within = moments(q)
-  second = between if form == "means" else between + np.diag(within)
-  kl, info, memory = TERM(q, {}, form, 0.0)
-  np.testing.assert_allclose(kl, by_hand(form, m, second), rtol=1e-5)
-  np.testing.assert_allclose(info["population_mean"], m, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(info["population_var"], np.diag(second), rtol=1e-5)
-  assert memory == {}
+@functools.cache
+def _styles(d):
+  """Four mixtures: weights [4, 3], offsets and variances [4, 3, d].
+
+  Offsets are 0 in the mean over components and share a direction, so that a
+  sixth of a nat of the population's correlations is inside the images.
+  """
+  rng = np.random.default_rng(1)
+  pi = rng.dirichlet(np.full(3, 3.0), 4)
+  c = rng.normal(size=(4, 3, 1)) + 0.4 * rng.normal(size=(4, 3, d))
+  c -= np.einsum("tk,tkd->td", pi, c)[:, None]
+  w = np.einsum("tk,tki,tkj->tij", pi, c, c)
+  c *= np.sqrt(0.8 / np.linalg.norm(w, 2, axis=(1, 2)))[:, None, None]
+  return pi, c, rng.uniform(0.05, 0.15, (4, 3, d))
 
 
-def test_covariance_is_the_kl_of_a_gaussian_population():
-  """By Monte Carlo of N(m, S); scipy scores both densities."""
-  q = gaussian(b=12, d=3)
-  m, between, within = moments(q)
-  second = between + np.diag(within)
-  p = scipy.stats.multivariate_normal(m, second)
-  z = p.rvs(200_000, random_state=0)
-  prior = scipy.stats.multivariate_normal(np.zeros(3), np.eye(3))
-  ratio = p.logpdf(z) - prior.logpdf(z)
-  error = 5 * ratio.std() / np.sqrt(ratio.size)
-  assert abs(float(TERM(q, {}, "covariance", 0.0)[0]) - ratio.mean()) < error
+def perfect(kind, n, b, d, g=0.5, seed=0):
+  """n batches of b posteriors, each array with an axis [n] before its own.
+
+  g is the share of the variance that the means of Gaussians have. A mixture's
+  mean has what its own covariance leaves: whatever its style, E z z^T = I.
+  """
+  rng = np.random.default_rng(seed)
+  eps = rng.normal(size=(n, b, d))
+  if kind == "gaussian":
+    logvar = np.full((n, b, d), np.log(1 - g))
+    return Gaussian(jnp.asarray(np.sqrt(g) * eps), jnp.asarray(logvar))
+  pi, c, var = _styles(d)
+  within = np.einsum("tk,tki,tkj->tij", pi, c, c)
+  within += np.einsum("tk,tkd->td", pi, var)[:, :, None] * np.eye(d)
+  root = np.linalg.cholesky(np.eye(d) - within)
+  style = rng.integers(len(pi), size=(n, b))
+  mean = np.einsum("nbij,nbj->nbi", root[style], eps)
+  return Mixture(
+    jnp.asarray(np.log(pi)[style]),
+    jnp.asarray(mean[:, :, None] + c[style]),
+    jnp.asarray(np.log(var)[style]),
+  )
 
 
-def test_correlation_is_covariance_to_second_order():
-  """The difference falls as the cube of the correlations, or faster."""
+@functools.partial(jax.jit, static_argnums=1)
+def each(q, form):
+  """The term of every batch, [n]."""
+  return jax.lax.map(lambda q: population.FORMS[form].function(q)[0], q)
+
+
+def mean_and_error(values):
+  values = np.asarray(values)
+  return values.mean(), values.std() / np.sqrt(values.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("b", [4, 16, 64])
+def test_quadratic_is_zero_at_a_perfect_population(kind, b):
+  q = perfect(kind, 3000 if b < 64 else 1000, b, 8)
+  mean, error = mean_and_error(each(q, "quadratic"))
+  assert abs(mean) < 4 * error
+  for form in ("means", "full"):  # what a bias looks like
+    biased, error = mean_and_error(each(q, form))
+    assert abs(biased) > 20 * error, form
+
+
+@pytest.mark.parametrize("g", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(("d", "n"), [(16, 1000), (64, 200), (128, 60)])
+def test_debiased_is_zero_at_a_perfect_population(d, n, g):
+  """From silent codes to informative ones, with 64 images."""
+  mean, error = mean_and_error(
+    each(perfect("gaussian", n, 64, d, g), "debiased")
+  )
+  assert abs(mean) < 4 * error
+  # Little beside the bias that plain squares of correlations have.
+  assert error < 0.05 * g**2 * d * (d - 1) / (4 * 63) + 1e-3
+
+
+def test_debiased_is_zero_at_a_perfect_population_of_mixtures():
+  mean, error = mean_and_error(
+    each(perfect("mixture", 2000, 64, 8), "debiased")
+  )
+  assert abs(mean) < 4 * error
+  # Had the covariances inside the images not counted, they would be missed.
+  pi, c, _ = _styles(8)
+  inside = np.einsum("tk,tki,tkj->ij", pi, c, c) / len(pi)
+  missed = 0.5 * np.sum(np.triu(inside, 1) ** 2)
+  assert missed > 20 * error
+
+
+@pytest.mark.parametrize(("b", "most"), [(16, 0.01), (4, 0.12)])
+def test_ratio_bias_of_debiased_in_small_batches(b, most):
+  """It is not 0 there: 0.006 nats for 16 images and 0.1 for 4, at d = 8.
+
+  Those are of informative codes; the term of silent ones has less. `means` has
+  0.6 and 2.6.
+  """
+  for g in (0.05, 0.5, 0.9):
+    q = perfect("gaussian", 30_000, b, 8, g)
+    mean, error = mean_and_error(each(q, "debiased"))
+    assert abs(mean) + error < most, g
+  assert mean > 4 * error  # a bias, and no noise
+  assert 0.05 * population.finite_sample_bias(b, 8) > mean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", UNBIASED)
+def test_gradient_asks_for_no_information(kind, form):
+  """d/dg of the mean term, g the share of the variance in the means, is 0.
+
+  Of mixtures, whose components lie apart along one latent each.
+  """
+  b, d, n, apart = 64, 8, 400, 0.3
   rng = np.random.default_rng(0)
-  z = rng.normal(size=(400, 4))
-  z = np.linalg.solve(np.linalg.cholesky(np.cov(z.T, ddof=0)), z.T).T
-  mix = rng.normal(size=(4, 4))
-  np.fill_diagonal(mix, 0)
-  gaps, terms = [], []
-  for size in (0.2, 0.1):
-    q = Gaussian(
-      jnp.asarray(z @ (np.eye(4) + size * mix), jnp.float32),
-      jnp.full((400, 4), -12.0),
-    )
-    covariance, correlation, full = (
-      float(TERM(q, {}, form, 0.0)[0])
-      for form in ("covariance", "correlation", "full")
-    )
-    gaps.append(abs(covariance - correlation))
-    terms.append(covariance - full)  # the correlations' share, second order
-  assert gaps[1] < 0.2 * terms[1]
-  assert 3 < terms[0] / terms[1] < 5
-  assert gaps[0] / gaps[1] > 6
+  eps = jnp.asarray(rng.normal(size=(n, b, d)))
+  latent = jax.nn.one_hot(rng.integers(d, size=(n, b)), d)
+  latent = latent if kind == "mixture" else 0 * latent
+
+  def posterior(g, eps, latent):
+    left = 1 - apart * latent  # of the variance, [b, d]
+    mu, logvar = jnp.sqrt(g * left) * eps, jnp.log((1 - g) * left)
+    if kind == "gaussian":
+      return Gaussian(mu, logvar)
+    step = np.sqrt(apart) * latent
+    mu = jnp.stack([mu + step, mu - step], axis=1)
+    return Mixture(jnp.zeros((b, 2)), mu, jnp.stack([logvar] * 2, axis=1))
+
+  def slopes(form):
+    def term(g, batch):
+      return population.FORMS[form].function(posterior(g, *batch))[0]
+
+    of = jax.jit(lambda e: jax.lax.map(lambda x: jax.grad(term)(0.5, x), e))
+    return mean_and_error(of((eps, latent)))
+
+  mean, error = slopes(form)
+  assert abs(mean) < 4 * error
+  assert error < 0.02
+  mean, error = slopes("means")
+  assert mean < -2  # it pays for informative codes: -d/2 (1/g - 1) and more
+
+
+# ------------------------------------------------- parts of a batch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_mean_over_parts_is_the_whole_in_expectation(kind, form):
+  """32 images and four times 8, of a population that is far from N(0, I).
+
+  `quadratic` exactly; `debiased` to 0.06 nats of 0.7 and 1.5, parts as small as
+  that; `means` and `full` are off by 0.3 and more.
+  """
+  n, b, parts, d = 4000, 32, 4, 6
+  q = perfect(kind, n, b, d)
+  q = q.replace(mu=1.3 * q.mu + 0.2 + 0.5 * q.mu[..., :1])
+  split = jax.tree.map(
+    lambda v: v.reshape(n * parts, b // parts, *v.shape[2:]), q
+  )
+  whole = np.asarray(each(q, form))
+  mean = np.asarray(each(split, form)).reshape(n, parts).mean(1)
+  off, error = mean_and_error(mean - whole)
+  if form == "quadratic":
+    assert abs(off) < 4 * error
+    assert error < 0.02 * whole.mean()
+  elif form == "debiased":
+    assert abs(off) < 0.06
+    assert error < 0.005
+  else:
+    assert off > 0.3
+
+
+def test_the_pairs_of_debiased_are_unbiased_in_parts():
+  """`squared_covariances` alone, exactly, of skewed and correlated data."""
+  rng = np.random.default_rng(0)
+  mix = rng.normal(size=(4, 4)) * 0.5
+  x = (rng.exponential(size=(20_000, 12, 4)) - 1) @ mix.T
+  true = np.sum(np.triu(mix @ mix.T, 1) ** 2)
+
+  @jax.jit
+  def estimates(x):
+    x = x - jnp.mean(x, axis=1, keepdims=True)
+    return jax.vmap(population.squared_covariances)(x)
+
+  whole = np.asarray(estimates(x))
+  mean, error = mean_and_error(whole)
+  assert abs(mean - true) < 4 * error
+  assert error < 0.03 * true
+  parts = np.asarray(estimates(x.reshape(-1, 4, 4))).reshape(-1, 3).mean(1)
+  off, error = mean_and_error(parts - whole)
+  assert abs(off) < 4 * error
+  plain = [np.sum(np.triu(np.cov(v.T), 1) ** 2) for v in x[:2000]]
+  assert np.mean(plain) > 1.2 * true
 
 
 def test_population_of_a_split_batch_is_another():
   """8 devices of 8 images, each with its own moments: 72.3, not 7.8 nats."""
   rng = np.random.default_rng(0)
-  mu = jnp.asarray(rng.normal(size=(64, 512)), jnp.float32)
+  mu = jnp.asarray(rng.normal(size=(64, 512)))
   q = Gaussian(mu, jnp.zeros_like(mu))
-  whole = float(TERM(q, {}, "means", 0.0)[0])
+  whole = value("means", q)
   parts = [jax.tree.map(lambda v, i=i: v[i::8], q) for i in range(8)]
-  split = np.mean([TERM(part, {}, "means", 0.0)[0] for part in parts])
+  split = np.mean([value("means", part) for part in parts])
   assert abs(whole - 7.8) < 0.5
   assert abs(split - 72.3) < 2
 
 
-# ---------------------------------------------------------- the offset
+# ------------------------------------------------- second opinions
 
 
-OFFSET = jit(population.offset, static_argnums=(0, 1, 2))
+def numpy_of(q):
+  return [np.asarray(v, np.float64) for v in q.centres()]
 
 
-def perfect(forms, images, s2, decay):
-  """{form: the term's mean, its standard error} of perfect codes; NumPy.
+def raw_moments(q):
+  """Of each image: E z, [b, d], and E z z^T, [b, d, d]."""
+  pi, mu, var = numpy_of(q)
+  second = np.einsum("bk,bki,bkj->bij", pi, mu, mu)
+  within = np.einsum("bk,bkd->bd", pi, var)
+  second += within[:, :, None] * np.eye(mu.shape[-1])
+  return np.einsum("bk,bkd->bd", pi, mu), second
 
-  Their population, read by the form, is N(0, I). s2 is [d].
+
+def biased_moments(q):
+  """Mean [d], covariance of the components' means, mean sigma^2 [d]."""
+  pi, mu, var = numpy_of(q)
+  b, _, d = mu.shape
+  w = pi.reshape(-1) / b
+  mu, var = mu.reshape(-1, d), var.reshape(-1, d)
+  return w @ mu, np.cov(mu.T, aweights=w, ddof=0), w @ var
+
+
+def of_four(q):
+  """The mean over four different images of sum_{a<b} H_ij H_kl.
+
+  H_ij is the mean of (z_i - z_j)_a (z_i - z_j)_b / 2 over draws of z.
   """
-  rng = np.random.default_rng(0)
-  d = s2.size
-  steps = int(5 / (1 - decay)) if decay else 1
-  sums = {form: [] for form in forms}
-  for _ in range(100 if decay else 800):
-    mean, second = {}, {}
-    for _ in range(steps):
-      mu = rng.normal(size=(images, d))
-      for kind, codes, within in (
-        ("means", mu, 0 * s2),
-        ("full", np.sqrt(1 - s2) * mu, s2),
-      ):
-        raw = codes.T @ codes / images + np.diag(within)
-        m = mean.get(kind, np.zeros(d))
-        s = second.get(kind, np.eye(d))
-        mean[kind] = decay * m + (1 - decay) * codes.mean(0)
-        second[kind] = decay * s + (1 - decay) * raw
-    for form in forms:
-      kind = "means" if form == "means" else "full"
-      m = mean[kind]
-      sums[form].append(by_hand(form, m, second[kind] - np.outer(m, m)))
-  return {
-    form: (np.mean(v), np.std(v) / np.sqrt(len(v))) for form, v in sums.items()
-  }
+  m, second = raw_moments(q)
+  cross = np.einsum("ia,jb->ijab", m, m)
+  h = second[:, None] + second[None] - cross - cross.transpose(1, 0, 2, 3)
+  h = np.triu(h / 2, 1)
+  tuples = np.array(list(itertools.permutations(range(len(m)), 4)))
+  i, j, k, l = tuples.T  # noqa: E741
+  return np.mean(np.sum(h[i, j] * h[k, l], axis=(1, 2)))
 
 
-def test_offset_of_means_by_its_formula():
-  for images, wanted in ((10, 56.5), (256, 2.0)):
-    got = OFFSET("means", 0.0, images, jnp.ones(512))
-    psi = scipy.special.digamma((images - 1) / 2)
-    np.testing.assert_allclose(got, -256 * (psi + np.log(2 / images)), 1e-6)
-    assert abs(float(got) - wanted) < 0.05
-
-
-UNEQUAL = np.linspace(0, 0.95, 12)  # of sigma^2, over the dimensions
-
-
-@pytest.mark.parametrize(
-  ("images", "s2", "decay"),
-  [
-    (10, 0.0, 0.0),
-    (10, 0.3, 0.0),
-    (64, 0.0, 0.0),
-    (64, 0.3, 0.0),
-    (256, 0.05, 0.0),
-    (30, UNEQUAL, 0.0),
-    (10, 0.3, 0.8),
-    (20, 0.05, 0.9),
-  ],
-)
-def test_offset_against_perfect_codes(images, s2, decay):
-  """Within 2 %, with a memory 5 %, and 3 standard errors of Monte Carlo."""
-  d = 12
-  within = np.broadcast_to(s2, (d,)).astype(np.float32)
-  forms = list(FORMS)
-  if images * (1 + decay) / (1 - decay) < 2 * d:
-    forms.remove("covariance")  # refused: nearly singular
-  wanted = perfect(forms, images, within, decay)
-  for form in forms:
-    mean, error = wanted[form]
-    got = float(OFFSET(form, decay, images, jnp.asarray(within)))
-    share = 0.05 if decay else 0.02
-    assert abs(got - mean) < share * mean + 3 * error, form
-
-
-def test_excess_is_the_term_less_its_offset():
-  q = gaussian(b=16)
-  for form in FORMS:
-    kl, info, _ = TERM(q, {}, form, 0.0)
-    within = jnp.asarray(moments(q)[2], jnp.float32)
-    wanted = float(kl) - float(OFFSET(form, 0.0, 16, within))
-    np.testing.assert_allclose(info["population_kl_excess"], wanted, rtol=1e-4)
-
-
-# ---------------------------------------------------------- the memory
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_memory_starts_at_the_prior_and_averages(form):
-  """Several steps against the average written out in float64."""
-  decay, d = 0.7, 3
-  memory = population.init_memory(form, decay, d, jnp.float32)
-  mean, second = np.zeros(d), np.eye(d)
-  for seed in range(4):
-    q = mixture(b=4, seed=seed)
-    m, between, within = moments(q)
-    raw = between + np.outer(m, m)
-    raw = raw if form == "means" else raw + np.diag(within)
-    mean = decay * mean + (1 - decay) * m
-    second = decay * second + (1 - decay) * raw
-    kl, info, memory = TERM(q, memory, form, decay)
-    centred = second - np.outer(mean, mean)
-    wanted = by_hand(form, mean, centred)
-    np.testing.assert_allclose(kl, wanted, rtol=1e-5, atol=5e-6)
-    np.testing.assert_allclose(memory["mean"], mean, rtol=1e-5, atol=1e-6)
-    kept = memory["second"]
-    wanted = second if kept.ndim > 1 else np.diag(second)
-    np.testing.assert_allclose(kept, wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-      info["population_var"], np.diag(centred), rtol=1e-5
+def by_hand(form, q):
+  """The term as its formula is written: loops over pairs and over fours."""
+  m, second = raw_moments(q)
+  n, d = m.shape
+  if form == "quadratic":
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    first = np.mean([m[i] @ m[j] for i, j in pairs])
+    both = np.mean([np.sum(second[i] * second[j]) for i, j in pairs])
+    trace = np.mean([np.trace(s) for s in second])
+    return 0.5 * first + 0.25 * (both - 2 * trace + d)
+  if form == "debiased":
+    between = np.var(m, axis=0, ddof=1)
+    within = np.mean(np.einsum("naa->na", second) - m**2, axis=0)
+    v = between + within
+    head = m.mean(0) ** 2 - between / n + v - 1 - np.log(v)
+    head -= (between / v) ** 2 / (n - 1)
+    scaled = q.replace(
+      mu=np.asarray(q.mu) / np.sqrt(v), logvar=np.asarray(q.logvar) - np.log(v)
     )
+    return 0.5 * np.sum(head) + 0.5 * of_four(scaled)
+  m, between, within = biased_moments(q)
+  v = np.diag(between) + (within if form == "full" else 0)
+  return 0.5 * np.sum(m**2 + v - 1 - np.log(v))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_through_the_memory_has_full_weight(form):
-  """dKL(M) / dM at the average, times dm / dtheta of this batch alone.
+@ANY
+def test_forms_against_numpy(form, q):
+  for b in (4, 7):
+    kl, info = TERM(q(b=b), form)
+    np.testing.assert_allclose(kl, by_hand(form, q(b=b)), rtol=1e-9)
+    mean, between, within = biased_moments(q(b=b))
+    np.testing.assert_allclose(info["population_mean"], mean, rtol=1e-9)
+    var = np.diag(between) + (0 if form == "means" else within)
+    if form == "debiased":  # its variance of the images' means is unbiased
+      var = var + np.var(raw_moments(q(b=b))[0], axis=0) / (b - 1)
+    np.testing.assert_allclose(info["population_var"], var, rtol=1e-9)
+    assert ("population_kl_excess" in info) == (form == "means")
 
-  By finite differences, in float64 and by hand, of the loss without memory at
-  moments moved from the remembered ones by what this batch's moments move.
+
+@ANY
+def test_quadratic_is_that_of_draws_of_z_in_the_mean(q):
+  """The kernel <x, y> / 2 + <x, y>^2 / 4 of draws of different images."""
+  n, q = 20_000, q(b=5)
+  keys = jax.random.split(jax.random.key(0), 50)
+
+  @jax.jit
+  def estimate(key):
+    """The mean over n draws z of all images, and of the prior's y."""
+    z = sample(key, q, n)
+    product = jnp.einsum("sid,sjd->sij", z, z)
+    k = product / 2 + jnp.square(product) / 4
+    pairs = jnp.sum(k, axis=(1, 2)) - jnp.einsum("sii->s", k)
+    # E k(z, y) = |z|^2 / 4 and E k(y, y') = d / 4, y of N(0, I).
+    of_prior = jnp.mean(jnp.sum(jnp.square(z), axis=2), axis=1) / 4
+    return jnp.mean(pairs / 20 - 2 * of_prior + z.shape[2] / 4)
+
+  mean, error = mean_and_error(jax.lax.map(estimate, keys))
+  assert abs(mean - value("quadratic", q)) < 4 * error
+  assert error < 1e-3
+
+
+def sample(key, q, n):
+  """z [n, b, d], one of each image at a time."""
+  weights, mu, var = q.centres()
+  of, noise = jax.random.split(key)
+  z = jax.random.normal(noise, (n, *mu.shape))
+  z = mu[None] + jnp.sqrt(var)[None] * z
+  chosen = jax.random.categorical(
+    of, jnp.log(weights)[None], shape=(n, len(mu))
+  )
+  return jnp.take_along_axis(z, chosen[:, :, None, None], axis=2)[:, :, 0]
+
+
+@ANY
+def test_pairs_of_debiased_are_those_of_draws_of_z_in_the_mean(q):
+  """Inside a mixture there are covariances; they count as those of draws do."""
+  n, q = 20_000, q(b=5)
+  keys = jax.random.split(jax.random.key(0), 50)
+
+  @jax.jit
+  def estimate(key):
+    z = sample(key, q, n)
+    z = z - jnp.mean(z, axis=1, keepdims=True)
+    return jnp.mean(jax.vmap(population.squared_covariances)(z))
+
+  mean, error = mean_and_error(jax.lax.map(estimate, keys))
+  assert abs(mean - of_four(q)) < 4 * error
+  assert error < 1e-3
+
+
+def exact_kl(m, second):
+  return 0.5 * (
+    np.trace(second) + m @ m - m.size - np.linalg.slogdet(second)[1]
+  )
+
+
+@pytest.mark.parametrize("form", UNBIASED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_of_the_gaussians_kl(form, kind):
+  """Near N(0, I): what is left falls as the cube of the distance.
+
+  Gaussians: 200,000 codes with the moments wanted. Mixtures: one posterior for
+  all images, which has the moments of the population itself.
   """
-  decay, q = 0.9, gaussian()
-  memory = population.init_memory(form, decay, 3, jnp.float32)
-  memory = {
-    "mean": memory["mean"] + 0.2,
-    "second": memory["second"] * 1.5,
-  }
-  got = jit(
-    jax.grad(lambda q: population.population_kl(q, memory, form, decay)[0])
-  )(q)
-
-  def raw(q):
-    m, between, within = moments(q)
-    second = between + np.outer(m, m)
-    return m, second if form == "means" else second + np.diag(within)
-
-  m0, second0 = raw(q)
-  old = np.asarray(memory["second"], np.float64)
-  old = old if old.ndim > 1 else np.diag(old)
-  mean = decay * np.asarray(memory["mean"], np.float64) + (1 - decay) * m0
-  second = decay * old + (1 - decay) * second0
-  if np.asarray(memory["second"]).ndim == 1:
-    second0, second = (np.diag(np.diag(s)) for s in (second0, second))
-
-  def loss(q):
-    m, s = raw(q)
-    if np.asarray(memory["second"]).ndim == 1:
-      s = np.diag(np.diag(s))
-    m, s = mean + (m - m0), second + (s - second0)
-    return by_hand(form, m, s - np.outer(m, m))
-
-  for name in ("mu", "logvar"):
-    for i, j in ((0, 0), (2, 1), (5, 2)):
-      values = []
-      for sign in (1, -1):
-        leaf = np.asarray(getattr(q, name), np.float64).copy()
-        leaf[i, j] += sign * 1e-4
-        values.append(loss(Wide(q, **{name: leaf})))
-      wanted = (values[0] - values[1]) / 2e-4
-      np.testing.assert_allclose(
-        getattr(got, name)[i, j], wanted, rtol=1e-3, atol=1e-5
+  d, rng = 3, np.random.default_rng(0)
+  shift = rng.normal(size=d)
+  mix = rng.normal(size=(d, d))
+  mix = (mix + mix.T) / 2
+  gaps, terms = [], []
+  for size in (0.08, 0.04) if kind == "mixture" else (0.2, 0.1):
+    m, second = size * shift, np.eye(d) + size * mix
+    if kind == "gaussian":
+      z = rng.normal(size=(200_000, d))
+      z -= z.mean(0)
+      z = np.linalg.solve(np.linalg.cholesky(np.cov(z.T)), z.T).T
+      var = np.full(d, 0.3)
+      mu = m + z @ np.linalg.cholesky(second - np.diag(var)).T
+      q = Gaussian(jnp.asarray(mu), jnp.full(mu.shape, np.log(0.3)))
+    else:
+      root = np.linalg.cholesky(second - 0.3 * np.eye(d)) * np.sqrt(d)
+      mu = m + np.concatenate([root.T, -root.T])
+      mu = np.broadcast_to(mu, (4, 2 * d, d))
+      q = Mixture(
+        jnp.zeros((4, 2 * d)), jnp.asarray(mu), jnp.full(mu.shape, np.log(0.3))
       )
-
-
-class Wide:
-  """A Gaussian of float64 NumPy arrays."""
-
-  def __init__(self, q, **changes):
-    parts = {"mu": q.mu, "logvar": q.logvar} | changes
-    self.mu, self.logvar = (np.asarray(v, np.float64) for v in parts.values())
-
-  def centres(self):
-    weights = np.ones((self.mu.shape[0], 1))
-    return weights, self.mu[:, None], np.exp(self.logvar)[:, None]
-
-
-def test_first_step_with_memory_pulls_weakly():
-  """The value is near the prior's, 0, whatever the first batch is."""
-  q = gaussian()
-  memory = population.init_memory("covariance", 0.99, 3, jnp.float32)
-  assert float(TERM(q, memory, "covariance", 0.99)[0]) < 0.01
-  assert population.init_memory("means", 0.0, 3, jnp.float32) == {}
-
-
-def test_default_decay():
-  """What makes the memory hold four images a dimension."""
-  for form in ("means", "full", "correlation"):
-    assert population.default_decay(form, 512, 20) == 0
-  assert population.default_decay("covariance", 8, 64) == 0
-  a = population.default_decay("covariance", 512, 20)
-  assert abs(20 * (1 + a) / (1 - a) - 4 * 512) < 1e-6
-
-
-# ---------------------------------------------------------- the edges
+    terms.append(exact_kl(m, second))
+    gaps.append(abs(value(form, q) - terms[-1]))
+  assert 3 < terms[0] / terms[1] < 5
+  assert gaps[1] < 0.25 * terms[1]
+  assert gaps[0] / gaps[1] > 6
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_constant_latents_are_finite(form):
-  """All codes one: ln 0 without the floor."""
-  q = Gaussian(jnp.full((4, 3), 0.5), jnp.full((4, 3), -30.0))
-  value, gradient = jit(
-    jax.value_and_grad(lambda q: population.population_kl(q, {}, form, 0.0)[0])
-  )(q)
-  for leaf in [value, *jax.tree.leaves(gradient)]:
-    assert np.all(np.isfinite(leaf))
-  assert value > 15
+def test_a_mixture_of_one_or_of_alike_is_a_gaussian(form):
+  q = gaussian()
+  for k in (1, 3):
+    of = functools.partial(jnp.repeat, repeats=k, axis=1)
+    logits = mixture(k=k).logits
+    same = Mixture(logits, of(q.mu[:, None]), of(q.logvar[:, None]))
+    for got, wanted in zip(
+      jax.tree.leaves(TERM(same, form)),
+      jax.tree.leaves(TERM(q, form)),
+      strict=True,
+    ):
+      np.testing.assert_allclose(got, wanted, rtol=1e-12 if k > 1 else 0)
 
 
-def test_refused():
-  check = population.check
-  with pytest.raises(UserError, match="means, full, correlation, covariance"):
-    check("mean", 0.0, 4, 8)
-  with pytest.raises(UserError, match=r"memory=1\.0 is not a decay"):
-    check("means", 1.0, 4, 8)
-  with pytest.raises(UserError, match="2 or more"):
-    check("means", 0.0, 4, 1)
-  with pytest.raises(UserError, match="use 8 images"):
-    check("covariance", 0.0, 4, 7)
-  check("covariance", 0.0, 4, 8)
-  check("covariance", 0.9, 4, 2)
+@pytest.mark.parametrize("form", FORMS)
+@ANY
+def test_the_order_of_images_and_components_does_not_count(form, q):
+  q = q(b=8)
+  order = np.random.default_rng(0).permutation(8)
+  moved = jax.tree.map(lambda v: v[order], q)
+  np.testing.assert_allclose(value(form, moved), value(form, q), rtol=1e-12)
+  if isinstance(q, Mixture):
+    moved = jax.tree.map(lambda v: v[:, ::-1], q)
+    np.testing.assert_allclose(value(form, moved), value(form, q), rtol=1e-12)
+
+
+def test_spread_of_components_is_variance_within_images():
+  """Two components at +-1 in each latent, the same for all images.
+
+  Not corrected for the batch's size, for no two images differ: v is 1 + 0.1.
+  """
+  mu = jnp.broadcast_to(jnp.asarray([[1.0, 1.0], [-1.0, -1.0]]), (5, 2, 2))
+  q = Mixture(jnp.zeros((5, 2)), mu, jnp.full((5, 2, 2), np.log(0.1)))
+  head = 0.5 * 2 * (1.1 - 1 - np.log(1.1))
+  for form in UNBIASED:
+    np.testing.assert_allclose(TERM(q, form)[1]["population_var"], 1.1)
+  kl = value("debiased", q)
+  np.testing.assert_allclose(kl, head + 0.5 * (1 / 1.1) ** 2, rtol=1e-12)
+  np.testing.assert_allclose(
+    value("quadratic", q), 0.25 * (2 * 0.1**2 + 2), rtol=1e-12
+  )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_enough(form, kind):
+  """The value and the gradient, of 64 images with 128 latents."""
+  wide = jax.tree.map(lambda v: v[0], perfect(kind, 1, 64, 128))
+  narrow = jax.tree.map(lambda v: v.astype(jnp.float32), wide)
+  of = jit(jax.value_and_grad(lambda q: population.population_kl(q, form)[0]))
+  (kl, slope), (wanted, wanted_slope) = of(narrow), of(wide)
+  assert kl.dtype == jnp.float32
+  np.testing.assert_allclose(kl, wanted, rtol=1e-4, atol=1e-3)
+  for got, right in zip(
+    jax.tree.leaves(slope), jax.tree.leaves(wanted_slope), strict=True
+  ):
+    off = np.max(np.abs(got - right))
+    assert off <= 1e-4 * np.max(np.abs(right))  # both 0, where there is none
+
+
+# ------------------------------------------------- the published form
+
+
+@pytest.mark.parametrize(("images", "wanted"), [(10, 56.5), (256, 2.0)])
+def test_finite_sample_bias_of_means(images, wanted):
+  got = population.finite_sample_bias(images, 512)
+  psi = scipy.special.digamma((images - 1) / 2)
+  np.testing.assert_allclose(got, -256 * (psi + np.log(2 / images)), 1e-6)
+  assert abs(got - wanted) < 0.05
+
+
+@pytest.mark.parametrize("images", [4, 10, 64])
+def test_excess_is_zero_for_perfect_codes(images):
+  """mu of N(0, I): by Monte Carlo; and it is the term less the bias."""
+  mu = np.random.default_rng(0).normal(size=(4000, images, 12))
+  q = Gaussian(jnp.asarray(mu), jnp.zeros(mu.shape))
+  mean, error = mean_and_error(each(q, "means"))
+  bias = population.finite_sample_bias(images, 12)
+  assert abs(mean - bias) < 4 * error
+  assert error < 0.02 * bias + 0.01
+  kl, info = TERM(jax.tree.map(lambda v: v[0], q), "means")
+  np.testing.assert_allclose(info["population_kl_excess"], kl - bias)
 
 
 def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
   """`means` and `collapse` are least at var(mu) = 1 and sigma^2 = 1."""
   mu = np.random.default_rng(0).normal(size=(64, 3))
   mu = (mu - mu.mean(0)) / mu.std(0)
-  mu = jnp.asarray(mu, jnp.float32)
+  mu = jnp.asarray(mu)
 
   def loss(mu, logvar):
     q = Gaussian(mu, logvar)
-    kl, *_ = population.population_kl(q, {}, "means", 0.0)
+    kl, _ = population.population_kl(q, "means")
     return kl + objective.collapse(q)
 
   grads = jax.grad(loss, (0, 1))(mu, jnp.zeros_like(mu))
   for gradient in grads:
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
   q = Gaussian(mu, jnp.zeros_like(mu))
-  full, *_ = population.population_kl(q, {}, "full", 0.0)
+  full, _ = population.population_kl(q, "full")
   np.testing.assert_allclose(full, 1.5 * (2 - 1 - np.log(2)), rtol=1e-5)
+
+
+# ------------------------------------------------- the edges
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_latents_are_finite(form, kind):
+  """All codes one, in float32: ln 0 without the floor.
+
+  Of a mixture besides with weights that are 0 to the bit.
+  """
+  mu = jnp.full((4, 3), 0.5, jnp.float32)
+  logvar = jnp.full((4, 3), -30.0, jnp.float32)
+  q = Gaussian(mu, logvar)
+  if kind == "mixture":
+    two = functools.partial(jnp.stack, axis=1)
+    logits = jnp.asarray([[0.0, -200.0]] * 4, jnp.float32)
+    q = Mixture(logits, two([mu] * 2), two([logvar] * 2))
+  kl, gradient = jit(
+    jax.value_and_grad(lambda q: population.population_kl(q, form)[0])
+  )(q)
+  for leaf in [kl, *jax.tree.leaves(gradient)]:
+    assert leaf.dtype == jnp.float32
+    assert np.all(np.isfinite(leaf))
+  # A barrier where there is a logarithm; else what its formula says.
+  if form == "quadratic":
+    np.testing.assert_allclose(kl, 0.375 + 0.25 * (9 / 16 - 1.5 + 3), 1e-6)
+  else:
+    assert kl > 15
+
+
+@pytest.mark.parametrize(
+  ("form", "least"),
+  [("means", 2), ("full", 2), ("debiased", 4), ("quadratic", 2)],
+)
+def test_batches_too_small_are_refused(form, least):
+  population.check(form, least)
+  with pytest.raises(
+    UserError, match=rf"batch_size={least - 1}: .*{form}.* {least} or more"
+  ):
+    population.check(form, least - 1)
+  assert np.isfinite(value(form, gaussian(b=least)))
+
+
+def test_unknown_forms_are_refused():
+  with pytest.raises(UserError, match=r"'mean'.* means, full, debiased, quad"):
+    population.check("mean", 8)

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from program import SMALL, config_of
+from program import SMALL, complete_config_of
 
 from gamix_jax import config, workdir
 
@@ -30,7 +30,7 @@ def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
 
 
 def test_without_one_there_is_none(tmp_path):
-  c = config_of("digits", "tiny")
+  c = complete_config_of("digits", "tiny")
   assert list(config.profiled(c)) == []
   c.profile = "2:3"
   assert list(config.profiled(c)) == [2, 3]

@@ -67,6 +67,21 @@ def test_plain_line(clock, capsys):
   assert err == ""
 
 
+def test_the_codes_kl_is_shown_whatever_the_objective(clock, capsys):
+  """Once, in the same place; a family without one has none."""
+  own = {"vae/recon": 0.5, "speed/images_per_second": 7.0, "disc/real": 0.25}
+  p = Progress(0, 100, batch_size=4)
+  p.show(10, own | {"posterior/kl": 3.21, "vae/population_kl": 0.5})
+  p.show(20, own | {"posterior/kl": 3.21, "vae/kl": 3.21})
+  p.show(30, own)
+  shown = [line.split("7 im")[0] for line in capsys.readouterr()[0].split("\n")]
+  assert shown[:3] == [
+    " 10/100  recon 0.5  population_kl 0.5  kl 3.21  real 0.25  ",
+    " 20/100  recon 0.5  kl 3.21  real 0.25  ",
+    " 30/100  recon 0.5  real 0.25  ",
+  ]
+
+
 def test_bar(clock, capsys, monkeypatch):
   monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
   p = Progress(3, 5, batch_size=4)

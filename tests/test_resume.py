@@ -17,18 +17,19 @@ from program import SMALL, Jobs, chosen, numbers
 from gamix_jax import config
 from gamix_jax.checkpoint import Checkpoints
 
-# Everything that a state can hold: components, batch statistics, the memory of
-# the population, a discriminator with dropout, a ramp, both optimisers' slots.
+# Everything that a state can hold: components, batch statistics, both
+# optimisers' slots, a discriminator with dropout; and ramps, which go by the
+# state's step.
 RICH = (
   *SMALL,
   "--config.posterior.name=mixture",
   "--config.posterior.components=2",
   "--config.model.norm=batch",
   "--config.model.dropout=0.25",
-  "--config.objective.population=full",
-  "--config.objective.memory=0.9",
+  "--config.objective.population=debiased",
+  "--config.ramp.collapse=5",
   "--config.adversarial.delay=1",
-  "--config.adversarial.ramp=3",
+  "--config.ramp.fool=3",
   "--config.data.flip=true",
   # A bias in front of a norm has no gradient but rounding, which Adam with a
   # small eps would make steps of, others on eight devices than on one.

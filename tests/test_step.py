@@ -1,6 +1,7 @@
 """One training step: what it moves, when, and what it survives."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -23,7 +24,9 @@ from conftest import (
 )
 from sklearn.datasets import load_digits
 
-from gamix_jax import build, objective, step
+from gamix_jax import build, config, objective, step
+from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.errors import UserError
 
 BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
@@ -107,7 +110,7 @@ def test_gradients_against_finite_differences():
         dtype="float64",
         posterior__name="mixture",
         posterior__components=2,
-        objective__population="correlation",
+        objective__population="quadratic",
       )
     )
     rng = np.random.default_rng(0)
@@ -168,7 +171,7 @@ def test_a_mixture_of_one_is_the_gaussian_to_the_bit():
     assert_same(of_a, of_b)
   assert_same(a.vae.params, without_logits(b.vae.params))
   assert_same(a.ema, without_logits(b.ema))
-  assert_same((a.disc, a.population), (b.disc, b.population))
+  assert_same(a.disc, b.disc)
   adam, adam2 = a.vae.opt_state[0], b.vae.opt_state[0]
   assert_same(adam.mu, without_logits(adam2.mu))
   assert_same(adam.nu, without_logits(adam2.nu))
@@ -186,7 +189,7 @@ def without_logits(params):
 LATE = flat(
   adversarial__start=2,
   adversarial__delay=3,
-  adversarial__ramp=4,
+  ramp__fool=4,
   ema__decay=0.15,
 )
 
@@ -208,6 +211,97 @@ def test_start_delay_and_ramp():
     weights.append(float(rest / metrics["vae/fool"]))
   wanted = [0, 0, 0, 0, 0, 25, 50, 75, 100, 100, 100, 100]
   np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
+
+
+RAMPED = {  # of every term that may have one, a config with it
+  "population_kl": flat,
+  "collapse": flat,
+  "kl": partial(elbo, flat),
+  "kernel": partial(flat, **EVAE),
+  "fool": partial(flat, adversarial__start=3, adversarial__delay=2),
+}
+
+
+def test_every_key_of_a_ramp_is_walked():
+  assert {*RAMPED} == {*config.base().ramp}
+
+
+@pytest.mark.parametrize("term", RAMPED)
+def test_a_ramp_grows_from_0_to_the_weight(term):
+  """At step 0, n - 1, n and later, as numpy has it; `fool` begins late."""
+  n, weight = 6, 12.0
+  c = RAMPED[term](**{f"ramp__{term}": n})
+  c.weights[term] = weight
+  recipe = build.recipe(c)
+  begin = 5 if term == "fool" else 0
+  for t in (0, 4, 5, n - 1, n, n + begin - 1, n + begin, 3 * n):
+    weights = step._ramped(recipe, jnp.asarray(t, jnp.int32))
+    share = np.interp(t + 1, [begin, begin + n], [0, 1])
+    np.testing.assert_allclose(weights[term], weight * share, rtol=1e-6)
+    others = {k: v for k, v in recipe.vae_weights.items() if k != term}
+    # `fool` has the discriminator's start and delay, which are 0 here.
+    assert {k: float(weights[k]) for k in others} == others
+
+
+CLIMBING = dict(ramp__population_kl=3, ramp__collapse=5, ramp__fool=4)
+
+
+def test_ramps_are_in_the_loss_and_not_in_the_terms():
+  plain, run = run_of(flat()), run_of(flat(**CLIMBING))
+  state, metrics = run.step(run.state, run.batch)
+  _, wanted = plain.step(plain.state, plain.batch)
+  for name in wanted:
+    if not name.endswith(("loss", "grad_norm", "grad_ratio")):
+      assert_close(metrics[name], wanted[name], 1e-6)
+  for t in range(8):
+    if t:
+      state, metrics = run.step(state, images(run.config, t))
+    total = sum(
+      weight
+      * min((t + 1) / run.recipe.ramps.get(k, 1), 1)
+      * np.float64(metrics[f"vae/{k}"])
+      for k, weight in run.recipe.vae_weights.items()
+    )
+    np.testing.assert_allclose(metrics["vae/loss"], total, rtol=1e-5)
+
+
+def test_a_ramp_goes_on_where_a_checkpoint_left_it(tmp_path):
+  """Two steps, saved and read, and two more are four: bit for bit."""
+  run = run_of(flat(**CLIMBING))
+  straight, wanted = run.steps(4)
+  half, _ = run.steps(2)
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(2, half)
+    at, state = checkpoints.restore(jax.eval_shape(lambda: half))
+  assert at == 2
+  for t in (2, 3):
+    state, metrics = run.step(state, images(run.config, t))
+  assert_same((state, metrics), (straight, wanted))
+
+
+@pytest.mark.parametrize(
+  ("make", "term", "words"),
+  [
+    (flat, "kl", ("'gamix'", "population_kl", "--config.ramp.kl=0")),
+    (flat, "kernel", ("has no term kernel", "--config.ramp.kernel=0")),
+    (partial(elbo, flat), "collapse", ("'elbo'", "--config.ramp.collapse=0")),
+    (partial(alone, flat), "fool", ("'none'", "--config.ramp.fool=0")),
+  ],
+  ids=["kl", "kernel", "collapse", "fool"],
+)
+def test_a_ramp_of_no_term_is_refused(make, term, words):
+  with pytest.raises(UserError) as e:
+    build.recipe(make(**{f"ramp__{term}": 600}))
+  for word in (f"ramp.{term}=600", *words):
+    assert word in str(e.value)
+
+
+def test_the_bound_of_siwae_has_no_ramp():
+  c = elbo(flat, ramp__kl=600)
+  build.recipe(c)
+  c.objective.name = "siwae"
+  with pytest.raises(UserError, match=r"ramp\.kl=600: .*--config\.ramp\.kl=0"):
+    build.recipe(c)
 
 
 def test_the_published_schedule_is_at_once():
@@ -305,14 +399,14 @@ def test_a_batch_of_nan_is_skipped_and_counted():
     np.testing.assert_array_equal(state.skipped, [n, n])
     assert metrics["skipped"] == metrics["skipped_in_a_row"] == n
   assert state.step == before.step + 2
-  for part in ("vae", "disc", "population"):
+  for part in ("vae", "disc"):
     assert_same(getattr(before, part), getattr(state, part))
   for leaf in jax.tree.leaves(state.ema):
     assert np.all(np.isfinite(leaf))
   state, metrics = run.step(state, run.batch)
   np.testing.assert_array_equal(state.skipped, [2, 0])
   assert np.isfinite(metrics["vae/loss"])
-  for part in ("vae", "disc", "population"):
+  for part in ("vae", "disc"):
     assert all(moved(getattr(before, part), getattr(state, part)).values())
 
 
@@ -371,6 +465,56 @@ def test_bfloat16_trains_digits():
   for leaf in jax.tree.leaves(state):
     assert leaf.dtype in (jnp.float32, jnp.int32)
     assert np.all(np.isfinite(leaf))
+
+
+# ---------------------------------------------------------- two halves
+
+
+def compiled_gradients(c):
+  run = run_of(c)
+  function = jit(partial(step.gradients, run.recipe))
+  compiled = function.lower(run.state, run.batch).compile()
+  return compiled(run.state, run.batch), compiled.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_real_and_fake_apart_are_both_at_once(norm, monkeypatch):
+  """The same losses, gradients, logits; the VAE's pullback costs less."""
+  c = flat(
+    model__norm=norm,
+    objective__draws=2,
+    # Groups of several channels: in one alone a bias has no gradient.
+    model__discriminator_features=(6, 6, 1),
+    model__discriminator_strides=(2, 1, 1),
+  )
+  apart, cheap = compiled_gradients(c)
+  monkeypatch.setattr(step, "JOINT_NORMS", (norm,))
+  joint, dear = compiled_gradients(c)
+  assert_close(apart, joint, 2e-5)
+  assert cheap < dear
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_no_mask_of_dropout_is_used_twice(norm):
+  """Real and fake images that are the same get other logits."""
+  run = run_of(
+    flat(
+      model__norm=norm,
+      model__dropout=0.5,
+      model__discriminator_features=(8, 1),
+    )
+  )
+  x, net = run.batch["image"], run.state.disc
+
+  @jit
+  def logits(key):
+    both = jnp.stack([x, x])
+    return step._discriminate(run.recipe, net.params, net, x, both, key)[:2]
+
+  real, fake = logits(jax.random.key(0))
+  halves = [np.asarray(v).ravel() for v in (real, *fake)]
+  for a, b in itertools.combinations(halves, 2):
+    assert np.mean(a != b) > 0.5
 
 
 # ---------------------------------------------------------- held out

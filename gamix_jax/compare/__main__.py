@@ -1,6 +1,6 @@
 """Compares families and objectives: python -m gamix_jax.compare.
 
---families=gaussian/elbo,mixture:4/gamix:covariance
+--families=gaussian/elbo,mixture:4/gamix:quadratic
                              posterior[:components]/objective[:population]
 --config=configs/digits.py   what all share; digits if left out
 --config.steps=300           any key, see gamix_jax/config.py
@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli
+from gamix_jax import cli, malloc, presets
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
@@ -32,8 +32,11 @@ def main() -> None:
     raise UserError("--families is missing; --help shows the command.")
   if given.seeds < 1:
     raise UserError(f"--seeds={given.seeds} has to be 1 or more.")
-  configs.check(given.config)
+  # Of a copy: what a preset leaves open is each family's own.
+  shared = presets.complete(given.config.copy_and_resolve_references())
   cli.use_compilation_cache()
+  # Here, since the comparison uses JAX before its first training does this.
+  malloc.keep_freed_on_cpu(configs.layer_bytes(shared))
   from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -8,6 +8,8 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import HEADS
 
+# The terms that pull single posteriors; one of them is in each objective.
+PULLS = ("collapse", "kl", "kernel")
 FORM = "posterior[:components]/objective[:population]"
 _SPEC = re.compile(r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?")
 
@@ -17,14 +19,15 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
 
   The terms that the objective has besides the reconstruction get the config's
   weights; where it has none, those of `config.base()`; where that has none
-  either, 1. Terms of other objectives get None. Components left out are the
-  config's own if it names that family, else 1; a population left out is the
-  config's.
+  either, 1. Terms of other objectives get None. The ramp of the term that pulls
+  single posteriors goes on with the objective's own such term, but for siwae,
+  which allows none. Components left out are the config's own if it names that
+  family, else 1; a population left out is the config's.
 
   Args:
     config: with weights of any objective. It is not changed.
     spec: `posterior[:components]/objective[:population]`, such as
-      `gaussian/elbo` or `mixture:4/gamix:covariance`.
+      `gaussian/elbo` or `mixture:4/gamix:quadratic`.
 
   Returns:
     A checked config.
@@ -63,10 +66,10 @@ def _derive(config: ConfigDict, spec: str) -> ConfigDict:
   derived = config.copy_and_resolve_references()
   _set_posterior(derived, name, components, goal)
   derived.objective.name = goal
-  if population and population != config.objective.population:
+  if population:
     derived.objective.population = population
-    derived.objective.memory = None  # what this form needs
   _set_weights(derived, terms)
+  _set_ramps(derived, terms)
   return derived
 
 
@@ -78,6 +81,8 @@ def _set_posterior(config, name, components, goal) -> None:
   elif section.name != name:
     section.components = default.components
   section.name = name
+  if name == "poisson":  # its one parameter is the rate
+    section.initial_logvar = default.initial_logvar
   for family in HEADS:
     if family != name and family in section:
       section[family].update(default[family])
@@ -96,3 +101,13 @@ def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
   for term in known | set(terms):
     given = [w for w in (config.weights[term], default[term]) if w is not None]
     config.weights[term] = (*given, 1.0)[0] if term in terms else None
+
+
+def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
+  """None of a term that there is not."""
+  if "population_kl" not in terms:
+    config.ramp.population_kl = 0
+  steps = max(config.ramp[term] for term in PULLS)
+  for term in PULLS:
+    ramped = term in terms and config.objective.name != "siwae"
+    config.ramp[term] = steps if ramped else 0

@@ -4,7 +4,8 @@ Read in this order:
 
   settings            the section `data` of the configuration
   sources             where images come from: a table; digits, synthetic
-  folder, npz, tfds   the other sources
+  folder, idx,
+  npz, tfds           the other sources
   decode              one image: decode, crop, convert, resize
   dataset             images by index, and the rule for broken ones
   cache               decode once

@@ -15,8 +15,8 @@ class Settings:
   """Which images, and what is made of each before it joins a batch.
 
   Attributes:
-    source: `digits`, `synthetic[:<n>]`, `folder:<path>`, `npz:<path>` or
-      `tfds:<name>`.
+    source: `digits`, `synthetic[:<n>]`, `folder:<path>`, `idx:<folder>`,
+      `npz:<path>` or `tfds:<name>`.
     image_size: of the images handed out: an int (a square) or
       (height, width), pixels.
     channels: of the images handed out: 1 (grey, ITU-R 601 luma) or 3 (RGB).

@@ -293,6 +293,14 @@ def open_folder(rest: str, settings: Settings, split: str, seed: int) -> Source:
   return folder.open_folder(rest, settings.test_share, split)
 
 
+def open_idx(rest: str, settings: Settings, split: str, seed: int) -> Source:
+  """`idx:<folder>`; see `gamix_jax.data.idx`."""
+  del seed
+  from gamix_jax.data import idx  # noqa: PLC0415
+
+  return idx.open_idx(rest, settings.test_share, split)
+
+
 def open_npz(rest: str, settings: Settings, split: str, seed: int) -> Source:
   """`npz:<path>`; see `gamix_jax.data.npz`."""
   del seed
@@ -313,6 +321,7 @@ def open_tfds(rest: str, settings: Settings, split: str, seed: int) -> Source:
 SOURCES: dict[str, Callable[[str, Settings, str, int], Source]] = {
   "digits": open_digits,
   "folder": open_folder,
+  "idx": open_idx,
   "npz": open_npz,
   "synthetic": open_synthetic,
   "tfds": open_tfds,
@@ -329,7 +338,7 @@ def open_source(settings: Settings, split: str, seed: int) -> Source:
   if name not in SOURCES:
     raise UserError(
       f"data.source={settings.source!r} is not known. There are digits,"
-      " folder:<path>, npz:<path>, tfds:<name> and synthetic."
+      " folder:<path>, idx:<folder>, npz:<path>, tfds:<name> and synthetic."
     )
   source = SOURCES[name](rest, settings, split, seed)
   if split == "train" and settings.exclude_labels:

@@ -33,6 +33,7 @@ def main() -> None:
     raise UserError("--workdir is missing; --help shows the command.")
   settings.check(given.config)
   cli.use_compilation_cache()
+  cli.keep_freed_memory(given.workdir)
   from gamix_jax.evaluate import measure, report, subject  # noqa: PLC0415
   from gamix_jax.progress import duration  # noqa: PLC0415
 

@@ -247,12 +247,7 @@ class Measured:
       for name, value in metrics.sparseness(mean).items():
         numbers.add(name, value, "", **self._all)
     if self.standard:
-      numbers.add(
-        "population_kl_gaussian",
-        metrics.population_kl_gaussian(mean, spread),
-        "nats",
-        **self._all,
-      )
+      self._gaussian_kl(mean, spread)
     pieces = ["kl", "mutual_information", "population_kl"]
     if not q.bounded:
       numbers.missing(pieces, "the family's densities give no finite KL")
@@ -272,6 +267,19 @@ class Measured:
     )
     for name, value in found.items():
       numbers.add(name, value, "nats", **own)
+
+  def _gaussian_kl(self, mean: np.ndarray, spread: np.ndarray) -> None:
+    """Of the Gaussian with the population's moments, if they have full rank."""
+    name, (n, d) = "population_kl_gaussian", mean.shape
+    if n > d:
+      value = metrics.population_kl_gaussian(mean, spread)
+      self.numbers.add(name, value, "nats", **self._all)
+      return
+    reason = "not defined: the covariance needs more images than latents, and "
+    reason += f"there are {n} images and {d} latents"
+    if self.subject.images.of > d:
+      reason += f"; raise eval.images to {d + 1} or more"
+    self.numbers.missing([name], reason, **self._all)
 
   # --- what codes tell -----------------------------------------------------
 

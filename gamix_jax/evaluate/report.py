@@ -9,10 +9,12 @@ from gamix_jax import pictures, workdir
 from gamix_jax.evaluate import figure
 from gamix_jax.evaluate.measure import Measured
 from gamix_jax.evaluate.numbers import Number
+from gamix_jax.evaluate.settings import SOURCES
 
 NUMBERS, REPORT = "metrics.json", "report.md"
 PAIRS, SAMPLES, COLUMNS = 32, 64, 16
 CROSSED = "Samples"  # the section whose table has a column for each source
+IMAGE_SETS = ("training_images", *SOURCES)  # those columns
 SHORT = ("nats", "bits", "dB")  # units that stand beside a number
 
 
@@ -91,18 +93,27 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Latents": (
-    Line("kl", "", "mean KL(q(z given x) to p): the next two's sum"),
+    Line(
+      "kl",
+      "",
+      "mean KL(q(z given x) to p): `mutual_information` + `population_kl`",
+    ),
     Line(
       "mutual_information",
       "",
       "of image and code; at most ln of the images' count: where it is near "
       "that, `population_kl` has what is cut off",
     ),
+    Line(
+      "active_units",
+      "",
+      "latents whose mean's variance is over 0.01; how much they tell is "
+      "`mutual_information`, which may be near 0 with all of them active",
+    ),
     Line("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
     Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),
     Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
     Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
-    Line("active_units", "", "latents whose mean's variance is over 0.01"),
     Line("collapsed_share", "", "posterior variances under 0.01"),
   ),
   "Anomalies": (
@@ -220,17 +231,13 @@ def _listed(title: str, there: dict[str, Number]) -> Iterator[str]:
 
 def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
   """A line for each kind of number, a column for each set of images."""
-  sources = [k.removeprefix("precision_") for k in there if "precision_" in k]
-  sources += [
-    k.removeprefix("sharpness_")
-    for k in there
-    if k.startswith("sharpness_")
-    and k.removeprefix("sharpness_") not in sources
-  ]
   rows: dict[str, dict[str, Number]] = {}
+  sources: list[str] = []
   for name, number in there.items():
-    source = next(s for s in sources if name.endswith(f"_{s}"))
+    source = next(s for s in IMAGE_SETS if name.endswith(f"_{s}"))
     rows.setdefault(name.removesuffix(source), {})[source] = number
+    if source not in sources:
+      sources.append(source)
   of_features = {
     k: v
     for number in there.values()

@@ -72,6 +72,7 @@ def main() -> None:
   given = flags.FLAGS
   _check(given)
   cli.use_compilation_cache()
+  cli.keep_freed_memory(given.workdir)
   from gamix_jax.generate import content  # noqa: PLC0415  (flags come first)
 
   asked = {name: given[name].value for name in USES[given.what]}

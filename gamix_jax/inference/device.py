@@ -38,9 +38,8 @@ class Device:
     self, recipe: Recipe, vae: dict, disc: dict, batch_size: int | None
   ) -> None:
     """Raises UserError if `batch_size` is under 1; None chooses it."""
-    height, width, _ = recipe.image_shape
     if batch_size is None:
-      batch_size = min(max(1, PIXELS // (height * width)), MAX_BATCH)
+      batch_size = default_batch_size(recipe.image_shape)
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} has to be 1 or more.")
     self.recipe, self.batch_size = recipe, batch_size
@@ -110,6 +109,12 @@ class Device:
   def _put(self, rows: np.ndarray, size: int) -> jax.Array:
     missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
     return jax.device_put(np.pad(rows, missing), mesh.by_rows(self._mesh))
+
+
+def default_batch_size(image_shape: tuple[int, int, int]) -> int:
+  """Images (h, w, c) on the devices at a time, unless told otherwise."""
+  height, width, _ = image_shape
+  return min(max(1, PIXELS // (height * width)), MAX_BATCH)
 
 
 def at_least(n: int) -> int:

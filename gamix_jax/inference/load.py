@@ -44,7 +44,7 @@ def load(
   if which not in WHICH:
     raise UserError(f"which={which!r} is none of {', '.join(WHICH)}.")
   path = Path(os.path.expanduser(workdir))
-  config = _saved_config(path)
+  config = saved_config(path)
   recipe = build.recipe(config)
   state = jax.eval_shape(partial(init, recipe))
   if weights.is_exported(path):
@@ -84,11 +84,11 @@ def load(
   )
 
 
-def _saved_config(path: Path) -> ConfigDict:
+def saved_config(path: Path) -> ConfigDict:
   """The config of the run in a folder.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or a key of it is not one of this version.
   """
   if not path.is_dir():
     raise UserError(f"{path} is no folder; give the workdir of a run.")

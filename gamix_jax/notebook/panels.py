@@ -10,14 +10,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from gamix_jax.progress import HELD_OUT
+
 # Which of `progress.SHOWN` share an axis: what is of one size.
 AXES = {
-  "reconstruction error": ("recon",),
-  "KL and collapse, nats": ("population_kl", "collapse", "kl"),
-  "discriminator, nats a patch": ("fool", "real", "fake"),
+  "reconstruction error": ("vae/recon",),
+  "KL and collapse, nats": (
+    *("vae/population_kl", "vae/collapse", "posterior/kl"),
+  ),
+  "discriminator, nats a patch": ("vae/fool", "disc/real", "disc/fake"),
 }
 PICTURES = ("reconstructions", "samples")
-HELD_OUT = ("mae", "psnr", "elbo")
 SIZE = (11.0, 7.6)  # inches
 DPI = 80
 
@@ -45,7 +48,7 @@ def draw(workdir: Path) -> bytes:
   fig = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
   FigureCanvasAgg(fig)
   above, below = fig.subfigures(2, 1, height_ratios=(2, 3))
-  above.suptitle(_title(workdir, found))
+  above.suptitle(_title(workdir, found), fontsize="medium")
   for axis, (title, terms) in zip(
     above.subplots(1, len(AXES)), AXES.items(), strict=True
   ):
@@ -74,10 +77,9 @@ def draw(workdir: Path) -> bytes:
 
 def _curves(found, terms) -> Iterator[tuple[str, list[int], list[float]]]:
   for term in terms:
-    for key in (f"vae/{term}", f"disc/{term}"):
-      line = [(r["step"], r[key]) for r in found if r.get(key) is not None]
-      if line:
-        yield term, *map(list, zip(*line, strict=True))
+    line = [(r["step"], r[term]) for r in found if r.get(term) is not None]
+    if line:
+      yield term.split("/")[1], *map(list, zip(*line, strict=True))
 
 
 def _step(path: Path) -> int:

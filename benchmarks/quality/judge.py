@@ -1,0 +1,105 @@
+"""The judge: the same numbers and pictures of both sides' images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.quality.rows import Images
+from gamix_jax import metrics, pictures
+
+CLASSIFIED = 20_000  # training images at most that the classifier learns from
+SEED = 0  # of the classifier, of the random network
+COLUMNS, LINES = 16, 2  # of images in a picture, of each kind
+DPI = 100
+
+
+def floats(x: np.ndarray) -> np.ndarray:
+  """uint8 to [-1, 1]."""
+  return np.asarray(x, np.float32) / 127.5 - 1
+
+
+class Judge:
+  """Of one task's images.
+
+  Attributes:
+    extractors: {"classifier" or "random": features of images}.
+    accuracy: share of the held-out images that the classifier tells rightly;
+      None where there is none.
+  """
+
+  def __init__(self, images: Images, features: Sequence[str], cache: Path):
+    """Trains the classifier, or finds it in `cache`.
+
+    There is none for images without labels, or of one class.
+    """
+    self._images, self._test = images, floats(images.test)
+    self.extractors, self.accuracy = {}, None
+    labels = images.train_labels[:CLASSIFIED]
+    for name in features:
+      if name == "random":
+        shape = images.test.shape[1:]
+        self.extractors[name] = metrics.random_features(shape, SEED)
+      elif labels.min() >= 0 and len(np.unique(labels)) > 1:
+        found = metrics.classifier_features(
+          images.train[:CLASSIFIED], labels, SEED, cache
+        )
+        self.accuracy = found.accuracy(self._test, images.test_labels)
+        self.extractors[name] = found
+    self._real = {k: f(self._test) for k, f in self.extractors.items()}
+
+  def __call__(
+    self, reconstructions: np.ndarray, samples: np.ndarray
+  ) -> dict[str, Any]:
+    """Numbers of images, uint8 [n, h, w, c], as many as are held out.
+
+    Returns:
+      {"mae": in [-1, 1], "features": {extractor: {"fd_reconstructions",
+      "fd_prior", and of the samples "precision", "recall", "density",
+      "coverage"}}}.
+    """
+    wanted = self._images.test.shape
+    if not reconstructions.shape == samples.shape == wanted:
+      raise ValueError(
+        f"{reconstructions.shape} and {samples.shape} are not {wanted}"
+      )
+    made, drawn = floats(reconstructions), floats(samples)
+    found = {}
+    for name, extract in self.extractors.items():
+      real, of_drawn = self._real[name], extract(drawn)
+      found[name] = {
+        "fd_reconstructions": metrics.frechet_distance(extract(made), real),
+        "fd_prior": metrics.frechet_distance(of_drawn, real),
+        **metrics.prdc(real, of_drawn),
+      }
+    error = np.abs(made - self._test).mean(dtype=np.float64)
+    return {"mae": float(error), "features": found}
+
+
+def picture(path: Path, kinds: Mapping[str, np.ndarray]) -> None:
+  """A PNG of the first images of each kind, uint8 [n, h, w, c].
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  grids = {
+    k: pictures.grid(floats(v[: COLUMNS * LINES]), COLUMNS)
+    for k, v in kinds.items()
+  }
+  height, width = next(iter(grids.values())).shape[:2]
+  margin, gap = 130, 8  # pixels
+  size = margin + width, len(grids) * (height + gap)
+  fig = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+  FigureCanvasAgg(fig)
+  for i, (name, grid) in enumerate(grids.items()):
+    top = (i + 1) * (height + gap) - gap
+    place = (margin / size[0], 1 - top / size[1])
+    ax = fig.add_axes((*place, width / size[0], height / size[1]))
+    ax.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_axis_off()
+    words = dict(ha="right", va="center", fontsize=10)
+    ax.text(-0.008, 0.5, name, transform=ax.transAxes, **words)
+  fig.savefig(path, format="png")

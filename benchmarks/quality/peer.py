@@ -1,0 +1,196 @@
+"""The other side: pythae's default fully connected VAE, in PyTorch.
+
+  python -m benchmarks.quality.peer ARRAYS.npz OUT --budgets=120,600 ...
+
+is its training, a process that `run` starts. Its budget is CPU-seconds of the
+training loop alone: imports, data and what is written at the end are not
+counted, in its favour. Adam's rate is constant, so that one run is seen at
+every budget on its way.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import child
+from benchmarks.quality.rows import Images, Task
+
+LEARNING_RATE = 1e-3
+PACKAGES = ("torch", "pythae")
+# Threads that wait for each other are to sleep. As PyTorch comes they spin, and
+# what they burn so would count: on two busy cores nine tenths of the budget.
+WAITING = "passive"
+AT_ONCE = 500  # images that are decoded
+SAID = 10  # times that a run says how far it is
+
+
+def missing() -> str:
+  """Why there is no peer here; empty: there is."""
+  left = [name for name in PACKAGES if not importlib.util.find_spec(name)]
+  if not left:
+    return ""
+  return f"no {' and '.join(left)} here: pip install -e '.[bench]'"
+
+
+def versions() -> dict[str, str]:
+  """Of what the peer is made of."""
+  return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def run(
+  folders: dict[int, Path], task: Task, seed: int, images: Images
+) -> dict[int, dict[str, Any]]:
+  """Trains what is not there yet.
+
+  Args:
+    folders: {budget in CPU-seconds: of the row}.
+    task: says latents, loss and batch.
+    seed: of weights, batches and noise.
+    images: to train on and to reconstruct.
+
+  Returns:
+    {budget: {"cpu_seconds", "wall_seconds", "steps", "images": seen in
+    training, "parameters", "settings"}}. Beside each lie reconstructions and
+    samples.
+
+  Raises:
+    UserError: a finished run has other settings.
+  """
+  settings = {
+    "latent": task.latent,
+    "loss": task.loss,
+    "batch": task.batch,
+    "learning_rate": LEARNING_RATE,
+    "threads": child.cores(),
+    "waiting": WAITING,
+    "images": images.sha256,
+    **versions(),
+  }
+  name = f"peer_s{seed}"
+  found = {
+    seconds: child.finished(
+      folder / f"{name}.json", settings | {"seconds": seconds}
+    )
+    for seconds, folder in folders.items()
+  }
+  budgets = [seconds for seconds, saved in found.items() if not saved]
+  if not budgets:
+    return found
+  rows = ", ".join(folders[seconds].name for seconds in budgets)
+  child.say(f"{rows} {name}: {max(budgets)} CPU-seconds")
+  with tempfile.TemporaryDirectory() as place:
+    images.save(Path(place) / "arrays.npz")
+    flags = [f"{place}/arrays.npz", place, f"--seed={seed}"]
+    flags += [f"--budgets={','.join(map(str, budgets))}"]
+    keys = ("latent", "loss", "batch", "threads")
+    flags += [f"--{k}={settings[k]}" for k in keys]
+    log = folders[max(budgets)] / f"{name}.log"
+    child.run("benchmarks.quality.peer", flags, log, OMP_WAIT_POLICY=WAITING)
+    for seconds in budgets:
+      facts = json.loads((Path(place) / f"{seconds}.json").read_text())
+      facts["settings"] = settings | {"seconds": seconds}
+      with np.load(Path(place) / f"{seconds}.npz") as arrays:
+        np.savez(folders[seconds] / f"{name}.npz", **arrays)
+      text = json.dumps(facts, indent=1) + "\n"
+      (folders[seconds] / f"{name}.json").write_text(text)
+      found[seconds] = facts
+  return found
+
+
+# ------------------------------------------------ the process that trains
+
+
+def train(given: argparse.Namespace) -> None:
+  """Trains for the longest budget; at each one, writes images and facts."""
+  import torch  # noqa: PLC0415 (an extra)
+  from pythae.models import VAE, VAEConfig  # noqa: PLC0415
+
+  torch.manual_seed(given.seed)
+  torch.set_num_threads(given.threads)
+  with np.load(given.arrays) as arrays:
+    train, test = (_pixels(torch, arrays[k]) for k in ("train", "test"))
+  model = VAE(
+    VAEConfig(
+      input_dim=tuple(train.shape[1:]),
+      latent_dim=given.latent,
+      reconstruction_loss=given.loss,
+    )
+  )
+  optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+  rows = torch.Generator().manual_seed(given.seed)
+  used, steps, wall = 0.0, 0, time.monotonic()
+  longest = max(given.budgets)
+  said = 0.0
+  for budget in sorted(given.budgets):
+    start = time.process_time() - used  # what is written is not counted
+    model.train()
+    while used < budget:
+      batch = torch.randint(0, len(train), (given.batch,), generator=rows)
+      loss = model({"data": train[batch]}).loss
+      optimizer.zero_grad()
+      loss.backward()
+      optimizer.step()
+      steps += 1
+      used = time.process_time() - start
+      if used >= said + longest / SAID:
+        said = used
+        print(f"step {steps}, {used:.1f} s: loss {loss.item():.5g}", flush=True)
+    model.eval()
+    with torch.no_grad():
+      _write(torch, model, test, given, budget)
+    facts = {
+      "cpu_seconds": used,
+      "wall_seconds": time.monotonic() - wall,
+      "steps": steps,
+      "images": steps * given.batch,
+      "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    (given.out / f"{budget}.json").write_text(json.dumps(facts))
+
+
+def _pixels(torch, images: np.ndarray):
+  """uint8 [n, h, w, c] -> float32 [n, c, h, w] in [0, 1]."""
+  x = np.ascontiguousarray(np.moveaxis(images, -1, 1), np.float32)
+  return torch.from_numpy(x / 255)
+
+
+def _write(torch, model, test, given, budget: int) -> None:
+  """Reconstructions of means, and samples from N(0, I), as uint8."""
+  noise = torch.Generator().manual_seed(given.seed)
+  draws = torch.randn(len(test), given.latent, generator=noise)
+  means = torch.cat([model.encoder(x).embedding for x in test.split(AT_ONCE)])
+  made = {}
+  for name, z in (("reconstructions", means), ("samples", draws)):
+    parts = [model.decoder(v).reconstruction for v in z.split(AT_ONCE)]
+    x = torch.cat(parts).reshape(test.shape).clamp(0, 1) * 255
+    made[name] = np.moveaxis(x.round().to(torch.uint8).numpy(), 1, -1)
+  np.savez(given.out / f"{budget}.npz", **made)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """The options of the process."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("arrays", type=Path, help="npz of train and test, uint8 [n, h, w, c]")
+  add("out", type=Path, help="folder for <budget>.npz and <budget>.json")
+  add("--budgets", required=True, help="CPU-seconds, with commas between")
+  add("--latent", type=int, required=True)
+  add("--loss", choices=("bce", "mse"), required=True)
+  add("--batch", type=int, required=True)
+  add("--threads", type=int, required=True)
+  add("--seed", type=int, default=0)
+  given = parser.parse_args(argv)
+  given.budgets = [int(v) for v in given.budgets.split(",")]
+  return given
+
+
+if __name__ == "__main__":
+  train(parse())

@@ -1,0 +1,144 @@
+"""What a preset fills: sizes that fit, weights that go with the objective."""
+
+import functools
+import itertools
+
+import jax
+import pytest
+from program import config_of
+
+from gamix_jax import build, config, presets, step
+from gamix_jax.errors import UserError
+
+ODD = (18, 7)
+SIZES = (28, 32, 64, 128, 256, (48, 96), *ODD)
+
+
+def completed(name="folder", **changes):
+  """A config of configs/ with flags given to it, completed."""
+  c = config_of(name)
+  for key, value in changes.items():
+    section, _, last = key.rpartition("__")
+    holder = config.get(c, section.replace("__", ".")) if section else c
+    holder[last] = value
+  return presets.complete(c)
+
+
+def parameters(c):
+  state = jax.eval_shape(functools.partial(step.init, build.recipe(c)))
+  return sum(x.size for x in jax.tree.leaves(state.vae.params))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_networks_fit_every_size(size):
+  """They build, and a larger preset is a larger model."""
+  for channels in (1, 3):
+    made = {
+      preset: completed(
+        data__image_size=size, data__channels=channels, preset=preset
+      )
+      for preset in presets.PRESETS
+    }
+    counts = [parameters(c) for c in made.values()]
+    if size not in ODD:  # no halvings: a small preset's mlp is the largest
+      assert counts == sorted(counts) and counts[0] < counts[-1]
+    assert made["small"].adversarial.loss == "none"
+    assert made["base"].adversarial.loss != "none"
+
+
+def test_patches_divide_and_keep_work_at_a_few_scales():
+  for size, preset in itertools.product((32, 64, 128, 256), presets.PRESETS):
+    c = completed(data__image_size=size, preset=preset)
+    start = config.decoder_start(c)
+    assert start[:2] == (4, 4)
+    halvings = config.halvings(c)
+    assert halvings["encoder"] == halvings["decoder"]
+    assert c.model.patch * 2 ** halvings["encoder"] * 4 == size
+
+
+def test_a_given_key_is_kept():
+  c = completed(
+    model__latent=5,
+    model__encoder_features=(3, 3),
+    weights__recon=7.0,
+    ramp__collapse=9,
+    posterior__initial_logvar=-1.0,
+  )
+  assert c.model.latent == 5
+  assert c.model.encoder_features == (3, 3)
+  assert c.weights.recon == 7
+  assert c.ramp.collapse == 9
+  assert c.posterior.initial_logvar == -1
+  again = config.from_json(config.to_json(c))
+  assert config.differences(c, presets.complete(again)) == {}
+
+
+@pytest.mark.parametrize(
+  ("changes", "terms", "ramps"),
+  [
+    ({}, {"recon", "population_kl", "collapse"}, {"collapse"}),
+    (dict(objective__name="elbo"), {"recon", "kl"}, {"kl"}),
+    (dict(objective__name="siwae"), {"recon", "kl"}, set()),
+    (
+      dict(posterior__name="poisson", objective__name="elbo"),
+      {"recon", "kl"},
+      {"kl"},
+    ),
+    (
+      dict(
+        posterior__name="epanechnikov",
+        posterior__epanechnikov__prior="uniform",
+        objective__name="evae",
+      ),
+      {"recon", "kernel"},
+      {"kernel"},
+    ),
+    (
+      dict(adversarial__loss="bce"),
+      {"recon", "population_kl", "collapse", "fool", "real", "fake"},
+      {"collapse"},
+    ),
+  ],
+)
+def test_weights_and_ramps_go_with_the_objective(changes, terms, ramps):
+  """One flag changes the objective; no list of weights has to follow."""
+  c = completed(**changes)
+  assert {k for k, v in c.weights.items() if v is not None} == terms
+  assert {k for k, v in c.ramp.items() if v} == ramps
+  build.recipe(c)
+
+
+def test_weights_go_with_the_number_of_pixels():
+  small, large = (completed(data__image_size=s) for s in (32, 64))
+  assert large.weights.recon == 4 * small.weights.recon
+  assert large.weights.population_kl == 4 * small.weights.population_kl
+  assert small.weights.collapse == large.weights.collapse
+
+
+def test_ramps_end_within_a_quarter_of_a_short_run():
+  assert completed(steps=100).ramp.collapse == 25
+  assert completed(steps=10**6).ramp.collapse == presets.RAMP_STEPS
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "resnet"])
+def test_one_given_network_decides_the_other(kind):
+  for name, other in (("encoder", "decoder"), ("decoder", "encoder")):
+    c = completed(**{f"model__{name}": kind})
+    assert c.model[other] == kind
+    build.recipe(c)
+
+
+def test_mistakes():
+  with pytest.raises(UserError, match="small, base, large"):
+    completed(preset="tiny")
+  c = config_of("folder")
+  c.preset = ""
+  with pytest.raises(UserError, match="is None: give it a value"):
+    presets.complete(c)
+
+
+def test_the_published_config_is_left_alone():
+  c = config_of("celeba_hq")
+  assert c.preset == ""
+  before = config.to_json(c)
+  assert config.to_json(presets.complete(c)) == before
