@@ -151,7 +151,7 @@ def test_families_and_priors(examiner, name):
     "vamp": dict(prior__name="vamp", prior__components=3),
     "mixture": dict(posterior__name="mixture", posterior__components=2),
   }[name]
-  made, state = examiner(**elbo(dict, **alone(dict, **changes)))
+  made, state = examiner(flat, **elbo(dict, **alone(dict, **changes)))
   first, again = made.numbers(state), made.numbers(state)
   assert first == again
   assert -0.5 < first["eval/mutual_information"] <= np.log(20)
