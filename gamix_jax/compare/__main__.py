@@ -1,12 +1,17 @@
 """Compares families and objectives: python -m gamix_jax.compare.
 
 --families=gaussian/elbo,mixture:4/gamix:quadratic
-                             posterior[:components]/objective[:population]
+                             posterior[:components]/objective[:population],
+                             and after it, if need be, weights of terms:
+                             gaussian/elbo@kl=0.5 or
+                             gaussian/gamix@population_kl=30@collapse=0.3.
+                             Other weights are the config's, or its preset's
 --config=configs/digits.py   what all share; digits if left out
 --config.steps=300           any key, see gamix_jax/config.py
 --seeds=3                    runs of each, with config.seed, +1, +2
 --workdir=runs/compare       all that is written: compare.md, compare.csv,
-                             compare.png, and every run in a folder; the same
+                             compare.png, front.png (reconstruction against
+                             samples), and every run in a folder; the same
                              command again continues it
 """
 

@@ -1,8 +1,13 @@
-"""What `posterior[:components]/objective[:population]` stands for."""
+"""What `posterior[:components]/objective[:population][@term=weight...]` means.
 
+A comparison is as fair as its weights: with those of the spec each side can
+have several, and its best ones be set against the other's.
+"""
+
+import math
 import re
 
-from gamix_jax import build, objective
+from gamix_jax import build, objective, presets
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
@@ -10,51 +15,63 @@ from gamix_jax.posterior import HEADS
 
 # The terms that pull single posteriors; one of them is in each objective.
 PULLS = ("collapse", "kl", "kernel")
-FORM = "posterior[:components]/objective[:population]"
-_SPEC = re.compile(r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?")
+FORM = "posterior[:components]/objective[:population][@term=weight...]"
+_SPEC = re.compile(
+  r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?((?:@\w+=[\w.+-]+)*)", re.ASCII
+)
 
 
 def family_config(config: ConfigDict, spec: str) -> ConfigDict:
   """The config of one family in a comparison; all else is `config`'s.
 
-  The terms that the objective has besides the reconstruction get the config's
-  weights; where it has none, those of `config.base()`; where that has none
-  either, 1. Terms of other objectives get None. The ramp of the term that pulls
-  single posteriors goes on with the objective's own such term, but for siwae,
-  which allows none. Components left out are the config's own if it names that
-  family, else 1; a population left out is the config's.
+  Terms that the spec gives a weight have that. Of the others, those of the
+  objective and of the discriminator have the config's weights; where it has
+  none, the preset's (see `presets.complete`), or without a preset those of
+  `config.base()`; where that has none either, 1. Terms of other objectives get
+  None. The ramp of the term that pulls single posteriors goes on with the
+  objective's own such term, but for siwae, which allows none; where the config
+  leaves ramps open, they are the preset's. Components left out are the config's
+  own if it names that family, else 1; a population left out is the config's.
 
   Args:
-    config: with weights of any objective. It is not changed.
-    spec: `posterior[:components]/objective[:population]`, such as
-      `gaussian/elbo` or `mixture:4/gamix:quadratic`.
+    config: with weights of any objective, or with a preset that is to choose
+      what is None. It is not changed.
+    spec: `posterior[:components]/objective[:population][@term=weight...]`, such
+      as `gaussian/elbo@kl=0.5` or `mixture:4/gamix:quadratic`.
 
   Returns:
-    A checked config.
+    A complete and checked config.
 
   Raises:
     UserError: another form, a name that is in no table, a population for an
-      objective that has none, a pair that does not fit.
+      objective that has none, a weight of a term that there is not or that is
+      no number from 0 on, a pair that does not fit.
   """
   try:
-    derived = _derive(config, spec)
-    configs.check(derived)
+    derived, weights = _derive(config, spec)
+    presets.complete(derived)
+    _weigh(derived, weights)
     build.recipe(derived)
   except UserError as e:
     raise UserError(f"--families={spec}: {e}") from e
   return derived
 
 
-def _derive(config: ConfigDict, spec: str) -> ConfigDict:
-  """The config, with nothing but the words of the spec checked."""
+def folder_name(spec: str) -> str:
+  """Of the folder with a family's runs: letters, digits and `_-.+` alone."""
+  return re.sub("[/@]", "_", re.sub("[:=]", "-", spec))
+
+
+def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
+  """The config, with nothing but the spec's names checked; its weights."""
   match = _SPEC.fullmatch(spec)
   if not match:
     raise UserError(
       f"a family is {FORM}; posteriors are {', '.join(HEADS)}, objectives "
       f"{', '.join(objective.OBJECTIVES)}."
     )
-  name, components, goal, population = match.groups()
-  objective.term_names(goal, config.adversarial.loss)  # or says which there are
+  name, components, goal, population, weights = match.groups()
+  objective.term_names(goal, "none")  # or says which there are
   terms = objective.OBJECTIVES[goal].terms
   if population and "population_kl" not in terms:
     have = [
@@ -70,7 +87,31 @@ def _derive(config: ConfigDict, spec: str) -> ConfigDict:
     derived.objective.population = population
   _set_weights(derived, terms)
   _set_ramps(derived, terms)
-  return derived
+  return derived, weights
+
+
+def _weigh(config: ConfigDict, weights: str) -> None:
+  """Gives a complete config the weights `@term=weight...`."""
+  goal, loss = config.objective.name, config.adversarial.loss
+  terms = [t for of in objective.term_names(goal, loss) for t in of]
+  seen = set()
+  for part in weights.split("@")[1:]:
+    term, text = part.split("=")
+    if term not in terms:
+      raise UserError(
+        f"@{part}: objective {goal!r} with adversarial.loss={loss!r} has no "
+        f"such term; it has {', '.join(terms)}."
+      )
+    if term in seen:
+      raise UserError(f"@{part}: {term} has a weight already.")
+    seen.add(term)
+    try:
+      weight = float(text)
+    except ValueError:
+      weight = math.nan
+    if not 0 <= weight < math.inf:
+      raise UserError(f"@{part}: {text} is no number from 0 on.")
+    config.weights[term] = weight
 
 
 def _set_posterior(config, name, components, goal) -> None:
@@ -95,19 +136,22 @@ def _set_posterior(config, name, components, goal) -> None:
 
 
 def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """A weight for each of the terms; those of no objective stay."""
+  """Of the terms of objectives; a preset's are left open."""
   default = configs.base().weights
   known = {t for o in objective.OBJECTIVES.values() for t in o.terms}
   for term in known | set(terms):
-    given = [w for w in (config.weights[term], default[term]) if w is not None]
-    config.weights[term] = (*given, 1.0)[0] if term in terms else None
+    if term not in terms:
+      config.weights[term] = None
+    elif config.weights[term] is None and not config.preset:
+      config.weights[term] = 1.0 if default[term] is None else default[term]
 
 
 def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """None of a term that there is not."""
+  """None of a term that there is not; a preset's are left open."""
   if "population_kl" not in terms:
     config.ramp.population_kl = 0
-  steps = max(config.ramp[term] for term in PULLS)
+  given = [config.ramp[t] for t in PULLS if config.ramp[t] is not None]
+  steps = max(given, default=None)
   for term in PULLS:
     ramped = term in terms and config.objective.name != "siwae"
     config.ramp[term] = steps if ramped else 0

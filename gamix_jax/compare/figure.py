@@ -1,19 +1,30 @@
-"""The picture of a comparison: a panel a quantity, images of each family."""
+"""The pictures of a comparison.
 
-import os
+save    a panel a quantity, images of each family
+front   reconstruction against samples, a point a family
+"""
+
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from gamix_jax.compare.judge import ORIGINALS, STRIP
+from gamix_jax.evaluate import figure as pngs
 
 COLUMNS = 4  # of panels
 WIDTH = 13.0  # inches
 DPI = 110
+LOG_FROM = 8  # largest over smallest distance from which their axis is one
+AROUND = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, 1), (0, -1))
 LABELS = 0.17  # share of the width that families' names have
 
 
@@ -37,21 +48,16 @@ def save(
   """
   families = list(folders)
   rows = -(-len(panels) // COLUMNS)
-  tall = 0.75 + 0.27 * len(families)
+  two_lines = any("@" in spec for spec in families)
+  tall = 0.75 + (0.36 if two_lines else 0.27) * len(families)
   strip = 0.52
   pictures = 0.9 + strip * (1 + len(families))
   height = rows * (tall + 0.45) + pictures
   fig = Figure(figsize=(WIDTH, height), dpi=DPI)
-  FigureCanvasAgg(fig)
   parts = fig.subfigures(2, 1, height_ratios=[height - pictures, pictures])
   _panels(parts[0], panels, families, rows, lines_at, height - pictures)
   _pictures(parts[1], folders)
-  temporary = path.with_name(f".{path.name}.part")
-  try:
-    fig.savefig(temporary, format="png")
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  pngs.save(fig, path)
 
 
 def _panels(fig, panels, families, rows, lines_at, height) -> None:
@@ -96,7 +102,7 @@ def _panels(fig, panels, families, rows, lines_at, height) -> None:
         np.mean(each), place, xerr=sd, fmt="o", ms=6, color=color, capsize=3
       )
       ax.plot(each, [place] * len(each), ".", ms=4, color="black", alpha=0.6)
-    ax.set_yticks(places, families)
+    ax.set_yticks(places, map(_label, families))
     ax.set_ylim(len(families) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, labelleft=i % COLUMNS == 0)
 
@@ -120,11 +126,11 @@ def _pictures(fig, folders) -> None:
     ax.set_anchor("W")
     ax.set_axis_off()
     ax.text(
-      *(-0.01, 0.5, name),
+      *(-0.01, 0.5, _label(name)),
       transform=ax.transAxes,
       ha="right",
       va="center",
-      fontsize=9,
+      fontsize=8,
     )
   axes[0].set_title(
     "held-out images; below, their reconstructions (left) and samples from "
@@ -132,3 +138,112 @@ def _pictures(fig, folders) -> None:
     fontsize=9,
     loc="left",
   )
+
+
+def _label(spec: str) -> str:
+  """A family's name, its weights on a line of their own."""
+  return spec.replace("@", "\n@", 1)
+
+
+# ---------------------------------------------------------- the front
+
+
+class Point(NamedTuple):
+  """A family on the front.
+
+  Attributes:
+    line: that it is a point of.
+    label: beside it.
+    x: absolute error of reconstructions, one a seed.
+    y: distance of samples, one a seed.
+  """
+
+  line: str
+  label: str
+  x: Sequence[float]
+  y: Sequence[float]
+
+
+def front(path: Path, points: Sequence[Point], distance: str) -> None:
+  """Writes the PNG, whole or not at all.
+
+  A colour and a line for each `Point.line`, joined in the order of x; points
+  are means over seeds, bars the sample standard deviation.
+
+  Args:
+    path: the file.
+    points: the families, one or more.
+    distance: what y is.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  fig = Figure(figsize=(8.5, 6.2), dpi=DPI, layout="constrained")
+  FigureCanvasAgg(fig)
+  ax = fig.subplots()
+  labels = []
+  names = list(dict.fromkeys(p.line for p in points))
+  for i, name in enumerate(names):
+    color = f"C{i % 10}"
+    own = [p for p in points if p.line == name]
+    own.sort(key=lambda p: np.mean(p.x))
+    x, y = ([np.mean(p[k]) for p in own] for k in (2, 3))
+    bars = [
+      [np.std(p[k], ddof=1) if len(p[k]) > 1 else 0.0 for p in own]
+      for k in (2, 3)
+    ]
+    ax.errorbar(
+      *(x, y, bars[1], bars[0]),
+      fmt="o-",
+      ms=6,
+      lw=1.5,
+      elinewidth=1,
+      capsize=2,
+      color=color,
+      label=name,
+    )
+    labels += [(p.label, at, color) for p, *at in zip(own, x, y, strict=True)]
+  heights = [at[1] for _, at, _ in labels]
+  if min(heights) > 0 and max(heights) > LOG_FROM * min(heights):
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+  ax.margins(0.12)
+  ax.grid(alpha=0.3, which="both")
+  ax.set_xlabel("absolute error of reconstructions (less is better)")
+  ax.set_ylabel(f"{distance} (less is better)")
+  fig.legend(fontsize=8.5, loc="outside upper left", ncols=1)
+  _write_labels(fig, ax, labels)
+  pngs.save(fig, path)
+
+
+def _write_labels(fig, ax, labels) -> None:
+  """Beside their points, where they hide neither points nor one another."""
+  fig.draw_without_rendering()
+  size = 5 * DPI / 72  # half a marker and its rim, pixels
+  taken = [
+    Bbox.from_extents(x - size, y - size, x + size, y + size)
+    for x, y in ax.transData.transform([at for _, at, _ in labels])
+  ]
+  sides = {-1: ("right", "top"), 0: ("center",) * 2, 1: ("left", "bottom")}
+  rim = withStroke(linewidth=2.5, foreground="white")  # over lines
+  for text, at, color in labels:
+    for far, (i, j) in itertools.product((6, 14, 24), AROUND):
+      written = ax.annotate(
+        text,
+        at,
+        xytext=(far * i, far * j),
+        textcoords="offset points",
+        ha=sides[i][0],
+        va=sides[j][1],
+        fontsize=8.5,
+        color=color,
+        path_effects=[rim],
+      )
+      box = written.get_window_extent()
+      if not any(box.overlaps(other) for other in taken):
+        break
+      if (far, i, j) != (24, *AROUND[-1]):  # the last stays in any case
+        written.remove()
+    taken.append(box)

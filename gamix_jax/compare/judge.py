@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import gamix_jax
 from gamix_jax import config as configs
 from gamix_jax import data, diagnose, inference, metrics, pictures, step, train
-from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
+from gamix_jax.evaluate import settings, subject
 from gamix_jax.inference.fitting import read_images
+from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.workdir import write_text
 
 RESULTS = "results.json"
@@ -38,17 +39,35 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
     result = json.loads(path.read_text())
     # As a saved config is read: a key that is newer has its default.
     was = configs.from_json(json.dumps(result["config"]), str(path))
+    result["protocol"]["features"]  # that its distances are of
   except (json.JSONDecodeError, KeyError, UserError):  # of another version
     return None
   return None if configs.differences(was, config) else result
 
 
-def run(folder: Path, config: ConfigDict) -> Result | None:
+def extractor(config: ConfigDict, cache: Path) -> Any:
+  """The features of images that `evaluate` chooses by itself: its very ones.
+
+  Args:
+    config: of any of the runs; all have the same data.
+    cache: a folder where a trained classifier is kept.
+
+  Raises:
+    UserError: as `data.open`; images too small.
+  """
+  own = settings.base().eval
+  train_set = data.open(config.data, "train", config.seed)
+  images = subject.some_images(train_set, own.train_images, own.seed)
+  return subject.extractor("auto", images, own.seed, cache)
+
+
+def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
   """Trains what is left to train, and judges it.
 
   Args:
     folder: the run's workdir, as of `python -m gamix_jax.main`.
     config: checked.
+    features: of `extractor`; the same for all runs.
 
   Returns:
     What is in its `results.json` from then on: config, numbers, protocol.
@@ -65,7 +84,7 @@ def run(folder: Path, config: ConfigDict) -> Result | None:
   images, _ = read_images(test_set, range(n))
   model = inference.load(folder)
   numbers = {k: trained.get(f"eval/{k}") for k in TRAINED}
-  numbers |= _judge(model, images, folder)
+  numbers |= _judge(model, images, folder, features)
   numbers["seconds_a_step"] = _seconds_a_step(folder, config.data.batch_size)
   result = {
     "config": configs.flat(config),
@@ -74,7 +93,11 @@ def run(folder: Path, config: ConfigDict) -> Result | None:
       for k, v in numbers.items()
       if v is not None and np.isfinite(v)
     },
-    "protocol": _protocol(config, model, n, len(test_set)),
+    "protocol": _protocol(config, model, n, len(test_set))
+    | {
+      "features": features.name,
+      "features_sha256": getattr(features, "sha256", None),
+    },
   }
   write_text(folder / RESULTS, json.dumps(result, indent=1) + "\n")
   jax.clear_caches()  # of programs that no other run has
@@ -82,29 +105,34 @@ def run(folder: Path, config: ConfigDict) -> Result | None:
 
 
 def _judge(
-  model: inference.Model, images: np.ndarray, folder: Path
+  model: inference.Model, images: np.ndarray, folder: Path, features: Any
 ) -> dict[str, float]:
   """Numbers of held-out images, uint8 [n, h, w, c]; two pictures."""
   n, config = len(images), model.config
-  x = np.asarray(step.pixels(jnp.asarray(images)))
   q = model.encode(images)
-  made = {
-    "reconstructions": model.decode(q.mean()),
-    "samples": model.sample(jax.random.key(KEY), n),
+  latents = {
+    "reconstructions": np.asarray(q.mean()),
+    "samples": model.draw_latents(jax.random.key(KEY), n),
   }
-  first = np.concatenate([v[:SHOWN] for v in made.values()])
+  seen = {"held_out": subject.look(images, features)}
+  for kind, z in latents.items():
+    source = n, lambda rows, z=z: model.decode(z[rows])
+    seen[kind] = subject.look(source, features)
+  first = np.concatenate([seen[kind].shown[:SHOWN] for kind in latents])
   pictures.save_png(folder / STRIP, pictures.grid(first, len(first)))
-  pictures.save_png(folder / ORIGINALS, pictures.grid(x[:SHOWN], SHOWN))
+  originals = seen["held_out"].shown[:SHOWN]
+  pictures.save_png(folder / ORIGINALS, pictures.grid(originals, SHOWN))
 
-  numbers = {"sharpness_held_out": jnp.mean(metrics.sharpness(x))}
-  features = metrics.random_features(image_shape(config))
-  real = features(x)
-  for kind, shown in made.items():
-    numbers[f"sharpness_{kind}"] = jnp.mean(metrics.sharpness(shown))
-    if n > 1:
+  numbers = {f"sharpness_{k}": np.mean(v.sharpness) for k, v in seen.items()}
+  real = seen["held_out"].features
+  if n > 1:
+    for kind in latents:
       numbers[f"fd_{features.name}_{kind}"] = metrics.frechet_distance(
-        real, features(shown)
+        real, seen[kind].features
       )
+  if n > NEIGHBOURS:
+    shares = metrics.prdc(real, seen["samples"].features, NEIGHBOURS)
+    numbers |= {f"{k}_samples": v for k, v in shares.items()}
   health = diagnose.posterior(q)
   numbers |= {k: health.get(f"posterior/{k}") for k in HEALTH}
   if q.bounded:
@@ -135,10 +163,10 @@ def _protocol(config, model, used, held_out) -> dict[str, Any]:
   """What the numbers were made on and with."""
   state = jax.eval_shape(partial(step.init, model.recipe))
   parts = dict(state.vae.params) | {"discriminator": state.disc.params}
-  settings = config.data.copy_and_resolve_references()
-  settings.cache = "none"  # only counted
+  section = config.data.copy_and_resolve_references()
+  section.cache = "none"  # only counted
   return {
-    "train_images": len(data.open(settings, "train", config.seed)),
+    "train_images": len(data.open(section, "train", config.seed)),
     "held_out_images": held_out,
     "used_images": used,
     "parameters": {

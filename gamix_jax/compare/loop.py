@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gamix_jax import metrics, workdir
+from gamix_jax import metrics, presets, workdir
 from gamix_jax.checkpoint import Preemption
 from gamix_jax.compare import judge, report
-from gamix_jax.compare.families import family_config
+from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 
@@ -19,7 +19,8 @@ def planned(
   """{(family, seed): (folder, config)}; writes nothing.
 
   Args:
-    config: what all share; its seed is the first.
+    config: what all share; its seed is the first. What a preset leaves open
+      is each family's own.
     families: see `family_config`.
     seeds: how many.
     root: the comparison's folder.
@@ -37,8 +38,8 @@ def planned(
       one = family_config(one, spec)
       if (spec, one.seed) in runs:
         raise UserError(f"--families has {spec} twice.")
-      name = spec.replace("/", "_").replace(":", "-")
-      runs[spec, one.seed] = root / name / f"seed{one.seed}", one
+      folder = root / folder_name(spec) / f"seed{one.seed}"
+      runs[spec, one.seed] = folder, one
   return runs
 
 
@@ -65,17 +66,19 @@ def compare(
     if (folder / "config.json").is_file():
       workdir.claim(folder, one)
   done = {k: judge.finished(*run) for k, run in runs.items()}
+  shared = presets.complete(config.copy_and_resolve_references())
+  features = None if all(done.values()) else judge.extractor(shared, root)
   for i, ((spec, seed), run) in enumerate(runs.items(), 1):
     if done[spec, seed]:
       continue
     print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
-    done[spec, seed] = judge.run(*run)
+    done[spec, seed] = judge.run(*run, features)
     with Preemption() as preemption:  # a report is not left in the middle
       if done[spec, seed]:
-        report.write(root, config, families, runs, done)
+        report.write(root, shared, families, runs, done)
     if preemption.requested or not done[spec, seed]:
       print("Asked to stop: the same command continues the comparison.")
       return
   with Preemption():
-    report.write(root, config, families, runs, done)
+    report.write(root, shared, families, runs, done)
   print(f"Compared: {root / report.TABLE}, {report.NUMBERS}, {report.FIGURE}.")

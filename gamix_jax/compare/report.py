@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 from gamix_jax import metrics, objective, workdir
 from gamix_jax.compare import figure
 from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.evaluate import settings
+from gamix_jax.metrics.distances import NEIGHBOURS
 
 TABLE, NUMBERS, FIGURE = "compare.md", "compare.csv", "compare.png"
+FRONT = "front.png"
 DIGITS = 4  # of a mean that are shown
 
 Key = tuple[str, int]  # family, seed
@@ -37,11 +40,20 @@ class Quantity(NamedTuple):
 def quantities(features: str) -> list[Quantity]:
   """All of them, in order; `features` is the extractor's name."""
   fd = f"fd_{features}"
+  kind = "a fixed random network's"
+  if features.startswith("classifier"):
+    kind = "of a small classifier that learned the training images' labels"
   of_fd = (
-    f"squared Frechet distance on the features {features}, a fixed random "
-    "network's (never an FID; compare with numbers of the same features, data "
-    "and count only)"
+    f"squared Frechet distance on the features {features}, {kind} (never an "
+    "FID; compare with numbers of the same features, data and count only)"
   )
+  shares = {
+    "precision": "share of prior samples within the held-out images' reach",
+    "recall": "share of held-out images within the prior samples' reach",
+    "density": "held-out images in whose reach a prior sample is, mean, over "
+    f"{NEIGHBOURS}",
+    "coverage": "share of held-out images with a prior sample in their reach",
+  }
   return [
     Quantity(
       "elbo",
@@ -89,6 +101,15 @@ def quantities(features: str) -> list[Quantity]:
       f"{fd}, reconstructions ↓",
       "held-out images' reconstructions against those images, as above",
       True,
+    ),
+    *(
+      Quantity(
+        f"{name}_samples",
+        f"{name}, samples ↑",
+        f"{meaning}, which is the distance of neighbour {NEIGHBOURS} on the "
+        "same features",
+      )
+      for name, meaning in shares.items()
     ),
     Quantity(
       "active_units",
@@ -240,6 +261,15 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     f"{name} {', '.join(sorted({p[name] for p in finished}))}"
     for name in ("gamix_jax", "jax", "flax")
   ]
+  hashes = {p["features_sha256"] for p in finished} - {None}
+  trained = min(one["train_images"], settings.base().eval.train_images)
+  learned = f", learned from {trained} training images" if hashes else ""
+  weights = f", weights {', '.join(h[:8] for h in sorted(hashes))}"
+  yield (
+    f"Distances of images as 8 bits, on the features {one['features']}"
+    f"{learned}{weights if hashes else ''}: those that "
+    "`python -m gamix_jax.evaluate` chooses."
+  )
   yield f"On {', '.join(machines)}; {'; '.join(versions)}."
   for spec in families:
     own = next(c for (family, _), (_, c) in runs.items() if family == spec)
@@ -274,9 +304,81 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
       "The loss of `evae` is not a bound of ln p(x), and its KL is infinite: "
       "it has no ELBO and no IWAE bound here."
     )
+  hashes = {r["protocol"]["features_sha256"] for r in done.values() if r}
+  if len(hashes) > 1:
+    yield (
+      "Warning: the features' classifier was not the same for all runs, so "
+      "their distances cannot be compared: remove every results.json, and the "
+      "same command judges all again."
+    )
   missing = sum(r is None for r in done.values())
   if missing:
     yield f"Not finished: {missing} of {len(done)} runs are to come."
+
+
+# ---------------------------------------------------------- the front
+
+
+def front(
+  runs: Mapping[Key, tuple[Path, ConfigDict]],
+  done: Mapping[Key, Any],
+  families: Sequence[str],
+  fd: str,
+) -> list[figure.Point]:
+  """Families as points: reconstruction against samples, as `figure.front`.
+
+  Families of one posterior, objective and population are one line. Its name
+  has the terms whose weights differ on it (of a point alone: all but the
+  reconstruction's), and a point's label has these weights in that order.
+
+  Args:
+    runs: see `write`.
+    done: see `write`.
+    families: see `write`.
+    fd: key of the samples' distance.
+  """
+  configs = {spec: c for (spec, _), (_, c) in runs.items()}
+  lines: dict[tuple[str, str], list[str]] = {}
+  for spec in families:
+    if of_family(done, spec, "mae") and of_family(done, spec, fd):
+      lines.setdefault(_form(configs[spec]), []).append(spec)
+  posteriors = {posterior for posterior, _ in lines}
+  points = []
+  for (posterior, goal), specs in lines.items():
+    one = configs[specs[0]]
+    of_vae, of_disc = objective.term_names(
+      one.objective.name, one.adversarial.loss
+    )
+    terms = [
+      t
+      for t in of_vae + of_disc
+      if len({configs[spec].weights[t] for spec in specs}) > 1
+    ] or [t for t in objective.OBJECTIVES[one.objective.name].terms[1:]]
+    name = goal if len(posteriors) == 1 else f"{posterior}/{goal}"
+    for spec in specs:
+      weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
+      points.append(
+        figure.Point(
+          f"{name}, weights of {', '.join(terms)}",
+          weights,
+          of_family(done, spec, "mae"),
+          of_family(done, spec, fd),
+        )
+      )
+  return points
+
+
+def _form(config: ConfigDict) -> tuple[str, str]:
+  """posterior[:components], objective[:population]."""
+  posterior, goal = config.posterior.name, config.objective.name
+  if config.posterior.components > 1:
+    posterior += f":{config.posterior.components}"
+  if "population_kl" in objective.OBJECTIVES[goal].terms:
+    goal += f":{config.objective.population}"
+  return posterior, goal
+
+
+# ---------------------------------------------------------- files
 
 
 def write(
@@ -286,11 +388,13 @@ def write(
   runs: Mapping[Key, tuple[Path, ConfigDict]],
   done: Mapping[Key, Any],
 ) -> None:
-  """Writes the table, the CSV and the figure, each whole or not at all.
+  """Writes the table, the CSV and the figures, each whole or not at all.
+
+  The front is drawn once there are two families to be set against each other.
 
   Args:
     root: the folder to write to.
-    config: what all runs share.
+    config: what all runs share, complete.
     families: in the order of the columns.
     runs: see `loop.planned`.
     done: what `judge.run` returned of each of them, None of what is to come;
@@ -299,9 +403,12 @@ def write(
   Raises:
     UserError: a file cannot be written.
   """
-  lines = quantities(metrics.random_features(image_shape(config)).name)
+  features = next(r["protocol"]["features"] for r in done.values() if r)
+  points = front(runs, done, families, f"fd_{features}_samples")
   lines = [
-    q for q in lines if any(of_family(done, spec, q.key) for spec in families)
+    q
+    for q in quantities(features)
+    if any(of_family(done, spec, q.key) for spec in families)
   ]
   meanings = [f"{q.label} (`{q.key}`): {q.meaning}." for q in lines]
   parts = {
@@ -311,6 +418,12 @@ def write(
   }
   text = f"# Comparison\n\n{table(lines, done, families)}"
   text += f"\n![]({FIGURE})\n"
+  if len(points) > 1:
+    text += (
+      "\nReconstruction against samples: lower and further left is better, and "
+      "a family is better than another where it is both.\n"
+      f"\n![]({FRONT})\n"
+    )
   for title, sentences in parts.items():
     head = f"\n## {title}\n\n" if title else "\n"
     text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
@@ -329,5 +442,8 @@ def write(
     for spec in families
   }
   lines_at = {"sharpness, reconstructions": held_out[0]}
+  if len(points) > 1:
+    with workdir.writing(root / FRONT):
+      figure.front(root / FRONT, points, f"fd_{features}, samples")
   with workdir.writing(root / FIGURE):
     figure.save(root / FIGURE, panels, folders, lines_at)

@@ -12,8 +12,12 @@ DPI = 110
 MOST = 64  # latents that have a bar of their own
 
 
-def _save(fig: Figure, path: Path) -> None:
-  """Whole or not at all."""
+def save(fig: Figure, path: Path) -> None:
+  """Writes a figure as PNG, whole or not at all.
+
+  Raises:
+    OSError: it cannot be written.
+  """
   FigureCanvasAgg(fig)
   temporary = path.with_name(f".{path.name}.part")
   try:
@@ -69,7 +73,7 @@ def latent(path: Path, mean: np.ndarray, var: np.ndarray, prior: bool) -> None:
   right.set_xticks([])
   right.set_yticks([])
   fig.colorbar(drawn, ax=right, shrink=0.85)
-  _save(fig, path)
+  save(fig, path)
 
 
 def anomaly(
@@ -90,4 +94,4 @@ def anomaly(
     ax.set_title(f"score by {name}; larger is odder", fontsize=9)
     ax.set_yticks([])
   panels[0].legend(fontsize=8)
-  _save(fig, path)
+  save(fig, path)

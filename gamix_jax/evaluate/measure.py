@@ -316,7 +316,7 @@ class Measured:
     subject = self.subject
     names = ["linear_probe", "knn", "majority_class"]
     labels = subject.images.labels
-    if not subject.labelled or labels.min() < 0:
+    if not subject.train.labelled or labels.min() < 0:
       self.numbers.missing(names, "the data has no labels of two classes")
       return
     if subject.split == "train":

@@ -40,6 +40,11 @@ class Images:
     """How many these are."""
     return len(self.x)
 
+  @property
+  def labelled(self) -> bool:
+    """Whether every image has a label, and they are of two classes or more."""
+    return self.labels.min() >= 0 and len(np.unique(self.labels)) > 1
+
 
 def some_images(
   dataset: data.Dataset,
@@ -72,6 +77,50 @@ class Seen:
 def slices(n: int) -> Iterator[slice]:
   """So many rows at a time as may be there as floats."""
   return (slice(i, min(i + AT_ONCE, n)) for i in range(0, n, AT_ONCE))
+
+
+def extractor(kind: str, train: Images, seed: int, cache: Path) -> Any:
+  """Features that need no file, of images like those that are trained on.
+
+  Args:
+    kind: classifier, random; auto: classifier where there are labels.
+    train: of the training split.
+    seed: of the classifier.
+    cache: a folder where the trained classifier is kept.
+
+  Raises:
+    UserError: there cannot be one: no labels, images too small.
+  """
+  if kind == "auto":
+    kind = "classifier" if train.labelled else "random"
+  if kind == "classifier":
+    return metrics.classifier_features(train.x, train.labels, seed, cache)
+  return metrics.random_features(train.x.shape[1:], 0)
+
+
+def look(source: Any, features: Any) -> Seen:
+  """Looks at images, uint8, or at what a function makes of a slice of rows.
+
+  Args:
+    source: uint8 [n, h, w, c]; or n and a function of a slice, to [-1, 1].
+    features: an extractor, or None.
+  """
+  n, make = source if isinstance(source, tuple) else (len(source), None)
+  found, sharpness, shown = [], [], []
+  for rows in slices(n):
+    x = pictures.to_uint8(make(rows)) if make else source[rows]
+    x = np.asarray(x, np.float32) / 127.5 - 1
+    if features is not None:
+      found.append(features(x))
+    if min(x.shape[1:3]) > 2:
+      sharpness.append(np.asarray(metrics.sharpness(x), np.float64))
+    if rows.start < SHOWN:
+      shown.append(x[:SHOWN])
+  return Seen(
+    np.concatenate(found) if found else None,
+    np.concatenate(sharpness) if sharpness else np.full(n, np.nan),
+    np.concatenate(shown)[:SHOWN],
+  )
 
 
 class Subject:
@@ -148,12 +197,6 @@ class Subject:
       "platform": jax.default_backend(),
     }
 
-  @property
-  def labelled(self) -> bool:
-    """Whether every training image has a label, and they are of two classes."""
-    labels = self.train.labels
-    return labels.min() >= 0 and len(np.unique(labels)) > 1
-
   @cached_property
   def features(self) -> Any:
     """The extractor that is asked for.
@@ -162,17 +205,11 @@ class Subject:
       UserError: there cannot be one: no labels, images too small.
     """
     settings = self.settings
-    kind = settings.features
-    if kind == "auto":
-      kind = "classifier" if self.labelled else "random"
-      kind = "inception" if settings.inception_weights else kind
-    if kind == "inception":
+    if settings.features == "inception" or settings.inception_weights:
       return metrics.inception_features(settings.inception_weights)
-    if kind == "classifier":
-      return metrics.classifier_features(
-        self.train.x, self.train.labels, settings.seed, self.workdir / "eval"
-      )
-    return metrics.random_features(image_shape(self.model.config), 0)
+    return extractor(
+      *(settings.features, self.train, settings.seed, self.workdir / "eval")
+    )
 
   def key(self, use: int) -> jax.Array:
     """The key of a use."""
@@ -189,27 +226,8 @@ class Subject:
     return np.asarray(self.model.encode(self.train.x).mean())
 
   def look(self, source: Any) -> Seen:
-    """Looks at images, uint8, or at what a function makes of a slice of rows.
-
-    Args:
-      source: uint8 [n, h, w, c]; or n and a function of a slice, to [-1, 1].
-    """
-    n, make = source if isinstance(source, tuple) else (len(source), None)
-    features, sharpness, shown = [], [], []
-    for rows in slices(n):
-      x = pictures.to_uint8(make(rows)) if make else source[rows]
-      x = np.asarray(x, np.float32) / 127.5 - 1
-      if self.features is not None:
-        features.append(self.features(x))
-      if min(x.shape[1:3]) > 2:
-        sharpness.append(np.asarray(metrics.sharpness(x), np.float64))
-      if rows.start < SHOWN:
-        shown.append(x[:SHOWN])
-    return Seen(
-      np.concatenate(features) if features else None,
-      np.concatenate(sharpness) if sharpness else np.full(n, np.nan),
-      np.concatenate(shown)[:SHOWN],
-    )
+    """As the function `look`, with the features that are asked for."""
+    return look(source, self.features)
 
   @property
   def likelihood(self) -> str:
