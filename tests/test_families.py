@@ -52,6 +52,8 @@ STEPS, BATCH = 500, 16
 
 def config_of(name, dtype):
   changes, terms = FAMILIES[name]
+  if "model__encoder" not in changes:  # the ResNets' own
+    changes = changes | dict(model__head_features=4)
   weights = dict.fromkeys(("population_kl", "collapse", "kl", "kernel")) | terms
   return alone(
     functools.partial(small, **changes),
@@ -59,7 +61,6 @@ def config_of(name, dtype):
     data__batch_size=BATCH,
     model__encoder_features=(4,),
     model__decoder_features=(1,),
-    model__head_features=4,
     model__latent=8,
     objective__name=name.split("/")[1],
     objective__reconstruction="l2",
