@@ -149,7 +149,8 @@ def _sizes(config: ConfigDict) -> dict[str, Any]:
   halvings, grid = 0, math.gcd(h // patch, w // patch)
   while grid % 2 == 0 and grid > 4:
     grid, halvings = grid // 2, halvings + 1
-  narrow = {"small": 32, "base": 64, "large": 128}[preset]
+  small = 32 if side <= 32 else 64
+  narrow = {"small": small, "base": 64, "large": 128}[preset]
   hidden = {"small": 512, "base": 1024, "large": 2048}[preset]
   widths = {}
   for name in ("encoder", "decoder"):
