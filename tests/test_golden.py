@@ -139,15 +139,15 @@ class Golden:
     first = with_weights(state_of(recipe), under(load("golden_A"), "weight/"))
     batch = {"image": jnp.asarray(self.wanted["input"], recipe.dtype)}
 
-    def terms(p, memory):
-      out, info, memory = recipe.terms(p, memory)
+    def terms(p):
+      out, info = recipe.terms(p)
       inside = {
         "z_mean": p.q.mu,
         "z_log_var": p.q.logvar,
         "z": p.z[0],
         "decoder_out": p.x_hat[0],
       }
-      return out, info | inside, memory
+      return out, info | inside
 
     def adversarial(real, fake, w, loss):
       inside = {"real_logits": real, "fake_logits": fake[0]}
