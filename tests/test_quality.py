@@ -6,7 +6,6 @@
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from program import ROOT, assert_refused
 from sklearn.datasets import load_digits
 
-from benchmarks.quality import judge, ours, report, rows
+from benchmarks.quality import child, judge, ours, report, rows
 from gamix_jax.errors import UserError
 
 # Of ml_collections, which reads the config files.
@@ -33,7 +32,7 @@ def run(program, *flags):
     capture_output=True,
     text=True,
     check=False,
-    timeout=300,
+    timeout=900,
   )
 
 
@@ -115,14 +114,15 @@ def test_the_same_command_repeats_nothing(program, tiny):
   assert sides(out) == before
 
 
-def test_what_was_made_otherwise_is_not_taken_for_it(program, tiny, tmp_path):
-  _, out = tiny
-  shutil.copytree(out, tmp_path / "out")
-  flags = ("--tiny", f"--rows=digits_{SECONDS}", f"--out={tmp_path}/out")
-  ran = run(program, *flags, "--sides=ours", "--ours=weights.recon=7.0")
-  assert ran.returncode == 2, ran.stderr
-  assert "other settings (weights.recon: " in ran.stderr
-  assert "7.0 now" in ran.stderr
+def test_what_was_made_otherwise_is_not_taken_for_it(tiny):
+  file = tiny[1] / f"digits_{SECONDS}" / "ours_s0.json"
+  was = json.loads(file.read_text())
+  now = ours.Ours(rows.TINY_TASKS["digits"], "digits", ()).settings
+  now |= {"seconds": SECONDS, "images": was["settings"]["images"]}
+  assert child.finished(file, now) == was
+  with pytest.raises(UserError, match=r"other settings \(seconds: 8 there, 9"):
+    child.finished(file, now | {"seconds": 9})
+  assert child.finished(file.with_name("ours_s1.json"), now) is None
 
 
 # ------------------------------------------------------------ mistakes
