@@ -23,7 +23,7 @@ from ml_collections import config_flags
 import gamix_jax
 from benchmarks.quality import child
 from benchmarks.quality.rows import Images, Task
-from gamix_jax import cli, pictures, step, workdir
+from gamix_jax import cli, pictures, presets, step, workdir
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
@@ -269,5 +269,4 @@ def _resolved(flags: Sequence[str]) -> ConfigDict:
     absl_flags.Error,
   ) as e:
     raise UserError(f"--ours: {str(e).strip().splitlines()[0]}") from e
-  configs.check(holder.value)
-  return holder.value
+  return presets.complete(holder.value)
