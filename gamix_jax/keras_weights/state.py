@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from gamix_jax import build
+from gamix_jax import build, presets
 from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict
@@ -92,7 +92,7 @@ def _free(workdir: str | os.PathLike[str]) -> Path:
 
 
 def _check_config(config: ConfigDict) -> None:
-  configs.check(config)
+  presets.complete(config)
   if config.posterior.name != "gaussian":
     raise UserError(
       f"posterior.name={config.posterior.name!r}, but the reference's is "
