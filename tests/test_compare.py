@@ -11,8 +11,10 @@ import json
 import re
 import subprocess
 
+import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
@@ -22,11 +24,23 @@ from gamix_jax.compare import figure, judge, report
 from gamix_jax.compare.families import family_config
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
+from gamix_jax.evaluate import settings, subject
 from gamix_jax.posterior import HEADS
 
 # ------------------------------------------------------------ families
 
 ADVERSARIAL = {"fool", "real", "fake"}
+
+
+def whole():
+  """A config without a preset: gamix of digits, with an adversarial part."""
+  c = presets.complete(config_of("digits"))
+  c.preset = ""
+  c.adversarial.loss = "hinge"
+  c.weights.update(population_kl=10, collapse=1, fool=2, real=1, fake=1)
+  for term in c.ramp:
+    c.ramp[term] = 0
+  return c
 
 
 def given(c):
@@ -67,7 +81,7 @@ def given(c):
   ],
 )
 def test_family_config(spec, weights, rest):
-  c = config_of("digits")
+  c = whole()
   before = config.to_json(c)
   got = family_config(c, spec)
   assert config.to_json(c) == before
@@ -83,8 +97,8 @@ def test_family_config(spec, weights, rest):
 
 
 def fitting(goal):
-  """digits, with the networks that an objective wants."""
-  c = config_of("digits")
+  """The config, with the networks that an objective wants."""
+  c = whole()
   if goal == "exact":
     c.model.decoder, c.objective.reconstruction = "linear", "l2"
   return c
@@ -118,7 +132,7 @@ def test_every_objective_has_a_family():
 
 def test_weights_come_back_from_an_elbo_config():
   """A config without gamix's weights has base()'s; its own kl stays."""
-  c = config_of("digits")
+  c = whole()
   c.weights.update(population_kl=None, collapse=None, kl=0.5)
   assert family_config(c, "gaussian/elbo").weights.kl == 0.5
   got = family_config(c, "gaussian/gamix")
@@ -128,7 +142,7 @@ def test_weights_come_back_from_an_elbo_config():
 
 def test_other_families_keys_stay_behind():
   """A mixture's floor does not keep the Gaussian from being built."""
-  c = config_of("digits")
+  c = whole()
   c.posterior.name, c.posterior.components = "mixture", 3
   c.posterior.mixture.floor = 0.1
   assert family_config(c, "mixture/selbo").posterior.components == 3
@@ -138,7 +152,7 @@ def test_other_families_keys_stay_behind():
 
 
 def test_ramps_go_on_with_the_term_that_takes_the_place():
-  c = config_of("digits")
+  c = whole()
   c.ramp.population_kl, c.ramp.collapse, c.ramp.fool = 7, 300, 5
   for spec, wanted in {
     "gaussian/gamix": dict(population_kl=7, collapse=300, fool=5),
@@ -152,7 +166,7 @@ def test_ramps_go_on_with_the_term_that_takes_the_place():
 
 def test_poisson_of_a_config_with_an_initial_variance():
   """It has no variance to start with, so that it refuses one."""
-  c = config_of("digits")
+  c = whole()
   c.posterior.initial_logvar = -4.0
   assert family_config(c, "gaussian/elbo").posterior.initial_logvar == -4
   assert family_config(c, "poisson/elbo").posterior.initial_logvar == 0
@@ -169,13 +183,29 @@ WRONG = {
   "mixture:0/selbo": ("posterior.components=0",),
   "gaussian/evae": ("is not defined for", "elbo"),
   "mixture:-1/selbo": ("posterior[:components]",),
+  "gaussian/elbo@": ("[@term=weight...]",),
+  "gaussian/elbo@kl": ("[@term=weight...]",),
+  "gaussian/elbo@kl=1 ": ("[@term=weight...]",),
+  "gaussian/elbo@kl=a/b": ("[@term=weight...]",),
+  "gaussian/elbo@collapse=1": (
+    "@collapse=1",
+    "no such term",
+    "recon, kl, fool",
+  ),
+  "gaussian/gamix@kl=1": ("'gamix'", "population_kl, collapse"),
+  "gaussian/elbo@kl=-1": ("@kl=-1", "no number from 0 on"),
+  "gaussian/elbo@kl=much": ("@kl=much", "no number from 0 on"),
+  "gaussian/elbo@kl=nan": ("no number from 0 on",),
+  "gaussian/elbo@kl=inf": ("no number from 0 on",),
+  "gaussian/elbo@kl=1@kl=2": ("@kl=2", "already"),
+  "mixture:2/siwae@kl=2": ("weights.kl=2.0", "siwae"),
 }
 
 
 @pytest.mark.parametrize("spec", WRONG)
 def test_wrong_families(spec):
   with pytest.raises(UserError) as e:
-    family_config(config_of("digits"), spec)
+    family_config(whole(), spec)
   text = str(e.value)
   assert text.startswith(f"--families={spec}: ")
   assert text.count("\n") < 2
@@ -183,8 +213,88 @@ def test_wrong_families(spec):
     assert word in text
 
 
-def test_plan(tmp_path):
+@pytest.mark.parametrize("make", [whole, lambda: config_of("digits")])
+def test_weights_of_a_spec(make):
+  """They alone are other than the spec's without them, whatever fills these."""
+  for spec, weights in {
+    "gaussian/elbo@kl=0.5": {"kl": 0.5},
+    "gaussian/elbo@recon=1e2@kl=0": {"recon": 100, "kl": 0},
+    "gaussian/gamix:debiased@population_kl=30@collapse=.3": {
+      "population_kl": 30,
+      "collapse": 0.3,
+    },
+    "mixture:4/gamix:full@collapse=2.5e-3": {"collapse": 0.0025},
+  }.items():
+    c = make()
+    before = config.to_json(c)
+    bare = family_config(c, spec.partition("@")[0])
+    changed = config.differences(bare, family_config(c, spec))
+    assert {k: v for k, (_, v) in changed.items()} == {
+      f"weights.{k}": v for k, v in weights.items()
+    }
+    assert config.to_json(c) == before
+
+
+def test_weights_of_the_discriminators_terms():
+  """Those that there are, by a loss that may be the preset's to choose."""
+  spec = "gaussian/elbo@fool=7@fake=2"
+  assert family_config(whole(), spec).weights.fool == 7
+  with pytest.raises(UserError, match=r"loss='none' has no such"):
+    family_config(config_of("digits"), spec)
   c = config_of("digits")
+  c.preset = "base"
+  got = family_config(c, spec)
+  assert (got.adversarial.loss, got.weights.fool) == ("hinge", 7)
+  assert (got.weights.fake, got.weights.real) == (2, 1)
+
+
+def test_what_a_preset_leaves_open_is_each_familys_own():
+  """As the config of that very objective would be completed."""
+  for name, goal in [
+    ("gaussian", "elbo"),
+    ("gaussian", "gamix"),
+    ("mixture", "siwae"),
+    ("poisson", "elbo"),
+  ]:
+    alone = config_of("digits")
+    alone.posterior.name, alone.objective.name = name, goal
+    got = family_config(config_of("digits"), f"{name}/{goal}")
+    assert config.differences(presets.complete(alone), got) == {}
+
+
+def test_a_presets_config_keeps_what_is_given():
+  c = config_of("digits")
+  c.weights.update(recon=99, kl=0.25, collapse=0.75)
+  c.ramp.collapse = 40
+  elbo = family_config(c, "gaussian/elbo")
+  assert given(elbo) == {"recon": 99, "kl": 0.25}
+  assert {k: v for k, v in elbo.ramp.items() if v} == {"kl": 40}
+  gamix = family_config(c, "gaussian/gamix")
+  n = 16 * 16
+  wanted = {"recon": 99, "collapse": 0.75, "population_kl": max(1, n / 800)}
+  assert given(gamix) == wanted
+  assert {k: v for k, v in gamix.ramp.items() if v} == {"collapse": 40}
+
+
+def test_folder_names_are_safe_and_distinct():
+  specs = [
+    *("gaussian/elbo", "gaussian/elbo@kl=1", "gaussian/elbo@kl=1.0"),
+    *("gaussian/elbo@kl=1e-3", "gaussian/elbo@kl=1e+3", "gaussian/elbo@kl=13"),
+    *("gaussian/gamix@collapse=1", "gaussian/gamix:means@collapse=1"),
+    "gaussian/gamix@population_kl=1@collapse=2",
+    "gaussian/gamix@collapse=2@population_kl=1",
+    *("mixture:2/gamix", "mixture/gamix@recon=2"),
+  ]
+  for spec in specs:
+    family_config(whole(), spec)
+  names = {folder_name(spec) for spec in specs}
+  assert len(names) == len(specs)
+  for name in names:
+    assert re.fullmatch(r"[a-z][a-z0-9_.+-]*", name), name
+
+
+def test_plan(tmp_path):
+  c = whole()
   specs = ["gaussian/elbo", "mixture:4/gamix:quadratic"]
   runs = planned(c, specs, 2, tmp_path)
   assert list(runs) == [(s, seed) for seed in (0, 1) for s in specs]
@@ -270,12 +380,15 @@ def test_seconds_a_step(tmp_path):
 
 def test_finished(tmp_path):
   """By this config alone; a key that the results are too old for is none."""
-  c = config_of("digits")
+  c = whole()
   assert judge.finished(tmp_path, c) is None
   path = tmp_path / judge.RESULTS
   values = config.flat(c)
   del values["ramp.collapse"]
-  path.write_text(json.dumps({"config": values, "numbers": {"mae": 1.0}}))
+  found = {"config": values, "numbers": {"mae": 1.0}}
+  path.write_text(json.dumps(found))
+  assert judge.finished(tmp_path, c) is None  # of unknown features
+  path.write_text(json.dumps(found | {"protocol": {"features": "f"}}))
   assert judge.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
   c.eval_draws += 1
   assert judge.finished(tmp_path, c) is None
@@ -304,9 +417,109 @@ def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
   assert left == {"compare.png", judge.STRIP, judge.ORIGINALS}
 
 
+# ------------------------------------------------------------ the front
+
+
+def made_up_front(specs, c=None):
+  """Points of specs with numbers by their place: seeds 0 and 1."""
+  runs = {
+    (s, k): (None, family_config(c or whole(), s))
+    for s in specs
+    for k in (0, 1)
+  }
+  done = {
+    (s, k): result(mae=0.1 + i % 3 + k / 50, fd=10.0 ** (i % 4) * (1 + k))
+    for i, s in enumerate(specs)
+    for k in (0, 1)
+  }
+  return runs, done
+
+
+def test_front_of_one_posterior():
+  """A line an objective; weights that differ on it, or all where one is."""
+  specs = [
+    *("gaussian/elbo@kl=2", "gaussian/elbo@kl=0.5"),
+    "gaussian/gamix:means@collapse=3",
+    *("gaussian/gamix@collapse=3", "gaussian/gamix@collapse=3@fool=4"),
+    "gaussian/elbo@kl=1",
+  ]
+  runs, done = made_up_front(specs)
+  done["gaussian/elbo@kl=1", 0] = done["gaussian/elbo@kl=1", 1] = None
+  points = report.front(runs, done, specs, "fd")
+  assert [(p.line, p.label) for p in points] == [
+    ("elbo, weights of kl", "2"),
+    ("elbo, weights of kl", "0.5"),
+    ("gamix:means, weights of population_kl, collapse", "10, 3"),
+    ("gamix:debiased, weights of fool", "2"),
+    ("gamix:debiased, weights of fool", "4"),
+  ]
+  assert points[1].x == [1.1, 1.12] and points[1].y == [10, 20]
+
+
+def test_front_of_two_posteriors():
+  """One line never joins two of them."""
+  specs = ["gaussian/selbo", "mixture:2/selbo", "mixture:4/selbo"]
+  points = report.front(*made_up_front(specs), specs, "fd")
+  assert [p.line for p in points] == [f"{s}, weights of kl" for s in specs]
+
+
+def test_front_drawn(tmp_path, monkeypatch):
+  """Means, deviations, order, and labels that hide nothing."""
+  rng = np.random.default_rng(0)
+  near = [("a", str(i), 0.1 + 1e-3 * (i % 3), 2.0 + 0.01 * i) for i in range(5)]
+  far = [("b", "30, 0.2", 0.3, 9.0), ("b", "10, 0.2", 0.2, 40.0)]
+  points = [
+    figure.Point(line, label, x + rng.normal(0, 1e-4, 3), [y, y * 1.1, y])
+    for line, label, x, y in near + far
+  ] + [figure.Point("c", "1", [0.2], [3.0])]
+  drawn = []
+  kept = figure.pngs.save
+
+  def save(fig, path):
+    drawn.append(fig)
+    kept(fig, path)
+
+  monkeypatch.setattr(figure.pngs, "save", save)
+  path = tmp_path / "front.png"
+  figure.front(path, points, "fd of something")
+  with Image.open(path) as image:
+    assert image.format == "PNG" and min(image.size) > 500
+  (fig,) = drawn
+  (ax,) = fig.axes
+  assert ax.get_yscale() == "log"
+  assert "fd of something" in ax.get_ylabel()
+  assert "absolute error" in ax.get_xlabel()
+  assert [c.get_label() for c in ax.containers] == ["a", "b", "c"]
+  colors = set()
+  for container in ax.containers:
+    line, _, (bars_x, bars_y) = container
+    own = [p for p in points if p.line == container.get_label()]
+    own.sort(key=lambda p: np.mean(p.x))
+    means = [(np.mean(p.x), np.mean(p.y)) for p in own]
+    np.testing.assert_allclose(line.get_xydata(), means)
+    for axis, bars in enumerate((bars_x, bars_y)):
+      for p, (start, end) in zip(own, bars.get_segments(), strict=True):
+        values = (p.x, p.y)[axis]
+        sd = np.std(values, ddof=1) if len(values) > 1 else 0
+        assert end[axis] - start[axis] == pytest.approx(2 * sd, abs=1e-12)
+    colors.add(line.get_color())
+  assert len(colors) == 3
+  assert sorted(t.get_text() for t in ax.texts) == sorted(
+    p.label for p in points
+  )
+  boxes = [t.get_window_extent() for t in ax.texts]
+  for a, b in itertools.combinations(boxes, 2):
+    assert not a.overlaps(b)
+  places = ax.transData.transform(
+    [(np.mean(p.x), np.mean(p.y)) for p in points]
+  )
+  for box, place in itertools.product(boxes, places):
+    assert not box.contains(*place)
+
+
 # ------------------------------------------------------------ the command
 
-FAMILIES = ("mixture:2/gamix:means", "epanechnikov/evae")
+FAMILIES = ("mixture:2/gamix:means@collapse=0.5", "epanechnikov/evae")
 EACH = [(f, s) for s in (0, 1) for f in FAMILIES]
 
 
@@ -362,6 +575,7 @@ def test_csv(folder):
     *("mae", "psnr", "sharpness_reconstructions", "sharpness_samples"),
     *("sharpness_held_out", "active_units", "collapsed_share"),
     *("seconds_a_step", "draws_decoded"),
+    *(f"{k}_samples" for k in ("precision", "recall", "density", "coverage")),
   }
   for row in rows:
     name = row["family"]
@@ -377,7 +591,7 @@ def test_csv(folder):
       assert float(row["iwae"]) >= float(row["elbo"])
       assert 0 <= float(row["mutual_information"]) <= np.log(8) + 1e-3
   # The training's own evaluation, the last line that it wrote.
-  run = folder / "mixture-2_gamix-means" / "seed1"
+  run = folder / "mixture-2_gamix-means_collapse-0.5" / "seed1"
   last = next(r for r in reversed(log_of(run)) if "eval/elbo" in r)
   row = next(r for r in rows if (r["family"], r["seed"]) == (FAMILIES[0], "1"))
   for name in ("elbo", "iwae", "mae", "psnr", "active_units"):
@@ -403,8 +617,11 @@ def test_markdown(folder):
     "3 steps, batch 8",
     "seeds 0, 1",
     "8 held-out images",
-    "`mixture:2/gamix:means`: weights recon 200, population_kl 10, collapse 1, "
-    "fool 2, real 1, fake 1",
+    "`mixture:2/gamix:means@collapse=0.5`: weights recon 32, population_kl 1, "
+    "collapse 0.5; population means",
+    "`epanechnikov/evae`: weights recon 32, kernel 1;",
+    "on the features random_conv_f224_s0: those that",
+    "![](front.png)",
     "Warning: the Frechet distances are of 8 images, under 2048",
     "The loss of `evae` is not a bound of ln p(x)",
     "random_conv_f",
@@ -414,19 +631,22 @@ def test_markdown(folder):
     assert word in text, word
   assert "Not finished" not in text
   parameters = (
-    folder / "mixture-2_gamix-means/seed0/parameters.txt"
+    folder / "mixture-2_gamix-means_collapse-0.5/seed0/parameters.txt"
   ).read_text()
   total = re.search(r"Total: ([\d,]+)", parameters)[1].replace(",", "")
-  own = re.search(r"`mixture:2/gamix:means`.*parameters (.*)\.", text)[1]
+  own = re.search(
+    r"`mixture:2/gamix:means@collapse=0.5`.*parameters (.*)\.", text
+  )[1]
   counts = [int(n) for n in re.findall(r" (\d+)", own.replace(",", ""))]
   assert sum(counts) == int(total)
 
 
 def test_png(folder):
-  with Image.open(folder / "compare.png") as image:
-    assert image.format == "PNG"
-    assert min(image.size) > 500
-    assert len(np.unique(np.asarray(image.convert("L")))) > 50
+  for name in ("compare.png", "front.png"):
+    with Image.open(folder / name) as image:
+      assert image.format == "PNG"
+      assert min(image.size) > 500
+      assert len(np.unique(np.asarray(image.convert("L")))) > 50
   for path in folder.rglob("*"):
     assert not path.name.endswith(".part")
 
@@ -457,6 +677,53 @@ def test_other_config_is_refused_at_once(program, folder):
   assert_refused(ran, "model.latent: 4 there, 2 now")
   assert "[1/4]" not in ran.stdout
   assert (folder / "compare.csv").read_bytes() == before
+
+
+def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
+  """Images with labels: the same classifier, learned once for all runs.
+
+  Distances: SciPy's eigenvalues, of images that the model makes here.
+  """
+  families = ("gaussian/elbo@kl=0.5", "gaussian/elbo@kl=2")
+  flags = words(tmp_path, seeds=1, families=families[:1])
+  flags += ["--config.data.source=digits", "--config.eval_images=1000"]
+  ran = compare(program, *flags)
+  assert ran.returncode == 0, ran.stderr
+  assert not (tmp_path / "front.png").exists()
+  text = (tmp_path / "compare.md").read_text()
+  assert "front.png" not in text
+  assert "classifier_f64_s0, learned from 1437 training images" in text
+  (kept,) = tmp_path.rglob("classifier-*")
+  assert kept.parent == tmp_path
+  run = tmp_path / "gaussian_elbo_kl-0.5" / "seed0"
+  own = subject.Subject(run, settings.base().eval)
+  found = json.loads((run / judge.RESULTS).read_text())
+  assert found["protocol"]["features"] == own.features.name
+  assert found["protocol"]["features_sha256"] == own.features.sha256
+  assert found["protocol"]["used_images"] == len(own.images) == 360
+  model, real = own.model, own.look(own.images.x).features
+  for kind, made in {
+    "reconstructions": model.reconstruct(own.images.x),
+    "samples": model.sample(jax.random.key(judge.KEY), 360),
+  }.items():
+    seen = own.look((360, lambda rows, made=made: made[rows])).features
+    a, b = (np.asarray(v, np.float64) for v in (real, seen))
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    # The trace of the root, by eigenvalues: these moments may be singular.
+    roots = np.sqrt(np.maximum(scipy.linalg.eigvals(cov_a @ cov_b).real, 0))
+    fd = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b)
+    fd -= 2 * roots.sum()
+    got = found["numbers"][f"fd_classifier_f64_s0_{kind}"]
+    assert got == pytest.approx(fd, rel=1e-3)
+  before = kept.stat().st_mtime_ns
+  flags[flags.index(f"--families={families[0]}")] = (
+    f"--families={','.join(families)}"
+  )
+  ran = compare(program, *flags)
+  assert ran.returncode == 0, ran.stderr
+  assert re.findall(r"^\[\d/2\] (\S+),", ran.stdout, re.M) == [families[1]]
+  assert kept.stat().st_mtime_ns == before
+  assert "![](front.png)" in (tmp_path / "compare.md").read_text()
 
 
 def test_a_signal_ends_it_well(program, tmp_path):

@@ -111,7 +111,8 @@ def _weigh(config: ConfigDict, weights: str) -> None:
       weight = math.nan
     if not 0 <= weight < math.inf:
       raise UserError(f"@{part}: {text} is no number from 0 on.")
-    config.weights[term] = weight
+    with config.weights.ignore_type():  # a whole number's place takes any
+      config.weights[term] = weight
 
 
 def _set_posterior(config, name, components, goal) -> None:
