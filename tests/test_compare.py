@@ -19,9 +19,9 @@ from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
 
-from gamix_jax import config, objective
+from gamix_jax import config, objective, presets
 from gamix_jax.compare import figure, judge, report
-from gamix_jax.compare.families import family_config
+from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import settings, subject
