@@ -2,7 +2,7 @@
 
 `base()` is locked, so it is the schema: a config file is a list of differences
 from it, and a misspelt key is an error. The defaults are the published run
-(the reference's repository, as run; see README, "Differences").
+(the reference's repository, as run; see docs/objective.md).
 """
 
 import difflib

@@ -258,7 +258,7 @@ def program(tmp_path_factory):
 
 
 class Fault:
-  """What a test did to a run, and what came of it, for the README's table."""
+  """What a test did to a run, and what came of it, for docs/faults.md."""
 
   def __init__(self, what, record):
     """`record` takes a name and a value, as `record_property` does."""

@@ -72,10 +72,9 @@ def expected(model, x):
 # ------------------------------------------------------------- functions
 
 
-def test_readme_lines_run_without_this_program(model, exported, images):
-  readme = (ROOT / "README.md").read_text()
-  section = readme.split("## Take the model elsewhere")[1].split("\n## ")[0]
-  lines = re.search(r"```python\n(import jax.*?)```", section, re.S)[1]
+def test_documented_lines_run_without_this_program(model, exported, images):
+  text = (ROOT / "docs" / "export.md").read_text()
+  (lines,) = re.findall(r"```python\n(import jax.*?)```", text, re.S)
   lines = lines.replace("runs/digits/export", str(exported))
   code = f"""
 import sys

@@ -464,16 +464,16 @@ def test_finite(value):
   assert bool(finite(state)) == np.isfinite(value)
 
 
-# ------------------------------------------------------------ README
+# --------------------------------------------------- docs/faults.md
 
 
-def test_readme_has_every_fault():
+def test_document_has_every_fault():
   """The table is what `pytest -m faults` printed, so no row is missing."""
-  readme = (ROOT / "README.md").read_text()
+  table = (ROOT / "docs" / "faults.md").read_text()
   marked = re.findall(
     r'mark\.faults\(\s*"(.*?)"\s*\)',
     "".join(p.read_text() for p in sorted(TESTS.glob("test_faults*.py"))),
   )
   assert len(marked) > 15
   for what in marked:
-    assert f"\n| {what} | " in readme, what
+    assert f"\n| {what} | " in table, what

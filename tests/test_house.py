@@ -1,12 +1,14 @@
 """The house: imports only go down, TensorFlow stays out, files stay short."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from program import ROOT, SMALL
+from program import ROOT, SMALL, config_of
 
 PACKAGE = ROOT / "gamix_jax"
 # From the ground up; a folder is one room. A room imports from lower floors
@@ -136,23 +138,38 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
   assert (int(hits), int(misses)) == (4, 0)
 
 
-# ------------------------------------------------------------ README
+# ------------------------------------------------------- README and docs/
 
 
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*")))
+LINKED = (*DOCUMENTS, ROOT / "launch" / "README.md")
 CI = (ROOT / ".ci" / "run").read_text()
+every_document = pytest.mark.parametrize(
+  "path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT))
+)
 
 
-def commands():
-  """The commands of the README's code blocks, continued lines joined."""
-  for block in re.findall(r"```bash\n(.*?)```", README, re.S):
+def commands(path):
+  """The lines of its bash blocks, continued lines joined."""
+  for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
     for line in block.replace("\\\n", " ").splitlines():
       if line and not line.startswith("#"):
         yield re.sub(r" +", " ", line)
 
 
+def anchors(path):
+  """What `#...` may follow a link to it, as GitHub makes it of headings."""
+  for title in re.findall(r"^#+ (.*)$", path.read_text(), re.M):
+    yield re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def test_readme_is_short():
+  assert README.read_text().count("\n") <= 150
+
+
 def test_readme_two_commands_are_those_of_ci():
-  first, second, *_ = commands()
+  first, second, *_ = commands(README)
   assert first == (
     "pip install -e . && python -m gamix_jax.main "
     "--config=configs/digits.py --workdir=runs/digits"
@@ -170,23 +187,88 @@ def test_readme_two_commands_are_those_of_ci():
     assert wanted in run, wanted
 
 
-def test_readme_keys_are_keys():
+def test_every_document_is_linked_from_the_readme():
+  found = set(
+    re.findall(r"\]\((docs/\w+\.md|CHANGELOG\.md)", README.read_text())
+  )
+  assert found == {str(p.relative_to(ROOT)) for p in DOCUMENTS} - {"README.md"}
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+  """Pictures, files and headings that a document links to."""
+  for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+    if re.match("https?:", link):
+      continue
+    name, _, heading = link.partition("#")
+    target = path.parent / name if name else path
+    assert target.exists(), link
+    if heading:
+      assert heading in anchors(target), link
+
+
+def test_documents_have_pictures():
+  for path in (README, ROOT / "docs" / "inference.md"):
+    assert re.search(r"!\[.+?\]\(.+?\.png\)", path.read_text()), path
+
+
+@every_document
+def test_documented_keys_are_keys(path):
   from gamix_jax import config
   from gamix_jax.evaluate import settings
 
   keys = config.flat(config.base()) | config.flat(settings.base())
-  found = re.findall(r"--config\.([\w.]+)", README)
-  assert found
-  for key in found:
+  for key in re.findall(r"--config\.([\w.]+)", path.read_text()):
     assert key in keys, key
-  for name in re.findall(r"configs/(\w+)\.py", README):
+  for name in re.findall(r"configs/(\w+)\.py", path.read_text()):
     assert (ROOT / "configs" / f"{name}.py").is_file(), name
 
 
-def test_readme_families_are_those_of_the_table():
+def test_documents_have_keys_and_commands():
+  """What the tests of each document look for is there to be found."""
+  text = "".join(p.read_text() for p in DOCUMENTS)
+  assert len(re.findall(r"--config\.[\w.]+", text)) > 20
+  modules = re.findall(r"python -m ([\w.]+)", text)
+  wanted = {p.parent.name for p in PACKAGE.glob("*/__main__.py")} | {"main"}
+  assert {f"gamix_jax.{name}" for name in wanted} <= set(modules)
+
+
+@every_document
+def test_documented_commands_are_there(path):
+  """Modules and scripts exist, and name the flags that they are given."""
+  text = path.read_text()
+  for name in re.findall(r"python -m ([\w.]+)", text):
+    assert importlib.util.find_spec(name), name
+  for name in re.findall(r"\blaunch/[\w/]+\.\w+", text):
+    assert (ROOT / name).is_file(), name
+  for line in commands(path):
+    match = re.search(r"python -m ([\w.]+) ", line)
+    if not match:
+      continue
+    file = Path(importlib.util.find_spec(match[1]).origin)
+    if file.name == "__init__.py":
+      file = file.with_name("__main__.py")
+    for flag in re.findall(r" --(\w+)", line[match.end() - 1 :]):
+      assert f'"{flag}"' in file.read_text(), f"{line}: --{flag}"
+
+
+def test_documented_family_specs_fit():
+  """The command of docs/evaluation.md compares what can be compared."""
+  from gamix_jax.compare.families import family_config
+
+  specs = []
+  for line in commands(ROOT / "docs" / "evaluation.md"):
+    specs += re.findall(r"--families=(\S+)", line)
+  (families,) = specs
+  for spec in families.split(","):
+    family_config(config_of("digits"), spec)
+
+
+def test_documented_families_are_those_of_the_table():
   from gamix_jax import objective, posterior
 
-  section = README.split("## Exchange the posterior")[1].split("\n## ")[0]
+  text = (ROOT / "docs" / "objective.md").read_text()
+  section = text.split("## Exchange the posterior")[1].split("\n## ")[0]
   rows = re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", section, re.M)
   assert [name for name, _ in rows] == list(posterior.HEADS)
   for name, text in rows:
@@ -199,28 +281,68 @@ def test_readme_families_are_those_of_the_table():
     assert set(re.findall(r"`(\w+)`", text)) == fit, name
 
 
-def test_readme_pictures_are_there():
-  found = re.findall(r"!\[.*?\]\((.*?)\)", README)
-  assert found
-  for name in found:
-    assert (ROOT / name).is_file(), name
+def test_readme_configs_are_those_there_are():
+  """Each with its preset and its population."""
+  rows = re.findall(
+    r"^\| (`\w+`(?:, `\w+`)*) \| .*? \| (`(\w+)`|-) \| (\w+), `(\w+)` \|",
+    README.read_text(),
+    re.M,
+  )
+  named = {}
+  for names, _, *facts in rows:
+    named |= dict.fromkeys(re.findall(r"\w+", names), facts)
+  assert set(named) == {p.stem for p in (ROOT / "configs").glob("*.py")}
+  for name, (preset, posterior, population) in named.items():
+    c = config_of(name)
+    assert (c.preset, c.posterior.name, c.objective.population) == (
+      preset,
+      posterior.lower(),
+      population,
+    ), name
 
 
-def test_readme_variations_are_configs():
-  """The flags it offers, alone or together, fit digits."""
+def changed(name, line):
+  """A config of configs/ with a line of flags, completed."""
+  from gamix_jax import config, presets
+
+  c = config_of(name)
+  for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", line):
+    section, _, last = key.rpartition(".")
+    holder = config.get(c, section) if section else c
+    holder[last] = (
+      None if value == "None" else int(value) if value.isdigit() else value
+    )
+  return presets.complete(c)
+
+
+VARIATIONS = [
+  line
+  for path in (README, ROOT / "docs" / "training.md")
+  for line in commands(path)
+  if line.startswith("--config.")
+]
+
+
+@pytest.mark.parametrize("line", VARIATIONS)
+@pytest.mark.parametrize("name", ["digits", "folder", "celeba"])
+def test_documented_variations_are_configs(name, line):
+  """The flags they offer need nothing else, and change what they name."""
   from gamix_jax import build, config
 
-  block = README.split("Any key can be given on the command line:")[1]
-  block = re.search(r"```bash\n(.*?)```", block, re.S)[1].replace("\\\n", " ")
-  lines = [x for x in block.splitlines() if not x.startswith("#")]
-  assert len(lines) >= 3
-  for line in lines:
-    c = config.base()
-    for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", line):
-      section, _, name = key.rpartition(".")
-      holder = config.get(c, section) if section else c
-      old = holder[name]
-      kind = type(old) if old is not None else float
-      holder[name] = None if value == "None" else kind(value)
-    config.check(c)
-    build.recipe(c)
+  assert len(VARIATIONS) > 8
+  c = changed(name, line)
+  build.recipe(c)
+  for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", line):
+    assert str(config.get(c, key)) == value
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_documented_way_to_another_objective_of_given_weights(name):
+  from gamix_jax import build
+  from gamix_jax.errors import UserError
+
+  flags = re.search(r"`(--config\.weights.*?None.*?)`", README.read_text())[1]
+  other = "--config.objective.name=elbo "
+  build.recipe(changed(name, other + flags))
+  with pytest.raises(UserError, match="weights"):
+    build.recipe(changed(name, other))

@@ -139,16 +139,15 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
   assert model._device.encoder._cache_size() == 3  # 1, 2 and 4 rows
 
 
-def test_readme_example(flat_run):
-  """Every line of the README's Python block, on this run."""
-  text = (Path(__file__).parents[1] / "README.md").read_text()
-  section = text.split("## Use a trained model")[1].split("\n## ")[0]
-  block = re.search(r"```python\n(.*?)```", section, re.S)[1]
+def test_documented_example(flat_run):
+  """Every line of the Python block of docs/inference.md, on this run."""
+  text = (Path(__file__).parents[1] / "docs" / "inference.md").read_text()
+  (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
   assert '"runs/digits"' in block
   block = block.replace('"runs/digits"', f"{str(flat_run)!r}, batch_size=16")
   images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
   names = {"images": images, "train_images": np.tile(images, (4, 1, 1, 1))}
-  exec(compile(block, "README.md", "exec"), names)
+  exec(compile(block, "inference.md", "exec"), names)
   called = set(re.findall(r"model\.(\w+)\(", block))
   public = {n for n in vars(gamix_jax.Model) if not n.startswith("_")}
   assert public - called == {"fitted", "check_source", "bounds"}
