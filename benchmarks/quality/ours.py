@@ -30,9 +30,7 @@ from gamix_jax.errors import UserError
 
 LOGS = 10  # times that a run logs its numbers, whatever its length
 SHORT = 20, 100  # steps of the two runs that are timed first
-# A longer one follows until their steps took this share of the budget, or, of
-# a small budget, these CPU-seconds and no more than that share of it.
-SHARE, LEAST, MOST_SHARE = 0.12, 4.0, 0.25
+SHARE = 0.12  # of the budget: longer ones follow until their steps took that
 LONGER = 20  # times the longest so far, at most
 TIMED = 6  # runs, at most
 MARGIN = 0.01, 0.5  # share of the budget, and CPU-seconds, that stay unused
@@ -194,11 +192,10 @@ class Timing:
     start, each = line(self.times)
     while len(self.times) < TIMED:
       lengths = [steps for steps, _ in self.times]
-      room = budget - start
-      need = max(min(LEAST, MOST_SHARE * room), SHARE * room)
-      if each * (max(lengths) - min(lengths)) >= need:
+      room = budget - start  # for steps
+      if each * (max(lengths) - min(lengths)) >= SHARE * room:
         break
-      longer = min(int(1.5 * need / each), LONGER * max(lengths))
+      longer = min(int(1.5 * SHARE * room / each), LONGER * max(lengths))
       steps = max(longer, 2 * max(lengths))
       self.add(steps, self._train(steps))
       start, each = line(self.times)
