@@ -22,6 +22,6 @@ def get_config(variant: str = ""):
   config.data.cache = "memory"
   # With fewer of them the samples are no better, the reconstructions worse.
   config.model.latent = 10
-  config.weights.population_kl = 10.0
-  config.weights.collapse = 1.5
+  config.preset_weights.population_kl = 10.0
+  config.preset_weights.collapse = 1.5
   return presets.variant(config, variant)

@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
   config.data.batch_size = 128
   config.data.cache = "memory"
   config.objective.reconstruction = "bernoulli"
-  config.weights.population_kl = 30.0
-  config.weights.collapse = 1.0
+  config.preset_weights.population_kl = 30.0
+  config.preset_weights.collapse = 1.0
   config.optim.vae.learning_rate = 1e-3
   return presets.variant(config, variant)

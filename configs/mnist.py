@@ -18,6 +18,6 @@ def get_config(variant: str = ""):
   config.data.flip = False
   config.data.cache = "memory"
   config.objective.reconstruction = "bernoulli"
-  config.weights.population_kl = 30.0
-  config.weights.collapse = 0.3
+  config.preset_weights.population_kl = 30.0
+  config.preset_weights.collapse = 0.3
   return presets.variant(config, variant)

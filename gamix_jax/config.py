@@ -127,6 +127,13 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.weights.real = _any(100.0)
   c.weights.fake = _any(100.0)
 
+  # What a preset gives these terms where the objective has them and `weights`
+  # leaves them open; None: by its own rule.
+  c.preset_weights = ConfigDict()
+  c.preset_weights.population_kl = _any(None)
+  c.preset_weights.collapse = _any(None)
+  c.preset_weights.kl = _any(None)
+
   # Steps over which the weight of a term grows from 0, linearly; 0: at once.
   c.ramp = ConfigDict()
   c.ramp.population_kl = _open(0)
@@ -312,7 +319,7 @@ def check(config: ConfigDict) -> None:
     )
   profiled(config)
   for key, value in flat(config).items():
-    if value is None and not key.startswith("weights."):
+    if value is None and not key.startswith(("weights.", "preset_weights.")):
       raise UserError(
         f"{key} is None: give it a value, or let --config.preset=base (small, "
         "large) choose one."
@@ -323,11 +330,12 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_ranges(config: ConfigDict) -> None:
-  for name, weight in config.weights.items():
-    if weight is not None and not (_is_number(weight) and weight >= 0):
-      raise UserError(
-        f"weights.{name}={weight!r} is neither a number from 0 on nor None."
-      )
+  for section in ("weights", "preset_weights"):
+    for name, weight in config[section].items():
+      if weight is not None and not (_is_number(weight) and weight >= 0):
+        raise UserError(
+          f"{section}.{name}={weight!r} is neither a number from 0 on nor None."
+        )
   if not -(2**63) <= config.seed < 2**63:
     raise UserError(f"seed={config.seed} does not fit into 64 bits.")
   for keys, wanted, ok in (

@@ -114,6 +114,7 @@ def _fill(config: ConfigDict) -> None:
     config.objective.name, config.adversarial.loss
   )
   weights = default_weights(config)
+  weights |= {k: v for k, v in config.preset_weights.items() if v is not None}
   fill({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
   length = min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
   # Whatever pulls single posteriors to the prior comes late: at first it is

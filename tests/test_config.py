@@ -108,6 +108,7 @@ ELSEWHERE = {
   "mesh.": "test_mesh: how a state lies",
   "guard.": "test_main: the run ends",
   "preset": "test_presets",
+  "preset_weights.": "test_presets",
   "profile": "test_profile",
   "log_every": "test_main",
   "eval_every": "test_main",

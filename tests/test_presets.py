@@ -108,6 +108,21 @@ def test_weights_and_ramps_go_with_the_objective(changes, terms, ramps):
   build.recipe(c)
 
 
+def test_a_file_weights_the_terms_that_there_are():
+  """Its weights are no obstacle to another objective, and flags win."""
+  c = completed("digits")
+  own = config_of("digits").preset_weights
+  assert c.weights.collapse == own.collapse is not None
+  assert c.weights.population_kl == own.population_kl is not None
+  elbo = completed("digits", objective__name="elbo")
+  assert {k for k, v in elbo.weights.items() if v is not None} == {
+    "recon",
+    "kl",
+  }
+  c = completed("digits", weights__collapse=7.0)
+  assert c.weights.collapse == 7
+
+
 def test_weights_go_with_the_number_of_pixels():
   small, large = (completed(data__image_size=s) for s in (32, 64))
   assert large.weights.recon == 4 * small.weights.recon
