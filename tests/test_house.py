@@ -121,8 +121,10 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
     assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
     words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)
     assert words == "left out"
-  # Its first state, the step, the evaluation and the pictures.
-  assert (int(hits), int(misses)) == (4, 0)
+  # The first state, the step, the evaluation and the pictures are the large
+  # ones among the hits.
+  assert int(hits) >= 4
+  assert int(misses) == 0
 
 
 # ------------------------------------------------------- README and docs/
