@@ -287,7 +287,7 @@ def test_bounds_are_in_order_on_random_mixtures():
   convex = np.sum(pi * components, 1)
   entropy = -np.sum(pi * np.log(pi), 1)
   moments = jit(
-    jax.vmap(lambda one: population.population_kl(one, {}, "full", 0.0)[0])
+    jax.vmap(lambda one: population.population_kl(one, "full")[0])
   )(jax.tree.map(lambda v: v[:, None], q))
   for i in range(40):
     assert moments[i] <= exact[i] + 1e-5
@@ -336,7 +336,7 @@ def test_the_objective_siwae_is_minus_the_bound():
     z, w = q.draws(KEY, t, eps)
     x = jnp.full((b, 1, 1, 1), 1.2)
     p = Pass(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
-    terms, _, _ = objective.siwae(p, {}, form="means", decay=0.0, kind="l2")
+    terms, _ = objective.siwae(p, form="means", kind="l2")
     values = (np.asarray(v, np.float64) for v in (z, w))
     z64, w64 = values
     weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
