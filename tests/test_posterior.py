@@ -336,7 +336,7 @@ def test_the_objective_siwae_is_minus_the_bound():
     z, w = q.draws(KEY, t, eps)
     x = jnp.full((b, 1, 1, 1), 1.2)
     p = Pass(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
-    terms, _, _ = objective.siwae(p, {}, form="means", decay=0.0, kind="l2")
+    terms, _ = objective.siwae(p, form="means", kind="l2")
     values = (np.asarray(v, np.float64) for v in (z, w))
     z64, w64 = values
     weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
