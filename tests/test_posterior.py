@@ -287,7 +287,7 @@ def test_bounds_are_in_order_on_random_mixtures():
   convex = np.sum(pi * components, 1)
   entropy = -np.sum(pi * np.log(pi), 1)
   moments = jit(
-    jax.vmap(lambda one: population.population_kl(one, {}, "full", 0.0)[0])
+    jax.vmap(lambda one: population.population_kl(one, "full")[0])
   )(jax.tree.map(lambda v: v[:, None], q))
   for i in range(40):
     assert moments[i] <= exact[i] + 1e-5
