@@ -1,4 +1,12 @@
-"""CelebA at 64x64: the centre 140 pixels of the aligned faces, as is usual."""
+"""CelebA at 64x64: the centre 140 pixels of the aligned faces, as is usual.
+
+  python -m gamix_jax.main --config=configs/celeba.py --workdir=runs/celeba
+
+For a GPU; not trained to the end with this code yet. TFDS downloads CelebA from
+Google Drive, whose quota often refuses it: then get img_align_celeba.zip by
+hand, unpack it and add --config.data.source=folder:/data/img_align_celeba. On a
+CPU use --config.preset=small, see configs/folder.py.
+"""
 
 from gamix_jax import config as gamix
 from gamix_jax import presets

@@ -1,4 +1,10 @@
-"""CIFAR-10, 32x32 in colour."""
+"""CIFAR-10, 32x32 in colour.
+
+  python -m gamix_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+
+TFDS prepares CIFAR-10 with TensorFlow once: pip install -e '.[tfds]'. A folder
+of images does as well: --config.data.source=folder:data/cifar10. @@CIFAR@@
+"""
 
 from gamix_jax import config as gamix
 from gamix_jax import presets

@@ -1,4 +1,12 @@
-"""MNIST, 28x28 grey."""
+"""MNIST, 28x28 grey.
+
+  python -m gamix_jax.main --config=configs/mnist.py \
+      --config.data.source=idx:data/mnist --workdir=runs/mnist
+
+The folder holds MNIST's own four files (train-images-idx3-ubyte and so on),
+gzip-compressed or not; other sources are npz:mnist.npz and tfds:mnist. By count
+of steps, 20 CPU-minutes: ten minutes on two cores. @@MNIST@@
+"""
 
 from gamix_jax import config as gamix
 from gamix_jax import presets

@@ -239,7 +239,7 @@ def test_again(jobs, program, tmp_path):
   _, folder = jobs["digits"]
   run = shutil.copytree(folder / "run", tmp_path / "run")
   before = numbers(run)
-  out = program.done(TINY, f"--workdir={run}")
+  out = program.done(TINY, WITH_ALL, f"--workdir={run}")
   assert "Continuing at step 3." in out
   assert "Done: step 3 of 3" in out
   after = numbers(run)

@@ -28,9 +28,14 @@ RICH = (
   "--config.model.dropout=0.25",
   "--config.objective.population=debiased",
   "--config.ramp.collapse=5",
+  "--config.adversarial.loss=bce",
+  "--config.adversarial.start=0",
   "--config.adversarial.delay=1",
   "--config.ramp.fool=3",
   "--config.data.flip=true",
+  # A run with a schedule over all steps cannot go on for more of them.
+  "--config.optim.vae.schedule=constant",
+  "--config.optim.disc.schedule=constant",
   # A bias in front of a norm has no gradient but rounding, which Adam with a
   # small eps would make steps of, others on eight devices than on one.
   "--config.optim.vae.eps=1e-3",
@@ -55,7 +60,7 @@ def assert_equal(a, b, step):
   """Two runs ended alike: the bits of the state, the numbers on the way."""
   ours, theirs = arrays(a, step), arrays(b, step)
   assert ours.keys() == theirs.keys()
-  assert len(ours) > 100
+  assert len(ours) > 60  # of all networks and both optimisers
   for name, x in ours.items():
     y = theirs[name]
     assert x.dtype == y.dtype
