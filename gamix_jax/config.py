@@ -307,11 +307,7 @@ def check(config: ConfigDict) -> None:
     UserError: a value of the wrong type or out of its range, an image size
       that patches and halvings do not divide, features that are none.
   """
-  if not isinstance(config, ConfigDict) or flat(config).keys() != _KEYS:
-    raise UserError(
-      "The config has not the keys of gamix_jax.config.base(): get_config of "
-      "its file has to return that, with changes."
-    )
+  check_keys(config)
   _check_ranges(config)
   if config.data.channels not in (1, 3):
     raise UserError(
@@ -327,6 +323,19 @@ def check(config: ConfigDict) -> None:
   check_image_size(config)
   _check_features(config.model)
   _check_sizes(config)
+
+
+def check_keys(config: ConfigDict) -> None:
+  """Refuses what is not `base()` with other values.
+
+  Raises:
+    UserError: as said.
+  """
+  if not isinstance(config, ConfigDict) or flat(config).keys() != _KEYS:
+    raise UserError(
+      "The config has not the keys of gamix_jax.config.base(): get_config of "
+      "its file has to return that, with changes."
+    )
 
 
 def _check_ranges(config: ConfigDict) -> None:

@@ -75,6 +75,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     UserError: as `config.check`; no such preset; a key without a value and
       without a preset.
   """
+  configs.check_keys(config)
   if config.preset:
     if config.preset not in PRESETS:
       raise UserError(

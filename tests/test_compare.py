@@ -102,6 +102,7 @@ def fitting(goal):
   c = whole()
   if goal == "exact":
     c.model.decoder, c.objective.reconstruction = "linear", "l2"
+    c.model.upsample_gain = 1.0  # nothing is upsampled
   return c
 
 

@@ -133,6 +133,7 @@ BATCH = 2**20 // 64**2  # images of 64x64 that a trained model takes at a time
       (
         *("--workdir={run}/new", "--families=gaussian/elbo"),
         *("--config.data.image_size=64", "--config.data.batch_size=4"),
+        *("--config.model.encoder=resnet", "--config.model.patch=1"),
         "--config.model.encoder_features=(24,24,24)",
       ),
       4,

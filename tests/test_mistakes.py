@@ -149,11 +149,11 @@ MISTAKES = {
       "--config.model.decoder_features=(4,4,1)",
       "--config.data.image_size=18",
     ),
-    ["data.image_size=18", "halves an image 2 times", "16, 20"],
+    ["data.image_size=18", "halves an image 3 times", "16, 24"],
   ),
   "no patches": (
     key("model.patch=3"),
-    ["patches of model.patch=3", "6, 12, 18 (multiples of 6)"],
+    ["patches of model.patch=3", "12, 24 (multiples of 12)"],
   ),
   "no widths": (
     words("--config.model.encoder=mlp", "--config.model.encoder_features=()"),
@@ -216,14 +216,17 @@ MISTAKES = {
   "schedule": (key("optim.disc.schedule=x"), ["constant, cosine"]),
   "dtype": (key("dtype=float16"), ["float32, bfloat16"]),
   "weights": (
-    key("objective.name=elbo"),
+    key("weights.kl=1"),
     [
-      "are recon, kl, fool, real, fake;",
-      "of collapse, fake, fool, population_kl, real, recon.",
-      "--config.weights.kl=1",
+      "are recon, population_kl, collapse;",
+      "of collapse, kl, population_kl, recon.",
+      "--config.weights.kl=None",
     ],
   ),
-  "batch of one": (key("data.batch_size=1"), ["batch_size=1", "2 or more"]),
+  "batch of one": (
+    words("--config.objective.population=means", "--config.data.batch_size=1"),
+    ["batch_size=1", "2 or more"],
+  ),
   "batch of three": (
     words(
       "--config.objective.population=debiased", "--config.data.batch_size=3"
