@@ -6,8 +6,8 @@
 At 64x64 in colour, the centre square of each. A folder with train/ and test/
 inside keeps that split; otherwise a fifth is held out, by a hash of the names.
 Networks and weights go with --config.data.image_size (32, 64, 128, 256, or a
-pair), --config.data.channels=1 (grey) and --config.preset: small for a CPU, base
-and large for a GPU. @@FACES@@
+pair), --config.data.channels=1 (grey) and --config.preset: small for a CPU,
+base and large for a GPU. @@FACES@@
 """
 
 from gamix_jax import config as gamix
