@@ -286,9 +286,9 @@ def test_bounds_are_in_order_on_random_mixtures():
   components = 0.5 * (sigma**2 + mu**2 - 1 - 2 * np.log(sigma))
   convex = np.sum(pi * components, 1)
   entropy = -np.sum(pi * np.log(pi), 1)
-  moments = jit(
-    jax.vmap(lambda one: population.population_kl(one, "full")[0])
-  )(jax.tree.map(lambda v: v[:, None], q))
+  moments = jit(jax.vmap(lambda one: population.population_kl(one, "full")[0]))(
+    jax.tree.map(lambda v: v[:, None], q)
+  )
   for i in range(40):
     assert moments[i] <= exact[i] + 1e-5
     slack = 0.06 + 0.03 * exact[i]
