@@ -272,8 +272,8 @@ def test_a_presets_config_keeps_what_is_given():
   assert given(elbo) == {"recon": 99, "kl": 0.25}
   assert {k: v for k, v in elbo.ramp.items() if v} == {"kl": 40}
   gamix = family_config(c, "gaussian/gamix")
-  n = 16 * 16
-  wanted = {"recon": 99, "collapse": 0.75, "population_kl": max(1, n / 800)}
+  of_file = c.preset_weights.population_kl
+  wanted = {"recon": 99, "collapse": 0.75, "population_kl": of_file}
   assert given(gamix) == wanted
   assert {k: v for k, v in gamix.ramp.items() if v} == {"collapse": 40}
 
@@ -619,7 +619,7 @@ def test_markdown(folder):
     "3 steps, batch 8",
     "seeds 0, 1",
     "8 held-out images",
-    "`mixture:2/gamix:means@collapse=0.5`: weights recon 32, population_kl 1, "
+    "`mixture:2/gamix:means@collapse=0.5`: weights recon 32, population_kl 10, "
     "collapse 0.5; population means",
     "`epanechnikov/evae`: weights recon 32, kernel 1;",
     "on the features random_conv_f224_s0: those that",
