@@ -3,7 +3,8 @@
   python -m gamix_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
 TFDS prepares CIFAR-10 with TensorFlow once: pip install -e '.[tfds]'. A folder
-of images does as well: --config.data.source=folder:data/cifar10. @@CIFAR@@
+of images does as well: --config.data.source=folder:data/cifar10. Not
+trained to the end with this version yet.
 """
 
 from gamix_jax import config as gamix

@@ -6,7 +6,7 @@
 
 That folder is where Debian's package dataset-fashion-mnist puts the four idx
 files; tfds:fashion_mnist is another source. By count of steps, 30 CPU-minutes.
-@@FASHION@@
+Not trained to the end with this version yet.
 """
 
 from gamix_jax import config as gamix
