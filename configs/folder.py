@@ -7,7 +7,12 @@ At 64x64 in colour, the centre square of each. A folder with train/ and test/
 inside keeps that split; otherwise a fifth is held out, by a hash of the names.
 Networks and weights go with --config.data.image_size (32, 64, 128, 256, or a
 pair), --config.data.channels=1 (grey) and --config.preset: small for a CPU,
-base and large for a GPU. @@FACES@@
+base and large for a GPU.
+
+On 11,864 grey faces of 64x64, 557 CPU-seconds of one core (11,407 of the 20,000
+steps; benchmarks.quality, one seed): held-out mean absolute error 0.078, and
+samples from N(0, I) that are soft faces of different people. Base and large
+were not trained to the end yet.
 """
 
 from gamix_jax import config as gamix
