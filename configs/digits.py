@@ -2,10 +2,11 @@
 
   python -m gamix_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Three seeds, held-out images, averaged weights (python -m gamix_jax.evaluate):
-mean absolute error 0.090, mutual information 5.2 nats, every latent active,
-Frechet distance of samples from N(0, I) on the classifier's features 0.67,
-0.56 and 0.71, where as many training images get 0.31.
+71 seconds on two CPU cores, with imports and compilation. Three seeds, held-out
+images, averaged weights (python -m gamix_jax.evaluate): mean absolute error
+0.090, mutual information 5.2 nats, every latent active, Frechet distance of
+samples from N(0, I) on the classifier's features 0.67, 0.56 and 0.71, where as
+many training images get 0.31.
 """
 
 from gamix_jax import config as gamix
