@@ -427,6 +427,13 @@ def get(config: ConfigDict, key: str) -> Any:
   return value
 
 
+def put(config: ConfigDict, key: str, value: Any) -> None:
+  """Sets the value at a dotted key."""
+  section, _, name = key.rpartition(".")
+  holder = get(config, section) if section else config
+  holder[name] = value
+
+
 def flat(config: ConfigDict) -> dict[str, Any]:
   """{"data.batch_size": 20, ...}, every key; tuples as lists, as in JSON."""
   out = {}
@@ -467,9 +474,7 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
       close = difflib.get_close_matches(key, known, 1)
       hint = f" (did you mean {close[0]}?)" if close else ""
       raise UserError(f"{where} has the key {key}, which is none{hint}.")
-    section, _, name = key.rpartition(".")
-    holder = get(config, section) if section else config
-    holder[name] = tuple(value) if isinstance(value, list) else value
+    put(config, key, tuple(value) if isinstance(value, list) else value)
   return config
 
 

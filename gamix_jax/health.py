@@ -121,13 +121,9 @@ class Verdict:
     counts = c.posterior.name == "poisson"
     if not counts and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
       yield "posterior.initial_logvar", f"{presets.INITIAL_LOGVAR:g}"
-    length = min(presets.RAMP_STEPS, int(presets.RAMP_SHARE * c.steps))
-    for term in ("collapse", "kl", "kernel"):
-      if (
-        term in objective.OBJECTIVES[c.objective.name].terms
-        and c.objective.name != "siwae"  # whose bound is whole or none
-        and c.ramp[term] < length
-      ):
+    length = presets.ramp_steps(c)
+    for term in objective.ramped(c.objective.name):
+      if c.ramp[term] < length:
         yield f"ramp.{term}", f"{length}"
     if c.optim.vae.learning_rate < WAKING_RATE:
       yield "optim.vae.learning_rate", f"{WAKING_RATE:g}"

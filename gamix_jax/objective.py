@@ -227,6 +227,20 @@ OBJECTIVES = {
 }
 
 
+# The terms that pull single posteriors to the prior.
+PULLS = ("collapse", "kl", "kernel")
+
+
+def ramped(objective: str) -> tuple[str, ...]:
+  """Of PULLS those of an objective that may start without their weight.
+
+  None of siwae, whose bound is whole with its full weight alone.
+  """
+  if objective == "siwae":
+    return ()
+  return tuple(t for t in OBJECTIVES[objective].terms if t in PULLS)
+
+
 def check_fit(objective: str, family: type, named: str) -> None:
   """Refuses an objective that is not defined for a family of posteriors.
 

@@ -55,7 +55,7 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
   """
   config.preset = preset
   for key in OPEN:
-    _set(config, key, None)
+    configs.put(config, key, None)
   for section in ("weights", "ramp"):
     for name in config[section]:
       config[section][name] = None
@@ -87,18 +87,13 @@ def complete(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
-  section, _, name = key.rpartition(".")
-  configs.get(config, section)[name] = value
-
-
 def _fill(config: ConfigDict) -> None:
   """The open keys, those first that others depend on."""
 
   def fill(values: dict[str, Any]) -> None:
     for key, value in values.items():
       if configs.get(config, key) is None:
-        _set(config, key, value)
+        configs.put(config, key, value)
 
   from gamix_jax import objective  # noqa: PLC0415  (JAX, for its table alone)
 
@@ -117,13 +112,15 @@ def _fill(config: ConfigDict) -> None:
   weights = default_weights(config)
   weights |= {k: v for k, v in config.preset_weights.items() if v is not None}
   fill({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
-  length = min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
-  # Whatever pulls single posteriors to the prior comes late: at first it is
-  # cheaper to say nothing. siwae's bound is whole with its full weight alone.
-  late = {"collapse", "kl", "kernel"} & set(of_vae)
-  if config.objective.name == "siwae":
-    late = set()
+  # With full weights from the start, codes that carry no information cost
+  # least, and a run can stay there.
+  late, length = objective.ramped(config.objective.name), ramp_steps(config)
   fill({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
+
+
+def ramp_steps(config: ConfigDict) -> int:
+  """How long the ramps of a start that wakes are, in a run of these steps."""
+  return min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
 
 
 def _kind(height: int, width: int, preset: str) -> str:

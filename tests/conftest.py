@@ -43,9 +43,7 @@ def small(**changes):
   c.model.discriminator_features = (4, 1)
   c.model.discriminator_strides = (2, 1)
   for key, value in changes.items():
-    section, _, name = key.rpartition("__")
-    holder = config.get(c, section.replace("__", ".")) if section else c
-    holder[name] = value
+    config.put(c, key.replace("__", "."), value)
   return c
 
 

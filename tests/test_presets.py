@@ -18,9 +18,7 @@ def completed(name="folder", **changes):
   """A config of configs/ with flags given to it, completed."""
   c = config_of(name)
   for key, value in changes.items():
-    section, _, last = key.rpartition("__")
-    holder = config.get(c, section.replace("__", ".")) if section else c
-    holder[last] = value
+    config.put(c, key.replace("__", "."), value)
   return presets.complete(c)
 
 

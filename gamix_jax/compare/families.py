@@ -13,8 +13,6 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import HEADS
 
-# The terms that pull single posteriors; one of them is in each objective.
-PULLS = ("collapse", "kl", "kernel")
 FORM = "posterior[:components]/objective[:population][@term=weight...]"
 _SPEC = re.compile(
   r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?((?:@\w+=[\w.+-]+)*)", re.ASCII
@@ -151,8 +149,10 @@ def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
   """None of a term that there is not; a preset's are left open."""
   if "population_kl" not in terms:
     config.ramp.population_kl = 0
-  given = [config.ramp[t] for t in PULLS if config.ramp[t] is not None]
+  given = [
+    config.ramp[t] for t in objective.PULLS if config.ramp[t] is not None
+  ]
   steps = max(given, default=None)
-  for term in PULLS:
-    ramped = term in terms and config.objective.name != "siwae"
-    config.ramp[term] = steps if ramped else 0
+  ramped = objective.ramped(config.objective.name)
+  for term in objective.PULLS:
+    config.ramp[term] = steps if term in ramped else 0
