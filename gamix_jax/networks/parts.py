@@ -209,15 +209,60 @@ class Part(nn.Module):
       name="layernorm",
     )(x)
 
-  def image(self, x: jax.Array, channels: int, patch: int) -> jax.Array:
+  def of_same_kind(self) -> dict:
+    return dict(norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
+
+
+class SpatialEncoder(Part):
+  """What encoders with convolutions have in common.
+
+  Attributes:
+    features: channels, from the image on.
+    input_norm: see `Part.normed_input`; with `layer` an encoder belongs to one
+      image size.
+    patch: side of the squares of pixels that are seen as channels.
+  """
+
+  features: Sequence[int] = ()
+  input_norm: str = "layer"
+  patch: int = 1
+
+  def patches(self, x: jax.Array) -> jax.Array:
+    """[b, h, w, c], normalised, as squares [b, h/p, w/p, p p c]."""
+    x = self.normed_input(self.input_norm, x)
+    return space_to_depth(x, self.patch) if self.patch > 1 else x
+
+
+class SpatialDecoder(Part):
+  """What decoders with convolutions have in common.
+
+  Attributes:
+    features: channels, up to the image.
+    start: shape (h', w', c') that latents are mapped to.
+    channels: of the images.
+    patch: see `SpatialEncoder`.
+    upsample_gain: of the initial weights of the transposed convolutions.
+  """
+
+  features: Sequence[int] = ()
+  start: tuple[int, int, int] = (1, 1, 1)
+  channels: int = 3
+  patch: int = 1
+  upsample_gain: float = 1.0
+
+  def spread(self, z: jax.Array) -> jax.Array:
+    """Latents [b, d] -> [b, h', w', c'], linearly."""
+    x = self.dense(math.prod(self.start), "dense")(z)
+    return x.reshape(-1, *self.start)
+
+  def image(self, x: jax.Array) -> jax.Array:
     """The output convolution: features [b, h/p, w/p, f] -> [b, h, w, c].
 
     1x1 as published. With patches it is 3x3: each is then seen together with
     its neighbours, and their common edges fit.
     """
-    size = 1 if patch == 1 else 3
-    x = self.conv(channels * patch**2, size, "out")(x)
-    return float_at_least_32(depth_to_space(x, patch) if patch > 1 else x)
-
-  def of_same_kind(self) -> dict:
-    return dict(norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
+    size = 1 if self.patch == 1 else 3
+    x = self.conv(self.channels * self.patch**2, size, "out")(x)
+    return float_at_least_32(
+      depth_to_space(x, self.patch) if self.patch > 1 else x
+    )

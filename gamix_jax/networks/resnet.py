@@ -4,13 +4,10 @@ Pre-activation residual networks (He et al., arXiv:1603.05027) as the reference
 ran them.
 """
 
-import math
-from collections.abc import Sequence
-
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import Part, space_to_depth
+from gamix_jax.networks.parts import Part, SpatialDecoder, SpatialEncoder
 
 # Of these the value at a pixel does not depend on the other pixels, so a
 # strided 1x1 convolution may be moved in front of them.
@@ -105,28 +102,21 @@ class DecoderStage(Part):
     )(x, train)
 
 
-class Encoder(Part):
+class Encoder(SpatialEncoder):
   """Images [b, h, w, c] -> features [b, h', w', head_features].
 
-  h' = h / (patch 2^(n - 1)) for n feature counts.
+  h' = h / (patch 2^(n - 1)) for n feature counts, the channels of the stem and
+  behind each halving.
 
   Attributes:
-    features: channels of the stem and behind each halving.
     head_features: channels of the output.
-    input_norm: see `Part.normed_input`.
-    patch: side of the squares of pixels that the stem sees as channels.
   """
 
-  features: Sequence[int] = ()
   head_features: int = 0
-  input_norm: str = "layer"
-  patch: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = self.normed_input(self.input_norm, x)
-    if self.patch > 1:
-      x = space_to_depth(x, self.patch)
+    x = self.patches(x)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(
       zip(self.features, self.features[1:], strict=False)
@@ -140,27 +130,15 @@ class Encoder(Part):
     return self.conv(self.head_features, 1, "head")(x)
 
 
-class Decoder(Part):
+class Decoder(SpatialDecoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
-  Attributes:
-    features: channels of the stem and behind each doubling.
-    start: shape (h', w', c') that latents are mapped to.
-    channels: of the images.
-    patch: see `Encoder`.
-    upsample_gain: of the initial weights of the transposed convolutions.
+  The features are the channels of the stem and behind each doubling.
   """
-
-  features: Sequence[int] = ()
-  start: tuple[int, int, int] = (1, 1, 1)
-  channels: int = 3
-  patch: int = 1
-  upsample_gain: float = 1.0
 
   @nn.compact
   def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-    x = self.dense(math.prod(self.start), "dense")(z)
-    x = x.reshape(-1, *self.start)
+    x = self.spread(z)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(
       zip(self.features, self.features[1:], strict=False)
@@ -172,4 +150,4 @@ class Decoder(Part):
         name=f"stage{s}",
         **self.of_same_kind(),
       )(x, train)
-    return self.image(x, self.channels, self.patch)
+    return self.image(x)
