@@ -67,6 +67,17 @@ FLAT_BATCH = flat(
 )
 
 
+# The published Epanechnikov VAE, in the place of gamix.
+EVAE = dict(
+  posterior__name="epanechnikov",
+  posterior__epanechnikov__prior="uniform",
+  objective__name="evae",
+  weights__population_kl=None,
+  weights__collapse=None,
+  weights__kernel=1.0,
+)
+
+
 def elbo(make=small, **changes):
   """A config with the standard VAE's objective."""
   return make(

@@ -7,7 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import FLAT, alone, elbo, flat, small
+from conftest import EVAE, FLAT, alone, elbo, flat, small
 
 from gamix_jax import build, config, presets, step
 from gamix_jax.errors import UserError
@@ -20,13 +20,6 @@ MIXTURE = dict(posterior__name="mixture", posterior__components=2)
 ELBO = dict(objective__name="elbo", weights__kl=1.0, **NO_KL)
 POISSON = dict(posterior__name="poisson", **ELBO)
 VAMP = dict(prior__name="vamp", prior__components=3, **ELBO)
-EVAE = dict(
-  posterior__name="epanechnikov",
-  posterior__epanechnikov__prior="uniform",
-  objective__name="evae",
-  weights__kernel=1.0,
-  **NO_KL,
-)
 ALONE = dict(weights__fool=None, weights__real=None, weights__fake=None)
 
 # key: another value than `flat`'s, and what else makes that a config

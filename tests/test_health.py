@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from conftest import alone, elbo, small
+from conftest import EVAE, alone, elbo, small
 
 from gamix_jax import build, config
 from gamix_jax.health import DEAD_AFTER, DEAD_AT_END, WINDOW, Verdict
@@ -27,14 +27,6 @@ SATURATED = WELL | {
 WAITING = WELL | {"speed/share_waiting_for_data": 0.43}
 COLLAPSED = WELL | {"posterior/collapsed_share": 0.9}
 DEAD = WELL | {"posterior/kl": 0.02, "posterior/explained_variance": 0.012}
-EVAE = dict(
-  posterior__name="epanechnikov",
-  posterior__epanechnikov__prior="uniform",
-  objective__name="evae",
-  weights__population_kl=None,
-  weights__collapse=None,
-  weights__kernel=1.0,
-)
 POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
 

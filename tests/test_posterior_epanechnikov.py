@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from conftest import alone, flat, jit
+from conftest import EVAE, alone, flat, jit
 from test_posterior import KEY, gaussian
-from test_step import EVAE
 
 from gamix_jax import build, objective, posterior
 from gamix_jax.errors import UserError

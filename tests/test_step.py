@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import (
+  EVAE,
   FLAT_BATCH,
   alone,
   assert_close,
@@ -52,14 +53,6 @@ def gradients_of(c, **weights):
   )
 
 
-EVAE = dict(
-  posterior__name="epanechnikov",
-  posterior__epanechnikov__prior="uniform",
-  objective__name="evae",
-  weights__population_kl=None,
-  weights__collapse=None,
-  weights__kernel=1.0,
-)
 ELBO_ALONE = elbo(partial(alone, flat))
 HEADS = ("['posterior']", "['encoder']")
 REACH = {
