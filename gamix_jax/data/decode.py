@@ -34,6 +34,7 @@ _EXIF_SWAPPED = 5  # orientations from this on swap height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _ORIENTED = (b"Raw profile type", b"XML:com.adobe.xmp")  # texts that may say it
+_MOST_SUMMED = 1 << 23  # pixels that OpenCV adds up in 32 bits
 _LONG_TEXT = 1 << 20  # bytes, from which on Pillow may refuse one
 
 # Here, since every process that decodes imports this: `max_pixels` decides.
@@ -147,6 +148,9 @@ class Prepare:
     th, tw, c = self.shape
     if self.resize == "area":
       small = (min(w, tw), min(h, th))
+      if w * h > _MOST_SUMMED * small[0] * small[1]:
+        fewer = (min(w, tw << 10), min(h, th << 10))
+        image = cv2.resize(image, fewer, interpolation=cv2.INTER_AREA)
       if small != (w, h):
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
       if small != (tw, th):
@@ -184,8 +188,8 @@ def _in_words(e: Exception) -> str:
     return f"no whole image of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
   text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(e)).strip()
   if isinstance(e, OSError | SyntaxError | ValueError) and text:
-    return text.splitlines()[0].rstrip(".")
-  return f"damaged ({type(e).__name__}{text and f': {text}'})"
+    return f"cannot be decoded: {text.splitlines()[0].rstrip('.')}"
+  return f"cannot be decoded ({type(e).__name__}{text and f': {text}'})"
 
 
 def _eight_bit(image: Image.Image, form: str | None) -> np.ndarray:

@@ -343,12 +343,12 @@ def _heads(
   def tell(names: Sequence[str], what: str, did: str = "left out") -> None:
     if names:
       log.info(
-        "%s: %s %d %s: %s",
-        *(shown(root), did, len(names), what, listed(names)),
+        "%s: %s %s (%d): %s",
+        *(shown(root), did, what, len(names), listed(names)),
       )
 
   tell(foreign, "files that are not images by their names")
-  tell(special, "entries that are no files")
+  tell(special, "what is no file")
   tell(ours, "folders that gamix_jax wrote")
   if asked_for:
     tell(

@@ -35,6 +35,9 @@ def numbers(
     UserError: they are something else.
   """
   flat = [_flat(a, where) for a in arrays]
+  none = sum(int((a == -1).sum()) for a in flat if a.dtype.kind == "i")
+  if none:
+    log.info("%s: -1 is no label; %d images have none", where, none)
   if all(a.dtype.kind in "iu" for a in flat):
     small = [a[a != -1] if a.dtype.kind == "i" else a for a in flat]
     small = [a for a in small if len(a)]

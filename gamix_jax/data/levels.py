@@ -51,7 +51,7 @@ def black_and_white(
   if not all(np.isfinite(v) for e in ends for v in e[1:]):
     raise UserError(f"{where}: the images hold values that are not finite.")
   dtype = np.result_type(*arrays)
-  found = f"{where}: {dtype} pixels from {low} to {high}"
+  found = f"{where}: {dtype} pixels from {low!s} to {high!s}"
   chosen = stated or _evident(dtype, float(low), float(high))
   # Of two splits that differ, each may be without doubt.
   each = {_evident(d, float(v), float(w)) for d, v, w in ends if v != w}
@@ -97,10 +97,10 @@ def _evident(
 
 def _choices(dtype: np.dtype, low, high) -> str:
   """Ranges that may be meant, as flags: those found, and the known that fit."""
-  whole = (min(low, 0) if low > -NOISE else low, high)
+  whole = (0 if low > -NOISE else low, high)
   fitting = [r for r in _known(dtype) if _fit(float(low), float(high), *r)]
   choices = dict.fromkeys([whole, *fitting])
-  return " or ".join(f'"({b},{w})"' for b, w in choices if b < w)
+  return " or ".join(f'"({b!s},{w!s})"' for b, w in choices if b < w)
 
 
 def eight_bit(images: np.ndarray, black: float, white: float) -> np.ndarray:

@@ -119,6 +119,8 @@ def _load(file: Path) -> Mapping[str, np.ndarray]:
     with file.open("rb") as f, warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of headers that Python 2 wrote
       size = file.stat().st_size
+      if not size:
+        raise UserError(f"there is nothing in the file. {_HELP}")
       begin = f.read(6)
       f.seek(0)
       if begin == np.lib.format.MAGIC_PREFIX:
@@ -136,7 +138,8 @@ def _load(file: Path) -> Mapping[str, np.ndarray]:
   # zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError,
   # RuntimeError (it is encrypted), ...
   except Exception as e:
-    reason = (str(e).splitlines() or [""])[0] or type(e).__name__
+    said = getattr(e, "strerror", None) or str(e) or type(e).__name__
+    reason = shown(said.splitlines()[0][:100])
     raise UserError(
       f"{shown(file)} cannot be read as a numpy archive: {reason}. If it is"
       f" damaged, get it again. {_HELP}"
