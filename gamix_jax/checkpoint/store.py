@@ -19,14 +19,16 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import failure, leaves, sums
-from gamix_jax.checkpoint.reader import FORMAT, TOLD, Reader, abstract_leaf
+from gamix_jax.checkpoint import content, failure, leaves, sums
+from gamix_jax.checkpoint.reader import TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
 _DAMAGED = "damaged"
+_TEMPORARY = ".orbax-checkpoint-tmp"
 _PACKAGES = ("gamix_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _LONG = 1.0  # seconds of waiting worth a line in the log
 _log = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ class Checkpoints(Reader):
     arrays = leaves.arrays(state)
     metrics = {k: float(v) for k, v in (metrics or {}).items()}
     about = {
-      "format": FORMAT,
+      "format": content.FORMAT,
       "step": step,
       "versions": _versions(),
       "leaves": leaves.shapes(arrays),
@@ -224,11 +226,24 @@ class Checkpoints(Reader):
     Orbax renames the folder after this, deletes old steps after that, and does
     neither if this fails.
     """
-    temporary = list(
-      self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-    )
+    temporary = self._temporary(f"{self._saving}.")
     for folder in temporary or [self._folder(self._saving)]:
+      if fault := content.fault(folder):
+        raise UserError(
+          f"The checkpoint of step {self._saving} in {self.directory} came out "
+          f"incomplete ({fault}).\nIf another program deletes files there, "
+          "stop it; the same command continues from the checkpoint before."
+        )
       sums.write(folder)
+
+  def _temporary(self, begin: str = "") -> list[epath.Path]:
+    """Orbax's unfinished folders whose names begin so."""
+    # Not by glob, for which a name such as `lr [1]` is a pattern.
+    return [
+      path
+      for path in self.directory.iterdir()
+      if path.name.startswith(begin) and _TEMPORARY in path.name
+    ]
 
   def _fail(self, error: Exception) -> None:
     """Ends a failed save: nothing of it stays, the user learns why."""
@@ -242,7 +257,7 @@ class Checkpoints(Reader):
         _log.debug("closing after a failed save: %r", again)
     if jax.process_index() == 0:
       try:
-        for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        for folder in self._temporary():
           folder.rmtree()
       except OSError as again:
         # In a directory made read-only, say. It counts as no checkpoint, and
@@ -250,6 +265,8 @@ class Checkpoints(Reader):
         _log.info(
           "%s of step %d is left behind: %s", self.directory, step, again
         )
+    if isinstance(error, UserError):
+      raise error
     reason = failure.reason(error)
     if reason is None:
       raise error
@@ -307,7 +324,7 @@ class Checkpoints(Reader):
         return True  # the very arrays that were saved: no need to read back
     if step not in folders or step in self._faults:
       return False
-    if self._find_whole([step]) is None:
+    if self._find_whole(step) is None:
       return False
     arrays = leaves.arrays(state)
     where = str(self._folder(step))
