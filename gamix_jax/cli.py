@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from gamix_jax import malloc
+from gamix_jax import malloc, paths
 from gamix_jax.config import image_shape, layer_bytes
 from gamix_jax.errors import UserError
 
@@ -257,6 +258,21 @@ def use_compilation_cache() -> None:
   _replace_torn()
 
 
+def data_now() -> ConfigDict:
+  """The section `data` of a command that reads the images of a run."""
+  c = ConfigDict()
+  c.source = ""  # where they lie now; "": where they lay when it was trained
+  c.fingerprint = ""  # any: take others than the run was trained on
+  return c
+
+
+def define_data() -> None:
+  """The flags --config.data.*, of a command that has no other --config."""
+  c = ConfigDict()
+  c.data = data_now()
+  config_flags.DEFINE_config_dict("config", c.lock())
+
+
 def keep_freed_memory(workdir: str) -> None:
   """Has memory kept that a trained model frees between chunks, on a CPU.
 
@@ -270,7 +286,7 @@ def keep_freed_memory(workdir: str) -> None:
   from gamix_jax.inference.load import saved_config  # noqa: PLC0415
 
   with contextlib.suppress(UserError):
-    config = saved_config(Path(workdir).expanduser())
+    config = saved_config(paths.resolve(workdir))
     batch_size = default_batch_size(image_shape(config))
     malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 

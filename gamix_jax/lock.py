@@ -46,7 +46,7 @@ class Lock:
     except OSError:
       return  # `acquire` will say what is wrong with the folder
     try:
-      self._lock(file)  # closing gives it back
+      self._lock(file, shared=True)  # closing gives it back
     finally:
       os.close(file)
 
@@ -86,7 +86,7 @@ class Lock:
     """Releases."""
     self.release()
 
-  def _lock(self, file: int) -> bool:
+  def _lock(self, file: int, *, shared: bool = False) -> bool:
     """Whether the file is locked now; False where there are no locks.
 
     Raises:
@@ -95,6 +95,7 @@ class Lock:
     try:
       import fcntl  # noqa: PLC0415
 
+      how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
       fcntl.flock(file, how | fcntl.LOCK_NB)
     except ImportError:
       self._tell_without("this system has no file locks")

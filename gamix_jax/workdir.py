@@ -7,6 +7,7 @@ tensorboard/     the same, and pictures and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
 profile/         a trace of some steps, where `config.profile` asks for one
+.lock            who trains here now, see `lock`
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
+from gamix_jax.lock import Lock
 
 # What a run may be continued with a new value of: it changes what is shown
 # and kept, or how fast it goes, and no number of the training.
@@ -38,24 +40,6 @@ FREE = (
 SHOWN = 8  # differing keys named in a message
 
 
-def _writable(path: Path) -> None:
-  """Makes the folder and tries it.
-
-  Raises:
-    UserError: it cannot be made or written to.
-  """
-  probe = path / ".probe"  # one name: a killed run leaves one at most
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe.write_text("")
-    probe.unlink(missing_ok=True)
-  except OSError as e:
-    raise UserError(
-      f"--workdir={path} cannot be written to ({e.strerror}); "
-      "give another one, or mend its permissions."
-    ) from e
-
-
 def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   """The keys that differ and may not."""
   differing = configs.differences(old, new)
@@ -66,12 +50,40 @@ def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   return {k: v for k, v in differing.items() if k not in free}
 
 
-def claim(path: Path, config: ConfigDict) -> None:
+def claim(path: Path, config: ConfigDict, lock: Lock) -> None:
   """Makes the folder this config's: new, or one that it was begun with.
 
+  Args:
+    path: the folder.
+    config: complete.
+    lock: of that folder; held afterwards. Until it is, nothing is written.
+
   Raises:
-    UserError: it cannot be written to, holds something else, or was trained
-      with other values of keys that matter; the message lists them.
+    UserError: it cannot be written to, is in use, holds something else, or was
+      trained with other values of keys that matter; the message lists them.
+  """
+  check(path, config)
+  probe = path / ".probe"  # one name: a killed run leaves one at most
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    probe.write_text("")
+    probe.unlink(missing_ok=True)
+  except OSError as e:
+    raise UserError(
+      f"--workdir={path} cannot be written to ({e.strerror}); "
+      "give another one, or mend its permissions."
+    ) from e
+  check(path, config)  # another run may have begun it in between
+  (path / "images").mkdir(exist_ok=True)
+  write_text(path / "config.json", configs.to_json(config))
+
+
+def check(path: Path, config: ConfigDict) -> None:
+  """Refuses a folder that is not this config's; writes nothing.
+
+  Raises:
+    UserError: as `claim`, of what the folder holds.
   """
   saved = path / "config.json"
   if saved.is_file():
@@ -93,9 +105,6 @@ def claim(path: Path, config: ConfigDict) -> None:
       f"--workdir={path} has checkpoints but no config.json, so it cannot be "
       "told what they are of; give another --workdir."
     )
-  _writable(path)
-  (path / "images").mkdir(exist_ok=True)
-  write_text(saved, configs.to_json(config))
 
 
 @contextlib.contextmanager
@@ -120,7 +129,8 @@ def write_text(path: Path, text: str) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  temporary = path.with_name(f".{path.name}.part")
+  # Its own, since two commands may write the same file at a time.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
   with writing(path):
     try:
       temporary.write_text(text)

@@ -230,7 +230,9 @@ class Reader:
       )
     return chosen
 
-  def _newest_whole(self, step: int | None, tried: Collection[int]) -> int | None:
+  def _newest_whole(
+    self, step: int | None, tried: Collection[int]
+  ) -> int | None:
     for _ in range(_LOOKS):
       folders = self._folders()
       for one in reversed(folders if step is None else [step]):

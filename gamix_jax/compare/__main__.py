@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, malloc, presets
+from gamix_jax import cli, malloc, paths, presets
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
@@ -45,8 +45,8 @@ def main() -> None:
   from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  workdir = given.workdir or f"runs/compare_{name}"
-  compare(given.config, given.families, given.seeds, Path(workdir))
+  workdir = paths.resolve(given.workdir or f"runs/compare_{name}")
+  compare(given.config, given.families, given.seeds, workdir)
 
 
 if __name__ == "__main__":

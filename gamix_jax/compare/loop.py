@@ -9,6 +9,7 @@ from gamix_jax.compare import judge, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.lock import Lock
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 
@@ -64,7 +65,16 @@ def compare(
   runs = planned(config, families, seeds, root)
   for folder, one in runs.values():
     if (folder / "config.json").is_file():
-      workdir.claim(folder, one)
+      workdir.check(folder, one)
+  with Lock(root) as lock:
+    root.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    _run_all(config, families, runs, root)
+
+
+def _run_all(
+  config: ConfigDict, families: Sequence[str], runs: Runs, root: Path
+) -> None:
   done = {k: judge.finished(*run) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
   features = None if all(done.values()) else judge.extractor(shared, root)

@@ -5,6 +5,7 @@
 --host=127.0.0.1        who reaches it: this machine alone, unless told
 --which=ema|raw         the averaged weights, or the last step's
 --step=1000             of that checkpoint; the newest if left out
+--config.data.source=folder:DIR     where the run's images lie now
 
 Needs pip install '.[explore]'. Ctrl-C ends it.
 """
@@ -27,7 +28,9 @@ def main() -> None:
   from gamix_jax.explore import page, view  # noqa: PLC0415
 
   page.gradio()  # a missing one is told before anything is loaded
-  model = inference.load(given.workdir, given.which, given.step)
+  model = inference.load(
+    given.workdir, given.which, given.step, data=given.config.data
+  )
   page.serve(view.View(model, view.held_out(model)), given.host, given.port)
 
 
@@ -40,4 +43,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535)
   flags.DEFINE_string("which", "ema", "ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint.")
+  cli.define_data()
   sys.exit(cli.run(main))

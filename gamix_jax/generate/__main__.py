@@ -21,6 +21,7 @@
 --path=straight|spherical            of an interpolation
 --method=pca|tsne|umap               of a map
 --stops=5 --fps=12                   of a walk
+--config.data.source=folder:DIR      where the run's images lie now
 """
 
 import sys
@@ -80,6 +81,7 @@ def main() -> None:
     given.workdir,
     given.what,
     given.out,
+    data=given.config.data,
     raw=given.format == "folder",
     which=given.which,
     step=given.step,
@@ -111,4 +113,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("method", "pca", "Or tsne, umap.")
   flags.DEFINE_integer("stops", 5, "Samples that a walk passes.")
   flags.DEFINE_float("fps", 12.0, "Frames a second.")
+  cli.define_data()
   sys.exit(cli.run(main))

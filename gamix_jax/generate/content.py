@@ -2,13 +2,14 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gamix_jax import inference
+from gamix_jax import inference, paths
 from gamix_jax.errors import UserError
 from gamix_jax.generate import chosen, figure, film, folder
 from gamix_jax.generate.figure import Strip
@@ -34,6 +35,7 @@ def make(
   what: str,
   out: str,
   *,
+  data: Mapping[str, str] | None = None,
   raw: bool = False,
   which: str = "ema",
   step: int | None = None,
@@ -45,6 +47,7 @@ def make(
     workdir: the run's.
     what: a name of WHATS.
     out: the file; the folder, if `raw`.
+    data: where the run's images lie now, see `inference.load`.
     raw: images one by one, as they are.
     which: of the weights, see `inference.load`.
     step: of the checkpoint, see `inference.load`.
@@ -53,12 +56,12 @@ def make(
   Raises:
     UserError: whatever is wrong with them, the run or the images.
   """
-  target = Path(out).expanduser()
+  target = paths.resolve(out)
   _check_out(target, what, raw)
-  model = inference.load(workdir, which, step)
-  protocol = {"what": what, "workdir": str(workdir), "step": model.step}
+  model = inference.load(workdir, which, step, data=data)
+  protocol = {"what": what, "workdir": str(model.workdir), "step": model.step}
   protocol |= {"which": which} | asked
-  title = f"{Path(workdir).name}, {which} weights of step {model.step}"
+  title = f"{model.workdir.name}, {which} weights of step {model.step}"
   WHATS[what](model, _Out(target, raw, title, protocol), **asked)
   print(f"Written: {target}")
 
