@@ -32,12 +32,12 @@ def fault(directory: epath.Path) -> str | None:
   except FileNotFoundError:
     return f"{ABOUT} is missing"
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    return f"{ABOUT} cannot be read ({_short(error)})"
+    return f"{ABOUT} cannot be read ({short(error)})"
   try:
     return _first_missing(_spec(directory / STATE), names)
   # tensorstore's own, of whatever it meets: ValueError, OSError, RuntimeError.
   except Exception as error:
-    return f"{STATE} cannot be read ({_short(error)})"
+    return f"{STATE} cannot be read ({short(error)})"
 
 
 def _spec(state: epath.Path) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def _first_missing(spec: dict[str, Any], names: list[str]) -> str | None:
   return None
 
 
-def _short(error: BaseException) -> str:
-  """The first line of what an error says, or its kind."""
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def short(error: BaseException) -> str:
+  """The first sentence of what an error says, or its kind."""
+  text = (str(error).strip() or type(error).__name__).splitlines()[0]
+  return text.partition(". ")[0][:200]

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import content, leaves, sums
+from gamix_jax.checkpoint import content, failure, leaves, sums
 from gamix_jax.errors import UserError
 
 TOLD = 3  # damaged steps named in a message
@@ -173,12 +173,14 @@ class Reader:
     except Exception as error:
       if hosts.lost(error):
         raise
-      fault = "it cannot be read: " + (str(error).splitlines() or [""])[0]
+      failure.quiet_abandoned()
+      fault = f"it cannot be read ({content.short(error.__cause__ or error)})"
     if not hosts.any_host(fault is not None):
       return found
     # A run that goes on meanwhile deletes its old steps: that is no damage.
+    lasting = self._lasting_fault(step)
     if self._folder(step).exists():
-      self._note(step, fault or "another host cannot read it")
+      self._note(step, lasting or fault or "another host cannot read it")
     return None
 
   def _choose(
@@ -274,6 +276,7 @@ class Reader:
   def _read(
     self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
   ) -> dict[str, jax.Array]:
+    failure.quiet_orbax()
     full = {n: x for n, x in wanted.items() if x.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       found = reader.restore(

@@ -10,6 +10,8 @@ moved to `damaged/30`. Reading changes nothing in the directory: only the first
 import logging
 import math
 import os
+import pathlib
+import tempfile
 import time
 import weakref
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from gamix_jax.checkpoint.reader import TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
 _DAMAGED = "damaged"
+_PATTERN = "[]*?"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _PACKAGES = ("gamix_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _LONG = 1.0  # seconds of waiting worth a line in the log
@@ -77,6 +80,7 @@ class Checkpoints(Reader):
     self._keep, self._keep_best = keep, keep_best
     self._best_metric, self._best_mode = best_metric, best_mode
     self._manager: ocp.CheckpointManager | None = None
+    self._alias: tempfile.TemporaryDirectory | None = None
     self._saving: int | None = None  # the step on its way to the disk
     self._saved: tuple[int, list[Any]] | None = None  # the last, and its leaves
 
@@ -165,6 +169,9 @@ class Checkpoints(Reader):
     if self._manager is not None:
       self._manager.close()
       self._manager = None
+    if self._alias is not None:
+      self._alias.cleanup()
+      self._alias = None
 
   def __enter__(self) -> Self:
     """Nothing happens yet."""
@@ -204,7 +211,7 @@ class Checkpoints(Reader):
           )
         )
       self._manager = ocp.CheckpointManager(
-        self.directory,
+        self._plain_name(),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(keep),
           best_fn=_best if self._keep_best else None,
@@ -219,6 +226,20 @@ class Checkpoints(Reader):
         ),
       )
     return self._manager
+
+  def _plain_name(self) -> epath.Path:
+    """The directory by a name that Orbax's globs do not take for a pattern.
+
+    With `lr [1]` it would find none of the arrays that it has just written.
+    """
+    if not set(_PATTERN) & set(str(self.directory)):
+      return self.directory
+    if self._alias is None:
+      self._alias = tempfile.TemporaryDirectory(prefix="gamix_jax_")
+      self.directory.mkdir(parents=True, exist_ok=True)
+      link = pathlib.Path(self._alias.name, "checkpoints")
+      link.symlink_to(self.directory)
+    return epath.Path(self._alias.name) / "checkpoints"
 
   def _sum(self) -> None:
     """Called by Orbax in its thread when all files of a step are written.
