@@ -164,13 +164,53 @@ def _flag_message(error: Exception) -> str | None:
   return "\n".join(text.strip().splitlines()[:2])
 
 
+class _Told(logging.Filter):
+  """Lets each of this package's lines through once; news of one process."""
+
+  def __init__(self):
+    super().__init__()
+    self._told: set[tuple[str, str]] = set()
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Whether the line is to be shown."""
+    if not record.name.startswith("gamix_jax"):
+      return True
+    line = record.name, record.getMessage()
+    if line in self._told or (record.levelno < logging.WARNING and _other()):
+      return False
+    self._told.add(line)
+    return True
+
+
+def _other() -> bool:
+  """Whether this is another process of the run than the first."""
+  if "jax" not in sys.modules:
+    return False
+  from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+
+  return not hosts.first()
+
+
+def _show_log() -> None:
+  """Warnings of all packages and what ours says, as plain lines."""
+  handler = logging.StreamHandler()
+  handler.addFilter(_Told())
+  logging.basicConfig(
+    format="%(message)s", level=logging.WARNING, handlers=[handler]
+  )
+  logging.getLogger("gamix_jax").setLevel(logging.INFO)
+  for stream in (sys.stdout, sys.stderr):  # names may be of any bytes
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")
+
+
 def run(
   main: Callable[[], None],
   argv: Sequence[str] | None = None,
   define: Callable[[], object] | None = None,
 ) -> int:
   """Parses the flags and runs a command; the process's exit code."""
-  logging.basicConfig(format="%(message)s", level=logging.WARNING)
+  _show_log()
   try:
     parse(sys.argv if argv is None else argv, define)
     main()

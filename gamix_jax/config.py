@@ -57,6 +57,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.test_share = 0.2  # held out by hash where the source has no test split
   c.data.max_broken = 0.01  # share of unreadable files that is an error
   c.data.exclude_labels = ()  # classes that are not trained on: "(3,)", names
+  c.data.range = _any("auto")  # (black, white) of npz and idx; auto: judged
+  c.data.max_pixels = 1 << 28  # of an image file; a larger one is left out
 
   c.model = ConfigDict()
   c.model.latent = _open(512)

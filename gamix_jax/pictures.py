@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from gamix_jax import marks
+
 SMALL_SIDE = 64  # images under this are enlarged, each pixel to a square
 LINE = 2  # pixels between images
 
@@ -44,7 +46,7 @@ def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-  """Writes uint8 [h, w, c], whole or not at all.
+  """Writes uint8 [h, w, c], whole or not at all, and marked as ours.
 
   Raises:
     OSError: it cannot be written.
@@ -54,7 +56,7 @@ def save_png(path: Path, image: np.ndarray) -> None:
   _, data = cv2.imencode(".png", image)
   temporary = path.with_name(f".{path.name}.part")
   try:
-    temporary.write_bytes(data.tobytes())
+    temporary.write_bytes(marks.mark(data.tobytes()))
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

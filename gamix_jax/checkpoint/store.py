@@ -108,7 +108,7 @@ class Checkpoints(Reader):
     began = time.monotonic()
     self.wait()
     if (waited := time.monotonic() - began) > _LONG:
-      _log.info("Step %d waited %.1f s for the save before.", step, waited)
+      _log.debug("Step %d waited %.1f s for the save before.", step, waited)
     if self._there(step, state):
       return
     arrays = leaves.arrays(state)
@@ -283,7 +283,7 @@ class Checkpoints(Reader):
       except OSError as again:
         # In a directory made read-only, say. It counts as no checkpoint, and
         # the next run's first save removes it.
-        _log.info(
+        _log.debug(
           "%s of step %d is left behind: %s", self.directory, step, again
         )
     if isinstance(error, UserError):

@@ -6,6 +6,9 @@ Read in this order:
   sources             where images come from: a table; digits, synthetic
   folder, idx,
   npz, tfds           the other sources
+  levels              which of an array's numbers are black and white
+  labels              what a class is: a number, and a name
+  notes               names in messages
   decode              one image: decode, crop, convert, resize
   dataset             images by index, and the rule for broken ones
   cache               decode once
@@ -23,7 +26,7 @@ from gamix_jax.data.batches import Batches, batches, eval_batches
 from gamix_jax.data.dataset import Dataset
 from gamix_jax.data.dataset import open_dataset as open
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import SOURCES, Source
+from gamix_jax.data.sources import SOURCES, Source, absolute
 
 __all__ = [
   "SOURCES",
@@ -31,6 +34,7 @@ __all__ = [
   "Dataset",
   "Settings",
   "Source",
+  "absolute",
   "batches",
   "eval_batches",
   "open",

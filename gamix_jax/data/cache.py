@@ -22,12 +22,14 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.dataset import Broken, Dataset
+from gamix_jax.data.notes import shown
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the pixels: raise it when `decode` changes what it returns
+_VERSION = 2  # of the pixels: raise it when `decode` changes what it returns
 _CHUNK = 256  # images decoded at a time
 
 
@@ -41,11 +43,11 @@ class Cached(Dataset):
     self._source, self._prepare = dataset._source, dataset._prepare
     self.settings, self.split = dataset.settings, dataset.split
     self.label_names = dataset.label_names
-    self.skipped = dataset.skipped
+    self._broken = dataset._broken
     # A memmap's own indexing returns views of what it has copied.
     self._images, self._labels = np.asarray(images), labels
 
-  def fetch(self, i: int) -> tuple[np.ndarray, int, list[str]]:
+  def fetch(self, i: int) -> tuple[np.ndarray, int, Broken]:
     """Image i, its label, and no broken files: they were counted before."""
     return self._images[i], int(self._labels[i]), []
 
@@ -53,7 +55,7 @@ class Cached(Dataset):
     self,
     index: np.ndarray,
     pool: concurrent.futures.Executor | None = None,
-  ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  ) -> tuple[np.ndarray, np.ndarray, Broken]:
     """All in one copy: looking up needs no threads."""
     del pool
     return self._images[index], self._labels[index], []
@@ -68,7 +70,7 @@ def cached(dataset: Dataset) -> Cached:
   """
   if dataset.settings.cache == "memory":
     return _in_memory(dataset)
-  return _in_folder(dataset, Path(dataset.settings.cache).expanduser())
+  return _in_folder(dataset, resolve(dataset.settings.cache))
 
 
 def _in_memory(dataset: Dataset) -> Cached:
@@ -91,52 +93,65 @@ def _in_folder(dataset: Dataset, folder: Path) -> Cached:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / f".{final.name}.lock"):
-      if not _complete(final, dataset):
+      found = _opened(final, dataset)
+      if found is None:
         for stale in folder.glob(f".{final.name}.tmp-*"):
           shutil.rmtree(stale)  # of a process that was killed: we hold the lock
         _write(dataset, folder, final)
-    meta = json.loads((final / "meta.json").read_text())
-    images = np.load(final / "images.npy", mmap_mode="r")
-    labels = np.load(final / "labels.npy")
+        found = _opened(final, dataset)
   except OSError as e:
     raise UserError(
-      f"data.cache: cannot use the folder {folder}: {e.strerror or e}."
+      f"data.cache: cannot use the folder {shown(folder)}: {e.strerror or e}."
       " Make room, or give another: --config.data.cache=<path>"
     ) from e
-  dataset.note(meta["broken"])
+  if found is None:
+    raise UserError(
+      f"data.cache: {shown(final)} was written and cannot be read. Give another"
+      " folder: --config.data.cache=<path>"
+    )
+  images, labels, broken = found
+  dataset.note(broken)
   return Cached(dataset, images, labels)
 
 
 def _key(dataset: Dataset) -> str:
   s = dataset.settings
   parts = [_VERSION, dataset._source.identity(), s.shape, s.crop, s.resize]
+  parts.append(s.max_pixels)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def _complete(final: Path, dataset: Dataset) -> bool:
-  """Whether a cache is there and as long as it should be."""
+def _opened(
+  final: Path, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray, Broken] | None:
+  """Images, labels and broken files of a cache that is there and whole.
+
+  One that is not is deleted.
+  """
   if not final.is_dir():
-    return False
+    return None
   try:
     images = np.load(final / "images.npy", mmap_mode="r")
     labels = np.load(final / "labels.npy")
-    json.loads((final / "meta.json").read_text())
-  except (OSError, ValueError) as e:
-    log.warning("%s is damaged (%s); making it again.", final, e)
-  else:
+    meta = json.loads((final / "meta.json").read_text())
+    broken = [(name, why) for name, why in meta["broken"]]
     shape = (len(dataset), *dataset.shape)
     if images.shape == shape and labels.shape == shape[:1]:
-      return True
-    log.warning("%s is damaged (its shape); making it again.", final)
+      return images, labels, broken
+    fault = "its shape"
+  # NumPy meets garbage with whatever comes first, tokenize.TokenError say.
+  except Exception as e:
+    fault = str(e)
+  log.warning("%s is damaged (%s); making it again.", shown(final), fault)
   shutil.rmtree(final)
-  return False
+  return None
 
 
 def _write(dataset: Dataset, folder: Path, final: Path) -> None:
   temp = folder / f".{final.name}.tmp-{uuid.uuid4().hex}"
   temp.mkdir()
   try:
-    before = len(dataset.skipped)
+    before = set(dataset.skipped)
     labels = np.empty(len(dataset), np.int32)
     # Written in order, not through a map: on a full disk that would be a
     # SIGBUS, and this is an OSError.
@@ -151,7 +166,7 @@ def _write(dataset: Dataset, folder: Path, final: Path) -> None:
       os.fsync(f.fileno())
     np.save(temp / "labels.npy", labels)
     meta = {
-      "broken": dataset.skipped[before:],
+      "broken": [b for b in dataset._broken.items() if b[0] not in before],
       "source": dataset.settings.source,
     }
     (temp / "meta.json").write_text(json.dumps(meta))
@@ -174,7 +189,7 @@ def _decoded(
     for first in range(0, n, _CHUNK):
       found = pool.map(dataset.fetch, range(first, min(first + _CHUNK, n)))
       images, labels, broken = zip(*found, strict=True)
-      dataset.note([name for names in broken for name in names])
+      dataset.note([file for files in broken for file in files])
       yield first, np.stack(images), np.array(labels, np.int32)
       bar.update(len(images))
 

@@ -8,18 +8,22 @@ by which worker a broken file was met.
 """
 
 import concurrent.futures
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.notes import reasons, shown
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import Source, excluded, open_source
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Broken = list[tuple[str, str]]  # files by name, and what ails each
 
 
 class Dataset:
@@ -28,7 +32,6 @@ class Dataset:
   Attributes:
     settings: what it was made from.
     split: "train" or "test".
-    skipped: names of the broken files met so far.
     label_names: name of class i at i; empty where there are none.
   """
 
@@ -37,10 +40,12 @@ class Dataset:
   def __init__(self, source: Source, settings: Settings, split: str):
     """Raises UserError if too many of the source's files are broken."""
     self._source, self.settings, self.split = source, settings, split
-    self._prepare = Prepare(settings.shape, settings.crop, settings.resize)
+    self._prepare = Prepare(
+      settings.shape, settings.crop, settings.resize, settings.max_pixels
+    )
     self.label_names = tuple(source.label_names)
-    self.skipped: list[str] = []
-    self.note(source.broken)
+    self._broken: dict[str, str] = {}
+    self.note(source.broken.items())
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -51,6 +56,24 @@ class Dataset:
   def excluded(self) -> tuple[int, ...]:
     """Labels of the classes that training leaves out (tests have them)."""
     return tuple(excluded(self._source, self.settings))
+
+  @property
+  def skipped(self) -> list[str]:
+    """Names of the broken files met so far."""
+    return list(self._broken)
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    return self._source.fingerprint()
+
+  def fingerprint(self) -> str:
+    """Tells the split's data from any other, wherever they lie: 16 hex digits.
+
+    A function of the source alone: `exclude_labels`, `cache` and what images
+    are made into change nothing. Of image files it sees names, sizes and both
+    ends; of arrays every number.
+    """
+    return self._fingerprint
 
   def classes(self) -> np.ndarray:
     """The label of every image, int [n]; nothing is decoded for it."""
@@ -66,31 +89,39 @@ class Dataset:
     self.note(broken)
     return {"image": image, "label": label}
 
-  def fetch(self, i: int) -> tuple[np.ndarray, int, list[str]]:
-    """Image, label, and the names of the broken files it stands in for.
+  def fetch(self, i: int) -> tuple[np.ndarray, int, Broken]:
+    """Image, label, and the broken files it stands in for.
 
     Changes nothing, so that threads and worker processes may call it; `note`
     the names in the process that trains.
 
     Raises:
-      UserError: a file is gone, or too many in a row are broken.
+      UserError: a file is gone, does not fit into memory, or too many in a row
+        are broken.
     """
-    broken: list[str] = []
+    broken: Broken = []
     for k in range(len(self)):
       j = (i + k) % len(self)
       raw, label = self._source[j]
       try:
         return self._prepare(raw), label, broken
-      except BrokenImage:
-        broken.append(self._source.name(j))
-      self._check(broken)
-    raise UserError(f"No image of {self.settings.source} can be decoded.")
+      except BrokenImage as e:
+        broken.append((self._source.name(j), str(e)))
+      except MemoryError as e:
+        raise UserError(
+          f"There is no memory to decode {self._source.name(j)}. Give this"
+          " more, or leave out such images: --config.data.max_pixels=N"
+        ) from e
+      self._check(dict(broken))
+    raise UserError(
+      f"No image of {shown(self.settings.source)} can be decoded."
+    )
 
   def take(
     self,
     index: np.ndarray,
     pool: concurrent.futures.Executor | None = None,
-  ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  ) -> tuple[np.ndarray, np.ndarray, Broken]:
     """`fetch` of many: uint8 [b, h, w, c], int32 [b], broken files.
 
     Args:
@@ -102,37 +133,38 @@ class Dataset:
     """
     images = np.empty((len(index), *self.shape), np.uint8)
     labels = np.empty(len(index), np.int32)
-    broken: list[str] = []
+    broken: Broken = []
     found = (pool.map if pool else map)(self.fetch, map(int, index))
     for row, (image, label, names) in enumerate(found):
       images[row], labels[row] = image, label
       broken.extend(names)
     return images, labels, broken
 
-  def note(self, broken: Sequence[str]) -> None:
+  def note(self, broken: Iterable[tuple[str, str]]) -> None:
     """Counts and logs broken files, each once.
 
     Raises:
       UserError: they are more than `settings.max_broken` of all files.
     """
-    new = sorted(set(broken) - set(self.skipped))
+    new = {k: why for k, why in sorted(broken) if k not in self._broken}
     if not new:
       return
-    self.skipped.extend(new)
-    self._check(self.skipped)
+    self._broken.update(new)
+    self._check(self._broken)
     log.warning(
-      "%s: skipped %d broken of %d files: %s%s",
-      *(self.settings.source, len(self.skipped), self._source.total),
-      *(", ".join(new[:10]), ", ..." if len(new) > 10 else ""),
+      "%s: skipped %d broken of %d files:%s",
+      *(shown(self.settings.source), len(self._broken), self._source.total),
+      reasons(new),
     )
 
-  def _check(self, broken: Sequence[str]) -> None:
+  def _check(self, broken: Mapping[str, str]) -> None:
     share = self.settings.max_broken
     if len(broken) > share * self._source.total:
-      names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+      first = [f"{name}: {why}" for name, why in list(broken.items())[:3]]
+      names = "; ".join(first) + ("; ..." if len(broken) > 3 else "")
       raise UserError(
         f"{len(broken)} of the {self._source.total} files of"
-        f" {self.settings.source} are broken ({names}): more than"
+        f" {shown(self.settings.source)} are broken ({names}): more than"
         f" data.max_broken={share}. Mend or remove them, or raise it."
       )
 

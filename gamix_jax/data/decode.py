@@ -8,26 +8,41 @@ CMYK and alpha. OpenCV resizes. What becomes of the unusual:
   alpha, palette     laid on white, since colours under full transparency are
                      arbitrary
   16-bit             scaled to 8 bit (65535 -> 255), not clipped
+  32-bit, float      broken: nothing says which number is white
   CMYK, YCCK JPEG    converted without ICC profile; Adobe's inversion undone
-  animation          the first frame
+  animation, pages   the first
+  text in a PNG      not read, so of any length
   large JPEG         decoded at 1/2, 1/4 or 1/8 (exact in the DCT) where
                      resize is "area" and the window that is kept stays at
                      least twice the target's size
+  many pixels        broken from more than `max_pixels` on, in place of
+                     Pillow's own limit, which is smaller and cannot be set
 """
 
 import dataclasses
 import io
+import re
+import threading
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SWAPPED = 5  # orientations from this on swap height and width
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_ORIENTED = (b"Raw profile type", b"XML:com.adobe.xmp")  # texts that may say it
+_LONG_TEXT = 1 << 20  # bytes, from which on Pillow may refuse one
+
+# Here, since every process that decodes imports this: `max_pixels` decides.
+Image.MAX_IMAGE_PIXELS = None
+_quietly = threading.Lock()
 
 
 class BrokenImage(Exception):
-  """These bytes are no image, or not a whole one."""
+  """These bytes are no image, or not a whole one; says why, in plain words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Prepare:
   shape: tuple[int, int, int]  # height, width, channels
   crop: str | int
   resize: str
+  max_pixels: int = 1 << 28
 
   def __call__(self, raw: bytes | np.ndarray) -> np.ndarray:
     """Makes one image.
@@ -48,12 +64,12 @@ class Prepare:
       uint8 `shape`.
 
     Raises:
-      BrokenImage: the bytes cannot be decoded.
+      BrokenImage: the bytes cannot be decoded, or have too many pixels.
     """
     if isinstance(raw, np.ndarray):
       image, scale = raw, 1.0
     else:
-      image, scale = self._decode(raw)
+      image, scale = self._decoded(raw)
     h, w = image.shape[:2]
     ch, cw = self._window(h / scale, w / scale)
     ch = min(h, max(1, round(ch * scale)))
@@ -71,23 +87,40 @@ class Prepare:
     high = min(high, h, w * th / tw)
     return high, high * tw / th
 
-  def _decode(self, raw: bytes) -> tuple[np.ndarray, float]:
-    """The pixels, uint8 [h, w] or [h, w, 3], and the scale they came at."""
+  def _decoded(self, raw: bytes) -> tuple[np.ndarray, float]:
+    """`_decode`, with any error of Pillow as BrokenImage."""
     try:
-      with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
-        width = file.width
-        turned = file.getexif().get(_EXIF_ORIENTATION, 1)
-        self._draft(file, swapped=turned >= _EXIF_SWAPPED)
-        scale = file.width / width
-        # exif_transpose copies even where there is nothing to turn.
-        image = file if turned == 1 else ImageOps.exif_transpose(file)
-        return _eight_bit(image), scale
-    except MemoryError:
+      try:
+        return self._decode(raw)
+      except Warning:
+        # Of a harmless fault, where warnings are errors. The filters belong to
+        # the whole process, so one thread at a time changes them.
+        with _quietly, warnings.catch_warnings():
+          warnings.simplefilter("ignore")
+          return self._decode(raw)
+    except (BrokenImage, MemoryError):
       raise
     # Pillow's plugins meet garbage with whatever comes first (OSError,
     # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...).
     except Exception as e:
-      raise BrokenImage(f"{type(e).__name__}: {e}") from e
+      raise BrokenImage(_in_words(e)) from e
+
+  def _decode(self, raw: bytes) -> tuple[np.ndarray, float]:
+    """The pixels, uint8 [h, w] or [h, w, 3], and the scale they came at."""
+    data = io.BytesIO(_without_text(raw))
+    with Image.open(data, formats=FORMATS) as file:
+      width = file.width
+      if width * file.height > self.max_pixels:
+        raise BrokenImage(
+          f"{width}x{file.height} pixels are more than the limit"
+          f" data.max_pixels={self.max_pixels}"
+        )
+      turned = file.getexif().get(_EXIF_ORIENTATION, 1)
+      self._draft(file, swapped=turned >= _EXIF_SWAPPED)
+      scale = file.width / width
+      # exif_transpose copies even where there is nothing to turn.
+      image = file if turned == 1 else ImageOps.exif_transpose(file)
+      return _eight_bit(image, file.format), scale
 
   def _draft(self, image: Image.Image, *, swapped: bool) -> None:
     """Has a JPEG decoded smaller, and grey, where that loses nothing.
@@ -128,8 +161,41 @@ class Prepare:
     return np.ascontiguousarray(image).reshape(th, tw, c)
 
 
-def _eight_bit(image: Image.Image) -> np.ndarray:
-  """uint8 [h, w] or [h, w, 3] of a Pillow image of any mode."""
+def _without_text(raw: bytes) -> bytes:
+  """A PNG less its texts; Pillow would unpack them all, and refuse long ones.
+
+  Those that may say how the image is turned are kept.
+  """
+  if not raw.startswith(_PNG):
+    return raw
+  kept, at = [raw[: len(_PNG)]], len(_PNG)
+  while at + 12 <= len(raw):
+    size, kind = int.from_bytes(raw[at : at + 4]), raw[at + 4 : at + 8]
+    short = size <= _LONG_TEXT and raw.startswith(_ORIENTED, at + 8)
+    if kind not in _TEXTS or short:
+      kept.append(raw[at : at + 12 + size])
+    at += 12 + size
+  return b"".join([*kept, raw[at:]])
+
+
+def _in_words(e: Exception) -> str:
+  """What an error of Pillow says, for users."""
+  if isinstance(e, UnidentifiedImageError):
+    return f"no whole image of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+  text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(e)).strip()
+  if isinstance(e, OSError | SyntaxError | ValueError) and text:
+    return text.splitlines()[0].rstrip(".")
+  return f"damaged ({type(e).__name__}{text and f': {text}'})"
+
+
+def _eight_bit(image: Image.Image, form: str | None) -> np.ndarray:
+  """uint8 [h, w] or [h, w, 3] of a Pillow image of any mode and a format."""
+  if image.mode == "F" or (image.mode == "I" and form != "PNG"):
+    kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+    raise BrokenImage(
+      f"its pixels are {kind} numbers, which do not say how bright they are;"
+      " store it with 8 or 16 bits"
+    )
   if image.mode.startswith("I"):  # 16-bit grey; Pillow's own convert clips
     wide = np.asarray(image).astype(np.int64)
     return ((wide + 128) // 257).clip(0, 255).astype(np.uint8)

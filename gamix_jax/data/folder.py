@@ -1,39 +1,70 @@
-"""`folder:<path>`: JPEG, PNG and WebP files at any depth.
+"""`folder:<path>`: JPEG, PNG, WebP, BMP and TIFF files at any depth.
 
-Splits. Where the folder has `train` and one of `test`, `val`, `valid` or
-`validation` (the first of these that is there), they are used; otherwise a
-fixed share is held out by a hash of each file's relative path. A folder that
+Splits. Where the folder has `train` or `training` and one of `test`,
+`testing`, `val`, `valid` or `validation` (the first of these that is there),
+in any case of letters, they are used; otherwise a fixed share is held out by
+a hash of each file's relative path. Which of the two is logged. A folder that
 holds nothing but one other folder is looked into, since archives unpack so.
 
 Labels. The name of the innermost folder below the split's root; -1 for a
 file that lies in the root itself.
 
-Files that are not images by their ending, and hidden ones (macOS leaves
-`._name.jpg` beside `name.jpg`), are foreign: named in the log, left out and
-not counted. A file with an image's ending that is empty or does not begin as
-an image is broken: named, left out and counted.
+What is no image is one of three things, and named in the log each time:
+
+  foreign   files that are not images by their ending, hidden ones (macOS
+            leaves `._name.jpg` beside `name.jpg`), and pipes, sockets and
+            devices whatever their name: left out and not counted.
+  ours      folders that this program writes (workdirs, caches, generated
+            images; see `marks`) and its pictures: left out and not counted.
+            A folder of nothing but such pictures is what was asked for, so
+            they are read. That is asked of `<path>` alone, not of what is
+            below it.
+  broken    files with an image's ending that cannot be read (no permission, a
+            link to nothing), are empty or do not begin as an image: left out
+            and counted, see `data.max_broken`.
 """
 
 import concurrent.futures
+import errno
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from gamix_jax.data.sources import held_out
+from gamix_jax import marks
+from gamix_jax.data.notes import listed, shown
+from gamix_jax.data.sources import fingerprint, held_out
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
-TESTS = ("test", "val", "valid", "validation")
+ENDINGS = (
+  *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+  *(".bmp", ".tif", ".tiff"),
+)
+TRAINS = ("train", "training")
+TESTS = ("test", "testing", "val", "valid", "validation")
 _HELP = (
-  "Give a folder of JPEG, PNG or WebP images:"
+  "Give a folder of JPEG, PNG, WebP, BMP or TIFF images:"
   " --config.data.source=folder:/path/to/images"
 )
+_ENDS = 4096  # bytes at a file's start, and at its end, that tell it
+_SPECIAL = (
+  (stat.S_ISFIFO, "a named pipe"),
+  (stat.S_ISSOCK, "a socket"),
+  (stat.S_ISCHR, "a device"),
+  (stat.S_ISBLK, "a device"),
+  (stat.S_ISDIR, "a folder"),
+)
+# Faults of the machine, not of a file.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Folder:
@@ -42,14 +73,15 @@ class Folder:
   def __init__(
     self,
     root: Path,
-    files: Sequence[str],
+    files: Mapping[str, bytes],
     labels: Sequence[int],
     label_names: Sequence[str],
-    broken: Sequence[str],
+    broken: Mapping[str, str],
     total: int,
   ):
-    """`files` are relative to `root`; `labels` index `label_names`."""
-    self._root, self._files, self._labels = root, files, labels
+    """`files`: {path relative to `root`: a hash of the file's two ends}."""
+    self._root, self._files, self._labels = root, tuple(files), labels
+    self._ends = tuple(files.values())
     self.label_names, self.broken, self.total = label_names, broken, total
 
   def __len__(self) -> int:
@@ -74,24 +106,35 @@ class Folder:
 
   def name(self, i: int) -> str:
     """Path relative to the folder."""
-    return self._files[i]
+    return shown(self._files[i])
 
   def identity(self) -> str:
     """A hash of names, labels, sizes and times of change, not of content."""
     h = hashlib.sha256(os.fsencode(self._root))
     for file, label in zip(self._files, self._labels, strict=True):
       try:
-        stat = os.stat(f"{self._root}/{file}")
+        of = os.stat(f"{self._root}/{file}")
       except OSError as e:
         raise _gone(self._root / file, e) from e
-      entry = f"\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+      entry = f"\0{label}\0{of.st_size}\0{of.st_mtime_ns}\0"
       h.update(os.fsencode(file) + entry.encode())
     return h.hexdigest()
+
+  def fingerprint(self) -> str:
+    """Of relative names, names of labels, sizes, and both ends of each file."""
+    names = (*self.label_names, "")  # -1 is the last
+    return fingerprint(
+      part
+      for file, label, ends in zip(
+        self._files, self._labels, self._ends, strict=True
+      )
+      for part in (os.fsencode(file), names[label].encode(), ends)
+    )
 
 
 def _gone(path: Path, e: OSError) -> UserError:
   return UserError(
-    f"Cannot read {path}, which was there at the start: {e.strerror}."
+    f"Cannot read {shown(path)}, which was there at the start: {e.strerror}."
     " Put it back, or start again without it."
   )
 
@@ -103,35 +146,31 @@ def open_folder(path: str, test_share: float, split: str) -> Folder:
     UserError: the folder is missing, unreadable, or holds no images.
   """
   root = _root(path)
-  files, foreign = _walk(root)
-  _report_foreign(root, foreign)
-  if not files:
-    what = f"no image files among its {len(foreign)}" if foreign else "no files"
-    raise UserError(f"The folder {root} holds {what}. {_HELP}")
-  bad = _broken(root, files)
-  if len(bad) == len(files):
+  heads = _heads(root, *_walk(root))
+  broken = {f: head.fault for f, head in heads.items() if head.fault}
+  files = list(heads)
+  if len(broken) == len(files):
+    named = "; ".join(f"{shown(f)}: {broken[f]}" for f in files[:3])
     raise UserError(
-      f"None of the {len(files)} image files in {root} is an image"
-      f" ({', '.join(sorted(bad)[:3])}). {_HELP}"
+      f"None of the {len(files)} image files in {shown(root)} is an image"
+      f" ({named}). {_HELP}"
     )
 
-  tops = {f.split("/", 1)[0].lower(): f.split("/", 1)[0] for f in files}
-  test_top = next((tops[t] for t in TESTS if t in tops), None)
-  by_folder = "train" in tops and test_top is not None
-  if by_folder:
-    top = tops["train"] if split == "train" else test_top
-    chosen = [f for f in files if f.startswith(f"{top}/")]
-    used = [f for f in files if f.split("/", 1)[0] in (tops["train"], test_top)]
+  train, test = _split_folders(root, files, test_share)
+  if by_folder := bool(train):
+    wanted = train if split == "train" else test
+    chosen = [f for f in files if _top(f) in wanted]
+    used = [f for f in files if _top(f) in train | test]
   else:
-    test = held_out(str(root), files, test_share)
+    out = held_out(shown(root), files, test_share)
     chosen = [
-      f for f, t in zip(files, test, strict=True) if t == (split == "test")
+      f for f, t in zip(files, out, strict=True) if t == (split == "test")
     ]
     used = files
-  chosen = [f for f in chosen if f not in bad]
+  chosen = [f for f in chosen if f not in broken]
   if not chosen:
     raise UserError(
-      f"The {split} split of {root} has no readable image. {_HELP}"
+      f"The {split} split of {shown(root)} has no readable image. {_HELP}"
     )
 
   def label(file: str) -> str | None:
@@ -142,95 +181,280 @@ def open_folder(path: str, test_share: float, split: str) -> Folder:
   index = {n: i for i, n in enumerate(names)} | {None: -1}
   return Folder(
     root,
-    chosen,
+    {f: heads[f].ends for f in chosen},
     [index[label(f)] for f in chosen],
-    names,
-    [f for f in used if f in bad],
+    tuple(map(shown, names)),
+    {shown(f): broken[f] for f in used if f in broken},
     len(used),
   )
+
+
+# ------------------------------------------------------------------ the folder
 
 
 def _root(path: str) -> Path:
   """The folder meant by `path`, looked into where it only wraps another."""
   if not path:
     raise UserError(f"data.source=folder: names no folder. {_HELP}")
-  root = Path(path).expanduser().absolute()
-  if root.is_file():
+  root = resolve(path)
+  try:
+    mode = root.stat().st_mode
+    if stat.S_ISREG(mode):
+      raise UserError(
+        f"{shown(root)} is a file, not a folder. Unpack it if it is an archive"
+        f" (unzip {shown(root.name)} -d images) and give the folder."
+      )
+    if not stat.S_ISDIR(mode):
+      raise UserError(f"{shown(root)} is {_kind(mode)}, not a folder. {_HELP}")
+    while True:
+      entries = _entries(root)
+      if len(entries) != 1 or not entries[0].is_dir():
+        return root
+      root = root / entries[0].name
+  except (FileNotFoundError, ValueError) as e:  # of a NUL in it
+    raise UserError(f"The folder {shown(root)} does not exist. {_HELP}") from e
+  except OSError as e:
     raise UserError(
-      f"{root} is a file, not a folder. Unpack it if it is an archive"
-      f" (unzip {root.name} -d images) and give the folder."
-    )
-  if not root.is_dir():
-    raise UserError(f"The folder {root} does not exist. {_HELP}")
-  while True:
-    try:
-      entries = [e for e in os.scandir(root) if not _hidden(e.name)]
-    except OSError as e:
-      raise UserError(f"Cannot read the folder {root}: {e.strerror}.") from e
-    if len(entries) != 1 or not entries[0].is_dir():
-      return root
-    root = root / entries[0].name
+      f"Cannot read the folder {shown(e.filename or root)}: {e.strerror}."
+    ) from e
+
+
+def _entries(root: Path) -> list[os.DirEntry]:
+  """What users put into a folder, and not this program; two are enough."""
+  entries = [e for e in os.scandir(root) if not _hidden(e.name)]
+  if marks.is_output(root, [e.name for e in entries]):
+    users = filter(_has_images, entries)
+  else:
+    users = itertools.filterfalse(_is_ours, entries)
+  return list(itertools.islice(users, 2))
+
+
+def _is_ours(entry: os.DirEntry) -> bool:
+  """Whether all of it was written by this program."""
+  if not entry.is_dir():
+    return _named_as_image(entry.name) and _look(entry.path).ours
+  below = list(os.scandir(entry.path))
+  if marks.is_output(entry.path, [e.name for e in below]):
+    return True
+  return (
+    bool(below)
+    and not entry.is_symlink()  # they may lead in a circle
+    and all(_hidden(e.name) or _is_ours(e) for e in below)
+  )
+
+
+def _has_images(entry: os.DirEntry) -> bool:
+  """Whether there is an image in it that this program did not write."""
+  if not entry.is_dir():
+    return _named_as_image(entry.name) and not _look(entry.path).ours
+  below = list(os.scandir(entry.path))
+  if marks.is_output(entry.path, [e.name for e in below]):
+    return False
+  return entry.is_symlink() or any(
+    _has_images(e) for e in below if not _hidden(e.name)
+  )
 
 
 def _hidden(name: str) -> bool:
   return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-  """Image files and foreign files below `root`, relative, sorted."""
+def _named_as_image(name: str) -> bool:
+  return name.lower().endswith(ENDINGS) and not _hidden(name)
+
+
+def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+  """Below `root`, relative and sorted: image files, foreign files, our folders.
+
+  Raises:
+    UserError: a folder cannot be read.
+  """
   files: list[str] = []
   foreign: list[str] = []
+  ours: list[str] = []
 
   def fail(e: OSError) -> None:
-    raise UserError(f"Cannot read the folder {e.filename}: {e.strerror}.")
+    where = shown(e.filename or root)
+    raise UserError(f"Cannot read the folder {where}: {e.strerror}.") from e
 
   seen = set()  # links may lead in a circle
   for at, folders, names in os.walk(root, followlinks=True, onerror=fail):
-    folders[:] = [d for d in folders if not _hidden(d)]
-    stat = os.stat(at)
-    if (stat.st_dev, stat.st_ino) in seen:
+    here = Path(at)
+    try:
+      of = os.stat(at)
+    except OSError as e:
+      fail(e)
+    below = here.relative_to(root)
+    if (of.st_dev, of.st_ino) in seen:
       folders.clear()
       continue
-    seen.add((stat.st_dev, stat.st_ino))
-    below = Path(at).relative_to(root)
+    seen.add((of.st_dev, of.st_ino))
+    if here != root and marks.is_output(at, {*folders, *names}):
+      ours.append(below.as_posix())
+      folders.clear()
+      continue
+    folders[:] = [d for d in folders if not _hidden(d)]
     for name in names:
-      good = name.lower().endswith(ENDINGS) and not _hidden(name)
-      (files if good else foreign).append((below / name).as_posix())
-  return sorted(files), sorted(foreign)
+      to = files if _named_as_image(name) else foreign
+      to.append((below / name).as_posix())
+  return sorted(files), sorted(foreign), sorted(ours)
 
 
-def _report_foreign(root: Path, foreign: Sequence[str]) -> None:
-  if foreign:
-    more = ", ..." if len(foreign) > 5 else ""
-    log.info(
-      "%s: left out %d files that are not images by their names: %s%s",
-      *(root, len(foreign), ", ".join(foreign[:5]), more),
-    )
+# ------------------------------------------------------------------- the files
 
 
-def _broken(root: Path, files: Sequence[str]) -> set[str]:
-  """Those of `files` whose first bytes are no image's."""
+class _Head(NamedTuple):
+  """What the two ends of a file tell.
 
-  def check(part: Sequence[str]) -> list[str]:
-    return [file for file in part if not good(f"{root}/{file}")]
+  Attributes:
+    fault: why it is no image; empty where it begins as one.
+    special: what it is instead of a file; empty for a file.
+    ours: whether this program wrote it.
+    ends: a hash of its size and its ends.
+  """
 
-  def good(path: str) -> bool:
-    try:
-      with open(path, "rb", buffering=0) as f:
-        return begins_as_image(f.read(16))
-    except OSError as e:
-      raise UserError(
-        f"Cannot read {path}: {e.strerror}. Mend or remove it."
-      ) from e
+  fault: str = ""
+  special: str = ""
+  ours: bool = False
+  ends: bytes = b""
 
+
+def _heads(
+  root: Path, files: Sequence[str], foreign: Sequence[str], ours: Sequence[str]
+) -> dict[str, _Head]:
+  """Those of `files` that are files of the user; what is left out is logged.
+
+  Raises:
+    UserError: none is.
+  """
   # Threads, since on a network drive each file is a wait.
   parts = [files[i : i + 256] for i in range(0, len(files), 256)]
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    return {file for bad in pool.map(check, parts) for file in bad}
+    looked = pool.map(lambda part: [_look(f"{root}/{f}") for f in part], parts)
+    found = dict(
+      zip(files, (head for part in looked for head in part), strict=True)
+    )
+  special = [f"{f} ({h.special})" for f, h in found.items() if h.special]
+  found = {f: head for f, head in found.items() if not head.special}
+  marked = [f for f, head in found.items() if head.ours]
+  asked_for = marked if len(marked) == len(found) else []
+  found = {f: h for f, h in found.items() if asked_for or not h.ours}
+
+  def tell(names: Sequence[str], what: str, did: str = "left out") -> None:
+    if names:
+      log.info(
+        "%s: %s %d %s: %s",
+        *(shown(root), did, len(names), what, listed(names)),
+      )
+
+  tell(foreign, "files that are not images by their names")
+  tell(special, "entries that are no files")
+  tell(ours, "folders that gamix_jax wrote")
+  if asked_for:
+    tell(
+      marked, "pictures that gamix_jax wrote, as there are no others", "read"
+    )
+  else:
+    tell(marked, "pictures that gamix_jax wrote")
+  if not found:
+    n = len(foreign) + len(special)
+    what = f"no image files among its {n}" if n else "no files"
+    if ours:
+      what += f" but those that gamix_jax wrote in {listed(ours, 3)}"
+    raise UserError(f"The folder {shown(root)} holds {what}. {_HELP}")
+  return found
+
+
+def _look(path: str) -> _Head:
+  """Looks at a file's two ends.
+
+  Raises:
+    UserError: the machine cannot open any more files.
+  """
+  try:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):  # to open a pipe would be to wait for it
+      return _Head(special=_kind(mode))
+    with open(path, "rb", buffering=0) as f:
+      size = os.fstat(f.fileno()).st_size
+      head, tail = f.read(_ENDS), b""
+      if size > _ENDS:
+        f.seek(max(_ENDS, size - _ENDS))
+        tail = f.read(_ENDS)
+  except OSError as e:
+    if e.errno in _EXHAUSTED:
+      raise UserError(f"Cannot read {shown(path)}: {e.strerror}.") from e
+    return _Head(fault=_unreadable(path, e))
+  h = hashlib.blake2b(b"%d\0" % size, digest_size=8)
+  h.update(head)
+  h.update(tail)
+  return _Head(_fault(head), ours=marks.is_marked(head), ends=h.digest())
+
+
+def _unreadable(path: str, e: OSError) -> str:
+  if e.errno == errno.ENOENT and os.path.islink(path):
+    return f"a link to {shown(os.readlink(path))}, which does not exist"
+  return f"cannot be read ({e.strerror})"
+
+
+def _kind(mode: int) -> str:
+  return next((word for is_, word in _SPECIAL if is_(mode)), "no file")
+
+
+def _fault(head: bytes) -> str:
+  if not head:
+    return "empty"
+  return "" if begins_as_image(head) else "does not begin as an image"
 
 
 def begins_as_image(head: bytes) -> bool:
   """Whether 16 bytes can begin a file of a format that `decode` reads."""
   return head.startswith(
-    (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+    (
+      *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"),
+      *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    )
   ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+# ------------------------------------------------------------------ the splits
+
+
+def _top(file: str) -> str:
+  """The folder of the root that a file is in; empty in the root itself."""
+  top, slash, _ = file.partition("/")
+  return top if slash else ""
+
+
+def _split_folders(
+  root: Path, files: Sequence[str], test_share: float
+) -> tuple[set[str], set[str]]:
+  """Folders of the root that are the two splits; none where one is missing."""
+  tops = {top for f in files if (top := _top(f))}
+
+  def named(words: Sequence[str]) -> set[str]:
+    found = ({t for t in tops if t.lower() == word} for word in words)
+    return next(filter(None, found), set())
+
+  train, test = named(TRAINS), named(TESTS)
+  if not (train and test):
+    log.info(
+      "%s: no folders train and test in it, so %s of the images are held out,"
+      " by a hash of their names",
+      *(shown(root), f"{100 * test_share:g} %"),
+    )
+    return set(), set()
+  used = train | test
+  rest = [f for f in files if _top(f) not in used]
+  log.info(
+    "%s: trained on %s, held out %s%s",
+    *(shown(root), _folders(train), _folders(test)),
+    f"; {len(rest)} images elsewhere are not used: {listed(rest, 3)}"
+    if rest
+    else "",
+  )
+  return train, test
+
+
+def _folders(names: set[str]) -> str:
+  return " and ".join(f"{shown(name)}/" for name in sorted(names))

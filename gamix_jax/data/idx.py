@@ -22,6 +22,7 @@ the number of axes, each axis as a big-endian uint32, then the values.
 """
 
 import gzip
+import logging
 import math
 import re
 import zlib
@@ -30,8 +31,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gamix_jax.data import levels
+from gamix_jax.data.notes import shown
+from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import Arrays, held_out
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
+
+log = logging.getLogger(__name__)
 
 # Of the third byte of a file; only the first is ever read.
 DTYPES = {
@@ -59,23 +66,29 @@ _HELP = (
 Files = Mapping[tuple[str, str], Path]
 
 
-def open_idx(path: str, test_share: float, split: str) -> Arrays:
+def open_idx(path: str, settings: Settings, split: str) -> Arrays:
   """Reads one split of a set of idx files.
 
   Args:
     path: the folder; or the folder, a slash and a set's prefix.
-    test_share: held out of the training images where there are no test images,
-      in (0, 1).
+    settings: `test_share` is held out of the training images where there are
+      no test images; `range` says what is black and white, see `levels`.
     split: "train" or "test".
 
   Returns:
     uint8 [n, h, w] images and int32 [n] labels, -1 where there are none.
 
   Raises:
-    UserError: no such folder or set, several sets and none named, or a file
-      that is missing, truncated, corrupt or not of the expected type.
+    UserError: no such folder or set, several sets and none named, a file
+      that is missing, truncated, corrupt or not of the expected type, or
+      pixels whose range is in doubt.
   """
-  where, prefix, files = _find(path)
+  try:
+    where, prefix, files = _find(path)
+  except OSError as e:
+    raise UserError(
+      f"{shown(path)} cannot be read: {e.strerror or e}. {_HELP}"
+    ) from e
   if ("train", "images") not in files:
     raise UserError(
       f"{where} has {_listed(files)}, but no training images. Add"
@@ -91,19 +104,29 @@ def open_idx(path: str, test_share: float, split: str) -> Arrays:
   has_test = ("test", "images") in files
   chosen = split if has_test else "train"
   images = _read(files[chosen, "images"], "images")
+  stated = None if settings.range == "auto" else settings.range
+  ends = levels.black_and_white(
+    [images], stated, shown(files[chosen, "images"])
+  )
   labels = _labels(files, chosen, len(images))
   total = len(images)
   if has_test:
     other = "train" if split == "test" else "test"
     total += _shape(files[other, "images"], "images")[0]
   else:
+    log.info(
+      "%s: no test images in it, so %g %% are held out, by a hash of their"
+      " index",
+      *(shown(where), 100 * settings.test_share),
+    )
     names = [str(i) for i in range(total)]
-    test = held_out(str(where), names, test_share)
+    test = held_out(shown(where), names, settings.test_share)
     keep = test if split == "test" else ~test
     images, labels = images[keep], labels[keep]
   if prefix.lower().startswith("emnist"):
     images = np.ascontiguousarray(images.transpose(0, 2, 1))
-  return Arrays(images, labels, files[chosen, "images"].name, total)
+  images = levels.eight_bit(images, *ends)
+  return Arrays(images, labels, shown(files[chosen, "images"].name), total)
 
 
 # ------------------------------------------------------------------- the files
@@ -111,7 +134,7 @@ def open_idx(path: str, test_share: float, split: str) -> Arrays:
 
 def _find(path: str) -> tuple[Path, str, Files]:
   """What to call the set in a message, its prefix and its files."""
-  given = Path(path).expanduser().absolute()
+  given = resolve(path)
   if not path:
     raise UserError(f"data.source=idx: names no folder. {_HELP}")
   if given.is_file():
@@ -301,6 +324,8 @@ def _bytes(file: Path, most: int = -1) -> bytes:
     raise UserError(
       f"{file} is corrupt and cannot be unpacked: {e}. Download it again."
     ) from e
+  except MemoryError as e:
+    raise UserError(f"{file} does not fit into memory.") from e
   except OSError as e:
     raise UserError(
       f"{file} cannot be read: {e.strerror or e}. Check its permissions and"

@@ -4,25 +4,36 @@ Entries, the first name that is there:
 
   images   x_train, train_images, images, x, data: [n, h, w] or [n, h, w, c],
            c 1 or 3
-  labels   y_train, train_labels, labels, y: integers [n] or [n, 1]; optional
+  labels   y_train, train_labels, labels, y: numbers, strings or one-hot, see
+           `labels`; optional
   test     x_test, test_images; y_test, test_labels. Without them a fixed
            share of the images is held out by a hash of their index.
   range    two numbers, optional: the values that mean black and white
 
-Without `range`, integers and booleans must be 0..255 and 0..1, and floats
-must lie in [0, 1] or [-1, 1]; which of the two is judged by all images
-together and logged.
+`data.range` comes before `range`. Without both, the numbers of all images
+together say what is black and white, or the archive is refused; see `levels`.
+Which numbers were found and what they were taken for is logged.
+
+An archive is checked before it is read: no more memory is asked for than its
+size can fill.
 """
 
 import logging
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from gamix_jax.data import labels as labels_lib
+from gamix_jax.data import levels
+from gamix_jax.data.notes import listed, shown
+from gamix_jax.data.settings import Settings, is_range
 from gamix_jax.data.sources import Arrays, held_out
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
@@ -30,78 +41,181 @@ IMAGES = ("x_train", "train_images", "images", "x", "data")
 LABELS = ("y_train", "train_labels", "labels", "y")
 TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
+_WANTED = {*IMAGES, *LABELS, *TEST_IMAGES, *TEST_LABELS, "range"}
+_PACKED = 1100  # times smaller than what it holds, at most, is a zip's member
+_HELP = "Write it with numpy.savez(path, images=..., labels=...)."
 
 
-def open_npz(path: str, test_share: float, split: str) -> Arrays:
+def open_npz(path: str, settings: Settings, split: str) -> Arrays:
   """Reads the archive and takes one split.
 
   Raises:
     UserError: it is missing or no archive, or the arrays are not images.
   """
-  file = Path(path).expanduser().absolute()
+  file = _file(path)
+  where = shown(file)
   entries = _load(file)
   key = _first(entries, IMAGES)
   if key is None:
     raise UserError(
-      f"{file} has no images: it holds {', '.join(entries) or 'nothing'}, and"
+      f"{where} has no images: it holds {listed(entries) or 'nothing'}, and"
       f" none of {', '.join(IMAGES)}."
     )
-  train = _check(entries[key], file, key)
-  labels = _labels(entries, LABELS, train, file)
   test_key = _first(entries, TEST_IMAGES)
+  keys = {"train": key} | ({"test": test_key} if test_key else {})
+  images = {k: _check(entries[v], where, v) for k, v in keys.items()}
+  labels, names = _labels(entries, images, where)
+  stated = settings.range
+  if stated == "auto":
+    stated = _stated(entries, where)
+  ends = levels.black_and_white(list(images.values()), stated, where)
+  total = sum(map(len, images.values()))
+  chosen = split if test_key else "train"
+  x, y = images[chosen], labels[chosen]
   if test_key is None:
-    low, high = _range([train], entries, file)
-    what = f"{file.name}/{key}"
-    test = held_out(str(file), [str(i) for i in range(len(train))], test_share)
-    keep = test if split == "test" else ~test
-    return Arrays(
-      _eight_bit(train[keep], low, high), labels[keep], what, len(train)
+    log.info(
+      "%s: no test images in it, so %g %% are held out, by a hash of their"
+      " index",
+      *(where, 100 * settings.test_share),
     )
-  test_images = _check(entries[test_key], file, test_key)
-  low, high = _range([train, test_images], entries, file)
-  total = len(train) + len(test_images)
-  if split == "test":
-    labels = _labels(entries, TEST_LABELS, test_images, file)
-    key, train = test_key, test_images
-  return Arrays(
-    _eight_bit(train, low, high), labels, f"{file.name}/{key}", total
+    test = held_out(where, [str(i) for i in range(total)], settings.test_share)
+    keep = test if split == "test" else ~test
+    x, y = x[keep], y[keep]
+  what = f"{shown(file.name)}/{keys[chosen]}"
+  return Arrays(levels.eight_bit(x, *ends), y, what, total, names)
+
+
+# -------------------------------------------------------------------- the file
+
+
+def _file(path: str) -> Path:
+  """Raises UserError unless there is such a file."""
+  if not path:
+    raise UserError(
+      "data.source=npz: names no file."
+      " Give one with --config.data.source=npz:/path/to/images.npz"
+    )
+  file = resolve(path)
+  try:
+    if file.is_file():
+      return file
+    there = file.exists()
+  except (OSError, ValueError):  # a name too long, a NUL in it
+    there = False
+  what = "is no file" if there else "does not exist"
+  raise UserError(
+    f"The file {shown(file)} {what}."
+    " Give one with --config.data.source=npz:/path/to/images.npz"
   )
 
 
 def _load(file: Path) -> Mapping[str, np.ndarray]:
+  """The arrays of an archive that are wanted, or all if none is.
+
+  Raises:
+    UserError: it is damaged, or something else.
+  """
   try:
-    loaded = np.load(file, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-      return {"images": loaded}
-    with loaded:
-      wanted = (*IMAGES, *LABELS, *TEST_IMAGES, *TEST_LABELS, "range")
-      known = [k for k in loaded.files if k in wanted]
-      return {k: loaded[k] for k in known or loaded.files}
-  except FileNotFoundError as e:
-    raise UserError(
-      f"The file {file} does not exist."
-      " Give one with --config.data.source=npz:/path/to/images.npz"
-    ) from e
+    with file.open("rb") as f, warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+      size = file.stat().st_size
+      begin = f.read(6)
+      f.seek(0)
+      if begin == np.lib.format.MAGIC_PREFIX:
+        return {"images": _array(f, size, "the array")}
+      with zipfile.ZipFile(f) as archive:
+        return _members(archive, size)
+  except UserError as e:
+    raise UserError(f"{shown(file)}: {e}") from e
   except MemoryError as e:
     raise UserError(
-      f"{file} does not fit into memory. Unpack it to image files and use"
-      " --config.data.source=folder:<path>"
+      f"{shown(file)} does not fit into memory. Unpack it to image files and"
+      " use --config.data.source=folder:<path>"
     ) from e
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+  # A damaged archive is met with whatever comes first: OSError, ValueError,
+  # zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError,
+  # RuntimeError (it is encrypted), ...
+  except Exception as e:
+    reason = (str(e).splitlines() or [""])[0] or type(e).__name__
     raise UserError(
-      f"{file} cannot be read as a numpy archive: {e}."
-      " Write it with numpy.savez(path, images=..., labels=...)."
+      f"{shown(file)} cannot be read as a numpy archive: {reason}. If it is"
+      f" damaged, get it again. {_HELP}"
     ) from e
+
+
+def _members(archive: zipfile.ZipFile, whole: int) -> Mapping[str, np.ndarray]:
+  """The arrays of an archive of `whole` bytes."""
+  there = {
+    member.filename.removesuffix(".npy"): member
+    for member in archive.infolist()
+    if member.filename.endswith(".npy")
+  }
+  arrays = {}
+  for key in [k for k in there if k in _WANTED] or there:
+    member = there[key]
+    packed = 1 if member.compress_type == zipfile.ZIP_STORED else _PACKED
+    size = min(member.file_size, packed * min(member.compress_size, whole))
+    with archive.open(member) as f:
+      arrays[key] = _array(f, size, shown(key))
+  return arrays
+
+
+def _array(f: IO[bytes], size: int, key: str) -> np.ndarray:
+  """The array of a `.npy`, if the file can be as large as it says.
+
+  Args:
+    f: the file, at its start.
+    size: bytes that it can have.
+    key: for messages.
+
+  Raises:
+    UserError: a header that asks for more, or for Python objects.
+    Exception: of any kind, from what is damaged.
+  """
+  version = np.lib.format.read_magic(f)
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
+  if version not in read:
+    raise ValueError(f"{key} is of the format {version}, which is not known")
+  shape, fortran, dtype = read[version](f)
+  if dtype.hasobject:
+    raise UserError(
+      f"{key} is an array of Python objects, which cannot be read. Save it as"
+      " numbers (numpy.stack(...)), or labels as strings (.astype(str))."
+    )
+  count = int(np.prod([int(n) for n in shape], dtype=object))
+  need = count * dtype.itemsize
+  if min(shape, default=0) < 0 or need > size:
+    raise UserError(
+      f"the header of {key} says {dtype} {list(shape)}, {need:,} bytes, but"
+      f" there are at most {size:,}. It is damaged; get it again. {_HELP}"
+    )
+  data = f.read(need)
+  if len(data) != need:
+    raise UserError(
+      f"{key} ends after {len(data):,} of {need:,} bytes. It is damaged; get it"
+      f" again. {_HELP}"
+    )
+  f.read(1)  # at its end an archive compares the member's sum
+  values = np.frombuffer(data, dtype) if need else np.empty(count, dtype)
+  if fortran:
+    return values.reshape(shape[::-1]).transpose()
+  return values.reshape(shape)
+
+
+# ------------------------------------------------------------------ the arrays
 
 
 def _first(entries: Mapping[str, np.ndarray], keys: Sequence[str]):
   return next((k for k in keys if k in entries), None)
 
 
-def _check(images: np.ndarray, file: Path, key: str) -> np.ndarray:
+def _check(images: np.ndarray, where: str, key: str) -> np.ndarray:
   """Raises UserError unless these are images."""
   shape = images.shape
-  where = f"{file}: {key} is {images.dtype} {list(shape)}"
+  where = f"{where}: {key} is {images.dtype} {list(shape)}"
   wanted = "images are [n, h, w] or [n, h, w, 1 or 3]"
   grey, colour = 3, 4
   if images.ndim == colour and shape[1] in (1, 3) and shape[3] not in (1, 3):
@@ -122,59 +236,48 @@ def _check(images: np.ndarray, file: Path, key: str) -> np.ndarray:
 
 def _labels(
   entries: Mapping[str, np.ndarray],
-  keys: Sequence[str],
-  images: np.ndarray,
-  file: Path,
-) -> np.ndarray:
-  key = _first(entries, keys)
-  n = len(images)
-  if key is None:
-    return np.full(n, -1, np.int32)
-  labels = entries[key]
-  if labels.shape not in ((n,), (n, 1)) or labels.dtype.kind not in "bui":
+  images: Mapping[str, np.ndarray],
+  where: str,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """int32 labels of each split, -1 without, and the classes' names.
+
+  Raises:
+    UserError: they are not one for each image, or no labels.
+  """
+  keys = {"train": LABELS, "test": TEST_LABELS}
+  found = {k: _first(entries, keys[k]) for k in images}
+  there = {k: key for k, key in found.items() if key is not None}
+  for split, key in there.items():
+    n = len(images[split])
+    if entries[key].shape[:1] != (n,):
+      raise UserError(
+        f"{where}: {key} is {entries[key].dtype} {list(entries[key].shape)},"
+        f" but labels are one for each of the {n} images, [{n}]. Mend it or"
+        " leave it out."
+      )
+  made, names = labels_lib.numbers(
+    [entries[key] for key in there.values()],
+    f"{where}: {' and '.join(there.values())}",
+  )
+  none = {k: np.full(len(x), -1, np.int32) for k, x in images.items()}
+  return none | dict(zip(there, made, strict=True)), names
+
+
+def _stated(
+  entries: Mapping[str, np.ndarray], where: str
+) -> tuple[float, float] | None:
+  """What the archive says of its range.
+
+  Raises:
+    UserError: it is no range.
+  """
+  if "range" not in entries:
+    return None
+  stated = entries["range"].ravel()
+  ends = stated.tolist() if stated.dtype.kind in "buif" else []
+  if len(ends) != 2 or not is_range(*ends):
     raise UserError(
-      f"{file}: {key} is {labels.dtype} {list(labels.shape)}, but labels are"
-      f" integers [{n}], one for each image. Mend it or leave it out."
+      f"{where}: range must be two numbers, black then white, not"
+      f" {ends or stated.dtype}."
     )
-  return labels.reshape(n).astype(np.int32)
-
-
-def _range(
-  arrays: Sequence[np.ndarray], entries: Mapping[str, np.ndarray], file: Path
-) -> tuple[float, float]:
-  """The values that mean black and white."""
-  low = float(min(a.min() for a in arrays))
-  high = float(max(a.max() for a in arrays))
-  dtype = arrays[0].dtype
-  if not (np.isfinite(low) and np.isfinite(high)):
-    raise UserError(f"{file}: the images hold values that are not finite.")
-  if "range" in entries:
-    stated = np.asarray(entries["range"], np.float64).ravel()
-    if stated.shape != (2,) or not stated[0] < stated[1]:
-      raise UserError(f"{file}: range must be two numbers, black then white.")
-    found = float(stated[0]), float(stated[1])
-  elif dtype.kind == "b":
-    found = 0.0, 1.0
-  elif dtype.kind in "ui":
-    found = 0.0, 255.0
-  else:
-    found = (-1.0, 1.0) if low < 0 else (0.0, 1.0)
-    log.info("%s: floats taken to lie in [%g, %g]", file, *found)
-  if low < found[0] or high > found[1]:
-    raise UserError(
-      f"{file}: {dtype} images from {low:g} to {high:g} do not lie in"
-      f" [{found[0]:g}, {found[1]:g}]. State their range: numpy.savez(path,"
-      " images=..., range=[black, white])."
-    )
-  return found
-
-
-def _eight_bit(images: np.ndarray, low: float, high: float) -> np.ndarray:
-  """uint8, `low` to 0 and `high` to 255; a slice at a time to save memory."""
-  if images.dtype == np.uint8 and (low, high) == (0, 255):
-    return images
-  out = np.empty(images.shape, np.uint8)
-  for i in range(0, len(images), 1024):
-    part = images[i : i + 1024].astype(np.float32)
-    out[i : i + 1024] = np.round((part - low) * (255 / (high - low)))
-  return out
+  return ends[0], ends[1]

@@ -8,6 +8,12 @@ from typing import Any
 from gamix_jax.errors import UserError
 
 RESIZES = ("area", "linear", "cubic", "nearest")
+# Slips of those who mean data.cache to be off or on; a folder that is called
+# so can be given as ./None.
+NO_FOLDERS = (
+  *("", "none", "memory", "null", "true", "false", "yes", "no", "on", "off"),
+  *("0", "1"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +42,12 @@ class Settings:
       not started, where `cache` holds the images.
     test_share: share held out by hash where the source has no test split.
     max_broken: share of the source's files that may be unreadable.
-    exclude_labels: classes, by number or name, that are left out of the
+    exclude_labels: classes, by name or number, that are left out of the
       training split, to be told from the others afterwards.
+    range: of the numbers in `npz:` and `idx:`, (black, white). "auto": judged
+      by the numbers, which must leave no doubt; see `levels`.
+    max_pixels: of an image file, height times width. A larger one counts as
+      broken and is not decoded.
   """
 
   source: str
@@ -52,6 +62,8 @@ class Settings:
   test_share: float = 0.2
   max_broken: float = 0.01
   exclude_labels: tuple[int | str, ...] = ()
+  range: str | tuple[float, float] = "auto"
+  max_pixels: int = 1 << 28
 
   @classmethod
   def of(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
@@ -102,7 +114,11 @@ class Settings:
     check("resize", self.resize in RESIZES, "one of " + ", ".join(RESIZES))
     check(
       "cache",
-      isinstance(self.cache, str) and self.cache != "",
+      isinstance(self.cache, str)
+      and (
+        self.cache in ("none", "memory")
+        or self.cache.strip().lower() not in NO_FOLDERS
+      ),
       '"none", "memory" or a folder',
     )
     check(
@@ -116,6 +132,16 @@ class Settings:
       and all(_is_int(k) or isinstance(k, str) for k in self.exclude_labels),
       "a tuple of classes, such as (3,)",
     )
+    check(
+      "range",
+      self.range == "auto" or _is_range(self.range),
+      '"auto" or (black, white), two numbers such as (0, 255)',
+    )
+    check(
+      "max_pixels",
+      _is_int(self.max_pixels) and self.max_pixels > 0,
+      "an int, at least 1",
+    )
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -127,3 +153,18 @@ class Settings:
 
 def _is_int(x: Any) -> bool:
   return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_range(x: Any) -> bool:
+  """Two numbers, black under white, that float32 can tell apart."""
+  return (
+    isinstance(x, list | tuple)
+    and len(x) == 2
+    and all(_is_int(v) or isinstance(v, float) for v in x)
+    and is_range(*x)
+  )
+
+
+def is_range(black: float, white: float) -> bool:
+  """Whether numbers can lie between these: finite, the first one smaller."""
+  return -1e30 < black < white < 1e30 and white - black > 1e-30

@@ -8,14 +8,16 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from gamix_jax.data.notes import listed, shown
 from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
 
 
 @runtime_checkable
@@ -24,13 +26,13 @@ class Source(Protocol):
 
   Attributes:
     label_names: name of class i at i; empty where there are no classes.
-    broken: names of the source's files, in both splits, that were found
-      unreadable at opening; they have no index.
+    broken: the source's files, in both splits, that were found unreadable at
+      opening, and why: {name: reason}; they have no index.
     total: number of the source's files in both splits, broken or not.
   """
 
   label_names: Sequence[str]
-  broken: Sequence[str]
+  broken: Mapping[str, str]
   total: int
 
   def __len__(self) -> int:
@@ -48,6 +50,26 @@ class Source(Protocol):
   def identity(self) -> str:
     """Changes whenever an image, a label or their order changes."""
 
+  def fingerprint(self) -> str:
+    """Tells the images from others, wherever they lie: see `fingerprint`."""
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+  """A hash of what a split is: 16 hex digits.
+
+  Args:
+    parts: of the data; none that changes when they are moved or packed.
+  """
+  h = hashlib.sha256()
+  for part in parts:
+    h.update(b"%d\0" % len(part))
+    h.update(part)
+  return h.hexdigest()[:16]
+
+
+# No file of a source is broken.
+WHOLE: Mapping[str, str] = {}
+
 
 @dataclasses.dataclass
 class Arrays:
@@ -59,7 +81,6 @@ class Arrays:
     what: for messages.
     total: images in both splits.
     label_names: name of class i at i.
-    broken: always empty.
   """
 
   images: np.ndarray
@@ -67,7 +88,7 @@ class Arrays:
   what: str
   total: int
   label_names: Sequence[str] = ()
-  broken: Sequence[str] = ()
+  broken = WHOLE
 
   def __len__(self) -> int:
     """Number of images."""
@@ -91,6 +112,17 @@ class Arrays:
     h.update(np.ascontiguousarray(self.images))
     h.update(np.ascontiguousarray(self.labels))
     return h.hexdigest()
+
+  def fingerprint(self) -> str:
+    """Of pixels, labels and their names."""
+    return fingerprint(
+      (
+        repr(self.images.shape).encode(),
+        np.ascontiguousarray(self.images).data.cast("B"),
+        self.labels.astype("<i4").tobytes(),
+        *(name.encode() for name in self.label_names),
+      )
+    )
 
 
 def held_out(where: str, names: Sequence[str], share: float) -> np.ndarray:
@@ -164,29 +196,60 @@ class Without:
     """The source's, and the images taken."""
     return repr((self._source.identity(), self._index.tolist()))
 
+  def fingerprint(self) -> str:
+    """The source's: what is left out of it is another matter."""
+    return self._source.fingerprint()
+
 
 def excluded(source: Source, settings: Settings) -> list[int]:
-  """The numbers of the classes that `data.exclude_labels` names."""
+  """The numbers of the classes that `data.exclude_labels` names.
+
+  Names come first: 1 is the class called "1", and the class of number 1 only
+  where none is called so. A word in quotes is always a name. Without names a
+  class is called as its number.
+
+  Raises:
+    UserError: the name of one class and the number of another.
+  """
   names = list(source.label_names)
-  return [names.index(k) if k in names else k for k in settings.exclude_labels]
+  return [_number(wanted, names) for wanted in settings.exclude_labels]
+
+
+def _number(wanted: int | str, names: Sequence[str]) -> int:
+  """The number of a class; -1 where none can be meant."""
+  name = shown(str(wanted))
+  if not names:
+    return int(name) if name.isdecimal() else -1
+  called = names.index(name) if name in names else -1
+  if isinstance(wanted, str) or not 0 <= wanted < len(names):
+    return called
+  if called not in (-1, wanted):
+    raise UserError(
+      f"data.exclude_labels: {wanted} is the name of one class and the number"
+      f" of another, called {names[wanted]!r}. Give the name, in quotes:"
+      f" --config.data.exclude_labels=\"('{name}',)\" or"
+      f" \"('{names[wanted]}',)\"."
+    )
+  return wanted
 
 
 def _without_excluded(source: Source, settings: Settings) -> Source:
   """The training split less `data.exclude_labels`.
 
   Raises:
-    UserError: one of them is no class of the source, or it has no classes.
+    UserError: one of them is no class of the source, or it has no classes, or
+      it could be two.
   """
   names = list(source.label_names)
   there = sorted(set(np.asarray(source.classes()).tolist()) - {-1})
   found = excluded(source, settings)
   for number, label in zip(found, settings.exclude_labels, strict=True):
     if number not in there:
-      known = [names[k] if names else str(k) for k in there[:20]]
+      known = [names[k] if names else str(k) for k in there]
       raise UserError(
-        f"data.exclude_labels: {settings.source} has no images of class "
+        f"data.exclude_labels: {shown(settings.source)} has no images of class "
         f"{label!r}; "
-        + (f"its classes are {', '.join(known)}." if known else "it has none.")
+        + (f"its classes are {listed(known, 20)}." if known else "it has none.")
       )
   return Without(source, found)
 
@@ -237,7 +300,7 @@ class Synthetic:
   """
 
   label_names: Sequence[str] = ()
-  broken: Sequence[str] = ()
+  broken = WHOLE
 
   def __init__(self, n: int, total: int, size: tuple, split: str, seed: int):
     """Images of `size` (height, width); `n` of them in this split."""
@@ -270,6 +333,10 @@ class Synthetic:
     """All it is made from."""
     return repr(("synthetic 1", self._n, self._size, self._split, self._seed))
 
+  def fingerprint(self) -> str:
+    """Of the same."""
+    return fingerprint([self.identity().encode()])
+
 
 def open_synthetic(
   rest: str, settings: Settings, split: str, seed: int
@@ -298,7 +365,7 @@ def open_idx(rest: str, settings: Settings, split: str, seed: int) -> Source:
   del seed
   from gamix_jax.data import idx  # noqa: PLC0415
 
-  return idx.open_idx(rest, settings.test_share, split)
+  return idx.open_idx(rest, settings, split)
 
 
 def open_npz(rest: str, settings: Settings, split: str, seed: int) -> Source:
@@ -306,7 +373,7 @@ def open_npz(rest: str, settings: Settings, split: str, seed: int) -> Source:
   del seed
   from gamix_jax.data import npz  # noqa: PLC0415
 
-  return npz.open_npz(rest, settings.test_share, split)
+  return npz.open_npz(rest, settings, split)
 
 
 def open_tfds(rest: str, settings: Settings, split: str, seed: int) -> Source:
@@ -317,15 +384,46 @@ def open_tfds(rest: str, settings: Settings, split: str, seed: int) -> Source:
   return tfds.open_tfds(rest, settings.test_share, split)
 
 
-# name: (rest of data.source after the colon, settings, split, seed) -> Source
-SOURCES: dict[str, Callable[[str, Settings, str, int], Source]] = {
-  "digits": open_digits,
-  "folder": open_folder,
-  "idx": open_idx,
-  "npz": open_npz,
-  "synthetic": open_synthetic,
-  "tfds": open_tfds,
+class Kind(NamedTuple):
+  """One line of the table.
+
+  Attributes:
+    open: (what follows the colon, settings, split, seed) -> Source.
+    usage: how `data.source` names it.
+    path: whether a path follows the colon.
+    numbers: whether it reads numbers whose range `data.range` can say.
+  """
+
+  open: Callable[[str, Settings, str, int], Source]
+  usage: str
+  path: bool = False
+  numbers: bool = False
+
+
+SOURCES: dict[str, Kind] = {
+  "digits": Kind(open_digits, "digits"),
+  "folder": Kind(open_folder, "folder:<path>", path=True),
+  "idx": Kind(open_idx, "idx:<folder>", path=True, numbers=True),
+  "npz": Kind(open_npz, "npz:<path>", path=True, numbers=True),
+  "synthetic": Kind(open_synthetic, "synthetic"),
+  "tfds": Kind(open_tfds, "tfds:<name>"),
 }
+
+
+def absolute(source: str) -> str:
+  """The same source whatever the current folder is.
+
+  Args:
+    source: as `data.source`. A path in it is made absolute, `~` too; what
+      names no path, or no source, stays as it is.
+
+  Raises:
+    UserError: `~name` of a user whom this machine does not know.
+  """
+  name, _, rest = source.partition(":")
+  if name in SOURCES and SOURCES[name].path and rest:
+    return f"{name}:{resolve(rest)}"
+  return source
 
 
 def open_source(settings: Settings, split: str, seed: int) -> Source:
@@ -337,10 +435,17 @@ def open_source(settings: Settings, split: str, seed: int) -> Source:
   name, _, rest = settings.source.partition(":")
   if name not in SOURCES:
     raise UserError(
-      f"data.source={settings.source!r} is not known. There are digits,"
-      " folder:<path>, idx:<folder>, npz:<path>, tfds:<name> and synthetic."
+      f"data.source={settings.source!r} is not known. There are"
+      f" {', '.join(kind.usage for kind in SOURCES.values())}."
     )
-  source = SOURCES[name](rest, settings, split, seed)
+  kind = SOURCES[name]
+  if settings.range != "auto" and not kind.numbers:
+    of = " and ".join(k.usage for k in SOURCES.values() if k.numbers)
+    raise UserError(
+      f"data.range={settings.range} is for {of}; {name} knows what is black"
+      " and what is white. Leave it out."
+    )
+  source = kind.open(rest, settings, split, seed)
   if split == "train" and settings.exclude_labels:
     return _without_excluded(source, settings)
   return source

@@ -15,14 +15,13 @@ import importlib.util
 import logging
 import multiprocessing
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gamix_jax.data.cache import exclusive
-from gamix_jax.data.sources import held_out
+from gamix_jax.data.sources import WHOLE, fingerprint, held_out
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ _CELEBA = (
   " by hand (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), then `unzip"
   " img_align_celeba.zip -d celeba` and --config.data.source=folder:celeba"
 )
+_AGAIN = "Delete that folder to have the data set prepared again."
 _WAYS_OUT = (
   " Prepare it where there is a network and copy its folder to {place}, or use"
   " --config.data.source=folder:<path> or npz:<path>."
@@ -42,7 +42,7 @@ _WAYS_OUT = (
 class Tfds:
   """One split of a prepared data set; each process opens it for itself."""
 
-  broken: Sequence[str] = ()
+  broken = WHOLE
 
   def __init__(self, folder: Path, split: str, index: np.ndarray, total: int):
     """`index`: which records of the TFDS split `split` are ours."""
@@ -50,6 +50,7 @@ class Tfds:
     self.total = total
     self._records: Any = None
     builder = _read(folder)
+    self._full_name = builder.info.full_name  # with configuration and version
     self._image, self._label = _features(builder)
     names = builder.info.features[self._label].names if self._label else ()
     self.label_names = tuple(names)
@@ -68,13 +69,13 @@ class Tfds:
       self._records = _source(_read(self._folder), self._split, self._image)
     try:
       record = self._records[int(self._index[i])]
-    except (OSError, RuntimeError, ValueError, IndexError) as e:
+      label = int(record[self._label]) if self._label else -1
+      return record[self._image], label
+    except Exception as e:  # of any kind, from a file that is damaged
       raise UserError(
-        f"Cannot read record {self._index[i]} of {self._folder}: {e}."
-        " Delete that folder to have the data set prepared again."
+        f"Cannot read record {self._index[i]} of {self._folder}:"
+        f" {_first_line(e)}. {_AGAIN}"
       ) from e
-    label = int(record[self._label]) if self._label else -1
-    return record[self._image], label
 
   def classes(self) -> np.ndarray:
     """The labels, out of every record."""
@@ -93,6 +94,11 @@ class Tfds:
     index = self._index.tolist()
     return repr((str(self._folder), stats, self._split, index))
 
+  def fingerprint(self) -> str:
+    """Of name, version, split and number of images."""
+    of = (self._full_name, self._split, len(self))
+    return fingerprint([repr(of).encode()])
+
 
 def open_tfds(name: str, test_share: float, split: str) -> Tfds:
   """Opens one split, and has the data set prepared if it is not.
@@ -108,6 +114,17 @@ def open_tfds(name: str, test_share: float, split: str) -> Tfds:
     _prepare_elsewhere(name)
     builder = _builder(name)
   folder = Path(builder.data_dir)
+  try:
+    return _opened(name, folder, test_share, split)
+  except UserError:
+    raise
+  except Exception as e:  # of any kind, from a file that is damaged
+    raise UserError(
+      f"tfds:{name} in {folder} cannot be read: {_first_line(e)}. {_AGAIN}"
+    ) from e
+
+
+def _opened(name: str, folder: Path, test_share: float, split: str) -> Tfds:
   builder = _read(folder)
   _random_access(builder, name)
   splits = {k: s.num_examples for k, s in builder.info.splits.items()}
@@ -117,9 +134,19 @@ def open_tfds(name: str, test_share: float, split: str) -> Tfds:
     index = np.arange(splits[used])
     return Tfds(folder, used, index, splits["train"] + splits[test])
   used = "train" if splits.get("train") else max(splits, key=splits.get)
+  log.info(
+    "tfds:%s: no test images in it, so %g %% of %s are held out, by a hash of"
+    " their index",
+    *(name, 100 * test_share, used),
+  )
   names = [f"{used}/{i}" for i in range(splits[used])]
   keep = held_out(f"tfds:{name}", names, test_share) == (split == "test")
   return Tfds(folder, used, np.flatnonzero(keep), splits[used])
+
+
+def _first_line(e: Exception) -> str:
+  line = (str(e).strip().splitlines() or ["no reason given"])[0]
+  return f"{type(e).__name__}: {line[:200]}"
 
 
 def prepare(name: str) -> None:

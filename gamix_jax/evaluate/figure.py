@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gamix_jax import marks
+
 DPI = 110
 MOST = 64  # latents that have a bar of their own
 
@@ -22,7 +24,7 @@ def save(fig: Figure, path: Path) -> None:
   temporary = path.with_name(f".{path.name}.part")
   try:
     # Without the library's version in it, the file is a function of the data.
-    fig.savefig(temporary, format="png", metadata={"Software": None})
+    fig.savefig(temporary, format="png", metadata=marks.METADATA)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

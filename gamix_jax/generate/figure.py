@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gamix_jax import pictures
+from gamix_jax import marks, pictures
 
 DPI = 100
 LARGEST = 24.0  # inches; a larger grid is shown smaller
@@ -168,7 +168,7 @@ def _colour(i: int, of: int):
 def _write(fig: Figure, path: Path) -> None:
   temporary = path.with_name(f".{path.name}.part")
   try:
-    fig.savefig(temporary, format="png")
+    fig.savefig(temporary, format="png", metadata=marks.METADATA)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
