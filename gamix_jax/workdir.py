@@ -74,8 +74,8 @@ def claim(path: Path, config: ConfigDict) -> None:
       with other values of keys that matter; the message lists them.
   """
   saved = path / "config.json"
-  if saved.is_file():
-    old = configs.from_json(saved.read_text(), str(saved))
+  if saved.exists():
+    old = configs.read(saved)
     differing = _fixed(old, config)
     if differing:
       shown = [
@@ -115,6 +115,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes a file, as UTF-8, whole or not at all.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
   """Writes a file whole or not at all.
 
   Raises:
@@ -123,7 +132,7 @@ def write_text(path: Path, text: str) -> None:
   temporary = path.with_name(f".{path.name}.part")
   with writing(path):
     try:
-      temporary.write_text(text)
+      temporary.write_bytes(data)
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gamix_jax import pictures
-from gamix_jax.workdir import write_text, writing
+from gamix_jax.workdir import write_bytes, writing
 
 # tensorboardX imports torch where there is one: a second of every start, for
 # types that nobody here hands over. None makes that an ImportError.
@@ -26,6 +27,9 @@ try:
 finally:
   for _name in _hidden:
     del sys.modules[_name]
+
+
+log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -138,14 +142,29 @@ class Unwritten:
 
 
 def _forget_after(path: Path, step: int) -> None:
-  """Keeps the lines up to a step, and no torn last line."""
+  """Keeps the lines up to a step, and no line that is damaged."""
   if not path.is_file():
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except (json.JSONDecodeError, TypeError, KeyError):
-      continue  # torn by a kill in the middle of a write
-  write_text(path, "".join(f"{line}\n" for line in kept))
+  with writing(path):
+    lines = path.read_bytes().split(b"\n")
+  steps = [_step(line) for line in lines]
+  kept = [
+    line
+    for line, of in zip(lines, steps, strict=True)
+    if of is not None and of <= step
+  ]
+  # The last is what stands behind the last line's end: nothing, or torn by a
+  # kill in the middle of a write.
+  damaged = sum(of is None for of in steps[:-1])
+  if damaged:
+    log.warning("%s: %d damaged lines are left out.", path, damaged)
+  write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def _step(line: bytes) -> float | None:
+  """Of a line of metrics.jsonl; None of what is none."""
+  try:
+    step = json.loads(line)["step"]
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return None
+  return step if isinstance(step, int) and not isinstance(step, bool) else None

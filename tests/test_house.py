@@ -14,7 +14,7 @@ PACKAGE = ROOT / "gamix_jax"
 # From the ground up; a folder is one room. A room imports from lower floors
 # and, as the reading order goes, from earlier rooms of its own floor.
 FLOORS = (
-  ("errors", "malloc", "paths", "winograd"),
+  ("errors", "malloc", "paths", "situations", "streams", "winograd"),
   ("hosts",),
   ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
   ("population", "networks", "metrics"),
