@@ -8,8 +8,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,30 +142,41 @@ class Unwritten:
     """Nothing."""
 
 
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+  """The lines of metrics.jsonl that are whole, as objects with their step.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  lines = path.read_bytes().split(b"\n")
+  return (row for row in map(_row, lines) if row is not None)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+  """A line of metrics.jsonl; None of what is none."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  whole = isinstance(row, dict) and type(row.get("step")) is int
+  return row if whole else None
+
+
 def _forget_after(path: Path, step: int) -> None:
   """Keeps the lines up to a step, and no line that is damaged."""
   if not path.is_file():
     return
   with writing(path):
     lines = path.read_bytes().split(b"\n")
-  steps = [_step(line) for line in lines]
-  kept = [
-    line
-    for line, of in zip(lines, steps, strict=True)
-    if of is not None and of <= step
-  ]
-  # The last is what stands behind the last line's end: nothing, or torn by a
-  # kill in the middle of a write.
-  damaged = sum(of is None for of in steps[:-1])
+  found = [_row(line) for line in lines]
+  # The last is what stands behind the last line's end: nothing, or what a
+  # kill in the middle of a write left.
+  damaged = sum(row is None for row in found[:-1])
   if damaged:
     log.warning("%s: %d damaged lines are left out.", path, damaged)
-  write_bytes(path, b"".join(line + b"\n" for line in kept))
-
-
-def _step(line: bytes) -> float | None:
-  """Of a line of metrics.jsonl; None of what is none."""
-  try:
-    step = json.loads(line)["step"]
-  except (ValueError, TypeError, KeyError, RecursionError):
-    return None
-  return step if isinstance(step, int) and not isinstance(step, bool) else None
+  kept = [
+    line + b"\n"
+    for line, row in zip(lines, found, strict=True)
+    if row is not None and row["step"] <= step
+  ]
+  write_bytes(path, b"".join(kept))

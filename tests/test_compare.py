@@ -475,13 +475,13 @@ def test_front_drawn(tmp_path, monkeypatch):
     for line, label, x, y in near + far
   ] + [figure.Point("c", "1", [0.2], [3.0])]
   drawn = []
-  kept = figure.pngs.save
+  kept = figure.figures.save
 
   def save(fig, path):
     drawn.append(fig)
     kept(fig, path)
 
-  monkeypatch.setattr(figure.pngs, "save", save)
+  monkeypatch.setattr(figure.figures, "save", save)
   path = tmp_path / "front.png"
   figure.front(path, points, "fd of something")
   with Image.open(path) as image:

@@ -16,7 +16,16 @@ PACKAGE = ROOT / "gamix_jax"
 FLOORS = (
   ("errors", "malloc", "paths", "situations", "streams", "winograd"),
   ("hosts",),
-  ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
+  (
+    "ops",
+    "config",
+    "posterior",
+    "data",
+    "checkpoint",
+    "figures",
+    "mesh",
+    "pictures",
+  ),
   ("population", "networks", "metrics"),
   ("objective", "presets"),
   ("optim", "diagnose"),
