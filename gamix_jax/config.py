@@ -375,7 +375,7 @@ def check_image_size(config: ConfigDict) -> None:
   """
   size = config.data.image_size
   pair = size if isinstance(size, tuple | list) else (size, size)
-  whole = all(isinstance(s, int) and s > 0 for s in pair)
+  whole = all(_is_a(s, int) and s > 0 for s in pair)
   if len(pair) != len("hw") or not whole:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
@@ -495,8 +495,8 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
       close = difflib.get_close_matches(key, known, 1)
       hint = f" (did you mean {close[0]}?)" if close else ""
       raise UserError(
-        f"{where} has the key {key[:80]}, which is none{hint}; or a later "
-        "version of gamix_jax wrote it."
+        f"{where} has the key {key[:80]}, which is none{hint}. A later "
+        "version of gamix_jax may have written it."
       )
     kind, may_be_none = known[key]
     if not (may_be_none if value is None else _is_a(value, kind)):

@@ -58,7 +58,9 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
   # Of another version, or damaged, which comes out in many ways.
   except Exception:
     return None
-  return None if configs.differences(was, config) else result
+  if configs.differences(was, config):
+    return None
+  return result | {"numbers": numbers}
 
 
 def extractor(config: ConfigDict, cache: Path) -> Any:
