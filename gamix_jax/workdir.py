@@ -86,8 +86,8 @@ def check(path: Path, config: ConfigDict) -> None:
     UserError: as `claim`, of what the folder holds.
   """
   saved = path / "config.json"
-  if saved.is_file():
-    old = configs.from_json(saved.read_text(), str(saved))
+  if saved.exists():
+    old = configs.read(saved)
     differing = _fixed(old, config)
     if differing:
       shown = [
@@ -124,6 +124,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes a file, as UTF-8, whole or not at all.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
   """Writes a file whole or not at all.
 
   Raises:
@@ -133,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
   with writing(path):
     try:
-      temporary.write_text(text)
+      temporary.write_bytes(data)
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)

@@ -50,14 +50,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_list("families", None, "What to compare.")
   flags.DEFINE_integer("seeds", 3, "Runs of each.")
   flags.DEFINE_string("workdir", None, "Where the comparison is kept.")
   config_flags.DEFINE_config_file("config", None, "A config, and its keys.")
-  argv = sys.argv
-  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
-  sys.exit(cli.run(main, argv))
+  sys.exit(cli.start(main, __doc__))

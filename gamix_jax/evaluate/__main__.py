@@ -72,7 +72,4 @@ def define() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
-  sys.exit(cli.run(main, define=define))
+  sys.exit(cli.run(main, define=define, text=__doc__))

@@ -35,13 +35,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "Of a run.")
   flags.DEFINE_string("host", "127.0.0.1", "Who reaches the page.")
   flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535)
   flags.DEFINE_string("which", "ema", "ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint.")
   cli.define_data()
-  sys.exit(cli.run(main))
+  sys.exit(cli.run(main, text=__doc__))

@@ -38,13 +38,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "Of a run.")
   flags.DEFINE_string("what", None, "encoder, decoder or model.")
   flags.DEFINE_string("format", None, "stablehlo, onnx or safetensors.")
   flags.DEFINE_string("out", None, "The folder to write to.")
   flags.DEFINE_string("which", "ema", "ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint.")
-  sys.exit(cli.run(main))
+  sys.exit(cli.run(main, text=__doc__))

@@ -90,9 +90,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "The run's.")
   flags.DEFINE_string("what", None, "Which picture.")
   flags.DEFINE_string("out", None, "The file or folder to write.")
@@ -114,4 +111,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("stops", 5, "Samples that a walk passes.")
   flags.DEFINE_float("fps", 12.0, "Frames a second.")
   cli.define_data()
-  sys.exit(cli.run(main))
+  sys.exit(cli.run(main, text=__doc__))

@@ -9,7 +9,7 @@ import jax
 
 from gamix_jax import build, paths, weights
 from gamix_jax.checkpoint import Checkpoints
-from gamix_jax.config import ConfigDict, from_json
+from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
 from gamix_jax.inference.model import Model
 from gamix_jax.step import init
@@ -100,8 +100,8 @@ def saved_config(path: Path) -> ConfigDict:
   if not path.is_dir():
     raise UserError(f"{path} is no folder; give the workdir of a run.")
   saved = path / "config.json"
-  if not saved.is_file():
+  if not saved.exists():
     raise UserError(
       f"{path} holds no config.json, so it is not the workdir of a run."
     )
-  return from_json(saved.read_text(), str(saved))
+  return read(saved)
