@@ -223,16 +223,17 @@ def _other() -> bool:
 
 
 def _show_log() -> None:
-  """Warnings of all packages and what ours says, as plain lines."""
-  handler = logging.StreamHandler()
-  handler.addFilter(_Told())
-  logging.basicConfig(
-    format="%(message)s", level=logging.WARNING, handlers=[handler]
-  )
+  """As plain lines: what ours says on stdout, warnings of all on stderr."""
+  once = _Told()
+  news = logging.StreamHandler(sys.stdout)
+  news.addFilter(lambda record: record.levelno < logging.WARNING)
+  warned = logging.StreamHandler(sys.stderr)
+  warned.setLevel(logging.WARNING)
+  for handler in (news, warned):
+    handler.addFilter(once)
+  logging.basicConfig(format="%(message)s", handlers=[news, warned])
+  logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
-  for stream in (sys.stdout, sys.stderr):  # names may be of any bytes
-    if hasattr(stream, "reconfigure"):
-      stream.reconfigure(errors="backslashreplace")
 
 
 def run(

@@ -47,6 +47,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
 
   c.data = ConfigDict()
   c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
+  c.data.fingerprint = ""  # of the images, noted by the first start and held
+  #   against those of every later one; any: whatever they are now
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch

@@ -121,8 +121,10 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.Layout(devices, config.mesh.min_size)
+  _make_absolute(config.data)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
+  fingerprint = data.fingerprint(train_set, test_set)
 
   with (
     lock,
@@ -134,7 +136,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
     Preemption() as preemption,
   ):
-    hosts.by_first(partial(workdir.claim, path, config, lock))
+    hosts.by_first(partial(workdir.claim, path, config, lock, fingerprint))
     abstract = layout.on(jax.eval_shape(partial(step.init, recipe)))
     _introduce(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
@@ -175,6 +177,13 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       loop.writer.close()
   _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
   return numbers
+
+
+def _make_absolute(section: ConfigDict) -> None:
+  """Paths that mean the same wherever a later command is started."""
+  section.source = data.absolute(section.source)
+  if section.cache not in ("none", "memory"):
+    section.cache = str(paths.resolve(section.cache))
 
 
 def _compile(recipe, config, abstract, layout):

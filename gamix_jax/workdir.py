@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gamix_jax import config as configs
+from gamix_jax import data
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.lock import Lock
@@ -40,9 +41,25 @@ FREE = (
 SHOWN = 8  # differing keys named in a message
 
 
+def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
+  """{key: (old value, new value)} of the keys that differ.
+
+  Data that were moved are the same data: fingerprints say so, where both are
+  known. Where `new` takes any data, they never differ.
+  """
+  differing = configs.differences(old, new)
+  was, now = old.data.fingerprint, new.data.fingerprint
+  if now == data.ANY or not (was and now):
+    differing.pop("data.fingerprint", None)
+  same = data.absolute(old.data.source) == data.absolute(new.data.source)
+  if same or now == data.ANY or (was and was == now):
+    differing.pop("data.source", None)
+  return differing
+
+
 def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   """The keys that differ and may not."""
-  differing = configs.differences(old, new)
+  differing = changed(old, new)
   free = set(FREE)
   # With constant rates a longer run begins as the shorter one did.
   if all(new.optim[net].schedule == "constant" for net in new.optim):
@@ -50,18 +67,22 @@ def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   return {k: v for k, v in differing.items() if k not in free}
 
 
-def claim(path: Path, config: ConfigDict, lock: Lock) -> None:
+def claim(path: Path, config: ConfigDict, lock: Lock, fingerprint: str) -> None:
   """Makes the folder this config's: new, or one that it was begun with.
 
   Args:
     path: the folder.
-    config: complete.
+    config: complete; its data.fingerprint is set here.
     lock: of that folder; held afterwards. Until it is, nothing is written.
+    fingerprint: of the images at hand.
 
   Raises:
     UserError: it cannot be written to, is in use, holds something else, or was
-      trained with other values of keys that matter; the message lists them.
+      trained on other images or with other values of keys that matter; the
+      message lists them.
   """
+  if config.data.fingerprint != data.ANY:
+    config.data.fingerprint = fingerprint
   check(path, config)
   probe = path / ".probe"  # one name: a killed run leaves one at most
   try:
@@ -75,6 +96,7 @@ def claim(path: Path, config: ConfigDict, lock: Lock) -> None:
       "give another one, or mend its permissions."
     ) from e
   check(path, config)  # another run may have begun it in between
+  config.data.fingerprint = fingerprint
   (path / "images").mkdir(exist_ok=True)
   write_text(path / "config.json", configs.to_json(config))
 
@@ -89,6 +111,8 @@ def check(path: Path, config: ConfigDict) -> None:
   if saved.exists():
     old = configs.read(saved)
     differing = _fixed(old, config)
+    if "data.fingerprint" in differing:
+      raise data.other_images(config.data.source, old.data.source)
     if differing:
       shown = [
         f"{key}: {was!r} there, {now!r} now"

@@ -13,7 +13,16 @@ from PIL import Image
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import data, diagnose, inference, metrics, pictures, step, train
+from gamix_jax import (
+  data,
+  diagnose,
+  inference,
+  metrics,
+  pictures,
+  step,
+  train,
+  workdir,
+)
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import settings, subject
 from gamix_jax.inference.fitting import read_images
@@ -58,7 +67,7 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
   # Of another version, or damaged, which comes out in many ways.
   except Exception:
     return None
-  if configs.differences(was, config):
+  if workdir.changed(was, config):
     return None
   return result | {"numbers": numbers}
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gamix_jax import metrics, presets, workdir
+from gamix_jax import data, metrics, presets, workdir
 from gamix_jax.checkpoint import Preemption
 from gamix_jax.compare import judge, report
 from gamix_jax.compare.families import family_config, folder_name
@@ -33,10 +33,12 @@ def planned(
   metrics.random_features(image_shape(config))  # or says how large they are
   runs: Runs = {}
   for k in range(seeds):  # all families once before any of them twice
+    fingerprint = _fingerprint(config.data, config.seed + k)
     for spec in families:
       one = config.copy_and_resolve_references()
       one.seed = config.seed + k
       one = family_config(one, spec)
+      one.data.fingerprint = fingerprint
       if (spec, one.seed) in runs:
         raise UserError(f"--families has {spec} twice.")
       folder = root / folder_name(spec) / f"seed{one.seed}"
@@ -70,6 +72,16 @@ def compare(
     root.mkdir(parents=True, exist_ok=True)
     lock.acquire()
     _run_all(config, families, runs, root)
+
+
+def _fingerprint(section: ConfigDict, seed: int) -> str:
+  """Of the images that all runs of a seed have to have."""
+  if section.fingerprint == data.ANY:
+    return data.ANY
+  section = dict(section, cache="none")  # nothing is decoded for it
+  return data.fingerprint(
+    *(data.open(section, split, seed) for split in ("train", "test"))
+  )
 
 
 def _run_all(
