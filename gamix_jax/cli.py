@@ -6,7 +6,6 @@ Anything else is a defect of this program.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -15,11 +14,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
-from gamix_jax import malloc
-from gamix_jax.config import image_shape, layer_bytes
+from gamix_jax import config as configs
+from gamix_jax import malloc, paths, situations, streams
+from gamix_jax.config import ConfigDict, image_shape, layer_bytes
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -28,18 +30,6 @@ CONFIG_FOLDERS = (PACKAGE.parent / "configs", PACKAGE / "configs")
 DEFAULT_CONFIG = "digits.py"
 USAGE = 2  # exit code
 COMPILED_BYTES = 1 << 30  # of compiled programs kept; digits' are 1.5 MB
-
-# Faults of the machine that a user can mend: what is wrong is in the error.
-_MENDABLE = {
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EROFS,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.EFBIG,
-}
 
 
 def shipped_config(name: str) -> Path:
@@ -88,6 +78,7 @@ def parse(
     elif i + 1 < len(argv):
       argv[i + 1] = _find_config(argv[i + 1])
   try:
+    _check_overrides(argv)
     if define is not None:  # of a config that is at hand: it is read at once
       define()
     rest = flags.FLAGS(argv)
@@ -100,6 +91,46 @@ def parse(
     raise UserError(message) from e
   if rest[1:]:
     raise UserError(f"{rest[1]!r} is not a flag; all flags begin with --.")
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+  """Refuses what ml_collections takes, or refuses in words of its own.
+
+  Raises:
+    UserError: a section instead of one of its keys, a key of what is none, an
+      empty word or None for a key that has none.
+  """
+  schema = configs.base()
+  for word in argv[1:]:
+    match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+    if not match:
+      continue
+    key, value = match.groups()
+    at: Any = schema
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+      if not isinstance(at, ConfigDict):
+        raise UserError(
+          f"--config has no key {key!r}: {'.'.join(parts[:i])} is no section, "
+          f"but a key, by default {at!r}."
+        )
+      if part not in at:
+        return  # what it might be is said where it is looked up
+      at = at[part]
+    if isinstance(at, ConfigDict):
+      keys = list(configs.flat(at))
+      example = "name" if "name" in keys else keys[0]
+      raise UserError(
+        f"--config.{key} is a section; give one of its keys, as "
+        f"--config.{key}.{example}=VALUE. It has: {', '.join(keys)}."
+      )
+    if isinstance(at, str | tuple) and (
+      value == "None" or (value == "" and at != "")
+    ):
+      raise UserError(
+        f"--config.{key}={value}: this key is never {value or 'empty'}. By "
+        f"default it is {at!r}; gamix_jax/config.py says what else it may be."
+      )
 
 
 def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str | None:
@@ -135,9 +166,10 @@ def _first(error: BaseException) -> str:
 
 
 _KINDS = {
-  "invalid literal for int": "a whole number",
+  "invalid literal for int": "a whole number, in digits alone",
   "could not convert string to float": "a number",
   "Non-boolean argument": "true or false",
+  "as a ConfigDict": "of a key in that section, as --config.SECTION.KEY=VALUE",
 }
 
 
@@ -191,38 +223,50 @@ def _other() -> bool:
 
 
 def _show_log() -> None:
-  """Warnings of all packages and what ours says, as plain lines."""
-  handler = logging.StreamHandler()
-  handler.addFilter(_Told())
-  logging.basicConfig(
-    format="%(message)s", level=logging.WARNING, handlers=[handler]
-  )
+  """As plain lines: what ours says on stdout, warnings of all on stderr."""
+  once = _Told()
+  news = logging.StreamHandler(sys.stdout)
+  news.addFilter(lambda record: record.levelno < logging.WARNING)
+  warned = logging.StreamHandler(sys.stderr)
+  warned.setLevel(logging.WARNING)
+  for handler in (news, warned):
+    handler.addFilter(once)
+  logging.basicConfig(format="%(message)s", handlers=[news, warned])
+  logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
-  for stream in (sys.stdout, sys.stderr):  # names may be of any bytes
-    if hasattr(stream, "reconfigure"):
-      stream.reconfigure(errors="backslashreplace")
 
 
 def run(
   main: Callable[[], None],
   argv: Sequence[str] | None = None,
   define: Callable[[], object] | None = None,
+  text: str | None = None,
 ) -> int:
-  """Parses the flags and runs a command; the process's exit code."""
+  """Parses the flags and runs a command; the process's exit code.
+
+  Args:
+    main: of the command.
+    argv: its words; the process's if left out.
+    define: see `parse`.
+    text: printed for --help, instead of all that.
+  """
+  streams.guard()
+  argv = sys.argv if argv is None else argv
+  if text is not None and "--help" in argv:
+    print(text)
+    return 0
   _show_log()
   try:
-    parse(sys.argv if argv is None else argv, define)
+    parse(argv, define)
     main()
   except UserError as e:
     return _say(str(e))
-  except OSError as e:
-    if e.errno not in _MENDABLE:
-      raise
-    where = f"{e.filename}: " if e.filename else ""
-    return _say(f"{where}{e.strerror}. What was complete before is kept.")
   except KeyboardInterrupt:
     return _say("interrupted; the last complete checkpoint is kept.")
   except Exception as e:
+    _end_if_lost(e)
+    if message := situations.told(e):
+      return _say(message)
     _end_if_several(e)
     raise
   return 0
@@ -239,29 +283,32 @@ def start(main: Callable[[], None], text: str | None) -> int:
     text: printed for --help.
   """
   argv = sys.argv
-  if "--help" in argv:
-    print(text)
-    return 0
   if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
     argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
-  return run(main, argv)
+  return run(main, argv, text=text)
 
 
-def _end_if_several(error: Exception) -> None:
-  """Ends one of several processes: of another one's end, or of a defect.
+def _end_if_lost(error: Exception) -> None:
+  """Ends one of several processes if the error is another one's end.
 
   At once: the usual way out would wait for the others, who wait for this one.
   """
-  if "jax" not in sys.modules:
-    return
-  from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+  if "jax" in sys.modules:
+    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
-  if message := hosts.lost(error):
-    _say(message, hosts.LOST)  # ends: there are several
-  if hosts.several():
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    os._exit(1)
+    if message := hosts.lost(error):
+      _say(message, hosts.LOST)  # ends: there are several
+
+
+def _end_if_several(error: Exception) -> None:
+  """The same of a defect, which every process tells."""
+  if "jax" in sys.modules:
+    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+
+    if hosts.several():
+      traceback.print_exception(error)
+      sys.stderr.flush()
+      os._exit(1)
 
 
 def _say(message: str, code: int = USAGE) -> int:
@@ -297,6 +344,21 @@ def use_compilation_cache() -> None:
   _replace_torn()
 
 
+def data_now() -> ConfigDict:
+  """The section `data` of a command that reads the images of a run."""
+  c = ConfigDict()
+  c.source = ""  # where they lie now; "": where they lay when it was trained
+  c.fingerprint = ""  # any: take others than the run was trained on
+  return c
+
+
+def define_data() -> None:
+  """The flags --config.data.*, of a command that has no other --config."""
+  c = ConfigDict()
+  c.data = data_now()
+  config_flags.DEFINE_config_dict("config", c.lock())
+
+
 def keep_freed_memory(workdir: str) -> None:
   """Has memory kept that a trained model frees between chunks, on a CPU.
 
@@ -310,7 +372,7 @@ def keep_freed_memory(workdir: str) -> None:
   from gamix_jax.inference.load import saved_config  # noqa: PLC0415
 
   with contextlib.suppress(UserError):
-    config = saved_config(Path(workdir).expanduser())
+    config = saved_config(paths.resolve(workdir))
     batch_size = default_batch_size(image_shape(config))
     malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 

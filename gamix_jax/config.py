@@ -7,8 +7,9 @@ from it, and a misspelt key is an error. The defaults are the published run
 
 import difflib
 import json
-import math
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -46,6 +47,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
 
   c.data = ConfigDict()
   c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
+  c.data.fingerprint = ""  # of the images, noted by the first start and held
+  #   against those of every later one; any: whatever they are now
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch
@@ -347,8 +350,9 @@ def _check_ranges(config: ConfigDict) -> None:
         raise UserError(
           f"{section}.{name}={weight!r} is neither a number from 0 on nor None."
         )
-  if not -(2**63) <= config.seed < 2**63:
-    raise UserError(f"seed={config.seed} does not fit into 64 bits.")
+  for key, value in flat(config).items():
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+      raise UserError(f"{key}={value} does not fit into 64 bits.")
   for keys, wanted, ok in (
     (POSITIVE, "over 0", lambda v: v > 0),
     (NOT_NEGATIVE, "0 or more", lambda v: v >= 0),
@@ -361,11 +365,10 @@ def _check_ranges(config: ConfigDict) -> None:
 
 
 def _is_number(value: Any) -> bool:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
+  """Whether it is a number that a float can hold, not infinite."""
+  if not isinstance(value, int | float) or isinstance(value, bool):
+    return False
+  return abs(value) <= sys.float_info.max  # NaN is not
 
 
 def check_image_size(config: ConfigDict) -> None:
@@ -376,7 +379,7 @@ def check_image_size(config: ConfigDict) -> None:
   """
   size = config.data.image_size
   pair = size if isinstance(size, tuple | list) else (size, size)
-  whole = all(isinstance(s, int) and s > 0 for s in pair)
+  whole = all(_is_a(s, int) and s > 0 for s in pair)
   if len(pair) != len("hw") or not whole:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
@@ -415,7 +418,9 @@ def _check_features(model: ConfigDict) -> None:
     if isinstance(value, tuple) and not all(
       isinstance(v, int) and v > 0 for v in value
     ):
-      raise UserError(f"model.{name}={value} has to be whole numbers over 0.")
+      raise UserError(
+        f"model.{name}={value} has to be whole numbers over 0, as (64, 128)."
+      )
 
 
 # ---------------------------------------------------------- keys and files
@@ -459,25 +464,87 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(flat(config), indent=1) + "\n"
 
 
+def read(path: Path) -> ConfigDict:
+  """The config of a file that `to_json` wrote, see `from_json`.
+
+  Raises:
+    UserError: it names the file, which cannot be read or holds no config.
+  """
+  try:
+    text = path.read_text(encoding="utf-8")
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}).") from e
+  except UnicodeDecodeError as e:
+    raise UserError(f"{path} is not a config: it is not UTF-8.") from e
+  return from_json(text, str(path))
+
+
 def from_json(text: str, where: str = "config.json") -> ConfigDict:
   """The config that `to_json` wrote; keys it lacks have their defaults.
 
   Raises:
-    UserError: not JSON, or a key that this version does not have.
+    UserError: not JSON, or not an object; a key that this version does not
+      have, or a value of another type than its key's.
   """
   try:
     values = json.loads(text)
-  except json.JSONDecodeError as e:
+  except (ValueError, RecursionError) as e:  # also a number of 5,000 digits
     raise UserError(f"{where} is not a config: {e}.") from e
+  if not isinstance(values, dict):
+    raise UserError(f"{where} is not a config: it holds no keys.")
   config = base()
-  known = flat(config)
+  known = _kinds(config)
   for key, value in values.items():
     if key not in known:
       close = difflib.get_close_matches(key, known, 1)
       hint = f" (did you mean {close[0]}?)" if close else ""
-      raise UserError(f"{where} has the key {key}, which is none{hint}.")
+      raise UserError(
+        f"{where} has the key {key[:80]}, which is none{hint}. A later "
+        "version of gamix_jax may have written it."
+      )
+    kind, may_be_none = known[key]
+    if not (may_be_none if value is None else _is_a(value, kind)):
+      raise UserError(
+        f"{where}: {key} is {str(value)[:80]!r}, and has to be {_CALLED[kind]}."
+      )
     put(config, key, tuple(value) if isinstance(value, list) else value)
   return config
 
 
+def _kinds(config: ConfigDict) -> dict[str, tuple[type, bool]]:
+  """{key: (type of its values, whether it may be None)}; object: several."""
+  out = {}
+  for name, value in config.items(preserve_field_references=True):
+    if isinstance(value, ConfigDict):
+      out |= {f"{name}.{k}": v for k, v in _kinds(value).items()}
+    elif isinstance(value, config_dict.FieldReference):
+      out[name] = value.get_type(), True
+    else:
+      out[name] = type(value), False
+  return out
+
+
+def _is_a(value: Any, kind: type) -> bool:
+  """Whether a value of JSON, not null, may be that of a key of a type."""
+  if kind is object:
+    return any(_is_a(value, k) for k in (float, str, tuple))
+  if kind is tuple:
+    return isinstance(value, list) and all(
+      _is_a(v, int) or _is_a(v, str) for v in value
+    )
+  if kind is float:
+    return _is_number(value)
+  if kind is str:
+    return isinstance(value, str) and "\0" not in value
+  return type(value) is kind
+
+
+_CALLED = {
+  int: "a whole number",
+  float: "a number",
+  bool: "true or false",
+  str: "a word",
+  tuple: "a list of whole numbers or words",
+  object: "a number, a word or a list of such",
+}
 _KEYS = flat(base()).keys()

@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import itertools
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from gamix_jax import (
   hosts,
   malloc,
   mesh,
+  paths,
   presets,
   step,
   workdir,
@@ -28,6 +28,7 @@ from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.examine import Examiner
+from gamix_jax.lock import Lock
 from gamix_jax.profile import Profile
 from gamix_jax.progress import HELD_OUT, Progress
 from gamix_jax.writer import Unwritten, Writer
@@ -114,15 +115,19 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       f"--workdir={folder} is an address, and a folder is needed; mount it, "
       "see launch/README.md."
     )
+  path = paths.resolve(folder)
+  lock = Lock(path)
+  hosts.by_first(lock.check)  # now, not only after all data are read
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.Layout(devices, config.mesh.min_size)
+  _make_absolute(config.data)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
-  path = Path(folder)
-  hosts.by_first(partial(workdir.claim, path, config))
+  fingerprint = data.fingerprint(train_set, test_set)
 
   with (
+    lock,
     Checkpoints(
       path / "checkpoints",
       keep=config.checkpoint.keep,
@@ -131,6 +136,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
     Preemption() as preemption,
   ):
+    hosts.by_first(partial(workdir.claim, path, config, lock, fingerprint))
     abstract = layout.on(jax.eval_shape(partial(step.init, recipe)))
     _introduce(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
@@ -171,6 +177,13 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       loop.writer.close()
   _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
   return numbers
+
+
+def _make_absolute(section: ConfigDict) -> None:
+  """Paths that mean the same wherever a later command is started."""
+  section.source = data.absolute(section.source)
+  if section.cache not in ("none", "memory"):
+    section.cache = str(paths.resolve(section.cache))
 
 
 def _compile(recipe, config, abstract, layout):

@@ -7,6 +7,7 @@ tensorboard/     the same, and pictures and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
 profile/         a trace of some steps, where `config.profile` asks for one
+.lock            who trains here now, see `lock`
 """
 
 import contextlib
@@ -15,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gamix_jax import config as configs
+from gamix_jax import data
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
+from gamix_jax.lock import Lock
 
 # What a run may be continued with a new value of: it changes what is shown
 # and kept, or how fast it goes, and no number of the training.
@@ -38,27 +41,25 @@ FREE = (
 SHOWN = 8  # differing keys named in a message
 
 
-def _writable(path: Path) -> None:
-  """Makes the folder and tries it.
+def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
+  """{key: (old value, new value)} of the keys that differ.
 
-  Raises:
-    UserError: it cannot be made or written to.
+  Data that were moved are the same data: fingerprints say so, where both are
+  known. Where `new` takes any data, they never differ.
   """
-  probe = path / ".probe"  # one name: a killed run leaves one at most
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe.write_text("")
-    probe.unlink(missing_ok=True)
-  except OSError as e:
-    raise UserError(
-      f"--workdir={path} cannot be written to ({e.strerror}); "
-      "give another one, or mend its permissions."
-    ) from e
+  differing = configs.differences(old, new)
+  was, now = old.data.fingerprint, new.data.fingerprint
+  if now == data.ANY or not (was and now):
+    differing.pop("data.fingerprint", None)
+  same = data.absolute(old.data.source) == data.absolute(new.data.source)
+  if same or now == data.ANY or (was and was == now):
+    differing.pop("data.source", None)
+  return differing
 
 
 def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   """The keys that differ and may not."""
-  differing = configs.differences(old, new)
+  differing = changed(old, new)
   free = set(FREE)
   # With constant rates a longer run begins as the shorter one did.
   if all(new.optim[net].schedule == "constant" for net in new.optim):
@@ -66,17 +67,52 @@ def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   return {k: v for k, v in differing.items() if k not in free}
 
 
-def claim(path: Path, config: ConfigDict) -> None:
+def claim(path: Path, config: ConfigDict, lock: Lock, fingerprint: str) -> None:
   """Makes the folder this config's: new, or one that it was begun with.
 
+  Args:
+    path: the folder.
+    config: complete; its data.fingerprint is set here.
+    lock: of that folder; held afterwards. Until it is, nothing is written.
+    fingerprint: of the images at hand.
+
   Raises:
-    UserError: it cannot be written to, holds something else, or was trained
-      with other values of keys that matter; the message lists them.
+    UserError: it cannot be written to, is in use, holds something else, or was
+      trained on other images or with other values of keys that matter; the
+      message lists them.
+  """
+  if config.data.fingerprint != data.ANY:
+    config.data.fingerprint = fingerprint
+  check(path, config)
+  probe = path / ".probe"  # one name: a killed run leaves one at most
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    probe.write_text("")
+    probe.unlink(missing_ok=True)
+  except OSError as e:
+    raise UserError(
+      f"--workdir={path} cannot be written to ({e.strerror}); "
+      "give another one, or mend its permissions."
+    ) from e
+  check(path, config)  # another run may have begun it in between
+  config.data.fingerprint = fingerprint
+  (path / "images").mkdir(exist_ok=True)
+  write_text(path / "config.json", configs.to_json(config))
+
+
+def check(path: Path, config: ConfigDict) -> None:
+  """Refuses a folder that is not this config's; writes nothing.
+
+  Raises:
+    UserError: as `claim`, of what the folder holds.
   """
   saved = path / "config.json"
-  if saved.is_file():
-    old = configs.from_json(saved.read_text(), str(saved))
+  if saved.exists():
+    old = configs.read(saved)
     differing = _fixed(old, config)
+    if "data.fingerprint" in differing:
+      raise data.other_images(config.data.source, old.data.source)
     if differing:
       shown = [
         f"{key}: {was!r} there, {now!r} now"
@@ -93,9 +129,6 @@ def claim(path: Path, config: ConfigDict) -> None:
       f"--workdir={path} has checkpoints but no config.json, so it cannot be "
       "told what they are of; give another --workdir."
     )
-  _writable(path)
-  (path / "images").mkdir(exist_ok=True)
-  write_text(saved, configs.to_json(config))
 
 
 @contextlib.contextmanager
@@ -115,15 +148,25 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes a file, as UTF-8, whole or not at all.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
   """Writes a file whole or not at all.
 
   Raises:
     UserError: it cannot be written.
   """
-  temporary = path.with_name(f".{path.name}.part")
+  # Its own, since two commands may write the same file at a time.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
   with writing(path):
     try:
-      temporary.write_text(text)
+      temporary.write_bytes(data)
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)

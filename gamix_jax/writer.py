@@ -2,18 +2,20 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gamix_jax import pictures
-from gamix_jax.workdir import write_text, writing
+from gamix_jax.workdir import write_bytes, writing
 
 # tensorboardX imports torch where there is one: a second of every start, for
 # types that nobody here hands over. None makes that an ImportError.
@@ -26,6 +28,9 @@ try:
 finally:
   for _name in _hidden:
     del sys.modules[_name]
+
+
+log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -137,15 +142,41 @@ class Unwritten:
     """Nothing."""
 
 
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+  """The lines of metrics.jsonl that are whole, as objects with their step.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  lines = path.read_bytes().split(b"\n")
+  return (row for row in map(_row, lines) if row is not None)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+  """A line of metrics.jsonl; None of what is none."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  whole = isinstance(row, dict) and type(row.get("step")) is int
+  return row if whole else None
+
+
 def _forget_after(path: Path, step: int) -> None:
-  """Keeps the lines up to a step, and no torn last line."""
+  """Keeps the lines up to a step, and no line that is damaged."""
   if not path.is_file():
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except (json.JSONDecodeError, TypeError, KeyError):
-      continue  # torn by a kill in the middle of a write
-  write_text(path, "".join(f"{line}\n" for line in kept))
+  with writing(path):
+    lines = path.read_bytes().split(b"\n")
+  found = [_row(line) for line in lines]
+  # The last is what stands behind the last line's end: nothing, or what a
+  # kill in the middle of a write left.
+  damaged = sum(row is None for row in found[:-1])
+  if damaged:
+    log.warning("%s: %d damaged lines are left out.", path, damaged)
+  kept = [
+    line + b"\n"
+    for line, row in zip(lines, found, strict=True)
+    if row is not None and row["step"] <= step
+  ]
+  write_bytes(path, b"".join(kept))

@@ -91,12 +91,13 @@ class Program:
     devices: int = 1,
     cwd: Path = ROOT,
     module: str = "gamix_jax.main",
+    env: dict[str, str] | None = None,
     **kwargs,
   ):
     """Runs a command to its end: .returncode, .stdout, .stderr."""
     return subprocess.run(
       self.argv(*flags, module=module),
-      env=self.env(devices),
+      env=self.env(devices) if env is None else env,
       cwd=cwd,
       capture_output=True,
       text=True,

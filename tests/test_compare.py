@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
+from damage import damages
 from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
@@ -371,8 +372,9 @@ def test_table_of_made_up_results():
 
 def test_seconds_a_step(tmp_path):
   """The first row compiled; batch 8 at 16, 32, 80 images/s, median 32."""
-  rows = [{"step": 1, "speed/images_per_second": 0.1}, {"eval/mae": 1.0}]
-  rows += [{"speed/images_per_second": v} for v in (16.0, 80.0, 32.0)]
+  speed = "speed/images_per_second"
+  rows = [{"step": 1, speed: 0.1}, {"step": 1, "eval/mae": 1.0}]
+  rows += [{"step": 2, speed: v} for v in (16.0, 80.0, 32.0)]
   log = tmp_path / "metrics.jsonl"
   log.write_text("".join(json.dumps(r) + "\n" for r in rows))
   assert judge._seconds_a_step(tmp_path, 8) == 0.25
@@ -390,11 +392,22 @@ def test_finished(tmp_path):
   found = {"config": values, "numbers": {"mae": 1.0}}
   path.write_text(json.dumps(found))
   assert judge.finished(tmp_path, c) is None  # of unknown features
-  path.write_text(json.dumps(found | {"protocol": {"features": "f"}}))
+  found["protocol"] = dict.fromkeys(judge.PROTOCOL, 1)
+  path.write_text(json.dumps(found))
+  assert judge.finished(tmp_path, c) is None  # it has no pictures
+  for name in (judge.STRIP, judge.ORIGINALS):
+    Image.new("L", (8, 8)).save(tmp_path / name)
   assert judge.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
+  for text in damages(path.read_bytes(), 100):
+    path.write_bytes(text)
+    result = judge.finished(tmp_path, c)
+    assert result is None or set(result["protocol"]) == judge.PROTOCOL
+  path.write_text(json.dumps(found | {"numbers": {"mae": None}}))
+  assert judge.finished(tmp_path, c) is None
+  path.write_text(json.dumps(found))
   c.eval_draws += 1
   assert judge.finished(tmp_path, c) is None
-  for text in ("{", "{}", '{"config": {"no such key": 1}}'):
+  for text in ("{", "{}", "[]", "null", '{"config": {"no such key": 1}}'):
     path.write_text(text)
     assert judge.finished(tmp_path, c) is None
 
@@ -475,13 +488,13 @@ def test_front_drawn(tmp_path, monkeypatch):
     for line, label, x, y in near + far
   ] + [figure.Point("c", "1", [0.2], [3.0])]
   drawn = []
-  kept = figure.pngs.save
+  kept = figure.figures.save
 
   def save(fig, path):
     drawn.append(fig)
     kept(fig, path)
 
-  monkeypatch.setattr(figure.pngs, "save", save)
+  monkeypatch.setattr(figure.figures, "save", save)
   path = tmp_path / "front.png"
   figure.front(path, points, "fd of something")
   with Image.open(path) as image:

@@ -1,5 +1,6 @@
 """The schema: its checks, its JSON, and that every key changes something."""
 
+import collections
 import functools
 import json
 import re
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import EVAE, FLAT, alone, elbo, flat, small
+from damage import damages
 
 from gamix_jax import build, config, presets, step
 from gamix_jax.errors import UserError
@@ -382,6 +384,80 @@ def test_json_of_another_version():
   )
   with pytest.raises(UserError, match="is not a config"):
     config.from_json("{")
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    *(
+      (text, "holds no keys")
+      for text in ("[]", "null", "3", '"x"', "[[1, 2]]", "NaN")
+    ),
+    ("", "is not a config"),
+    ("[" * 100_000, "is not a config"),
+    ('{"seed": ' + "1" * 5000 + "}", "is not a config"),
+    ('{"steps": "x"}', "steps is 'x', and has to be a whole number"),
+    ('{"steps": 1.0}', "steps is '1.0', and has to be a whole number"),
+    ('{"steps": true}', "steps .* a whole number"),
+    ('{"steps": null}', "steps is 'None', and has to be a whole number"),
+    ('{"steps": [3]}', "steps .* a whole number"),
+    ('{"ema.decay": NaN}', "ema.decay is 'nan', and has to be a number"),
+    ('{"ema.decay": Infinity}', "ema.decay .* a number"),
+    ('{"ema.decay": "0.9"}', "ema.decay .* a number"),
+    ('{"data.flip": 1}', "data.flip .* true or false"),
+    ('{"data.source": 3}', "data.source .* a word"),
+    ('{"data.source": "a\\u0000"}', "data.source .* a word"),
+    ('{"model.encoder_features": 64}', "encoder_features .* a list of whole"),
+    (
+      '{"model.encoder_features": [0.5]}',
+      "encoder_features .* a list of whole",
+    ),
+    ('{"data.image_size": {"a": 1}}', "data.image_size .* a number, a word or"),
+    ('{"data.image_size": true}', "data.image_size .* a number, a word or"),
+    ('{"weights.kl": NaN}', "weights.kl .* a number, a word or"),
+    ('{"model": {"latent": 3}}', "has the key model, which is none"),
+    ('{"data.of_later": 3}', "which is none.* A later version"),
+  ],
+)
+def test_json_that_is_no_config(text, words):
+  with pytest.raises(UserError, match=rf"^DIR/config\.json.*{words}"):
+    config.from_json(text, "DIR/config.json")
+
+
+def test_files_that_are_no_config(tmp_path):
+  """The message names the file."""
+  path = tmp_path / "config.json"
+  for make, words in (
+    (lambda: path.write_bytes(b'{"seed": "\xff"}'), "is not UTF-8"),
+    (lambda: (path.unlink(), path.mkdir()), "cannot be read .Is a directory"),
+    (path.rmdir, "cannot be read .No such file"),
+    (lambda: path.symlink_to(path), "cannot be read .Too many levels"),
+  ):
+    make()
+    with pytest.raises(UserError, match=f"^{path}.* {words}"):
+      config.read(path)
+
+
+def test_any_damage_of_config_json(tmp_path):
+  """A config that can be checked, or a message that names the file."""
+  path = tmp_path / "config.json"
+  whole = config.to_json(small()).encode()
+  ends = collections.Counter()
+  for damaged in damages(whole, 500):
+    path.write_bytes(damaged)
+    try:
+      found = config.read(path)
+    except UserError as e:
+      assert str(e).startswith(str(path))
+      ends["refused"] += 1
+      continue
+    assert found.is_locked and config.flat(found).keys() == config._KEYS
+    try:
+      build.recipe(found)
+      ends["good"] += 1
+    except UserError:
+      ends["out of range"] += 1
+  assert min(ends["refused"], ends["good"]) > 20, ends
 
 
 def test_flat_and_differences():

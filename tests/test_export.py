@@ -12,6 +12,7 @@ import conftest
 import jax
 import numpy as np
 import pytest
+from damage import damages
 from program import ROOT, assert_refused
 
 import gamix_jax
@@ -305,6 +306,10 @@ def test_weights_that_are_refused(model, exported, tmp_path):
   refused("damaged.*checksum")
   file.write_bytes(data[: len(data) // 2])
   refused("damaged")
+  for damaged in damages(data, 100):
+    if damaged != data:
+      file.write_bytes(damaged)
+      refused("damaged|not written by|another model")
   file.write_bytes(data)
   config.write_text(text.replace('"model.latent": 4', '"model.latent": 8'))
   refused("another model than the config.json")

@@ -14,9 +14,27 @@ PACKAGE = ROOT / "gamix_jax"
 # From the ground up; a folder is one room. A room imports from lower floors
 # and, as the reading order goes, from earlier rooms of its own floor.
 FLOORS = (
-  ("errors", "malloc", "marks", "paths", "winograd"),
+  (
+    "errors",
+    "lock",
+    "malloc",
+    "marks",
+    "paths",
+    "situations",
+    "streams",
+    "winograd",
+  ),
   ("hosts",),
-  ("ops", "config", "posterior", "data", "checkpoint", "mesh", "pictures"),
+  (
+    "ops",
+    "config",
+    "posterior",
+    "data",
+    "checkpoint",
+    "figures",
+    "mesh",
+    "pictures",
+  ),
   ("population", "networks", "metrics"),
   ("objective", "presets"),
   ("optim", "diagnose"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from conftest import alone, elbo, flat
+from damage import damages
 
 import gamix_jax
 from gamix_jax import build, inference
@@ -195,6 +196,9 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
   other.write_bytes(kept.read_bytes()[:-40])
   assert gamix_jax.load(run, step=5).fitted is None
   assert "damaged" in caplog.text
+  for damaged in damages(kept.read_bytes(), 50):
+    other.write_bytes(damaged)
+    assert gamix_jax.load(run, step=5).fitted is None
   other.unlink()
 
 

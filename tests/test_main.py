@@ -120,7 +120,7 @@ def test_run_ends_well(job):
   assert re.search(r"^Done: step 3 of 3, ", ran.stdout, re.M)
   run = folder / "run"
   assert sorted(p.name for p in run.iterdir()) == [
-    *("checkpoints", "config.json", "images", "metrics.jsonl"),
+    *(".lock", "checkpoints", "config.json", "images", "metrics.jsonl"),
     *("parameters.txt", "tensorboard"),
   ]
   with Checkpoints(run / "checkpoints", keep=3) as checkpoints:

@@ -2,15 +2,18 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import damages
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from gamix_jax import metrics
 from gamix_jax.errors import UserError
+from gamix_jax.metrics import classifier
 
 
 def rng(seed=0):
@@ -206,9 +209,16 @@ def test_classifier_features(digits, tmp_path, monkeypatch, caplog):
   np.testing.assert_array_equal(again(x[:3]), first(x)[:3])
   assert again.sha256 == first.sha256
   assert make(images=images[:1199], cache=None).sha256 != first.sha256
-  file.write_bytes(file.read_bytes()[:100])
+  whole = file.read_bytes()
+  file.write_bytes(whole[:100])
   assert make().sha256 == first.sha256
   assert "is damaged" in caplog.text
+  for damaged in damages(whole, 100):
+    file.write_bytes(damaged)
+    found = classifier._read(file, first._params)
+    assert found is None or jax.tree.all(
+      jax.tree.map(np.array_equal, found, first._params)
+    )
   with pytest.raises(UserError, match="two classes"):
     metrics.classifier_features(images, np.zeros(len(images), int))
   with pytest.raises(UserError, match="was made for"):

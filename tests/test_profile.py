@@ -6,6 +6,7 @@ import json
 from program import SMALL, complete_config_of
 
 from gamix_jax import config, workdir
+from gamix_jax.lock import Lock
 
 
 def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
@@ -26,7 +27,8 @@ def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
   c = config.from_json((run / "config.json").read_text())
   assert c.profile == "2:3"
   c.profile = "1:1"
-  workdir.claim(run, c)
+  with Lock(run) as lock:
+    workdir.claim(run, c, lock, c.data.fingerprint)
 
 
 def test_without_one_there_is_none(tmp_path):

@@ -1,9 +1,11 @@
 """metrics.jsonl and its like, when a run goes on, and when a disk is full."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from damage import damages
 from program import events
 
 from gamix_jax import workdir
@@ -70,6 +72,38 @@ def test_goes_on_after_a_step(folder, torn):
     if e.WhichOneof("what") == "session_log"
   ]
   assert starts == [1, 3]  # what TensorBoard forgets earlier ones from
+
+
+def test_damaged_lines_are_left_out_and_told(folder, caplog):
+  """Whatever they are; the good ones stay as they are, byte by byte."""
+  good = [b'{"step": 1, "a": NaN}', b'{"a": 2.50, "step": 2, "\\u00fc": null}']
+  bad = (
+    *(b"\xff\xfe{", b"\0" * 9, b"[1]", b"null", b"7", b'"x"', b"", b"[" * 9**5),
+    *(b'{"a": 1}', b'{"step": "3"}', b'{"step": null}', b'{"step": true}'),
+    b'{"step": ' + b"1" * 5000 + b"}",
+  )
+  path = folder / "metrics.jsonl"
+  lines = [good[0], *bad, good[1], b'{"step": 3}', b'{"step": 2, "a": 0.']
+  path.write_bytes(b"\n".join(lines))
+  Writer(folder, 2).close()
+  assert path.read_bytes() == b"\n".join([*good, b""])
+  assert f"{len(bad)} damaged lines are left out" in caplog.text
+
+
+def test_any_damage_of_the_log_is_survived(folder):
+  """Lines that it did not touch are kept, but for those of later steps."""
+  write(folder, 0, *range(1, 40))
+  path = folder / "metrics.jsonl"
+  whole = path.read_bytes()
+  for damaged in damages(whole, 500):
+    path.write_bytes(damaged)
+    Writer(folder, 30).close()
+    kept = path.read_bytes().splitlines()
+    assert all(json.loads(line)["step"] <= 30 for line in kept)
+    there = damaged.split(b"\n")
+    for line in whole.splitlines()[:30]:
+      assert kept.count(line) == there.count(line)
+    shutil.rmtree(folder / "tensorboard")
 
 
 def test_a_full_disk_leaves_whole_lines(folder, monkeypatch):

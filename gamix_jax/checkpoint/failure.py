@@ -78,19 +78,25 @@ def _told_otherwise(record: logging.LogRecord) -> bool:
 
 
 class _Unraisable:
-  """Hands on all but what the array writer cannot tell the loop it left."""
+  """Hands on all but what the array files cannot tell the loop they left.
+
+  Of a save that failed, that the loop is closed; of a read that failed, that
+  the other reads were given up.
+  """
 
   def __init__(self, others):
     self._others = others
 
   def __call__(self, what) -> None:
     kind, error = what.exc_type, what.exc_value
-    if not (kind is RuntimeError and str(error) == _LEFT):
+    left = kind is RuntimeError and str(error) == _LEFT
+    given_up = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+    if not (left or given_up):
       self._others(what)
 
 
 def quiet_abandoned() -> None:
-  """To be called of a save that failed: it drops writes not yet begun."""
+  """To be called when a save or a read failed: it drops what had not begun."""
   warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
 
 

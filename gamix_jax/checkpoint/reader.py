@@ -5,6 +5,8 @@ Reading changes nothing in the directory.
 
 import logging
 import os
+import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,11 +15,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import leaves, sums
+from gamix_jax.checkpoint import content, failure, leaves, sums
 from gamix_jax.errors import UserError
 
-FORMAT = 1  # raise it when an older program could not read the files
 TOLD = 3  # damaged steps named in a message
+_FLUX = 0.2  # seconds in which a folder that is being deleted changes
+_LOOKS = 20  # at a directory that changes while it is looked at
+_TOO_FAST = -1
 _log = logging.getLogger(__name__)
 
 
@@ -70,11 +74,11 @@ class Reader:
     """
     path = self._folder(step) / "about"
     about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
-    if about["format"] > FORMAT:
+    if about["format"] > content.FORMAT:
       wrote = about["versions"].get("gamix_jax", "a newer version")
       raise UserError(
         f"{self._folder(step)} has checkpoint format {about['format']}, this "
-        f"program knows {FORMAT} and older.\n"
+        f"program knows {content.FORMAT} and older.\n"
         f"Install gamix_jax {wrote}, which wrote it, or later."
       )
     return about
@@ -141,29 +145,58 @@ class Reader:
     self, abstract: Any, step: int | None, *, part: bool
   ) -> tuple[int, Any] | None:
     self.wait()
-    chosen = self._choose(step)
-    if chosen is None:
-      return None
     wanted = {n: abstract_leaf(x) for n, x in leaves.flatten(abstract).items()}
-    leaves.check(
-      self._shapes(chosen),
-      leaves.shapes(wanted),
-      str(self._folder(chosen)),
-      part=part,
-    )
-    return chosen, leaves.unflatten(abstract, self._read(chosen, wanted))
+    tried: set[int] = set()  # what turned out unreadable after its checks
+    while (chosen := self._choose(step, tried)) is not None:
+      found = self._attempt(chosen, wanted, part=part)
+      if found is not None:
+        return chosen, leaves.unflatten(abstract, found)
+      tried.add(chosen)
+    return None
 
-  def _choose(self, step: int | None) -> int | None:
+  def _attempt(
+    self, step: int, wanted: dict[str, jax.ShapeDtypeStruct], *, part: bool
+  ) -> dict[str, jax.Array] | None:
+    """The arrays of a step that was found whole; None: unreadable after all.
+
+    Raises:
+      UserError: it is of another model or of a newer program.
+    """
+    found, fault = None, None
+    try:
+      where = str(self._folder(step))
+      leaves.check(self._shapes(step), leaves.shapes(wanted), where, part=part)
+      found = self._read(step, wanted)
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+      raise  # the devices' or the model's fault, not the files'
+    # Orbax and tensorstore meet a bad file with whatever comes first.
+    except Exception as error:
+      if hosts.lost(error):
+        raise
+      failure.quiet_abandoned()
+      fault = f"it cannot be read ({content.short(error.__cause__ or error)})"
+    if not hosts.any_host(fault is not None):
+      return found
+    # A run that goes on meanwhile deletes its old steps: that is no damage.
+    lasting = self._lasting_fault(step)
+    if self._folder(step).exists():
+      self._note(step, lasting or fault or "another host cannot read it")
+    return None
+
+  def _choose(
+    self, step: int | None, tried: Collection[int] = ()
+  ) -> int | None:
     """The step to restore, found whole; None if there is none at all."""
-    steps, folders = hosts.from_first([self.steps(), self._folders()])
-    if step is not None and step not in folders:
-      have = ", ".join(map(str, steps)) or "none"
+    chosen = self._find_whole(step, tried)
+    if chosen is not None:
+      return chosen
+    if step is not None and step not in self._faults:
+      have = ", ".join(map(str, hosts.from_first(self.steps()))) or "none"
       raise UserError(
         f"{self.directory} holds no checkpoint of step {step}; "
         f"complete are: {have}."
       )
-    chosen = self._find_whole(folders if step is None else [step])
-    if chosen is None and folders:
+    if self._faults:
       told = sorted(self._faults.items(), reverse=True)
       shown = "; ".join(f"step {s}: {f}" for s, f in told[:TOLD])
       more = len(told) - TOLD
@@ -172,28 +205,69 @@ class Reader:
         f"({shown}{f'; and {more} more' if more > 0 else ''}).\n"
         "Put a good copy there, or start anew in another workdir."
       )
+    return None
+
+  def _find_whole(
+    self, step: int | None = None, tried: Collection[int] = ()
+  ) -> int | None:
+    """The newest step with no fault; process 0 looks, for all.
+
+    Args:
+      step: that step and no other.
+      tried: steps that are not to be looked at again.
+
+    Raises:
+      UserError: a run that goes on meanwhile deletes them too fast.
+    """
+    told = None
+    if jax.process_index() == 0:
+      told = [self._newest_whole(step, tried), sorted(self._faults.items())]
+    chosen, faults = hosts.from_first(told)
+    self._faults = dict(faults)
+    if chosen == _TOO_FAST:
+      raise UserError(
+        f"The checkpoints in {self.directory} came and went faster than they "
+        "could be read.\nTry again, or raise the run's checkpoint.keep or "
+        "checkpoint.every."
+      )
     return chosen
 
-  def _find_whole(self, steps: list[int]) -> int | None:
-    """The newest of these steps with no fault; process 0 looks, for all."""
-    chosen = None
-    if jax.process_index() == 0:
-      for step in reversed(steps):
-        fault = sums.fault(self._folder(step))
-        if fault is None:
-          self._faults.pop(step, None)
-          chosen = step
-          break
-        self._faults[step] = fault
-        _log.warning(
-          "The checkpoint of step %d in %s is damaged: %s.",
-          step,
-          self.directory,
-          fault,
-        )
-    found = hosts.from_first([chosen, sorted(self._faults.items())])
-    self._faults = dict(found[1])
-    return found[0]
+  def _newest_whole(
+    self, step: int | None, tried: Collection[int]
+  ) -> int | None:
+    for _ in range(_LOOKS):
+      folders = self._folders()
+      for one in reversed(folders if step is None else [step]):
+        if one in tried:
+          continue
+        fault = self._lasting_fault(one)
+        if fault is None and one in self._folders():
+          self._faults.pop(one, None)
+          return one
+        if fault is not None:
+          self._note(one, fault)
+      if self._folders() == folders:
+        return None
+    return _TOO_FAST
+
+  def _lasting_fault(self, step: int) -> str | None:
+    """A step's fault; None of one that is whole, or is being deleted."""
+    folder = self._folder(step)
+    while (fault := sums.fault(folder) or content.fault(folder)) is not None:
+      before = sums.listing(folder)
+      time.sleep(_FLUX)
+      if sums.listing(folder) == before:
+        return fault if folder.exists() else None
+    return None
+
+  def _note(self, step: int, fault: str) -> None:
+    """Remembers a damaged step, and names it once."""
+    if self._faults.get(step) != fault:
+      _log.warning(
+        "The checkpoint of step %d in %s is damaged: %s.",
+        *(step, self.directory, fault),
+      )
+    self._faults[step] = fault
 
   def _shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
     saved = self.about(step)["leaves"]
@@ -202,6 +276,7 @@ class Reader:
   def _read(
     self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
   ) -> dict[str, jax.Array]:
+    failure.quiet_orbax()
     full = {n: x for n, x in wanted.items() if x.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       found = reader.restore(

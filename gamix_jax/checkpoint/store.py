@@ -10,6 +10,8 @@ moved to `damaged/30`. Reading changes nothing in the directory: only the first
 import logging
 import math
 import os
+import pathlib
+import tempfile
 import time
 import weakref
 from collections.abc import Mapping
@@ -19,14 +21,17 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import failure, leaves, sums
-from gamix_jax.checkpoint.reader import FORMAT, TOLD, Reader, abstract_leaf
+from gamix_jax.checkpoint import content, failure, leaves, sums
+from gamix_jax.checkpoint.reader import TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
 _DAMAGED = "damaged"
+_PATTERN = "[]*?"
+_TEMPORARY = ".orbax-checkpoint-tmp"
 _PACKAGES = ("gamix_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _LONG = 1.0  # seconds of waiting worth a line in the log
 _log = logging.getLogger(__name__)
@@ -75,6 +80,7 @@ class Checkpoints(Reader):
     self._keep, self._keep_best = keep, keep_best
     self._best_metric, self._best_mode = best_metric, best_mode
     self._manager: ocp.CheckpointManager | None = None
+    self._alias: tempfile.TemporaryDirectory | None = None
     self._saving: int | None = None  # the step on its way to the disk
     self._saved: tuple[int, list[Any]] | None = None  # the last, and its leaves
 
@@ -108,7 +114,7 @@ class Checkpoints(Reader):
     arrays = leaves.arrays(state)
     metrics = {k: float(v) for k, v in (metrics or {}).items()}
     about = {
-      "format": FORMAT,
+      "format": content.FORMAT,
       "step": step,
       "versions": _versions(),
       "leaves": leaves.shapes(arrays),
@@ -163,6 +169,9 @@ class Checkpoints(Reader):
     if self._manager is not None:
       self._manager.close()
       self._manager = None
+    if self._alias is not None:
+      self._alias.cleanup()
+      self._alias = None
 
   def __enter__(self) -> Self:
     """Nothing happens yet."""
@@ -202,7 +211,7 @@ class Checkpoints(Reader):
           )
         )
       self._manager = ocp.CheckpointManager(
-        self.directory,
+        self._plain_name(),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(keep),
           best_fn=_best if self._keep_best else None,
@@ -218,17 +227,44 @@ class Checkpoints(Reader):
       )
     return self._manager
 
+  def _plain_name(self) -> epath.Path:
+    """The directory by a name that Orbax's globs do not take for a pattern.
+
+    With `lr [1]` it would find none of the arrays that it has just written.
+    """
+    if not set(_PATTERN) & set(str(self.directory)):
+      return self.directory
+    if self._alias is None:
+      self._alias = tempfile.TemporaryDirectory(prefix="gamix_jax_")
+      self.directory.mkdir(parents=True, exist_ok=True)
+      link = pathlib.Path(self._alias.name, "checkpoints")
+      link.symlink_to(self.directory)
+    return epath.Path(self._alias.name) / "checkpoints"
+
   def _sum(self) -> None:
     """Called by Orbax in its thread when all files of a step are written.
 
     Orbax renames the folder after this, deletes old steps after that, and does
     neither if this fails.
     """
-    temporary = list(
-      self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-    )
+    temporary = self._temporary(f"{self._saving}.")
     for folder in temporary or [self._folder(self._saving)]:
+      if fault := content.fault(folder):
+        raise UserError(
+          f"The checkpoint of step {self._saving} in {self.directory} came out "
+          f"incomplete ({fault}).\nIf another program deletes files there, "
+          "stop it; the same command continues from the checkpoint before."
+        )
       sums.write(folder)
+
+  def _temporary(self, begin: str = "") -> list[epath.Path]:
+    """Orbax's unfinished folders whose names begin so."""
+    # Not by glob, for which a name such as `lr [1]` is a pattern.
+    return [
+      path
+      for path in self.directory.iterdir()
+      if path.name.startswith(begin) and _TEMPORARY in path.name
+    ]
 
   def _fail(self, error: Exception) -> None:
     """Ends a failed save: nothing of it stays, the user learns why."""
@@ -242,7 +278,7 @@ class Checkpoints(Reader):
         _log.debug("closing after a failed save: %r", again)
     if jax.process_index() == 0:
       try:
-        for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        for folder in self._temporary():
           folder.rmtree()
       except OSError as again:
         # In a directory made read-only, say. It counts as no checkpoint, and
@@ -250,6 +286,8 @@ class Checkpoints(Reader):
         _log.debug(
           "%s of step %d is left behind: %s", self.directory, step, again
         )
+    if isinstance(error, UserError):
+      raise error
     reason = failure.reason(error)
     if reason is None:
       raise error
@@ -307,7 +345,7 @@ class Checkpoints(Reader):
         return True  # the very arrays that were saved: no need to read back
     if step not in folders or step in self._faults:
       return False
-    if self._find_whole([step]) is None:
+    if self._find_whole(step) is None:
       return False
     arrays = leaves.arrays(state)
     where = str(self._folder(step))

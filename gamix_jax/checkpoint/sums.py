@@ -129,6 +129,14 @@ def _first_fault(
   return None
 
 
+def listing(directory: epath.Path) -> dict[str, int]:
+  """The bytes of each of a step's files; none where they cannot be listed."""
+  try:
+    return {n: p.stat().length for n, p in _files(directory).items()}
+  except OSError:  # deleted while they were counted, for instance
+    return {}
+
+
 def size(directory: epath.Path) -> int:
   """The bytes of a step's files on disk."""
   paths = [directory / NAME, *_files(directory).values()]

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, malloc, presets
+from gamix_jax import cli, malloc, paths, presets
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
@@ -45,19 +45,13 @@ def main() -> None:
   from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  workdir = given.workdir or f"runs/compare_{name}"
-  compare(given.config, given.families, given.seeds, Path(workdir))
+  workdir = paths.resolve(given.workdir or f"runs/compare_{name}")
+  compare(given.config, given.families, given.seeds, workdir)
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_list("families", None, "What to compare.")
   flags.DEFINE_integer("seeds", 3, "Runs of each.")
   flags.DEFINE_string("workdir", None, "Where the comparison is kept.")
   config_flags.DEFINE_config_file("config", None, "A config, and its keys.")
-  argv = sys.argv
-  if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={cli.DEFAULT_CONFIG}", *argv[1:]]
-  sys.exit(cli.run(main, argv))
+  sys.exit(cli.start(main, __doc__))

@@ -17,8 +17,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from gamix_jax import figures
 from gamix_jax.compare.judge import ORIGINALS, STRIP
-from gamix_jax.evaluate import figure as pngs
+from gamix_jax.figures import literal
 
 COLUMNS = 4  # of panels
 WIDTH = 13.0  # inches
@@ -28,6 +29,7 @@ AROUND = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, 1), (0, -1))
 LABELS = 0.17  # share of the width that families' names have
 
 
+@literal()
 def save(
   path: Path,
   panels: Mapping[str, Mapping[str, Sequence[float]]],
@@ -57,7 +59,7 @@ def save(
   parts = fig.subfigures(2, 1, height_ratios=[height - pictures, pictures])
   _panels(parts[0], panels, families, rows, lines_at, height - pictures)
   _pictures(parts[1], folders)
-  pngs.save(fig, path)
+  figures.save(fig, path)
 
 
 def _panels(fig, panels, families, rows, lines_at, height) -> None:
@@ -164,6 +166,7 @@ class Point(NamedTuple):
   y: Sequence[float]
 
 
+@literal()
 def front(path: Path, points: Sequence[Point], distance: str) -> None:
   """Writes the PNG, whole or not at all.
 
@@ -215,7 +218,7 @@ def front(path: Path, points: Sequence[Point], distance: str) -> None:
   ax.set_ylabel(f"{distance} (less is better)")
   fig.legend(fontsize=8.5, loc="outside upper left", ncols=1)
   _write_labels(fig, ax, labels)
-  pngs.save(fig, path)
+  figures.save(fig, path)
 
 
 def _write_labels(fig, ax, labels) -> None:

@@ -2,22 +2,33 @@
 
 import importlib.metadata
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import data, diagnose, inference, metrics, pictures, step, train
+from gamix_jax import (
+  data,
+  diagnose,
+  inference,
+  metrics,
+  pictures,
+  step,
+  train,
+  workdir,
+)
 from gamix_jax.config import ConfigDict
-from gamix_jax.errors import UserError
 from gamix_jax.evaluate import settings, subject
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.workdir import write_text
+from gamix_jax.writer import rows
 
 RESULTS = "results.json"
 STRIP = "strip.png"  # reconstructions of SHOWN held-out images, SHOWN samples
@@ -26,6 +37,12 @@ SHOWN = 8
 TRAINED = ("elbo", "iwae", "mae", "psnr")  # as the training's evaluation says
 HEALTH = ("active_units", "collapsed_share", "effective_components")
 KEY = 20  # of the samples; the same for every family and seed
+
+PROTOCOL = {
+  *("train_images", "held_out_images", "used_images", "parameters"),
+  *("jax", "flax", "gamix_jax", "device", "devices"),
+  *("features", "features_sha256"),
+}
 
 Result = dict[str, Any]
 
@@ -36,13 +53,23 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
   if not path.is_file():
     return None
   try:
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_bytes())
     # As a saved config is read: a key that is newer has its default.
     was = configs.from_json(json.dumps(result["config"]), str(path))
-    result["protocol"]["features"]  # that its distances are of
-  except (json.JSONDecodeError, KeyError, UserError):  # of another version
+    numbers = {k: float(v) for k, v in result["numbers"].items()}
+    if not np.isfinite(list(numbers.values())).all():
+      raise ValueError("a number that is not finite")
+    if result["protocol"].keys() != PROTOCOL:
+      raise ValueError("another protocol")
+    for name in (STRIP, ORIGINALS):
+      with Image.open(folder / name) as image:
+        image.load()
+  # Of another version, or damaged, which comes out in many ways.
+  except Exception:
     return None
-  return None if configs.differences(was, config) else result
+  if workdir.changed(was, config):
+    return None
+  return result | {"numbers": numbers}
 
 
 def extractor(config: ConfigDict, cache: Path) -> Any:
@@ -153,10 +180,12 @@ def _judge(
 
 def _seconds_a_step(folder: Path, batch_size: int) -> float:
   """The median over the log's rows, of which the first has the compiling."""
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  name = "speed/images_per_second"
-  speed = [row[name] for row in map(json.loads, lines) if name in row]
-  return batch_size / float(np.median(speed[1:] or speed))
+  speed = [
+    row["speed/images_per_second"]
+    for row in rows(folder / "metrics.jsonl")
+    if row.get("speed/images_per_second")
+  ]
+  return batch_size / float(np.median(speed[1:] or speed or math.nan))
 
 
 def _protocol(config, model, used, held_out) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gamix_jax import metrics, presets, workdir
+from gamix_jax import data, metrics, presets, workdir
 from gamix_jax.checkpoint import Preemption
 from gamix_jax.compare import judge, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.lock import Lock
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 
@@ -32,10 +33,12 @@ def planned(
   metrics.random_features(image_shape(config))  # or says how large they are
   runs: Runs = {}
   for k in range(seeds):  # all families once before any of them twice
+    fingerprint = _fingerprint(config.data, config.seed + k)
     for spec in families:
       one = config.copy_and_resolve_references()
       one.seed = config.seed + k
       one = family_config(one, spec)
+      one.data.fingerprint = fingerprint
       if (spec, one.seed) in runs:
         raise UserError(f"--families has {spec} twice.")
       folder = root / folder_name(spec) / f"seed{one.seed}"
@@ -64,7 +67,26 @@ def compare(
   runs = planned(config, families, seeds, root)
   for folder, one in runs.values():
     if (folder / "config.json").is_file():
-      workdir.claim(folder, one)
+      workdir.check(folder, one)
+  with Lock(root) as lock:
+    root.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    _run_all(config, families, runs, root)
+
+
+def _fingerprint(section: ConfigDict, seed: int) -> str:
+  """Of the images that all runs of a seed have to have."""
+  if section.fingerprint == data.ANY:
+    return data.ANY
+  section = dict(section, cache="none")  # nothing is decoded for it
+  return data.fingerprint(
+    *(data.open(section, split, seed) for split in ("train", "test"))
+  )
+
+
+def _run_all(
+  config: ConfigDict, families: Sequence[str], runs: Runs, root: Path
+) -> None:
   done = {k: judge.finished(*run) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
   features = None if all(done.values()) else judge.extractor(shared, root)

@@ -23,12 +23,13 @@ In use:
 """
 
 from gamix_jax.data.batches import Batches, batches, eval_batches
-from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.dataset import ANY, Dataset, fingerprint, other_images
 from gamix_jax.data.dataset import open_dataset as open
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import SOURCES, Source, absolute
 
 __all__ = [
+  "ANY",
   "SOURCES",
   "Batches",
   "Dataset",
@@ -37,5 +38,7 @@ __all__ = [
   "absolute",
   "batches",
   "eval_batches",
+  "fingerprint",
   "open",
+  "other_images",
 ]

@@ -21,6 +21,7 @@ from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import Source, excluded, open_source
 from gamix_jax.errors import UserError
 
+ANY = "any"  # in place of a fingerprint
 log = logging.getLogger(__name__)
 
 Broken = list[tuple[str, str]]  # files by name, and what ails each
@@ -169,6 +170,36 @@ class Dataset:
       )
 
 
+def fingerprint(train: Dataset, test: Dataset) -> str:
+  """Of both splits, as `data.fingerprint` has it."""
+  return f"{train.fingerprint()}:{test.fingerprint()}"
+
+
+def _check_fingerprint(dataset: Dataset) -> None:
+  """Refuses other images than the configuration knows.
+
+  Raises:
+    UserError: as said; it names what helps.
+  """
+  known = dataset.settings.fingerprint
+  if known in ("", ANY):
+    return
+  train, _, test = known.partition(":")
+  if dataset.fingerprint() != {"train": train, "test": test}[dataset.split]:
+    raise other_images(dataset.settings.source)
+
+
+def other_images(source: str, trained_on: str = "") -> UserError:
+  """The error of a source that is not what a run was trained on."""
+  there = f" ({trained_on})" if trained_on else ""
+  return UserError(
+    f"data.source={source} does not hold the images that the run was trained"
+    f" on{there}. Say where they lie now:"
+    " --config.data.source=<source>; or take these all the same:"
+    f" --config.data.fingerprint={ANY}"
+  )
+
+
 def open_dataset(
   config: Settings | Mapping[str, Any], split: str, seed: int = 0
 ) -> Dataset:
@@ -186,6 +217,7 @@ def open_dataset(
     raise ValueError(f"split must be train or test, not {split!r}")
   settings = Settings.of(config)
   dataset = Dataset(open_source(settings, split, seed), settings, split)
+  _check_fingerprint(dataset)
   if settings.cache == "none":
     return dataset
   from gamix_jax.data import cache  # noqa: PLC0415

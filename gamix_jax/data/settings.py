@@ -23,6 +23,8 @@ class Settings:
   Attributes:
     source: `digits`, `synthetic[:<n>]`, `folder:<path>`, `idx:<folder>`,
       `npz:<path>` or `tfds:<name>`.
+    fingerprint: of both splits, as `dataset.fingerprint` makes it. Images with
+      another one are refused. "" and "any" take whatever there is.
     image_size: of the images handed out: an int (a square) or
       (height, width), pixels.
     channels: of the images handed out: 1 (grey, ITU-R 601 luma) or 3 (RGB).
@@ -54,6 +56,7 @@ class Settings:
   image_size: int | tuple[int, int]
   channels: int
   batch_size: int
+  fingerprint: str = ""
   crop: str | int = "square"
   resize: str = "area"
   flip: bool = True
@@ -97,6 +100,7 @@ class Settings:
       ),
       "an int or (height, width), each at least 1",
     )
+    check("fingerprint", isinstance(self.fingerprint, str), "a string")
     check("source", isinstance(self.source, str), "a string")
     check("channels", self.channels in (1, 3), "1 (grey) or 3 (colour)")
     check(

@@ -5,6 +5,8 @@
 --step=600                   that checkpoint's; the newest if left out
 --split=test                 images that are judged on, or train
 --config.eval.images=2000    any key, see gamix_jax/evaluate/settings.py
+--config.data.source=folder:DIR
+                             where the run's images lie now
 --config.eval.inception_weights=FILE
                              FID, KID, ...: with Inception's weights of that
                              file, by pip install 'gamix_jax[fid]'
@@ -12,12 +14,11 @@
 
 import sys
 import time
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli
+from gamix_jax import cli, paths
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import settings
 
@@ -44,8 +45,9 @@ def main() -> None:
 
   say(f"opening {given.workdir}")
   judged = subject.Subject(
-    Path(given.workdir).expanduser(),
+    paths.resolve(given.workdir),
     given.config.eval,
+    data_now=given.config.data,
     which=given.which,
     step=given.step,
     split=given.split,
@@ -70,7 +72,4 @@ def define() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
-  sys.exit(cli.run(main, define=define))
+  sys.exit(cli.run(main, define=define, text=__doc__))

@@ -1,35 +1,19 @@
 """The pictures of an evaluation, as PNG."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gamix_jax import marks
+from gamix_jax import figures
+from gamix_jax.figures import literal
 
 DPI = 110
 MOST = 64  # latents that have a bar of their own
 
 
-def save(fig: Figure, path: Path) -> None:
-  """Writes a figure as PNG, whole or not at all.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  FigureCanvasAgg(fig)
-  temporary = path.with_name(f".{path.name}.part")
-  try:
-    # Without the library's version in it, the file is a function of the data.
-    fig.savefig(temporary, format="png", metadata=marks.METADATA)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
+@literal()
 def latent(path: Path, mean: np.ndarray, var: np.ndarray, prior: bool) -> None:
   """Each latent's variance over the population, and their correlations.
 
@@ -75,9 +59,10 @@ def latent(path: Path, mean: np.ndarray, var: np.ndarray, prior: bool) -> None:
   right.set_xticks([])
   right.set_yticks([])
   fig.colorbar(drawn, ax=right, shrink=0.85)
-  save(fig, path)
+  figures.save(fig, path)
 
 
+@literal()
 def anomaly(
   path: Path, scores: Mapping[str, tuple[np.ndarray, np.ndarray]], odd: str
 ) -> None:
@@ -96,4 +81,4 @@ def anomaly(
     ax.set_title(f"score by {name}; larger is odder", fontsize=9)
     ax.set_yticks([])
   panels[0].legend(fontsize=8)
-  save(fig, path)
+  figures.save(fig, path)

@@ -10,6 +10,7 @@ from gamix_jax import metrics
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate.numbers import Numbers
 from gamix_jax.evaluate.subject import Seen, Subject, slices
+from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.metrics.distances import NEIGHBOURS
 
 PICTURES = "8 bits a channel"
@@ -123,8 +124,13 @@ class Measured:
     return real
 
   def _sharpness(self, kind: str, seen: Seen) -> None:
+    name = f"sharpness_{kind}"
+    if np.isnan(seen.sharpness).all():
+      reason = "not defined: images under the Laplacian's 3x3"
+      self.numbers.missing([name], reason, pixels=PICTURES)
+      return
     self.numbers.add(
-      f"sharpness_{kind}",
+      name,
       metrics.mean_and_error(seen.sharpness),
       "of [0, 1], squared",
       images=len(seen.sharpness),
@@ -134,36 +140,42 @@ class Measured:
   def _distance(self, kind: str, real: Seen, seen: Seen, **own: Any) -> None:
     """The Frechet distance, and of what is not paired the others too."""
     paired = kind == "reconstructions"
-    name, kernel = self.fd(kind), self.kd(kind)
-    shares = [
-      f"{k}_{kind}" for k in ("precision", "recall", "density", "coverage")
-    ]
-    names = [name] if paired else [name, kernel, *shares]
     own = self.features | own
+    names = self._names(kind)
     if seen.features is None:
+      names = names[:1] if paired else names
       self.numbers.missing(names, self._no_features, **own)
       return
     a, b = real.features, seen.features
     own |= {"images": len(b), "against images": len(a)}
     own["against"] = f"{self.subject.split} images"
+    add, attempt = self.numbers.add, self.numbers.attempt
+    name, kernel, *shares = names
 
-    def measure():
-      value = metrics.frechet_distance(a, b)
-      self.numbers.add(name, value, "features squared", **own)
-      if paired:
-        return
+    def frechet():
+      add(name, metrics.frechet_distance(a, b), "features squared", **own)
+
+    def mean_discrepancy():
       value = tuple(metrics.kernel_distance(a, b))
-      self.numbers.add(kernel, value, "", kernel="cubic, all pairs", **own)
-      for share, value in metrics.prdc(a, b, NEIGHBOURS).items():
-        self.numbers.add(
-          f"{share}_{kind}", value, "", neighbours=NEIGHBOURS, **own
-        )
+      add(kernel, value, "", kernel="cubic, all pairs", **own)
 
-    self.numbers.attempt(names, measure, **own)
+    def neighbours():
+      for share, value in metrics.prdc(a, b, NEIGHBOURS).items():
+        add(f"{share}_{kind}", value, "", neighbours=NEIGHBOURS, **own)
+
+    attempt([name], frechet, **own)
+    if not paired:
+      attempt([kernel], mean_discrepancy, **own)
+      attempt(shares, neighbours, **own)
+
+  def _names(self, kind: str) -> list[str]:
+    """Of the distances and shares of a set of images."""
+    shares = ("precision", "recall", "density", "coverage")
+    return [self.fd(kind), self.kd(kind), *(f"{k}_{kind}" for k in shares)]
 
   def _samples(self, real: Seen) -> None:
     subject, n = self.subject, len(self.subject.images)
-    if n < metrics.ENOUGH_IMAGES:
+    if 1 < n < metrics.ENOUGH_IMAGES and real.features is not None:
       self.warnings.append(
         f"The Frechet distances are of {n:,} images, under "
         f"{metrics.ENOUGH_IMAGES:,}: biased upwards, to be compared with "
@@ -177,7 +189,11 @@ class Measured:
     fitted, refused = model.fitted, ""
     if fitted is None or fitted["seed"] != seed:
       try:
-        fitted = model.fit_samplers(subject.train.x, seed=seed)
+        # Of fewer images than components the mixture is one Gaussian.
+        components = COMPONENTS if len(subject.train) >= COMPONENTS else 1
+        fitted = model.fit_samplers(
+          subject.train.x, seed=seed, components=components
+        )
       except UserError as e:
         refused = str(e)
     for i, source in enumerate(subject.settings.sources):
@@ -191,7 +207,7 @@ class Measured:
       try:
         z = model.draw_latents(subject.key(i), n, source=source)
       except UserError as e:
-        names = [f"sharpness_{source}", self.fd(source), self.kd(source)]
+        names = [f"sharpness_{source}", *self._names(source)]
         self.numbers.missing(names, refused or str(e), **own)
         continue
       seen = subject.look((n, lambda rows, z=z: model.decode(z[rows])))
@@ -243,9 +259,16 @@ class Measured:
     self.standard = vae.prior is None and vae.posterior.family.normal
     for name, value in metrics.latent_report(mean, spread).items():
       numbers.add(name, value, "", **self._all)
+    if len(mean) == 1:
+      reason = "not defined: the means of one image do not vary"
+      numbers.missing(["active_units"], reason, **self._all)
     if subject.model.config.posterior.name == "poisson":
       for name, value in metrics.sparseness(mean).items():
-        numbers.add(name, value, "", **self._all)
+        if np.isfinite(value):
+          numbers.add(name, value, "", **self._all)
+          continue
+        reason = "not defined of one latent, one image, or rates of 0 alone"
+        numbers.missing([name], reason, **self._all)
     if self.standard:
       self._gaussian_kl(mean, spread)
     pieces = ["kl", "mutual_information", "population_kl"]
@@ -337,7 +360,9 @@ class Measured:
     ):
 
       def measure(name=name, function=function, how=how):
-        self.numbers.add(name, tuple(function(*arrays)), "", **own, **how)
+        value, error = function(*arrays)
+        error = error if len(labels) > 1 else None  # as of any one image
+        self.numbers.add(name, (value, error), "", **own, **how)
 
       self.numbers.attempt([name], measure, **own)
     values, counts = np.unique(train.labels, return_counts=True)

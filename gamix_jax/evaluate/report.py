@@ -10,11 +10,13 @@ from gamix_jax.evaluate import figure
 from gamix_jax.evaluate.measure import Measured
 from gamix_jax.evaluate.numbers import Number
 from gamix_jax.evaluate.settings import SOURCES
+from gamix_jax.figures import named
 
 NUMBERS, REPORT = "metrics.json", "report.md"
 PAIRS, SAMPLES, COLUMNS = 32, 64, 16
 CROSSED = "Samples"  # the section whose table has a column for each source
 IMAGE_SETS = ("training_images", *SOURCES)  # those columns
+WORDS = 200  # letters of a word of the protocol that are shown
 SHORT = ("nats", "bits", "dB")  # units that stand beside a number
 
 
@@ -46,7 +48,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "sharpness_",
     ),
     Line(
-      "(fid|fd_.*)_reconstructions",
+      "(fid|fd)(_.*)?_reconstructions",
       "↓",
       "squared Frechet distance of reconstructions to their images; rFID with "
       "the FID's Inception",
@@ -55,7 +57,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
   ),
   "Samples": (
     Line(
-      "(fid|fd_.*)_.*",
+      "(fid|fd)_.*",
       "↓",
       "squared Frechet distance of samples to images; fid_ with the FID's "
       "Inception, else fd_ and the features' name, never an FID. "
@@ -63,7 +65,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "fid_, fd_",
     ),
     Line(
-      "(kid|kd_.*)_.*",
+      "(kid|kd)_.*",
       "↓",
       "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
       "FID's Inception. May be under 0",
@@ -161,8 +163,10 @@ def cell(number: Number) -> str:
 
 def _words(value: Any) -> str:
   if isinstance(value, list | tuple):
-    return ", ".join(map(str, value)) or "none"
-  return f"{value:,}" if isinstance(value, int) else str(value)
+    return ", ".join(map(_words, value)) or "none"
+  if isinstance(value, int):
+    return f"{value:,}"
+  return named(str(value), WORDS).replace("|", "\\|")
 
 
 def _own(number: Number) -> str:
@@ -196,7 +200,7 @@ def _section(title: str, found: dict[str, Number]) -> Iterator[str]:
     if name not in there:
       reasons.setdefault(number["reason"], []).append(f"`{name}`")
   for reason, names in reasons.items():
-    yield f"- {', '.join(names)}: none; {reason}.\n"
+    yield f"- {', '.join(names)}: none; {reason.rstrip('.')}.\n"
   for line in SECTIONS[title]:
     if any(place(k)[1] is line for k in there):
       label = line.label or line.pattern
@@ -257,7 +261,10 @@ def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
   for source in sources:
     one = next(row[source] for row in rows.values() if source in row)
     rest = _rest(one, shared | of_features)
-    yield f"- `{source}`: {rest or 'as many training images'}.\n"
+    if source == "training_images":
+      rest = rest or "as many training images"
+    if rest:
+      yield f"- `{source}`: {rest}.\n"
 
 
 def write(folder: Path, measured: Measured) -> None:
@@ -314,7 +321,7 @@ def _pictures(
     figure.latent(path, *measured.moments, measured.standard)
   yield "latents.png", ("Latents", "variances and correlations of the codes")
   if measured.scores:
-    odd = f"held out: {', '.join(measured.subject.excluded)}"
+    odd = named(f"held out: {', '.join(measured.subject.excluded)}")
     with workdir.writing(folder / "anomalies.png"):
       figure.anomaly(folder / "anomalies.png", measured.scores, odd)
     yield "anomalies.png", ("Anomalies", "scores of the two sets of images")

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from gamix_jax import cli
 from gamix_jax.errors import UserError
 
 FEATURES = ("auto", "classifier", "random", "inception")
@@ -23,6 +24,7 @@ def base() -> ConfigDict:
   #   else random; or one of these
   e.inception_weights = ""  # a file; nothing is downloaded
   e.seed = 0  # which images, draws, samples, fits
+  c.data = cli.data_now()
   return c.lock()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -141,18 +141,27 @@ class Subject:
     workdir: Path,
     settings: ConfigDict,
     *,
+    data_now: Mapping[str, str] | None = None,
     which: str = "ema",
     step: int | None = None,
     split: str = "test",
   ):
     """Opens model and data.
 
+    Args:
+      workdir: of the run.
+      settings: the section `eval`.
+      data_now: where its images lie now, see `inference.load`.
+      which: of the weights.
+      step: of the checkpoint; the newest if left out.
+      split: "test" or "train".
+
     Raises:
       UserError: as `inference.load`, as `data.open`; another split.
     """
     if split not in ("test", "train"):
       raise UserError(f"--split={split} is none of test, train.")
-    self.model = inference.load(workdir, which, step)
+    self.model = inference.load(workdir, which, step, data=data_now)
     self.settings, self.split, self.workdir = settings, split, workdir
     config = self.model.config
     test = data.open(config.data, "test", config.seed)

@@ -5,6 +5,7 @@
 --host=127.0.0.1        who reaches it: this machine alone, unless told
 --which=ema|raw         the averaged weights, or the last step's
 --step=1000             of that checkpoint; the newest if left out
+--config.data.source=folder:DIR     where the run's images lie now
 
 Needs pip install '.[explore]'. Ctrl-C ends it.
 """
@@ -27,17 +28,17 @@ def main() -> None:
   from gamix_jax.explore import page, view  # noqa: PLC0415
 
   page.gradio()  # a missing one is told before anything is loaded
-  model = inference.load(given.workdir, given.which, given.step)
+  model = inference.load(
+    given.workdir, given.which, given.step, data=given.config.data
+  )
   page.serve(view.View(model, view.held_out(model)), given.host, given.port)
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "Of a run.")
   flags.DEFINE_string("host", "127.0.0.1", "Who reaches the page.")
   flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535)
   flags.DEFINE_string("which", "ema", "ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint.")
-  sys.exit(cli.run(main))
+  cli.define_data()
+  sys.exit(cli.run(main, text=__doc__))

@@ -25,6 +25,7 @@ MAX_PIXELS = 40_000_000
 MAP_SIDE = 640  # pixels
 THUMBNAIL = 28  # its larger side, pixels
 THUMBNAILS = 150
+TINY = 1e-6  # half the map's width, at least, in latent units
 MARK = (220, 30, 30)
 SIDE = 256  # what single pictures are enlarged to, about
 SAMPLES = 16
@@ -57,9 +58,10 @@ class View:
       )
     self.std = self.mu.std(axis=0)
     self.active = np.argsort(-self.std, kind="stable")[:SLIDERS]
-    self._pca = PCA(2, svd_solver="full").fit(self.mu)
+    with np.errstate(invalid="ignore"):  # the shares of codes that are all one
+      self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
-    self._reach = 1.15 * np.abs(self._places).max(axis=0)
+    self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
     self._prepare = Prepare(
       model.recipe.image_shape, model.config.data.crop, model.config.data.resize
     )

@@ -11,11 +11,10 @@
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from gamix_jax import cli
+from gamix_jax import cli, paths
 from gamix_jax.errors import UserError
 
 
@@ -29,9 +28,9 @@ def main() -> None:
   from gamix_jax import export, inference  # noqa: PLC0415  (flags come first)
 
   export.check(given.what, given.format)
-  workdir = Path(given.workdir).expanduser()
+  workdir = paths.resolve(given.workdir)
   model = inference.load(workdir, given.which, given.step)
-  out = Path(given.out).expanduser() if given.out else workdir / "export"
+  out = paths.resolve(given.out) if given.out else workdir / "export"
   for name, about in export.export(
     model, given.what, given.format, out
   ).items():
@@ -39,13 +38,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "Of a run.")
   flags.DEFINE_string("what", None, "encoder, decoder or model.")
   flags.DEFINE_string("format", None, "stablehlo, onnx or safetensors.")
   flags.DEFINE_string("out", None, "The folder to write to.")
   flags.DEFINE_string("which", "ema", "ema or raw.")
   flags.DEFINE_integer("step", None, "Of a checkpoint.")
-  sys.exit(cli.run(main))
+  sys.exit(cli.run(main, text=__doc__))

@@ -21,6 +21,7 @@
 --path=straight|spherical            of an interpolation
 --method=pca|tsne|umap               of a map
 --stops=5 --fps=12                   of a walk
+--config.data.source=folder:DIR      where the run's images lie now
 """
 
 import sys
@@ -80,6 +81,7 @@ def main() -> None:
     given.workdir,
     given.what,
     given.out,
+    data=given.config.data,
     raw=given.format == "folder",
     which=given.which,
     step=given.step,
@@ -88,9 +90,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   flags.DEFINE_string("workdir", None, "The run's.")
   flags.DEFINE_string("what", None, "Which picture.")
   flags.DEFINE_string("out", None, "The file or folder to write.")
@@ -111,4 +110,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("method", "pca", "Or tsne, umap.")
   flags.DEFINE_integer("stops", 5, "Samples that a walk passes.")
   flags.DEFINE_float("fps", 12.0, "Frames a second.")
-  sys.exit(cli.run(main))
+  cli.define_data()
+  sys.exit(cli.run(main, text=__doc__))

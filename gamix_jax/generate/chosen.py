@@ -9,6 +9,7 @@ from gamix_jax import data
 from gamix_jax.config import ConfigDict
 from gamix_jax.data.decode import BrokenImage, Prepare
 from gamix_jax.errors import UserError
+from gamix_jax.figures import named
 from gamix_jax.inference.fitting import read_images
 
 
@@ -45,7 +46,7 @@ def images(
         f"--images={word}: the test split has images 0 to {len(dataset) - 1}."
       )
     found.append(dataset[int(word)]["image"])
-  names = [w if w.isdecimal() else Path(w).name for w in words]
+  names = [named(Path(w).name) for w in words]
   return np.stack(found), names
 
 

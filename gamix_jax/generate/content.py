@@ -2,14 +2,16 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gamix_jax import inference
+from gamix_jax import inference, paths
 from gamix_jax.errors import UserError
+from gamix_jax.figures import named
 from gamix_jax.generate import chosen, figure, film, folder
 from gamix_jax.generate.figure import Strip
 from gamix_jax.inference import ways
@@ -20,6 +22,7 @@ SAMPLES, RECONSTRUCTIONS, WALKS, MAPPED = 64, 16, 8, 2000
 COLUMNS = 8
 BETWEEN = 6  # steps of the published interpolation
 ALONG = 9  # steps of a traversal
+SHOWN = 4  # images whose components are shown
 FRAMES = 12  # of a walk, from stop to stop
 WORDS = {
   "prior": "the prior",
@@ -34,6 +37,7 @@ def make(
   what: str,
   out: str,
   *,
+  data: Mapping[str, str] | None = None,
   raw: bool = False,
   which: str = "ema",
   step: int | None = None,
@@ -45,6 +49,7 @@ def make(
     workdir: the run's.
     what: a name of WHATS.
     out: the file; the folder, if `raw`.
+    data: where the run's images lie now, see `inference.load`.
     raw: images one by one, as they are.
     which: of the weights, see `inference.load`.
     step: of the checkpoint, see `inference.load`.
@@ -53,12 +58,12 @@ def make(
   Raises:
     UserError: whatever is wrong with them, the run or the images.
   """
-  target = Path(out).expanduser()
+  target = paths.resolve(out)
   _check_out(target, what, raw)
-  model = inference.load(workdir, which, step)
-  protocol = {"what": what, "workdir": str(workdir), "step": model.step}
+  model = inference.load(workdir, which, step, data=data)
+  protocol = {"what": what, "workdir": str(model.workdir), "step": model.step}
   protocol |= {"which": which} | asked
-  title = f"{Path(workdir).name}, {which} weights of step {model.step}"
+  title = f"{named(model.workdir.name)}, {which} weights of step {model.step}"
   WHATS[what](model, _Out(target, raw, title, protocol), **asked)
   print(f"Written: {target}")
 
@@ -229,7 +234,11 @@ def components(model, out, *, images) -> None:
       f"{model.config.posterior.name!r}); pictures of components want "
       "posterior.name='mixture' with posterior.components of 2 or more."
     )
-  x, names = chosen.images(model.config, images or ("0", "1", "2", "3"))
+  if images:
+    x, names = chosen.images(model.config, images)
+  else:
+    x, _, _ = chosen.first(model.config, SHOWN)
+    names = [str(i) for i in range(len(x))]
   back = model.reconstruct(x)
   strips, weights = [], []
   for image, mean, name in zip(x, back, names, strict=True):

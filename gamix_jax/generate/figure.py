@@ -1,15 +1,14 @@
 """Images in labelled grids, and maps, as PNG with a title and axes."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gamix_jax import marks, pictures
+from gamix_jax import figures, pictures
+from gamix_jax.figures import literal, named
 
 DPI = 100
 LARGEST = 24.0  # inches; a larger grid is shown smaller
@@ -45,6 +44,7 @@ def padded(images: np.ndarray, columns: int) -> np.ndarray:
   return whole.reshape(-1, columns, *images.shape[1:])
 
 
+@literal()
 def save(
   path: Path,
   strips: Sequence[Strip],
@@ -72,7 +72,6 @@ def save(
   across = max(across, MARGIN + LETTER * max(map(len, title.splitlines())))
   tall = TITLE + scale * height + sum(under) + (LABEL if xlabel else 0)
   fig = Figure(figsize=(across, tall), dpi=DPI)
-  FigureCanvasAgg(fig)
   fig.text(
     *(MARGIN / across, 1 - MARGIN / tall, title),
     va="top",
@@ -91,7 +90,7 @@ def save(
     if i == len(strips) - 1:
       ax.set_xlabel(xlabel, fontsize=POINTS)
     top -= h + below
-  _write(fig, path)
+  figures.save(fig, path)
 
 
 def _draw(ax, strip: Strip, grid: np.ndarray) -> None:
@@ -117,6 +116,7 @@ def _draw(ax, strip: Strip, grid: np.ndarray) -> None:
   ax.spines[:].set_visible(False)
 
 
+@literal()
 def save_map(
   path: Path,
   places: np.ndarray,
@@ -131,30 +131,29 @@ def save_map(
     OSError: it cannot be written.
   """
   fig = Figure(figsize=(7.5, 6.5), dpi=DPI, layout="constrained")
-  FigureCanvasAgg(fig)
   ax = fig.subplots()
   kinds = np.unique(labels)
   for i, kind in enumerate(kinds):
     own = labels == kind
-    named = names[kind] if 0 <= kind < len(names) else str(kind)
+    name = names[kind] if 0 <= kind < len(names) else str(kind)
     ax.scatter(
       *places[own].T,
       s=12,
       color=f"C{i}" if len(kinds) <= 10 else _colour(i, len(kinds)),
-      label="none" if kind < 0 else named,
+      label="none" if kind < 0 else named(name),
       alpha=0.8,
       linewidths=0,
     )
   if 1 < len(kinds) <= COLOURS:
     fig.legend(loc="outside right upper", fontsize=POINTS, markerscale=1.6)
   unit = " (latent units)" if method == "pca" else ""
-  name = {"pca": "principal component", "tsne": "t-SNE", "umap": "UMAP"}[method]
-  ax.set_xlabel(f"{name} 1{unit}", fontsize=POINTS)
-  ax.set_ylabel(f"{name} 2{unit}", fontsize=POINTS)
+  axis = {"pca": "principal component", "tsne": "t-SNE", "umap": "UMAP"}[method]
+  ax.set_xlabel(f"{axis} 1{unit}", fontsize=POINTS)
+  ax.set_ylabel(f"{axis} 2{unit}", fontsize=POINTS)
   ax.tick_params(labelsize=POINTS)
   ax.set_aspect("equal", "datalim")
   ax.set_title(title, fontsize=POINTS + 1, loc="left")
-  _write(fig, path)
+  figures.save(fig, path)
 
 
 def _colour(i: int, of: int):
@@ -163,12 +162,3 @@ def _colour(i: int, of: int):
   return colormaps["tab20" if of <= COLOURS else "viridis"](
     i if of <= COLOURS else i / (of - 1)
   )
-
-
-def _write(fig: Figure, path: Path) -> None:
-  temporary = path.with_name(f".{path.name}.part")
-  try:
-    fig.savefig(temporary, format="png", metadata=marks.METADATA)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

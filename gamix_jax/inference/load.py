@@ -1,14 +1,15 @@
 """A workdir's config and weights."""
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import jax
 
-from gamix_jax import build, weights
+from gamix_jax import build, paths, weights
 from gamix_jax.checkpoint import Checkpoints
-from gamix_jax.config import ConfigDict, from_json
+from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
 from gamix_jax.inference.model import Model
 from gamix_jax.step import init
@@ -22,6 +23,7 @@ def load(
   step: int | None = None,
   *,
   batch_size: int | None = None,
+  data: Mapping[str, str] | None = None,
 ) -> Model:
   """Opens the model that a run has come to.
 
@@ -35,6 +37,8 @@ def load(
     step: that checkpoint's; the newest whole one if left out.
     batch_size: images on the devices at a time; chosen by their size if left
       out.
+    data: what replaces the run's own values where it is not "": `source` where
+      its images lie now, `fingerprint` "any" to take other images than its own.
 
   Raises:
     UserError: no run there, no checkpoint or none that is whole or of that
@@ -43,8 +47,11 @@ def load(
   """
   if which not in WHICH:
     raise UserError(f"which={which!r} is none of {', '.join(WHICH)}.")
-  path = Path(os.path.expanduser(workdir))
+  path = paths.resolve(workdir)
   config = saved_config(path)
+  for key, value in (data or {}).items():
+    if value:
+      config.data[key] = value
   recipe = build.recipe(config)
   state = jax.eval_shape(partial(init, recipe))
   if weights.is_exported(path):
@@ -93,8 +100,8 @@ def saved_config(path: Path) -> ConfigDict:
   if not path.is_dir():
     raise UserError(f"{path} is no folder; give the workdir of a run.")
   saved = path / "config.json"
-  if not saved.is_file():
+  if not saved.exists():
     raise UserError(
       f"{path} holds no config.json, so it is not the workdir of a run."
     )
-  return from_json(saved.read_text(), str(saved))
+  return read(saved)

@@ -32,7 +32,8 @@ def plane(z: np.ndarray, method: str, seed: int) -> np.ndarray:
 def _pca(z: np.ndarray, seed: int) -> np.ndarray:
   from sklearn.decomposition import PCA  # noqa: PLC0415  (takes a second)
 
-  return PCA(2, random_state=seed).fit_transform(z)
+  with np.errstate(invalid="ignore"):  # the shares of codes that are all one
+    return PCA(2, random_state=seed).fit_transform(z)
 
 
 def _tsne(z: np.ndarray, seed: int) -> np.ndarray:

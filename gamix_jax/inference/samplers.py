@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,9 @@ def fit(
     raise UserError(
       f"components={components!r} is neither a number from 1 on nor 'bic'."
     )
-  if n < (2 if several else components):
+  if n < 2:
+    raise UserError("Samplers cannot be fitted to one image; 2 or more are.")
+  if not several and n < components:
     raise UserError(
       f"A mixture of components={components} cannot be fitted to {n} images; "
       "give more images, or fewer components."
@@ -199,6 +200,7 @@ def read(file: Path, of: dict[str, Any], like: Posterior) -> Samplers | None:
   """
   if not file.is_file():
     return None
+  leaves, structure = jax.tree.flatten(like)
   try:
     with file.open("rb") as opened, np.load(opened) as arrays:
       about = json.loads(str(arrays["about"]))
@@ -206,19 +208,27 @@ def read(file: Path, of: dict[str, Any], like: Posterior) -> Samplers | None:
       if any(about.get(k) != v for k, v in wanted.items()):
         _log.warning("%s is of other weights; it is not used.", file)
         return None
-      leaves, structure = jax.tree.flatten(like)
-      leaves = [arrays[f"population_{i}"] for i in range(len(leaves))]
+      found = [arrays[f"population_{i}"] for i in range(len(leaves))]
+      if any(
+        f.shape[1:] != leaf.shape[1:]
+        for f, leaf in zip(found, leaves, strict=True)
+      ):
+        raise ValueError("its arrays are not of this model's latents")
       parts = {k: arrays[f"gmm_{k}"] for k in _ARRAYS if f"gmm_{k}" in arrays}
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+      gmm = _fitted(about, parts) if parts else None
+  except Exception as e:  # a damaged zip fails in many ways
     _log.warning("%s is damaged (%s); it is not used.", file, e)
     return None
-  gmm = None
-  if parts:
-    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+  return Samplers(about, jax.tree.unflatten(structure, found), gmm)
 
-    gmm = GaussianMixture(
-      about["components"], covariance_type=about["covariance"]
-    )
-    for name, value in parts.items():
-      setattr(gmm, name, value)
-  return Samplers(about, jax.tree.unflatten(structure, leaves), gmm)
+
+def _fitted(about: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:
+  """The mixture of its arrays."""
+  from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
+  gmm = GaussianMixture(
+    about["components"], covariance_type=about["covariance"]
+  )
+  for name in _ARRAYS:
+    setattr(gmm, name, parts[name])
+  return gmm

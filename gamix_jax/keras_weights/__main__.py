@@ -24,7 +24,7 @@ def get_config(path: str) -> ConfigDict:
   """A saved config, for `config_flags`: it reads FILE.py:PATH by this."""
   if not Path(path).is_file():
     raise UserError(f"--config={path}: there is no such file.")
-  return configs.from_json(Path(path).read_text(), path)
+  return configs.read(Path(path))
 
 
 def _with_json(argv: Sequence[str]) -> Iterator[str]:
@@ -57,11 +57,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  if "--help" in sys.argv:
-    print(__doc__)
-    sys.exit(0)
   # Not above, for `get_config` is reached by loading this file once more.
   flags.DEFINE_string("weights", None, "The reference's .weights.h5.")
   flags.DEFINE_string("workdir", None, "The folder to make.")
   config_flags.DEFINE_config_file("config", None, "A config, or config.json.")
-  sys.exit(cli.run(main, list(_with_json(sys.argv))))
+  sys.exit(cli.run(main, list(_with_json(sys.argv)), text=__doc__))

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from gamix_jax import build, presets
+from gamix_jax import build, paths, presets
 from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict
@@ -78,7 +78,7 @@ def _free(workdir: str | os.PathLike[str]) -> Path:
     raise UserError(
       f"--workdir={workdir}: import to a local folder and copy it there."
     )
-  path = Path(os.path.realpath(os.path.expanduser(workdir)))
+  path = Path(os.path.realpath(paths.resolve(workdir)))
   if path.exists() and not path.is_dir():
     raise UserError(f"--workdir={workdir} is a file, not a folder.")
   held = sorted(p.name for p in path.iterdir()) if path.exists() else []

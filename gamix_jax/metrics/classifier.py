@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -163,12 +162,15 @@ def _write(file: Path, params) -> None:
 
 def _read(file: Path, like):
   """What `_write` wrote; None where there is none, or it is damaged."""
+  leaves, structure = jax.tree.flatten(like)
   try:
-    with file.open("rb") as f, np.load(f) as found:
-      leaves = [found[f"arr_{i}"] for i in range(len(found.files))]
+    with file.open("rb") as f, np.load(f) as arrays:
+      found = [arrays[f"arr_{i}"] for i in range(len(leaves))]
+    if [f.shape for f in found] != [leaf.shape for leaf in leaves]:
+      raise ValueError("its arrays are of another network")
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+  except Exception as e:  # a damaged zip fails in many ways
     log.warning("%s is damaged (%s); making it again.", file, e)
     return None
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return jax.tree.unflatten(structure, found)

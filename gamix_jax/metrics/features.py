@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gamix_jax import paths
 from gamix_jax.errors import UserError
 
 FEATURE_WIDTHS = (16, 32, 64)
@@ -109,7 +110,7 @@ class inception_features:
       UserError: torch-fidelity is not installed, there is no such file, it
         holds other weights.
     """
-    file = Path(weights).expanduser()
+    file = paths.resolve(weights)
     if not file.is_file():
       raise UserError(
         f"eval.inception_weights={file}: there is no such file. It is "

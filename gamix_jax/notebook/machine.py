@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tqdm
 
+from gamix_jax import paths
 from gamix_jax.errors import UserError
 
 # Asked in a process of its own, that ends: JAX in this one would keep the
@@ -94,8 +95,7 @@ def unpack(
   Raises:
     UserError: no such zip, a damaged one, no room, not to be written.
   """
-  archive, folder = Path(archive).expanduser(), Path(folder).expanduser()
-  folder = folder.absolute()
+  archive, folder = paths.resolve(archive), paths.resolve(folder)
   if folder.is_dir():
     return folder
   if not archive.is_file():

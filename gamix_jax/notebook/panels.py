@@ -1,7 +1,6 @@
 """How far a workdir is, as one picture: curves above, images below."""
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from gamix_jax import writer
+from gamix_jax.figures import literal, named
 from gamix_jax.progress import HELD_OUT
 
 # Which of `progress.SHOWN` share an axis: what is of one size.
@@ -28,13 +29,7 @@ DPI = 80
 def rows(workdir: Path) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl; none yet, or one half-written, is no fault."""
   path = workdir / "metrics.jsonl"
-  out = []
-  for line in path.read_text().splitlines() if path.is_file() else ():
-    try:
-      out.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue  # it is being written
-  return out
+  return list(writer.rows(path)) if path.is_file() else []
 
 
 def newest(workdir: Path, name: str) -> Path | None:
@@ -42,6 +37,7 @@ def newest(workdir: Path, name: str) -> Path | None:
   return max((workdir / "images").glob(f"{name}_*.png"), default=None)
 
 
+@literal()
 def draw(workdir: Path) -> bytes:
   """The picture as PNG; of a folder with nothing in it, empty axes."""
   found = rows(workdir)
@@ -88,8 +84,8 @@ def _step(path: Path) -> int:
 
 def _title(workdir: Path, found: list[dict[str, Any]]) -> str:
   if not found:
-    return f"{workdir.name}: no numbers yet"
-  title = f"{workdir.name}, step {found[-1]['step']}"
+    return f"{named(workdir.name)}: no numbers yet"
+  title = f"{named(workdir.name)}, step {found[-1]['step']}"
   held_out = next((r for r in found[::-1] if "eval/mae" in r), None)
   if held_out is None:
     return title

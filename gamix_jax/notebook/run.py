@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gamix_jax import cli
+from gamix_jax import cli, paths
 from gamix_jax.errors import UserError
 from gamix_jax.notebook import panels
 
@@ -46,7 +46,7 @@ class Run:
     Raises:
       UserError: this notebook has a training of that workdir under way.
     """
-    self.workdir = Path(workdir).expanduser().absolute()
+    self.workdir = paths.resolve(workdir)
     other = _running.get(self.workdir)
     if other is not None and other.process.poll() is None:
       raise UserError(

@@ -1,0 +1,259 @@
+"""What is not whole is never taken for whole, whatever happened to the files.
+
+Checksums are made anew over most of the damage here: what they can tell is
+`test_checkpoint`'s.
+"""
+
+import shutil
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from damage import damages
+from test_checkpoint import equal, files_of
+
+from gamix_jax.checkpoint import Checkpoints, content, reader, sums
+from gamix_jax.checkpoint.reader import Reader
+from gamix_jax.errors import UserError
+
+COPIES = 500
+
+
+def make(seed):
+  """Arrays large enough to lie in files of their own, and small ones."""
+  keys = jax.random.split(jax.random.key(seed), 2)
+  return {
+    "params": {
+      "w": jax.random.normal(keys[0], (64, 64)),
+      "v": jax.random.normal(keys[1], (200,)),
+      "bias": jnp.zeros(3),
+    },
+    "step": jnp.int32(seed),
+  }
+
+
+ABSTRACT = jax.eval_shape(lambda: make(0))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Steps 1 and 2, to be copied."""
+  directory = tmp_path_factory.mktemp("two") / "checkpoints"
+  with Checkpoints(directory, keep=2) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make(step))
+  return directory
+
+
+@pytest.fixture
+def copy(two, tmp_path, monkeypatch):
+  monkeypatch.setattr(reader, "_FLUX", 0.0)  # nobody is deleting here
+  directory = tmp_path / "copy"
+  shutil.copytree(two, directory)
+  return directory
+
+
+def largest(folder):
+  return max(files_of(folder), key=lambda p: p.stat().st_size)
+
+
+def remove(*names):
+  def act(step):
+    for name in names:
+      path = step / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+  return act
+
+
+def empty(step):
+  for path in step.iterdir():
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def cut(step):
+  path = largest(step / "state" / "ocdbt.process_0")
+  path.write_bytes(path.read_bytes()[:20])
+
+
+def write(name, text):
+  return lambda step: (step / name).write_text(text)
+
+
+LOST = {
+  "all arrays": remove("state"),
+  "the arrays' files": remove("state/ocdbt.process_0"),
+  "one file of arrays": lambda s: largest(s / "state/ocdbt.process_0").unlink(),
+  "a part of that file": cut,
+  "the index": remove("state/manifest.ocdbt"),
+  "the tree of the index": remove("state/d"),
+  "about": remove("about"),
+  "what about says": write("about/metadata", "{}"),
+  "about, of another kind": write("about/metadata", "[1]"),
+  "about, not text": write("about/metadata", "\0\0"),
+  "everything": empty,
+}
+
+
+@pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
+@pytest.mark.parametrize("what", LOST)
+def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
+  """With checksums that match what is left; the step before is used."""
+  step = copy / "2"
+  LOST[what](step)
+  if summed and what != "everything":  # of no files there are no sums
+    sums.write(reader.epath.Path(step))
+    assert sums.fault(reader.epath.Path(step)) is None
+    assert content.fault(reader.epath.Path(step)) is not None
+  with Checkpoints(copy, keep=3) as store:
+    found, state = store.restore(ABSTRACT)
+    assert found == 1
+    equal(state, make(1))
+    assert "step 2" in caplog.text
+    assert "damaged" in caplog.text
+    store.save(2, make(2))
+  assert (copy / "damaged" / "2").is_dir()
+  with Checkpoints(copy, keep=3) as store:
+    equal(store.restore(ABSTRACT)[1], make(2))
+
+
+def test_a_step_that_fails_when_it_is_read_is_set_aside(copy, monkeypatch):
+  """Whatever the reason: here one that no check before can see."""
+  read = Checkpoints._read
+
+  def fail(self, step, wanted):
+    if step == 2:
+      raise RuntimeError("the array writer's own words\nand more of them")
+    return read(self, step, wanted)
+
+  monkeypatch.setattr(Checkpoints, "_read", fail)
+  with Checkpoints(copy, keep=3) as store:
+    assert store.restore(ABSTRACT)[0] == 1
+    with pytest.raises(UserError, match="step 2: it cannot be read"):
+      store.restore(ABSTRACT, 2)
+
+
+def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
+  tmp_path, monkeypatch
+):
+  """As when another program deletes files while they are being written."""
+  write_sums = sums.write
+
+  def lose(folder):
+    raise AssertionError(f"{folder} is not whole")
+
+  find = content.fault
+
+  def lose_first(folder):
+    shutil.rmtree(folder / "state" / "ocdbt.process_0")
+    return find(folder)
+
+  with Checkpoints(tmp_path, keep=1) as store:
+    store.save(1, make(1))
+    store.wait()
+    monkeypatch.setattr(content, "fault", lose_first)
+    monkeypatch.setattr(sums, "write", lose)
+    store.save(2, make(2))
+    with pytest.raises(UserError, match="came out incomplete"):
+      store.wait()
+    monkeypatch.setattr(content, "fault", find)
+    monkeypatch.setattr(sums, "write", write_sums)
+    assert store.restore(ABSTRACT)[0] == 1
+  assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
+def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
+  """500 random damages of every file of the newest step in turn."""
+  step, changed = copy / "2", 0
+  files = files_of(step)
+  for i, path in enumerate(files):
+    whole = path.read_bytes()
+    n = COPIES // len(files) + 1
+    for data in damages(whole, n, seed=i):
+      path.write_bytes(data)
+      saved = (step / sums.NAME).read_bytes()
+      if summed and path.name != sums.NAME:
+        sums.write(reader.epath.Path(step))
+      with Checkpoints(copy, keep=3) as store:
+        try:
+          found, state = store.restore(ABSTRACT)
+        except UserError:  # of another model, as a damaged `about` has it
+          assert "about" in str(path)
+        else:
+          changed += found == 1
+          if not summed or found == 1:
+            equal(state, make(found))
+      (step / sums.NAME).write_bytes(saved)
+      path.write_bytes(whole)
+  assert changed > COPIES / 10
+
+
+def test_a_name_is_never_a_pattern(tmp_path):
+  """Of folders that globs would read otherwise: saved, cleared, restored."""
+  for name in ("lr [1]", "a?b", "star*", "{x,y}", "per%20cent #1", "ä 図"):
+    directory = tmp_path / name / "checkpoints"
+    (directory / "7.orbax-checkpoint-tmp-3").mkdir(parents=True)
+    with Checkpoints(directory, keep=1) as store:
+      store.save(1, make(1))
+      store.save(2, make(2))
+    assert [p.name for p in directory.iterdir()] == ["2"]
+    equal(Checkpoints(directory, keep=1).restore(ABSTRACT)[1], make(2))
+
+
+def test_readers_beside_a_run_always_get_a_whole_step(tmp_path):
+  """One that keeps its newest step alone, and saves all the time."""
+  last, seen, failures = 60, [], []
+  with Checkpoints(tmp_path, keep=1) as store:
+    store.save(1, make(1))
+    store.wait()
+
+    def go_on():
+      try:
+        for step in range(2, last + 1):
+          store.save(step, make(step))
+          store.wait()
+      except Exception as error:
+        failures.append(error)
+
+    run = threading.Thread(target=go_on)
+    run.start()
+    while run.is_alive():
+      step, state = Reader(tmp_path).restore(ABSTRACT)
+      equal(state, make(step))
+      seen.append(step)
+    run.join()
+  assert failures == []
+  assert seen == sorted(seen)
+  assert len(set(seen)) > 3
+  assert Reader(tmp_path).restore(ABSTRACT)[0] == last
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_no_damage(
+  copy, monkeypatch, caplog
+):
+  """The reader goes on to the newest there is then."""
+  read = Reader._read
+  with Checkpoints(copy.parent / "more", keep=1) as store:
+    store.save(3, make(3))
+
+  def lose(self, step, wanted):
+    if step == 2:
+      shutil.copytree(copy.parent / "more" / "3", copy / "3")
+      shutil.rmtree(copy / "2")
+    return read(self, step, wanted)
+
+  monkeypatch.setattr(Reader, "_read", lose)
+  step, state = Reader(copy).restore(ABSTRACT)
+  assert step == 3
+  equal(state, make(3))
+  assert caplog.text == ""
+
+
+def test_steps_that_vanish_for_ever_end_in_a_message(copy, monkeypatch):
+  """No endless wait for a run that is faster than its readers."""
+  names = iter(range(10, 1000))
+  monkeypatch.setattr(Reader, "_folders", lambda self: [next(names)])
+  with pytest.raises(UserError, match="faster than they could be read"):
+    Reader(copy).restore(ABSTRACT)

@@ -1,0 +1,184 @@
+"""A folder has one owner: alone, between processes, and by whole trainings."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from faults import FLAGS, STEPS, assert_same_end, complete, watched
+from program import assert_refused, numbers
+
+from gamix_jax import lock
+from gamix_jax.errors import UserError
+from gamix_jax.lock import Lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from gamix_jax.lock import Lock
+Lock(Path(sys.argv[1])).acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def everything(folder):
+  """Every file: its bytes and when it was changed."""
+  return {
+    p: (p.read_bytes(), p.stat().st_mtime_ns)
+    for p in sorted(folder.rglob("*"))
+    if p.is_file()
+  }
+
+
+def test_the_second_is_refused_and_touches_nothing(tmp_path):
+  with Lock(tmp_path) as first:
+    first.acquire()
+    first.acquire()  # its own already
+    before = everything(tmp_path)
+    for attempt in (Lock(tmp_path).acquire, Lock(tmp_path).check):
+      with pytest.raises(UserError) as told:
+        attempt()
+      for words in (
+        str(tmp_path),
+        f"process {os.getpid()} on {socket.gethostname()}",
+        f"kill {os.getpid()}",
+        "--workdir",
+      ):
+        assert words in str(told.value)
+    assert everything(tmp_path) == before
+  with Lock(tmp_path) as second:
+    second.check()
+    second.acquire()
+  assert [p.name for p in tmp_path.iterdir()] == [lock.NAME]
+
+
+def test_looking_makes_no_file(tmp_path):
+  Lock(tmp_path).check()
+  Lock(tmp_path / "none").check()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_system_frees_it_when_its_holder_is_killed(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True
+  )
+  with holder:
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} on"):
+      Lock(tmp_path).acquire()
+    holder.send_signal(signal.SIGKILL)
+  with Lock(tmp_path) as mine:
+    mine.acquire()
+    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_without_locks_that_is_said(tmp_path, monkeypatch, caplog, number):
+  def refuse(file, how):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  with Lock(tmp_path) as mine:
+    mine.acquire()
+  assert "cannot be locked" in caplog.text
+  assert os.strerror(number) in caplog.text
+
+
+def test_another_host_that_did_not_end_in_order_is_named(tmp_path, caplog):
+  """As on a file system whose locks are seen by their own host alone."""
+  held = {"pid": 7, "host": "another", "since": "yesterday"}
+  (tmp_path / lock.NAME).write_text(json.dumps(held))
+  with Lock(tmp_path) as mine:
+    mine.acquire()
+  assert "process 7 on another" in caplog.text
+  assert "does not share locks" in caplog.text
+  caplog.clear()
+  with Lock(tmp_path) as mine:  # it was released in order
+    mine.acquire()
+  assert caplog.text == ""
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[]", b"{", b"7 a host"])
+def test_a_damaged_note_of_the_holder_says_less(tmp_path, text):
+  with Lock(tmp_path) as first:
+    first.acquire()
+    (tmp_path / lock.NAME).write_bytes(text)
+    with pytest.raises(UserError, match="in use"):
+      Lock(tmp_path).acquire()
+
+
+# -------------------------------------------------------------- trainings
+
+
+@pytest.fixture(scope="module")
+def straight(program, tmp_path_factory):
+  """A run that nothing disturbed."""
+  folder = tmp_path_factory.mktemp("straight")
+  program.done(*FLAGS, f"--workdir={folder}")
+  return folder
+
+
+def twice(program, workdir, straight, offset):
+  """The same command, and again after some seconds: (codes, errors)."""
+  flags = (*FLAGS, f"--workdir={workdir}")
+  with watched(program, *flags) as one:
+    time.sleep(offset)
+    with watched(program, *flags) as other:
+      ends = [other.ended(), one.ended()]
+  assert_same_end(workdir, straight, STEPS)
+  assert numbers(workdir) == numbers(straight)
+  assert complete(workdir) == complete(straight)
+  return ends
+
+
+def assert_one_won(ends):
+  """One ended well; the other was refused, or came when that was over."""
+  codes = sorted(code for code, _, _ in ends)
+  assert codes in ([0, 2], [0, 0]), ends
+  for code, out, err in ends:
+    if code == 2:
+      assert "is in use: process" in err, err
+      assert len(err.splitlines()) == 2, err
+    else:
+      assert f"Done: step {STEPS} of {STEPS}" in out
+  return codes
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_two_starts_in_one_workdir(program, straight, tmp_path, offset):
+  """The run that owns it ends as if alone, bit for bit."""
+  ends = twice(program, tmp_path / "run", straight, offset)
+  assert_one_won(ends)
+
+
+@pytest.mark.faults
+def test_two_starts_at_ten_offsets(program, straight, tmp_path):
+  offsets = [0.0, 0.3, 0.7, 1.1, 1.6, 2.1, 2.7, 3.4, 4.2, 5.0]
+  codes = [
+    assert_one_won(twice(program, tmp_path / f"run{i}", straight, offset))
+    for i, offset in enumerate(offsets)
+  ]
+  assert [0, 2] in codes
+
+
+def test_a_run_that_is_under_way_refuses_another(program, tmp_path):
+  """At once, before it reads data, and without touching a file."""
+  flags = (*FLAGS, "--config.steps=100000", f"--workdir={tmp_path}/run")
+  with watched(program, *flags) as run:
+    run.at(4)
+    os.kill(run.process.pid, signal.SIGSTOP)  # it writes nothing meanwhile
+    before = everything(tmp_path)
+    ran = program.run(*flags, "--config.data.source=folder:/nowhere")
+    assert_refused(ran, f"process {run.process.pid} on", "give another")
+    assert everything(tmp_path) == before
+    os.kill(run.process.pid, signal.SIGCONT)
+    run.process.send_signal(signal.SIGTERM)
+    code, out, err = run.ended()
+  assert (code, err) == (0, ""), (out, err)
