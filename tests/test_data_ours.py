@@ -12,7 +12,7 @@ from conftest import flat, save_run, state_of
 from PIL import Image
 from test_data_sources import images, pixels, says, section
 
-from gamix_jax import build, data, marks, pictures
+from gamix_jax import build, data, figures, marks, pictures
 from gamix_jax.data import folder as folder_lib
 from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
@@ -89,9 +89,7 @@ def test_generated_images_and_figures_are_left_out(tmp_path, caplog):
   pictures.save_png(tmp_path / "grid.png", pictures.grid(noise(4), 2))
   from matplotlib.figure import Figure
 
-  from gamix_jax.evaluate import figure
-
-  figure.save(Figure(), tmp_path / "compare.png")
+  figures.save(Figure(), tmp_path / "compare.png")
   with caplog.at_level(logging.INFO, "gamix_jax"):
     assert colours(tmp_path) == want
   assert "(1): fake" in caplog.text
@@ -227,6 +225,21 @@ def test_ten_skipped_files_are_named_then_counted(tmp_path, caplog):
   assert "bad00.jpg: does not begin as an image" in caplog.text
   assert "bad09.jpg: empty" in caplog.text
   assert "bad10.jpg" not in caplog.text and "and 3 more" in caplog.text
+
+
+def test_files_met_one_by_one_are_named_up_to_ten(tmp_path, caplog):
+  photos(tmp_path, 80)
+  for i in range(50):
+    file = tmp_path / f"{i:02}.png"
+    file.write_bytes(file.read_bytes()[:50])
+  dataset = data.open(section(f"folder:{tmp_path}", max_broken=0.9), "train")
+  for i in range(len(dataset)):
+    dataset[i]
+  n = len(dataset.skipped)
+  assert 30 < n <= 50 and caplog.text.count("cannot be decoded") == 10
+  counted = [r.args[1] for r in caplog.records if "skipped" in r.msg]
+  assert counted == sorted(counted) and counted[-1] > n / 2
+  assert len(counted) <= 10 + 3
 
 
 def test_names_that_are_not_utf8(tmp_path, caplog):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gamix_jax.data.decode import BrokenImage, Prepare
-from gamix_jax.data.notes import reasons, shown
+from gamix_jax.data.notes import MOST, reasons, shown
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import Source, excluded, open_source
 from gamix_jax.errors import UserError
@@ -46,6 +46,7 @@ class Dataset:
     )
     self.label_names = tuple(source.label_names)
     self._broken: dict[str, str] = {}
+    self._told = 0  # of them, when their number was logged last
     self.note(source.broken.items())
 
   @property
@@ -142,7 +143,9 @@ class Dataset:
     return images, labels, broken
 
   def note(self, broken: Iterable[tuple[str, str]]) -> None:
-    """Counts and logs broken files, each once.
+    """Counts broken files, each once; logs the first ten, then their number.
+
+    The number is logged whenever it has doubled.
 
     Raises:
       UserError: they are more than `settings.max_broken` of all files.
@@ -150,12 +153,16 @@ class Dataset:
     new = {k: why for k, why in sorted(broken) if k not in self._broken}
     if not new:
       return
+    before = len(self._broken)
     self._broken.update(new)
     self._check(self._broken)
+    if before >= MOST and len(self._broken) < 2 * self._told:
+      return
+    self._told = len(self._broken)
     log.warning(
       "%s: skipped %d broken of %d files:%s",
       *(shown(self.settings.source), len(self._broken), self._source.total),
-      reasons(new),
+      reasons(new, MOST - before) if before < MOST else "",
     )
 
   def _check(self, broken: Mapping[str, str]) -> None:

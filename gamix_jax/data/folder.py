@@ -206,11 +206,9 @@ def _root(path: str) -> Path:
       )
     if not stat.S_ISDIR(mode):
       raise UserError(f"{shown(root)} is {_kind(mode)}, not a folder. {_HELP}")
-    while True:
-      entries = _entries(root)
-      if len(entries) != 1 or not entries[0].is_dir():
-        return root
-      root = root / entries[0].name
+    while wrapped := _wrapped(root):
+      root = root / wrapped
+    return root
   except (FileNotFoundError, ValueError) as e:  # of a NUL in it
     raise UserError(f"The folder {shown(root)} does not exist. {_HELP}") from e
   except OSError as e:
@@ -219,19 +217,23 @@ def _root(path: str) -> Path:
     ) from e
 
 
-def _entries(root: Path) -> list[os.DirEntry]:
-  """What users put into a folder, and not this program; two are enough."""
+def _wrapped(root: Path) -> str | None:
+  """The one folder in it, where users put nothing else into it."""
   entries = [e for e in os.scandir(root) if not _hidden(e.name)]
   if marks.is_output(root, [e.name for e in entries]):
-    users = filter(_has_images, entries)
+    users = _has_images
   else:
-    users = itertools.filterfalse(_is_ours, entries)
-  return list(itertools.islice(users, 2))
+    users = lambda entry: not _is_ours(entry)  # noqa: E731
+  folders = filter(users, (e for e in entries if _is_folder(e)))
+  found = list(itertools.islice(folders, 2))
+  if len(found) != 1 or any(users(e) for e in entries if not _is_folder(e)):
+    return None
+  return found[0].name
 
 
 def _is_ours(entry: os.DirEntry) -> bool:
   """Whether all of it was written by this program."""
-  if not entry.is_dir():
+  if not _is_folder(entry):
     return _named_as_image(entry.name) and _look(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
@@ -245,13 +247,20 @@ def _is_ours(entry: os.DirEntry) -> bool:
 
 def _has_images(entry: os.DirEntry) -> bool:
   """Whether there is an image in it that this program did not write."""
-  if not entry.is_dir():
+  if not _is_folder(entry):
     return _named_as_image(entry.name) and not _look(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return False
   return entry.is_symlink() or any(
     _has_images(e) for e in below if not _hidden(e.name)
+  )
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  """As `entry.is_dir()`, which fails at a link to itself."""
+  return entry.is_dir(follow_symlinks=False) or (
+    entry.is_symlink() and os.path.isdir(entry.path)
   )
 
 
