@@ -41,9 +41,7 @@ class Dataset:
   def __init__(self, source: Source, settings: Settings, split: str):
     """Raises UserError if too many of the source's files are broken."""
     self._source, self.settings, self.split = source, settings, split
-    self._prepare = Prepare(
-      settings.shape, settings.crop, settings.resize, settings.max_pixels
-    )
+    self._prepare = Prepare.of(settings)
     self.label_names = tuple(source.label_names)
     self._broken: dict[str, str] = {}
     self._told = 0  # of them, when their number was logged last

@@ -24,9 +24,12 @@ import io
 import re
 import threading
 import warnings
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gamix_jax.data.settings import Settings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
@@ -54,6 +57,13 @@ class Prepare:
   crop: str | int
   resize: str
   max_pixels: int = 1 << 28
+
+  @classmethod
+  def of(cls, settings: Settings) -> Self:
+    """As a data set's settings say."""
+    return cls(
+      *(settings.shape, settings.crop, settings.resize, settings.max_pixels)
+    )
 
   def __call__(self, raw: bytes | np.ndarray) -> np.ndarray:
     """Makes one image.

@@ -62,9 +62,7 @@ class View:
       self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
     self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
-    self._prepare = Prepare(
-      model.recipe.image_shape, model.config.data.crop, model.config.data.resize
-    )
+    self._prepare = Prepare.of(data.Settings.of(model.config.data))
     self._map = self._draw_map()
 
   # --- an image ------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gamix_jax import data
+from gamix_jax import data, paths
 from gamix_jax.config import ConfigDict
 from gamix_jax.data.decode import BrokenImage, Prepare
 from gamix_jax.errors import UserError
@@ -52,9 +52,9 @@ def images(
 
 def _file(config: ConfigDict, name: str) -> np.ndarray:
   settings = data.Settings.of(config.data)
-  prepare = Prepare(settings.shape, settings.crop, settings.resize)
+  prepare = Prepare.of(settings)
   try:
-    return prepare(Path(name).read_bytes())
+    return prepare(paths.resolve(name).read_bytes())
   except OSError as e:
     raise UserError(
       f"--images={name} is neither an index of the test split nor a file that "
