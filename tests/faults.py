@@ -178,3 +178,28 @@ def assert_same_end(workdir, straight, steps):
   assert_equal(workdir, straight, steps)
   assert numbers(workdir) == numbers(straight)
   assert leftovers(workdir) == []
+
+
+def twice(program, workdir, straight, offset):
+  """The same command, and again after some seconds: (codes, errors)."""
+  flags = (*FLAGS, f"--workdir={workdir}")
+  with watched(program, *flags) as one:
+    time.sleep(offset)
+    with watched(program, *flags) as other:
+      ends = [other.ended(), one.ended()]
+  assert_same_end(workdir, straight, STEPS)
+  assert numbers(workdir) == numbers(straight)
+  return ends
+
+
+def assert_one_won(ends):
+  """One ended well; the other was refused, or came when that was over."""
+  codes = sorted(code for code, _, _ in ends)
+  assert codes in ([0, 2], [0, 0]), ends
+  for code, out, err in ends:
+    if code == 2:
+      assert "is in use: process" in err, err
+      assert len(err.splitlines()) == 2, err
+    else:
+      assert f"Done: step {STEPS} of {STEPS}" in out
+  return codes

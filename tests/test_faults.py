@@ -26,9 +26,11 @@ from faults import (
   FLAGS,
   STEPS,
   assert_continues,
+  assert_one_won,
   assert_same_end,
   complete,
   leftovers,
+  twice,
   watched,
 )
 from program import ROOT, SMALL, files, hundred, numbers, rows
@@ -462,6 +464,19 @@ def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):
 def test_finite(value):
   state = {"step": jnp.int32(3), "w": jnp.zeros(3).at[1].set(value)}
   assert bool(finite(state)) == np.isfinite(value)
+
+
+@pytest.mark.faults("the same command started twice in one workdir")
+def test_two_starts_at_ten_offsets(program, straight, fault, tmp_path):
+  """The run that owns it ends as if alone; the other touches nothing."""
+  offsets = [0.0, 0.3, 0.7, 1.1, 1.6, 2.1, 2.7, 3.4, 4.2, 5.0]
+  codes = [
+    assert_one_won(twice(program, tmp_path / f"run{i}", straight, offset))
+    for i, offset in enumerate(offsets)
+  ]
+  refused = codes.count([0, 2])
+  assert refused > 0
+  fault.note("0; the other 2 and two lines", 0, BITS, times=refused)
 
 
 # --------------------------------------------------- docs/faults.md

@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
-from faults import FLAGS, STEPS, assert_same_end, complete, watched
-from program import assert_refused, numbers
+from faults import FLAGS, assert_one_won, twice, watched
+from program import assert_refused
 
 from gamix_jax import lock
 from gamix_jax.errors import UserError
@@ -125,47 +124,11 @@ def straight(program, tmp_path_factory):
   return folder
 
 
-def twice(program, workdir, straight, offset):
-  """The same command, and again after some seconds: (codes, errors)."""
-  flags = (*FLAGS, f"--workdir={workdir}")
-  with watched(program, *flags) as one:
-    time.sleep(offset)
-    with watched(program, *flags) as other:
-      ends = [other.ended(), one.ended()]
-  assert_same_end(workdir, straight, STEPS)
-  assert numbers(workdir) == numbers(straight)
-  assert complete(workdir) == complete(straight)
-  return ends
-
-
-def assert_one_won(ends):
-  """One ended well; the other was refused, or came when that was over."""
-  codes = sorted(code for code, _, _ in ends)
-  assert codes in ([0, 2], [0, 0]), ends
-  for code, out, err in ends:
-    if code == 2:
-      assert "is in use: process" in err, err
-      assert len(err.splitlines()) == 2, err
-    else:
-      assert f"Done: step {STEPS} of {STEPS}" in out
-  return codes
-
-
 @pytest.mark.parametrize("offset", [0.0, 2.0])
 def test_two_starts_in_one_workdir(program, straight, tmp_path, offset):
   """The run that owns it ends as if alone, bit for bit."""
   ends = twice(program, tmp_path / "run", straight, offset)
   assert_one_won(ends)
-
-
-@pytest.mark.faults
-def test_two_starts_at_ten_offsets(program, straight, tmp_path):
-  offsets = [0.0, 0.3, 0.7, 1.1, 1.6, 2.1, 2.7, 3.4, 4.2, 5.0]
-  codes = [
-    assert_one_won(twice(program, tmp_path / f"run{i}", straight, offset))
-    for i, offset in enumerate(offsets)
-  ]
-  assert [0, 2] in codes
 
 
 def test_a_run_that_is_under_way_refuses_another(program, tmp_path):
