@@ -201,3 +201,14 @@ def test_one_image_is_no_page(tmp_path):
   model = gamix_jax.load(make(tmp_path / "a", noise(1), noise(6)))
   with pytest.raises(UserError, match="wants 2 held-out images"):
     view.View(model, view.held_out(model))
+
+
+def test_rates(tmp_path):
+  """A family whose codes have a sparseness: of one image in part."""
+  numbers, said = judged(
+    make(tmp_path / "a", noise(1), noise(40), posterior__name="poisson"),
+    sources=("prior",),
+  )
+  assert numbers["population_sparseness"]["value"] > 0
+  assert "one image" in numbers["lifetime_sparseness"]["reason"]
+  assert "`population_sparseness`" in said
