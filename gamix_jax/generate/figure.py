@@ -149,7 +149,7 @@ def save_map(
     # Not as labels, of which those that begin with _ are left out.
     for text, kind in zip(legend.get_texts(), kinds, strict=True):
       name = names[kind] if 0 <= kind < len(names) else str(kind)
-      text.set_text("none" if kind < 0 else named(name))
+      text.set_text("none" if kind < 0 else named(name, 24))
   unit = " (latent units)" if method == "pca" else ""
   axis = {"pca": "principal component", "tsne": "t-SNE", "umap": "UMAP"}[method]
   ax.set_xlabel(f"{axis} 1{unit}", fontsize=POINTS)
