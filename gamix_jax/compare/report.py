@@ -292,7 +292,14 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
 def _warnings(config, families, runs, done) -> Iterator[str]:
   """What a reader should not overlook."""
   used = min(r["protocol"]["used_images"] for r in done.values() if r)
-  if used < metrics.ENOUGH_IMAGES:
+  if used <= NEIGHBOURS:
+    yield (
+      f"Not defined: precision, recall, density and coverage need "
+      f"{NEIGHBOURS + 1} images or more, and {used} were used."
+    )
+  if used < 2:
+    yield "Not defined: the Frechet distances need 2 images or more."
+  elif used < metrics.ENOUGH_IMAGES:
     yield (
       f"Warning: the Frechet distances are of {used} images, under "
       f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one "

@@ -117,6 +117,13 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
     Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
     Line("collapsed_share", "", "posterior variances under 0.01"),
+    Line(
+      "(population|lifetime)_sparseness",
+      "",
+      "of rates, over the latents of an image and over the images of a latent; "
+      "1 where one alone is not 0, 0 where all are alike",
+      "_sparseness",
+    ),
   ),
   "Anomalies": (
     Line(
@@ -276,6 +283,7 @@ def write(folder: Path, measured: Measured) -> None:
   with workdir.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
   numbers, subject = measured.numbers, measured.subject
+  workdir.write_text(folder / NUMBERS, numbers.to_json())
   images = dict(_pictures(folder, measured))
   text = f"# Evaluation of step {subject.model.step:,}\n\n"
   text += f"{_own({'protocol': numbers.protocol})}.\n"
@@ -293,7 +301,6 @@ def write(folder: Path, measured: Measured) -> None:
     "protocol.\n"
   )
   workdir.write_text(folder / REPORT, text)
-  workdir.write_text(folder / NUMBERS, numbers.to_json())
 
 
 def _pictures(

@@ -134,18 +134,22 @@ def save_map(
   ax = fig.subplots()
   kinds = np.unique(labels)
   for i, kind in enumerate(kinds):
-    own = labels == kind
-    name = names[kind] if 0 <= kind < len(names) else str(kind)
     ax.scatter(
-      *places[own].T,
+      *places[labels == kind].T,
       s=12,
       color=f"C{i}" if len(kinds) <= 10 else _colour(i, len(kinds)),
-      label="none" if kind < 0 else named(name),
+      label=str(i),
       alpha=0.8,
       linewidths=0,
     )
   if 1 < len(kinds) <= COLOURS:
-    fig.legend(loc="outside right upper", fontsize=POINTS, markerscale=1.6)
+    legend = fig.legend(
+      loc="outside right upper", fontsize=POINTS, markerscale=1.6
+    )
+    # Not as labels, of which those that begin with _ are left out.
+    for text, kind in zip(legend.get_texts(), kinds, strict=True):
+      name = names[kind] if 0 <= kind < len(names) else str(kind)
+      text.set_text("none" if kind < 0 else named(name, 24))
   unit = " (latent units)" if method == "pca" else ""
   axis = {"pca": "principal component", "tsne": "t-SNE", "umap": "UMAP"}[method]
   ax.set_xlabel(f"{axis} 1{unit}", fontsize=POINTS)

@@ -11,7 +11,7 @@ FEWEST = 4
 
 
 def plane(z: np.ndarray, method: str, seed: int) -> np.ndarray:
-  """Latents [b, d] -> [b, 2], float64.
+  """Latents [b, d] -> [b, 2], float64; zeros of latents that are all one.
 
   Raises:
     UserError: no such method, or it is not installed; under 4 points; one
@@ -26,14 +26,15 @@ def plane(z: np.ndarray, method: str, seed: int) -> np.ndarray:
       f"and {d}."
     )
   z = np.asarray(z, np.float64)
+  if not np.ptp(z, axis=0).any():  # they would divide by the codes' variance
+    return np.zeros((n, 2))
   return np.asarray(_METHODS[method](z, seed), np.float64)
 
 
 def _pca(z: np.ndarray, seed: int) -> np.ndarray:
   from sklearn.decomposition import PCA  # noqa: PLC0415  (takes a second)
 
-  with np.errstate(invalid="ignore"):  # the shares of codes that are all one
-    return PCA(2, random_state=seed).fit_transform(z)
+  return PCA(2, random_state=seed).fit_transform(z)
 
 
 def _tsne(z: np.ndarray, seed: int) -> np.ndarray:
