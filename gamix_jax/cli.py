@@ -143,6 +143,8 @@ def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str | None:
       return str(seen)
     if isinstance(seen, SyntaxError) and seen.filename in files:
       return f"{seen.filename}, line {seen.lineno}: {seen.msg}."
+    if isinstance(seen, SyntaxError) and seen.filename is None:
+      return f"The file of --config is no Python: {seen.msg}."
     for frame in reversed(traceback.extract_tb(seen.__traceback__)):
       if frame.filename in files:
         what = _misspelt(seen) or f"{type(seen).__name__}: {_first(seen)}"

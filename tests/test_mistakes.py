@@ -182,6 +182,7 @@ MISTAKES = {
     with_config("def get_config(:\n"),
     ["mine.py, line 1", "syntax"],
   ),
+  "config's bytes": (with_config("x = 1\0"), ["null byte"]),
   "config's name": (
     with_config(f"{BASE}  return nonsense\n"),
     ["mine.py, line 3", "nonsense"],

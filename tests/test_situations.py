@@ -82,6 +82,7 @@ COMMANDS = {
   "evaluate": (),
   "generate": ("--what=samples", "--out={}/a.png"),
   "explore": (),
+  "compare": ("--families=gaussian/elbo", "--seeds=1", *SMALL),
   "export": ("--what=decoder", "--format=safetensors", "--out={}/out"),
 }
 
@@ -100,7 +101,7 @@ def test_a_platform_that_is_not_there(
 ):
   if platform == "cuda" and os.path.exists("/dev/nvidiactl"):
     pytest.skip("there is one here")
-  workdir = tmp_path / "new" if command == "main" else run
+  workdir = tmp_path / "new" if command in ("main", "compare") else run
   flags = [flag.format(tmp_path) for flag in COMMANDS[command]]
   ran = subprocess.run(
     program.argv(*flags, f"--workdir={workdir}", module=f"gamix_jax.{command}"),
