@@ -34,7 +34,7 @@ from program import (
   save,
 )
 
-from gamix_jax import config, presets
+from gamix_jax import config, data, presets
 from gamix_jax.checkpoint import Checkpoints
 
 TINY = "--config=configs/digits.py:tiny"
@@ -128,6 +128,8 @@ def test_run_ends_well(job):
     about = checkpoints.about(3)
   c = complete_config_of("digits", "tiny")
   c.adversarial.loss = "bce"
+  splits = [data.open(c.data, split) for split in ("train", "test")]
+  c.data.fingerprint = data.fingerprint(*splits)
   wanted = config.flat(presets.complete(c))
   saved = (run / "config.json").read_text()
   assert config.flat(config.from_json(saved)) == wanted
