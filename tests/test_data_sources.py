@@ -263,6 +263,10 @@ def test_npz(tmp_path):
     assert test[4]["label"] == 4
     assert len(data.open(c, "train")) == 30
 
+  np.savez(tmp_path / "c.npz", x)  # numpy calls it arr_0
+  train = data.open(section(f"npz:{tmp_path}/c.npz"), "train")
+  np.testing.assert_array_equal(pixels(train), x[labels[: len(train)]])
+
 
 def test_mistakes_with_npz(tmp_path):
   path = tmp_path / "a.npz"

@@ -2,8 +2,8 @@
 
 Entries, the first name that is there:
 
-  images   x_train, train_images, images, x, data: [n, h, w] or [n, h, w, c],
-           c 1 or 3
+  images   x_train, train_images, images, x, data, arr_0 (of an array that was
+           saved without a name): [n, h, w] or [n, h, w, c], c 1 or 3
   labels   y_train, train_labels, labels, y: numbers, strings or one-hot, see
            `labels`; optional
   test     x_test, test_images; y_test, test_labels. Without them a fixed
@@ -37,7 +37,7 @@ from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-IMAGES = ("x_train", "train_images", "images", "x", "data")
+IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 LABELS = ("y_train", "train_labels", "labels", "y")
 TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
