@@ -91,6 +91,24 @@ def parse(
     raise UserError(message) from e
   if rest[1:]:
     raise UserError(f"{rest[1]!r} is not a flag; all flags begin with --.")
+  if "workdir" in flags.FLAGS:
+    _check_workdir(flags.FLAGS.workdir or "")
+
+
+def _check_workdir(workdir: str) -> None:
+  """Refuses a folder that the libraries that write checkpoints cannot name.
+
+  Raises:
+    UserError: its path is not UTF-8.
+  """
+  path = os.path.abspath(workdir)
+  try:
+    path.encode()
+  except UnicodeEncodeError as e:
+    raise UserError(
+      f"--workdir={workdir}: the path {path!a} is not UTF-8, which is needed "
+      "to write checkpoints there; give another folder."
+    ) from e
 
 
 def _check_overrides(argv: Sequence[str]) -> None:

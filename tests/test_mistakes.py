@@ -174,6 +174,7 @@ MISTAKES = {
   "network": (key("model.encoder=dense"), ["resnet, conv, mlp, linear"]),
   "input": (key("model.input_norm=x"), ["layer, none"]),
   "unknown flag": (words("--workdri=x"), ["workdri", "workdir"]),
+  "not UTF-8": (words("--workdir=caf\udce9"), ["caf\\udce9", "UTF-8"]),
   "no flag": (words("hello"), ["'hello' is not a flag"]),
   "config file": (words("--config=configs/celeb.py"), ["celeba.py"]),
   "config path": (words("--config=/no/where.py"), ["/no/where.py"]),
