@@ -135,7 +135,7 @@ def _products(x: jax.Array) -> jax.Array:
 
 
 def _squared_covariances(centred, products) -> jax.Array:
-  n = centred.shape[0]
+  n = float(centred.shape[0])  # whose products no int32 may hold
   square = jnp.square(centred)
   s = products / (n - 1)
   diagonal = jnp.diagonal(s)
@@ -164,7 +164,7 @@ def _covariances_within(centred, products, weights, offsets) -> jax.Array:
     weights: pi, [n, k].
     offsets: c, components' means less their image's, [n, k, d].
   """
-  n = centred.shape[0]
+  n = float(centred.shape[0])  # as in `_squared_covariances`
   square = jnp.square(centred)
   scaled = weights[..., None] * offsets
   w = jnp.einsum("nki,nkj->ij", scaled, offsets, precision="highest")
@@ -214,9 +214,9 @@ def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   return kl, m, jnp.diagonal(total) / n - jnp.square(m)
 
 
-def _pairs(of_sum: jax.Array, own: jax.Array, n: int) -> jax.Array:
+def _pairs(of_sum: jax.Array, own: jax.Array, n: float) -> jax.Array:
   """Mean of <a_i, a_j> over i != j, from |sum a|^2 and sum |a|^2."""
-  return (of_sum - own) / (n * (n - 1))
+  return (of_sum - own) / (float(n) * (n - 1))
 
 
 def _squared_norms(weights, mu, sigma2) -> jax.Array:

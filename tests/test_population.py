@@ -494,6 +494,18 @@ def test_float32_is_enough(form, kind):
 # ------------------------------------------------- the published form
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_very_large_batches(form, kind):
+  """Of as many images that their pairs are more than an int32 counts."""
+  n = 70_000
+  q = gaussian(n, 2) if kind == "gaussian" else mixture(n, 2, 2)
+  with jax.enable_x64(False):
+    got = value(form, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), q))
+  assert got == pytest.approx(value(form, q), rel=1e-3)
+
+
+
 @pytest.mark.parametrize(("images", "wanted"), [(10, 56.5), (256, 2.0)])
 def test_finite_sample_bias_of_means(images, wanted):
   got = population.finite_sample_bias(images, 512)
