@@ -17,4 +17,6 @@ def resolve(path: str | os.PathLike[str]) -> Path:
   try:
     return Path(path).expanduser().absolute()
   except RuntimeError as e:  # pathlib's, of a home that is not known
-    raise UserError(f"{path}: {e}. Give the folder's full path.") from e
+    raise UserError(
+      f"{path}: that home folder is not known here. Give the full path."
+    ) from e
