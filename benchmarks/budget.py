@@ -93,7 +93,7 @@ def needs(c: ConfigDict) -> Needs:
 
   state = jax.eval_shape(partial(step.init, build.recipe(c)))
   host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
-  lies = jax.tree.leaves(mesh.Layout(host, c.mesh.min_size).of(state))
+  lies = jax.tree.leaves(mesh.Layout(host, c.mesh.fsdp_min_size).of(state))
   large = [
     x
     for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
@@ -158,7 +158,7 @@ def main() -> None:
     f"{config_flags.get_config_filename(flags.FLAGS['config'])}: {h}x{w}x"
     f"{channels}, {c.dtype}, {chips} chips\n\n"
     f"state       {found.state:>13,} bytes, of them {found.large:,} in arrays "
-    f"of {c.mesh.min_size:,} numbers or more\n"
+    f"of {c.mesh.fsdp_min_size:,} numbers or more\n"
     f"gradient    {found.gradient:>13,} bytes\n"
     f"residuals   {found.image:>13,} bytes an image, {found.fixed:,} besides\n"
     f"operations  {found.flops / 1e9:>13,.4g} GFLOP an image\n"

@@ -127,7 +127,7 @@ def measured(
   grid = mesh.make(c.data.batch_size, fsdp)
   if grid.size != devices:
     raise UserError(f"JAX has {grid.size} devices, not --devices={devices}.")
-  layout = mesh.Layout(grid, c.mesh.min_size)
+  layout = mesh.Layout(grid, c.mesh.fsdp_min_size)
   state = layout.on(jax.eval_shape(partial(step.init, recipe)))
   shape = (c.data.batch_size, *config.image_shape(c))
   image = jax.ShapeDtypeStruct(shape, np.uint8, sharding=mesh.by_rows(grid))

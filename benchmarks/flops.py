@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from gamix_jax.config import (
   ConfigDict,
+  bottleneck_channels,
   decoder_start,
-  head_features,
   image_shape,
 )
 from gamix_jax.errors import UserError
@@ -127,7 +127,7 @@ def _resnet_encoder(h, w, c_in, config, early) -> Iterator[Conv]:
       yield from _residual(h, w, c, c, False, early)
     yield from _residual(h, w, c, after, True, early)
     h, w = h // 2, w // 2
-  yield Conv(h, w, 1, features[-1], head_features(config))
+  yield Conv(h, w, 1, features[-1], bottleneck_channels(config))
 
 
 def _head_outputs(config: ConfigDict) -> int:
@@ -198,7 +198,7 @@ def per_image(
   """
   if early is None:
     early = config.model.norm in ("affine", "none")
-  draws = config.objective.draws * config.posterior.components
+  draws = config.objective.num_samples * config.posterior.components
 
   def total(convs):
     return sum(c.flops(edges) for c in convs)

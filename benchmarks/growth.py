@@ -72,7 +72,7 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
   elif axis == "latent":
     if "resnet" in (c.model.encoder, c.model.decoder):
       # The features behind it are kept, else they would grow with it.
-      c.model.head_features = config.head_features(c)
+      c.model.bottleneck_channels = config.bottleneck_channels(c)
     value = c.model.latent = max(int(c.model.latent * times), 1)
   presets.complete(c)
   flops.check(c)

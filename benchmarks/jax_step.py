@@ -25,7 +25,7 @@ class Ours:
     """Builds the networks; nothing is computed."""
     self.config, self.recipe = config, build.recipe(config)
     self.devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
-    self.layout = mesh.Layout(self.devices, config.mesh.min_size)
+    self.layout = mesh.Layout(self.devices, config.mesh.fsdp_min_size)
     self.function = step.jitted(self.recipe, self.layout)
     self.seconds: dict[str, float] = {}
     self.compiled = self.state = self.batch = None

@@ -48,7 +48,7 @@ def shaken(tree: Any, seed: int) -> Any:
 def noise_shape(config: ConfigDict) -> tuple[int, int, int, int]:
   """Of eps, [n, b, k, d]."""
   return (
-    config.objective.draws,
+    config.objective.num_samples,
     config.data.batch_size,
     config.posterior.components,
     config.model.latent,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gamix_jax.config import (
   ConfigDict,
+  bottleneck_channels,
   decoder_start,
   halvings,
-  head_features,
   image_shape,
 )
 from gamix_jax.networks.parts import EPSILON, MOMENTUM, groups
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
     super().__init__()
     h, w, channels = image_shape(config)
     features, kind = config.model.encoder_features, config.model.norm
-    top, self.patch = head_features(config), config.model.patch
+    top, self.patch = bottleneck_channels(config), config.model.patch
     factor = self.patch * 2 ** halvings(config)["encoder"]
     self.outputs = h // factor * (w // factor) * top
     self.layernorm = nn.Identity()

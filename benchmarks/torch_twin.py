@@ -32,7 +32,7 @@ HAS = {
   "model.decoder": ("resnet",),
   "model.dropout": (0.0,),
   "posterior.name": ("gaussian", "mixture"),
-  "posterior.mixture.floor": (0.0,),
+  "posterior.mixture.min_weight": (0.0,),
   "prior.name": ("normal",),
   "objective.name": ("gamix",),
   "objective.reconstruction": ("l1", "l2"),
@@ -260,7 +260,7 @@ class Twin:
       "population_kl": POPULATION[self.config.objective.population](
         weights, mu, var
       ),
-      "collapse": (weights * collapse).sum(-1).mean(),
+      "collapse_penalty": (weights * collapse).sum(-1).mean(),
     }
     if real is not None:
       loss = self.config.adversarial.loss
@@ -269,8 +269,8 @@ class Twin:
       def over_draws(each):
         return (w * each.mean((2, 3, 4))).sum(1).mean()
 
-      fool = -fake if loss == "hinge" else _softplus_bce(fake, True)
-      terms["fool"] = over_draws(fool)
+      adversarial = -fake if loss == "hinge" else _softplus_bce(fake, True)
+      terms["adversarial"] = over_draws(adversarial)
       terms["real"] = score(real, True).mean()
       terms["fake"] = over_draws(score(fake, False))
     return terms
@@ -278,7 +278,9 @@ class Twin:
   def _ramp(self, name: str) -> float:
     """The share of its weight that a term of the VAE has at this step."""
     section, length = self.config.adversarial, self.config.ramp.get(name, 0)
-    begin = section.start + section.delay if name == "fool" else 0
+    begin = (
+      section.disc_start + section.gen_delay if name == "adversarial" else 0
+    )
     since = self.step_done - begin
     return min(max((since + 1) / max(length, 1), 0), 1)
 
@@ -292,7 +294,7 @@ class Twin:
     with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
       q = self._encode(x)
       logits, mu, logvar = q
-      n, (b, k, d) = self.config.objective.draws, mu.shape
+      n, (b, k, d) = self.config.objective.num_samples, mu.shape
       if eps is None:
         eps = torch.randn(n, b, k, d, device=device, dtype=self.dtype)
       z = mu + (logvar / 2).exp() * eps
@@ -311,9 +313,9 @@ class Twin:
     x_hat = x_hat.unflatten(0, (b, s))
     terms = self._terms(x, x_hat, q, w, real, fake)
     weights = self.config.weights
-    names = ["recon", "population_kl", "collapse"]
+    names = ["recon", "population_kl", "collapse_penalty"]
     if self.disc:
-      names.append("fool")
+      names.append("adversarial")
     vae_loss = sum(weights[k] * self._ramp(k) * terms[k] for k in names)
     disc_loss = None
     if self.disc:
@@ -337,7 +339,7 @@ class Twin:
     """One training step; the terms."""
     (vae_grads, disc_grads), terms = self.gradients(image, eps)
     self.optim["vae"].step(vae_grads)
-    if self.disc and self.step_done >= self.config.adversarial.start:
+    if self.disc and self.step_done >= self.config.adversarial.disc_start:
       self.optim["disc"].step(disc_grads)
     t = self.step_done
     decay = min(self.config.ema.decay, (1 + t) / (10 + t))

@@ -29,5 +29,5 @@ def get_config(variant: str = ""):
   # With fewer of them the samples are no better, the reconstructions worse.
   config.model.latent = 10
   config.preset_weights.population_kl = 10.0
-  config.preset_weights.collapse = 1.5
+  config.preset_weights.collapse_penalty = 1.5
   return presets.variant(config, variant)

@@ -27,6 +27,6 @@ def get_config(variant: str = ""):
   config.data.cache = "memory"
   config.objective.reconstruction = "bernoulli"
   config.preset_weights.population_kl = 30.0
-  config.preset_weights.collapse = 1.0
+  config.preset_weights.collapse_penalty = 1.0
   config.optim.vae.learning_rate = 1e-3
   return presets.variant(config, variant)

@@ -30,5 +30,5 @@ def get_config(variant: str = ""):
   config.data.cache = "memory"
   config.objective.reconstruction = "bernoulli"
   config.preset_weights.population_kl = 30.0
-  config.preset_weights.collapse = 0.3
+  config.preset_weights.collapse_penalty = 0.3
   return presets.variant(config, variant)

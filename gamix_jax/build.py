@@ -12,10 +12,10 @@ from gamix_jax import objective, optim, population, posterior
 from gamix_jax.config import (
   ConfigDict,
   base,
+  bottleneck_channels,
   decoder_start,
   differences,
   halvings,
-  head_features,
   image_shape,
 )
 from gamix_jax.errors import UserError
@@ -120,7 +120,7 @@ def _check_read(config: ConfigDict) -> None:
     "input_norm": model.encoder != "linear",
     "patch": bool(convolutions),
     "upsample_gain": convolutions.get("decoder", 0) > 0,
-    "head_features": "resnet" in (model.encoder, model.decoder),
+    "bottleneck_channels": "resnet" in (model.encoder, model.decoder),
   }
   wrong = [k for k, v in read.items() if not v and model[k] != default[k]]
   if wrong:
@@ -143,7 +143,7 @@ def _encoder(config: ConfigDict, common: dict) -> nn.Module:
   if model.encoder != "mlp":
     own["patch"] = model.patch
   if model.encoder == "resnet":
-    own["head_features"] = head_features(config)
+    own["bottleneck_channels"] = bottleneck_channels(config)
   return ENCODERS[model.encoder](**own, **common)
 
 
@@ -240,8 +240,8 @@ def _check_exact(config: ConfigDict) -> None:
     wrong.append("--config.model.decoder=linear")
   if config.objective.reconstruction != "l2":
     wrong.append("--config.objective.reconstruction=l2")
-  if config.objective.draws != 1:
-    wrong.append("--config.objective.draws=1 (none is made)")
+  if config.objective.num_samples != 1:
+    wrong.append("--config.objective.num_samples=1 (none is made)")
   if wrong:
     raise UserError(f"objective.name='exact' needs {', '.join(wrong)}.")
 
@@ -304,8 +304,8 @@ def recipe(config: ConfigDict) -> Recipe:
     disc_weights=disc_weights,
     reconstruction=section.reconstruction,
     adversarial=config.adversarial.loss,
-    start=config.adversarial.start,
-    delay=config.adversarial.delay,
+    disc_start=config.adversarial.disc_start,
+    gen_delay=config.adversarial.gen_delay,
     ramps=_ramps(config, vae_weights),
     draws=0 if section.name == "exact" else section.draws,
     ema_decay=config.ema.decay,

@@ -19,6 +19,8 @@ from gamix_jax.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
 
+VERSION = 2  # of config.json; raise it when a key gets another name or meaning
+
 
 def _any(default: Any) -> config_dict.FieldReference:
   """A key of more than one type (int or pair, number or None)."""
@@ -57,8 +59,12 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.flip = True  # left-right, with probability 1/2, training only
   c.data.cache = "none"  # "none", "memory", or a folder for a mapped file
   c.data.workers = 0  # processes that decode; 0: threads of this one
-  c.data.test_share = 0.2  # held out by hash where the source has no test split
-  c.data.max_broken = 0.01  # share of unreadable files that is an error
+  c.data.test_fraction = (
+    0.2  # held out by hash where the source has no test split
+  )
+  c.data.max_corrupt_fraction = (
+    0.01  # share of unreadable files that is an error
+  )
   c.data.exclude_labels = ()  # classes that are not trained on: "(3,)", names
   c.data.range = _any("auto")  # (black, white) of npz and idx; auto: judged
   c.data.max_pixels = 1 << 28  # of an image file; a larger one is left out
@@ -80,7 +86,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model.upsample_gain = 1.0  # of initial transposed convolutions; 2 keeps
   #   the size of a signal, 1 (published) halves it
   c.model.norm = _open("affine")  # what ran; batch, group, none
-  c.model.head_features = _open(
+  c.model.bottleneck_channels = _open(
     0
   )  # channels of the encoder's output; 0: latent // 8
   c.model.dropout = 0.0  # of the discriminator; written 0.25, never active
@@ -93,7 +99,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # What only one family has.
   c.posterior.mixture = ConfigDict()
   c.posterior.mixture.temperature = 1.0  # of the weights' softmax
-  c.posterior.mixture.floor = 0.0  # share of pi that is even: none dies
+  c.posterior.mixture.min_weight = 0.0  # share of pi that is even: none dies
   c.posterior.epanechnikov = ConfigDict()
   c.posterior.epanechnikov.prior = "normal"  # uniform, gaussian: for evae
   c.posterior.epanechnikov.width = 0.1  # B of arXiv:2405.12783
@@ -113,22 +119,22 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.objective.name = "gamix"  # elbo, exact, selbo, siwae, evae
   c.objective.population = "means"  # full, debiased, quadratic
   c.objective.reconstruction = "l1"  # l2, bernoulli
-  c.objective.draws = 1  # of z per image, and per component of a mixture
+  c.objective.num_samples = 1  # of z per image, and per component of a mixture
 
   c.adversarial = ConfigDict()
   c.adversarial.loss = _open("bce")  # hinge, none
-  c.adversarial.start = _open(0)  # the discriminator's first step
-  c.adversarial.delay = 0  # steps it trains before `fool` counts
+  c.adversarial.disc_start = _open(0)  # the discriminator's first step
+  c.adversarial.gen_delay = 0  # steps it trains before `adversarial` counts
 
   # A weight for every term of the objective, None for the names it has not;
   # with `preset` also for those that it is to choose.
   c.weights = ConfigDict()
   c.weights.recon = _any(5000.0)  # reference: R_LOSS_FACTOR
   c.weights.population_kl = _any(1.0)
-  c.weights.collapse = _any(0.2)  # reference: 0.1 of twice our term
+  c.weights.collapse_penalty = _any(0.2)  # reference: 0.1 of twice our term
   c.weights.kl = _any(None)
   c.weights.kernel = _any(None)
-  c.weights.fool = _any(100.0)
+  c.weights.adversarial = _any(100.0)
   c.weights.real = _any(100.0)
   c.weights.fake = _any(100.0)
 
@@ -136,16 +142,18 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # leaves them open; None: by its own rule.
   c.preset_weights = ConfigDict()
   c.preset_weights.population_kl = _any(None)
-  c.preset_weights.collapse = _any(None)
+  c.preset_weights.collapse_penalty = _any(None)
   c.preset_weights.kl = _any(None)
 
   # Steps over which the weight of a term grows from 0, linearly; 0: at once.
   c.ramp = ConfigDict()
   c.ramp.population_kl = _open(0)
-  c.ramp.collapse = _open(0)
+  c.ramp.collapse_penalty = _open(0)
   c.ramp.kl = _open(0)
   c.ramp.kernel = _open(0)
-  c.ramp.fool = _open(0)  # from adversarial.start + adversarial.delay on
+  c.ramp.adversarial = _open(
+    0
+  )  # from adversarial.disc_start + adversarial.gen_delay on
 
   c.optim = ConfigDict()
   for net in ("vae", "disc"):
@@ -164,11 +172,11 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.ema.decay = 0.999  # reached as min(decay, (1 + t) / (10 + t))
 
   c.guard = ConfigDict()
-  c.guard.max_skipped = 20  # non-finite updates in a row that end the run
+  c.guard.max_nonfinite = 20  # non-finite updates in a row that end the run
 
   c.mesh = ConfigDict()  # how a state lies on devices; changes no number
   c.mesh.fsdp = 1  # devices that each copy of the state is spread over
-  c.mesh.min_size = 2**16  # numbers of an array that is; smaller ones are
+  c.mesh.fsdp_min_size = 2**16  # numbers of an array that is; smaller ones are
   #   whole everywhere: to gather 256 kB takes as long as to begin with it
 
   c.checkpoint = ConfigDict()
@@ -186,9 +194,9 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return int(h), int(w), config.data.channels
 
 
-def head_features(config: ConfigDict) -> int:
+def bottleneck_channels(config: ConfigDict) -> int:
   """Channels of a ResNet encoder's output, and of such a decoder's input."""
-  return config.model.head_features or max(1, config.model.latent // 8)
+  return config.model.bottleneck_channels or max(1, config.model.latent // 8)
 
 
 def halvings(config: ConfigDict) -> dict[str, int]:
@@ -212,7 +220,7 @@ def decoder_start(config: ConfigDict) -> tuple[int, int, int]:
   factor = config.model.patch * 2 ** halvings(config)["decoder"]
   channels = config.model.decoder_features[0]
   if config.model.decoder == "resnet":
-    channels = head_features(config)
+    channels = bottleneck_channels(config)
   return h // factor, w // factor, channels
 
 
@@ -267,28 +275,28 @@ POSITIVE = (
   "model.latent",
   "posterior.components",
   "prior.components",
-  "objective.draws",
+  "objective.num_samples",
   "model.patch",
   "model.upsample_gain",
   "optim.vae.learning_rate",
   "optim.disc.learning_rate",
   "optim.vae.eps",
   "optim.disc.eps",
-  "guard.max_skipped",
+  "guard.max_nonfinite",
   "mesh.fsdp",
-  "mesh.min_size",
+  "mesh.fsdp_min_size",
   "checkpoint.every",
   "checkpoint.keep",
 )
 NOT_NEGATIVE = (
-  "model.head_features",
-  "adversarial.start",
-  "adversarial.delay",
+  "model.bottleneck_channels",
+  "adversarial.disc_start",
+  "adversarial.gen_delay",
   "ramp.population_kl",
-  "ramp.collapse",
+  "ramp.collapse_penalty",
   "ramp.kl",
   "ramp.kernel",
-  "ramp.fool",
+  "ramp.adversarial",
   "optim.vae.clip",
   "optim.disc.clip",
   "optim.vae.warmup",
@@ -460,8 +468,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
 
 
 def to_json(config: ConfigDict) -> str:
-  """Every key and its value, as `from_json` reads it."""
-  return json.dumps(flat(config), indent=1) + "\n"
+  """The version and every key with its value, as `from_json` reads it."""
+  return json.dumps({"version": VERSION} | flat(config), indent=1) + "\n"
 
 
 def read(path: Path) -> ConfigDict:
@@ -483,8 +491,9 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
   """The config that `to_json` wrote; keys it lacks have their defaults.
 
   Raises:
-    UserError: not JSON, or not an object; a key that this version does not
-      have, or a value of another type than its key's.
+    UserError: not JSON, or not an object; written by another version of
+      gamix_jax; a key that this version does not have, or a value of another
+      type than its key's.
   """
   try:
     values = json.loads(text)
@@ -492,6 +501,13 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
     raise UserError(f"{where} is not a config: {e}.") from e
   if not isinstance(values, dict):
     raise UserError(f"{where} is not a config: it holds no keys.")
+  version = values.pop("version", 1)  # the first was not written down
+  if version != VERSION:
+    raise UserError(
+      f"{where} has config version {str(version)[:20]}, and this gamix_jax "
+      f"reads {VERSION}. Use the version of gamix_jax that wrote it, or train "
+      "anew."
+    )
   config = base()
   known = _kinds(config)
   for key, value in values.items():

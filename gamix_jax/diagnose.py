@@ -27,7 +27,7 @@ def posterior(q: Posterior) -> dict[str, jax.Array]:
     }
   return found | {
     "posterior/active_units": jnp.sum(units),
-    "posterior/collapsed_share": jnp.mean(jnp.sum(weights * small, axis=-1)),
+    "posterior/collapsed_fraction": jnp.mean(jnp.sum(weights * small, axis=-1)),
     "posterior/mean_var": jnp.mean(
       jnp.sum(weights * jnp.mean(var, axis=-1), axis=-1)
     ),

@@ -45,10 +45,10 @@ class Verdict:
     """New lines for the user after these scalars of step `done`."""
     self._window.append(scalars)
     lines = []
-    if scalars["skipped"] > self._skipped:
-      new = scalars["skipped"] - self._skipped
+    if scalars["nonfinite/total"] > self._skipped:
+      new = scalars["nonfinite/total"] - self._skipped
       lines.append(f"{done}: {new:.0f} updates skipped, not finite.")
-      self._skipped = scalars["skipped"]
+      self._skipped = scalars["nonfinite/total"]
     said = {}
     if len(self._window) == WINDOW:
       said = {"code": self._code(), "data": self._data()}
@@ -74,23 +74,23 @@ class Verdict:
       return "blind", (
         f"the discriminator is blind (it tells {accuracy:.0%} of patches "
         "rightly): it gives little to learn from. Raise its learning rate or "
-        "width, or let it train alone first (adversarial.delay)."
+        "width, or let it train alone first (adversarial.gen_delay)."
       )
     if accuracy > SATURATED_ACCURACY and gap > SATURATED_GAP:
       return "saturated", (
         f"the discriminator is saturated (it tells {accuracy:.0%} rightly, "
         f"logits {gap:.1f} apart): its gradient vanishes. Lower its learning "
-        "rate, or raise weights.fool."
+        "rate, or raise weights.adversarial."
       )
     return "", ""
 
   def _code(self) -> tuple[str, str]:
-    share = self._mean("posterior/collapsed_share")
+    share = self._mean("posterior/collapsed_fraction")
     if share > COLLAPSED_SHARE:
       return "collapsed", (
         f"{share:.0%} of the posterior's variances are near 0: codes are "
-        "points, and N(0, I) will not decode well. Raise weights.collapse or "
-        "lower weights.recon."
+        "points, and N(0, I) will not decode well. Raise "
+        "weights.collapse_penalty or lower weights.recon."
       )
     return "", ""
 
@@ -132,7 +132,7 @@ class Verdict:
     yield "weights.recon", f"{2 * c.weights.recon:g}"
 
   def _data(self) -> tuple[str, str]:
-    name = "speed/share_waiting_for_data"
+    name = "input/wait_fraction"
     # All reports, since the first one's batches are not made ahead.
     least = min(s[name] for s in self._window)
     ill = self._last.get("data") == "waiting"

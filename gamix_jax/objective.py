@@ -6,10 +6,10 @@ i = 1..B over the global batch, and w [s, b] are the weights of its s draws
 
     recon           mean_i sum_s w_si mean over h, w, c of |x_i - x_hat_si|
     population_kl   1/2 sum_d ( m^2 + v - 1 - ln v )     (and its other forms)
-    collapse        mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
+    collapse_penalty  mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
     kl              mean_i KL(q(z | x_i) || p(z))         (the ELBO's)
     kernel          mean_i 3 B / (5 M) sum_d 1 / r         (published EVAE)
-    fool            mean_i sum_s w_si mean over patches BCE(D(x_hat_si), real)
+    adversarial     mean_i sum_s w_si mean over patches BCE(D(x_hat_si), real)
     real, fake      the same means of BCE(D(x), real) and BCE(D(x_hat), fake)
 
 m and v are the mean and the variance of the population, in `population.py`.
@@ -122,7 +122,7 @@ def recon(p: Pass, kind: str) -> jax.Array:
 # ---------------------------------------------------------- the objectives
 
 
-def collapse(q: Posterior) -> jax.Array:
+def collapse_penalty(q: Posterior) -> jax.Array:
   """mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 ), nats."""
   weights, _, var = q.centres()
   each = 0.5 * jnp.sum(var - 1 - jnp.log(var), axis=-1)
@@ -135,7 +135,7 @@ def gamix(p: Pass, *, form: str, kind: str):
   terms = {
     "recon": recon(p, kind),
     "population_kl": kl,
-    "collapse": collapse(p.q),
+    "collapse_penalty": collapse_penalty(p.q),
   }
   return terms, info
 
@@ -173,10 +173,10 @@ def siwae(p: Pass, *, form: str, kind: str):
       E logsumexp_kt [ ln pi_k + ln p(x, z_kt) - ln q(z_kt | x) ] - ln T
 
   Morningstar et al., arXiv:2003.01687; of one component the IWAE of Burda et
-  al., arXiv:1509.00519. T is `objective.draws`. The sum recon_weight * recon +
-  kl is minus the bound (up to the likelihood's constant), so `kl` is here what
-  the bound loses beside the reconstruction: with one draw of one component an
-  estimate of KL(q || p), with more of them less.
+  al., arXiv:1509.00519. T is `objective.num_samples`. The sum recon_weight *
+  recon + kl is minus the bound (up to the likelihood's constant), so `kl` is
+  what the bound loses beside the reconstruction: with one draw of one component
+  an estimate of KL(q || p), with more of them less.
   """
   del form
   likelihood = -p.weight * error(p.x, p.x_hat, kind)
@@ -218,7 +218,9 @@ class Objective(NamedTuple):
 
 _NORMAL = (Gaussian, Mixture, Epanechnikov)
 OBJECTIVES = {
-  "gamix": Objective(gamix, ("recon", "population_kl", "collapse"), _NORMAL),
+  "gamix": Objective(
+    gamix, ("recon", "population_kl", "collapse_penalty"), _NORMAL
+  ),
   "elbo": Objective(elbo, ("recon", "kl"), (*_NORMAL, Poisson)),
   "exact": Objective(exact, ("recon", "kl"), (Gaussian, Epanechnikov, Poisson)),
   "selbo": Objective(elbo, ("recon", "kl"), (Gaussian, Mixture)),
@@ -228,7 +230,7 @@ OBJECTIVES = {
 
 
 # The terms that pull single posteriors to the prior.
-PULLS = ("collapse", "kl", "kernel")
+PULLS = ("collapse_penalty", "kl", "kernel")
 
 
 def ramped(objective: str) -> tuple[str, ...]:
@@ -274,9 +276,10 @@ ADVERSARIAL = ("bce", "hinge", "none")
 def adversarial(
   logits_real: jax.Array, logits_fake: jax.Array, w: jax.Array, loss: str
 ) -> Terms:
-  """fool, real and fake of logits [b, p, q, 1] and [s, b, p, q, 1].
+  """adversarial, real and fake of logits [b, p, q, 1] and [s, b, p, q, 1].
 
-  With `hinge` (Lim & Ye, arXiv:1705.02894) `fool` is minus the mean logit.
+  With `hinge` (Lim & Ye, arXiv:1705.02894) `adversarial` is minus the mean
+  logit.
   """
 
   def over_patches(each):
@@ -286,9 +289,9 @@ def adversarial(
     return jnp.mean(jnp.sum(w * over_patches(each), axis=0))
 
   score = _bce if loss == "bce" else _hinge
-  fool = -logits_fake if loss == "hinge" else _bce(logits_fake, True)
+  generator = -logits_fake if loss == "hinge" else _bce(logits_fake, True)
   return {
-    "fool": over_draws(fool),
+    "adversarial": over_draws(generator),
     "real": jnp.mean(over_patches(score(logits_real, True))),
     "fake": over_draws(score(logits_fake, False)),
   }
@@ -313,7 +316,7 @@ def term_names(objective: str, adversarial_loss: str) -> tuple[list, list]:
   of_vae = list(OBJECTIVES[objective].terms)
   if adversarial_loss == "none":
     return of_vae, []
-  return [*of_vae, "fool"], ["real", "fake"]
+  return [*of_vae, "adversarial"], ["real", "fake"]
 
 
 def weighted(terms: Terms, weights: dict[str, float]) -> jax.Array:

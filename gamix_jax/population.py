@@ -281,14 +281,14 @@ def population_kl(
     form: one of FORMS.
 
   Returns:
-    The term; {"population_mean", "population_var"}, both [d], for the log, and
-    of `means` "population_kl_excess", the term less `finite_sample_bias`.
+    The term; {"population/mean", "population/var"}, both [d], for the log, and
+    of `means` "population/kl_excess", the term less `finite_sample_bias`.
   """
   kl, mean, var = FORMS[form].function(q)
-  info: dict[str, Any] = {"population_mean": mean, "population_var": var}
+  info: dict[str, Any] = {"population/mean": mean, "population/var": var}
   if form == "means":
     bias = finite_sample_bias(q.mean().shape[0], mean.size)
-    info["population_kl_excess"] = kl - bias
+    info["population/kl_excess"] = kl - bias
   return kl, jax.lax.stop_gradient(info)
 
 

@@ -25,7 +25,7 @@ OPEN = (
   "model.decoder",
   "model.encoder_features",
   "model.decoder_features",
-  "model.head_features",
+  "model.bottleneck_channels",
   "model.discriminator_features",
   "model.discriminator_strides",
   "model.patch",
@@ -34,7 +34,7 @@ OPEN = (
   "model.upsample_gain",
   "posterior.initial_logvar",
   "adversarial.loss",
-  "adversarial.start",
+  "adversarial.disc_start",
 )
 RAMP_STEPS = 600
 # Of the final steps, so that a short run has its full weights for most of it.
@@ -98,7 +98,7 @@ def _fill(config: ConfigDict) -> None:
   from gamix_jax import objective  # noqa: PLC0415  (JAX, for its table alone)
 
   fill({"adversarial.loss": "none" if config.preset == "small" else "hinge"})
-  fill({"adversarial.start": config.steps // 2})
+  fill({"adversarial.disc_start": config.steps // 2})
   h, w, _ = image_shape(config)
   model = config.model
   kind = model.encoder or model.decoder or _kind(h, w, config.preset)
@@ -169,7 +169,9 @@ def _sizes(config: ConfigDict) -> dict[str, Any]:
     "model.input_norm": "layer" if model.encoder == "linear" else "none",
     "model.patch": patch,
     "model.upsample_gain": 2.0 if gained else 1.0,
-    "model.head_features": max(4, latent // 4) if "resnet" in kinds else 0,
+    "model.bottleneck_channels": max(4, latent // 4)
+    if "resnet" in kinds
+    else 0,
     "model.encoder_features": widths["encoder"],
     "model.decoder_features": widths["decoder"],
     "model.discriminator_features": (*disc, 64, 1),
@@ -198,10 +200,10 @@ def default_weights(config: ConfigDict) -> dict[str, float]:
   return {
     "recon": recon,
     "population_kl": max(1.0, recon / 400),
-    "collapse": 0.2,
+    "collapse_penalty": 0.2,
     "kl": 1.0,
     "kernel": 1.0,
-    "fool": recon / 100,
+    "adversarial": recon / 100,
     "real": 1.0,  # Adam divides a scale out
     "fake": 1.0,
   }
@@ -231,7 +233,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.data.image_size = 8
   model = config.model
   model.latent = 4
-  model.head_features = 0
+  model.bottleneck_channels = 0
   model.patch = 1
   model.encoder_features = (4, 4)
   model.decoder_features = (4, config.data.channels)

@@ -64,7 +64,7 @@ class Progress:
     steps = self._done - self._mark_done
     out = {
       "speed/images_per_second": steps * self._batch / seconds,
-      "speed/share_waiting_for_data": self._waited / seconds,
+      "input/wait_fraction": self._waited / seconds,
     }
     self._mark, self._mark_done = now, self._done
     self._out = self._waited = 0.0
@@ -108,8 +108,8 @@ class Progress:
 # Of the scalars, those that are shown. `posterior/kl` is there whatever the
 # objective, where the family has one: without it nobody sees a dead code.
 SHOWN = (
-  *("vae/recon", "vae/population_kl", "vae/collapse", "posterior/kl"),
-  *("vae/fool", "disc/real", "disc/fake"),
+  *("vae/recon", "vae/population_kl", "vae/collapse_penalty", "posterior/kl"),
+  *("vae/adversarial", "disc/real", "disc/fake"),
 )
 # Of the held-out numbers, those of a line. A unit is active as soon as its mean
 # moves; how much the codes say is beside it, in nats.

@@ -41,7 +41,7 @@ class TrainState:
     vae: encoder, posterior head and decoder.
     disc: the discriminator; empty where there is none.
     ema: the exponential average of the VAE's parameters.
-    skipped: int32 [2]: updates skipped for a non-finite number, in all and
+    nonfinite: int32 [2]: updates skipped for a non-finite number, in all and
       in a row until now.
   """
 
@@ -49,7 +49,7 @@ class TrainState:
   vae: Net
   disc: Net
   ema: Any
-  skipped: jax.Array
+  nonfinite: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Recipe:
   disc_weights: dict[str, float]
   reconstruction: str
   adversarial: str
-  start: int
-  delay: int
+  disc_start: int
+  gen_delay: int
   ramps: dict[str, int]
   draws: int
   ema_decay: float
@@ -114,7 +114,7 @@ def init(recipe: Recipe) -> TrainState:
     vae=vae,
     disc=disc,
     ema=jax.tree.map(jnp.copy, vae.params),
-    skipped=jnp.zeros(2, jnp.int32),
+    nonfinite=jnp.zeros(2, jnp.int32),
   )
 
 
@@ -170,14 +170,14 @@ def _discriminate(recipe, params, net, x, x_hat, key):
 def _ramped(recipe: Recipe, step: jax.Array) -> dict[str, Any]:
   """The VAE's weights at a step.
 
-  A ramp grows linearly from 0 to the weight. That of `fool` begins when the
-  discriminator has trained for `delay` steps; before that its weight is 0.
+  A ramp grows linearly from 0 to the weight. That of `adversarial` begins when
+  the discriminator has trained for `gen_delay` steps; its weight is 0 before.
   """
   weights: dict[str, Any] = dict(recipe.vae_weights)
   for name, weight in recipe.vae_weights.items():
-    begin = recipe.start + recipe.delay if name == "fool" else 0
+    begin = recipe.disc_start + recipe.gen_delay if name == "adversarial" else 0
     length = recipe.ramps.get(name, 0)
-    if length or name == "fool":
+    if length or name == "adversarial":
       share = jnp.clip((step - begin + 1) / max(length, 1), 0, 1)
       weights[name] = weight * share
   return weights
@@ -223,7 +223,7 @@ def losses(
       recipe, params[1], state.disc, x, image, dropout
     )
     disc_terms = objective.adversarial(real, fake, w, recipe.adversarial)
-    terms["fool"] = disc_terms.pop("fool")
+    terms["adversarial"] = disc_terms.pop("adversarial")
     metrics |= diagnose.logits(real, fake, w)
   vae_loss = objective.weighted(terms, _ramped(recipe, state.step))
   disc_loss = objective.weighted(disc_terms, recipe.disc_weights)
@@ -293,7 +293,7 @@ def train_step(
   Returns:
     The next state; metrics `vae/<term>`, `disc/<term>` (unweighted, nats),
     gradient norms, the posterior's and the logits' health; scalars but for
-    `population_mean` and `population_var`, which are [d].
+    `population/mean` and `population/var`, which are [d].
   """
   (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch, layout)
   metrics, vae_stats, disc_stats = aux
@@ -304,16 +304,16 @@ def train_step(
   vae = _update(state.vae, recipe.vae_optimizer, grads[0], vae_stats, vae_ok)
   disc = state.disc
   if recipe.disc is not None:
-    started = state.step >= recipe.start
+    started = state.step >= recipe.disc_start
     disc = _update(
       disc, recipe.disc_optimizer, grads[1], disc_stats, disc_ok & started
     )
   bad = ~(vae_ok & disc_ok)
-  skipped = jnp.stack(
-    [state.skipped[0] + bad, jnp.where(bad, state.skipped[1] + 1, 0)]
+  nonfinite = jnp.stack(
+    [state.nonfinite[0] + bad, jnp.where(bad, state.nonfinite[1] + 1, 0)]
   )
-  metrics |= {"vae/grad_norm": vae_norm, "skipped": skipped[0]}
-  metrics["skipped_in_a_row"] = skipped[1]
+  metrics |= {"vae/grad_norm": vae_norm, "nonfinite/total": nonfinite[0]}
+  metrics["nonfinite/consecutive"] = nonfinite[1]
   if recipe.disc is not None:
     metrics["disc/grad_norm"] = disc_norm
     metrics["disc/grad_ratio"] = disc_norm / (vae_norm + 1e-12)
@@ -322,7 +322,7 @@ def train_step(
     vae=vae,
     disc=disc,
     ema=_average(recipe, state, vae.params),
-    skipped=skipped,
+    nonfinite=nonfinite,
   )
   return state, metrics
 

@@ -120,7 +120,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   hosts.by_first(lock.check)  # now, not only after all data are read
   recipe = build.recipe(config)
   devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
-  layout = mesh.Layout(devices, config.mesh.min_size)
+  layout = mesh.Layout(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
@@ -248,7 +248,7 @@ def _run(
     if save:
       while in_flight:
         _check(*in_flight.popleft(), config)
-      skipping = int(metrics["skipped_in_a_row"]) > 0
+      skipping = int(metrics["nonfinite/consecutive"]) > 0
       last = stop or done == config.steps
       loop.save(done, state, numbers, skipping, last)
     if stop:
@@ -265,13 +265,13 @@ def _check(done: int, metrics: dict[str, Any], config: ConfigDict) -> None:
   Raises:
     UserError: says since when, and what helps.
   """
-  in_a_row = int(metrics["skipped_in_a_row"])
-  if in_a_row >= config.guard.max_skipped:
+  in_a_row = int(metrics["nonfinite/consecutive"])
+  if in_a_row >= config.guard.max_nonfinite:
     raise UserError(
       f"The loss or its gradient was not finite in the {in_a_row} steps up to "
       f"{done}; the weights are those before. The last checkpoint is kept.\n"
       "Lower the learning rates, set optim.*.clip, or start the discriminator "
-      "later (adversarial.start, .delay, ramp.fool)."
+      "later (adversarial.disc_start, .gen_delay, ramp.adversarial)."
     )
 
 
@@ -286,7 +286,8 @@ def _check_weights(done: int, state: step.TrainState) -> None:
       f"The weights are not finite after step {done}, which is not saved; the "
       "last checkpoint is kept, and the same command continues from there.\n"
       "If it comes again: lower the learning rates, set optim.*.clip, or start "
-      "the discriminator later (adversarial.start, .delay, ramp.fool)."
+      "the discriminator later (adversarial.disc_start, .gen_delay, "
+      "ramp.adversarial)."
     )
 
 

@@ -33,9 +33,9 @@ FREE = (
   "checkpoint.keep_best",
   "data.cache",
   "data.workers",
-  "guard.max_skipped",
+  "guard.max_nonfinite",
   "mesh.fsdp",
-  "mesh.min_size",
+  "mesh.fsdp_min_size",
   "profile",
 )
 SHOWN = 8  # differing keys named in a message

@@ -63,7 +63,7 @@ def flat(**changes):
 FLAT_BATCH = flat(
   model__norm="batch",
   objective__population="debiased",
-  objective__draws=2,
+  objective__num_samples=2,
 )
 
 
@@ -73,7 +73,7 @@ EVAE = dict(
   posterior__epanechnikov__prior="uniform",
   objective__name="evae",
   weights__population_kl=None,
-  weights__collapse=None,
+  weights__collapse_penalty=None,
   weights__kernel=1.0,
 )
 
@@ -83,7 +83,7 @@ def elbo(make=small, **changes):
   return make(
     objective__name="elbo",
     weights__population_kl=None,
-    weights__collapse=None,
+    weights__collapse_penalty=None,
     weights__kl=1.0,
     **changes,
   )
@@ -91,7 +91,7 @@ def elbo(make=small, **changes):
 
 def alone(make=small, **changes):
   """A config without a discriminator."""
-  names = ("fool", "real", "fake")
+  names = ("adversarial", "real", "fake")
   none = {f"weights__{k}": None for k in names}
   return make(adversarial__loss="none", **none, **changes)
 
@@ -128,7 +128,7 @@ def state_of(recipe, seed=0):
     vae=vae,
     disc=net(shapes.disc) if recipe.disc is not None else shapes.disc,
     ema=vae.params,
-    skipped=jnp.zeros(2, jnp.int32),
+    nonfinite=jnp.zeros(2, jnp.int32),
   )
 
 

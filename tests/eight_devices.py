@@ -40,7 +40,7 @@ def config(form):
     # and Adam's step would be its sign.
     optim__vae__eps=1e-1,
     optim__disc__eps=1e-1,
-    mesh__min_size=MIN_SIZE,
+    mesh__fsdp_min_size=MIN_SIZE,
   )
 
 

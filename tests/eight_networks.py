@@ -39,7 +39,7 @@ def main():
   first, batch = jax.device_get((state_of(recipe), images(c)))
   one = jit(functools.partial(step.train_step, recipe))(first, batch)
   grid = mesh.make(c.data.batch_size, 1)
-  layout = mesh.Layout(grid, c.mesh.min_size)
+  layout = mesh.Layout(grid, c.mesh.fsdp_min_size)
   state = jax.device_put(first, layout.of(first))
   spread = mesh.global_batch(grid, batch)
   assert len(spread["image"].sharding.device_set) == jax.device_count()

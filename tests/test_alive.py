@@ -23,12 +23,16 @@ SHORT = (
 # Wide posteriors from the start, a heavy KL from the start, slow steps.
 DYING = (
   *("--config.objective.name=elbo", "--config.weights.kl=10"),
-  *("--config.weights.population_kl=None", "--config.weights.collapse=None"),
   *(
-    f"--config.ramp.{k}=0" for k in ("population_kl", "collapse", "kl", "fool")
+    "--config.weights.population_kl=None",
+    "--config.weights.collapse_penalty=None",
+  ),
+  *(
+    f"--config.ramp.{k}=0"
+    for k in ("population_kl", "collapse_penalty", "kl", "adversarial")
   ),
   "--config.adversarial.loss=none",
-  *(f"--config.weights.{k}=None" for k in ("fool", "real", "fake")),
+  *(f"--config.weights.{k}=None" for k in ("adversarial", "real", "fake")),
   *("--config.posterior.initial_logvar=0", "--config.optim.vae.warmup=0"),
   "--config.optim.vae.learning_rate=1e-3",
 )
@@ -87,7 +91,7 @@ def test_a_dead_run_is_called_dead(run, median_error):
     *("optim.vae.learning_rate=0.002", "optim.vae.warmup=50"),
   ):
     assert f"--config.{flag}" in line
-  assert "ramp.collapse" not in line
+  assert "ramp.collapse_penalty" not in line
   held_out = re.search(rf"^held out at {STEPS}: .*", said, re.M)[0]
   order = [held_out.index(f"{k} ") for k in ("mae", "kl", "active_units")]
   assert order == sorted(order)

@@ -31,7 +31,7 @@ from gamix_jax.posterior import HEADS
 
 # ------------------------------------------------------------ families
 
-ADVERSARIAL = {"fool", "real", "fake"}
+ADVERSARIAL = {"adversarial", "real", "fake"}
 
 
 def whole():
@@ -39,7 +39,9 @@ def whole():
   c = presets.complete(config_of("digits"))
   c.preset = ""
   c.adversarial.loss = "hinge"
-  c.weights.update(population_kl=10, collapse=1, fool=2, real=1, fake=1)
+  c.weights.update(
+    population_kl=10, collapse_penalty=1, adversarial=2, real=1, fake=1
+  )
   for term in c.ramp:
     c.ramp[term] = 0
   return c
@@ -55,17 +57,17 @@ def given(c):
     ("gaussian/elbo", {"kl": 1}, ("gaussian", 1, "debiased", "normal")),
     (
       "gaussian/gamix:means",
-      {"population_kl": 10, "collapse": 1},
+      {"population_kl": 10, "collapse_penalty": 1},
       ("gaussian", 1, "means", "normal"),
     ),
     (
       "gaussian/gamix",
-      {"population_kl": 10, "collapse": 1},
+      {"population_kl": 10, "collapse_penalty": 1},
       ("gaussian", 1, "debiased", "normal"),
     ),
     (
       "mixture:4/gamix:quadratic",
-      {"population_kl": 10, "collapse": 1},
+      {"population_kl": 10, "collapse_penalty": 1},
       ("mixture", 4, "quadratic", "normal"),
     ),
     ("mixture:4/selbo", {"kl": 1}, ("mixture", 4, "debiased", "normal")),
@@ -136,32 +138,34 @@ def test_every_objective_has_a_family():
 def test_weights_come_back_from_an_elbo_config():
   """A config without gamix's weights has base()'s; its own kl stays."""
   c = whole()
-  c.weights.update(population_kl=None, collapse=None, kl=0.5)
+  c.weights.update(population_kl=None, collapse_penalty=None, kl=0.5)
   assert family_config(c, "gaussian/elbo").weights.kl == 0.5
   got = family_config(c, "gaussian/gamix")
-  assert (got.weights.population_kl, got.weights.collapse) == (1.0, 0.2)
+  assert (got.weights.population_kl, got.weights.collapse_penalty) == (1.0, 0.2)
   assert got.weights.kl is None
 
 
 def test_other_families_keys_stay_behind():
-  """A mixture's floor does not keep the Gaussian from being built."""
+  """A mixture's min_weight does not keep the Gaussian from being built."""
   c = whole()
   c.posterior.name, c.posterior.components = "mixture", 3
-  c.posterior.mixture.floor = 0.1
+  c.posterior.mixture.min_weight = 0.1
   assert family_config(c, "mixture/selbo").posterior.components == 3
-  assert family_config(c, "mixture/selbo").posterior.mixture.floor == 0.1
+  assert family_config(c, "mixture/selbo").posterior.mixture.min_weight == 0.1
   got = family_config(c, "gaussian/elbo").posterior
-  assert (got.components, got.mixture.floor) == (1, 0.0)
+  assert (got.components, got.mixture.min_weight) == (1, 0.0)
 
 
 def test_ramps_go_on_with_the_term_that_takes_the_place():
   c = whole()
-  c.ramp.population_kl, c.ramp.collapse, c.ramp.fool = 7, 300, 5
+  c.ramp.population_kl, c.ramp.collapse_penalty, c.ramp.adversarial = 7, 300, 5
   for spec, wanted in {
-    "gaussian/gamix": dict(population_kl=7, collapse=300, fool=5),
-    "gaussian/elbo": dict(kl=300, fool=5),
-    "epanechnikov/evae": dict(kernel=300, fool=5),
-    "mixture:2/siwae": dict(fool=5),
+    "gaussian/gamix": dict(
+      population_kl=7, collapse_penalty=300, adversarial=5
+    ),
+    "gaussian/elbo": dict(kl=300, adversarial=5),
+    "epanechnikov/evae": dict(kernel=300, adversarial=5),
+    "mixture:2/siwae": dict(adversarial=5),
   }.items():
     got = family_config(c, spec).ramp
     assert {k: v for k, v in got.items() if v} == wanted, spec
@@ -190,12 +194,12 @@ WRONG = {
   "gaussian/elbo@kl": ("[@term=weight...]",),
   "gaussian/elbo@kl=1 ": ("[@term=weight...]",),
   "gaussian/elbo@kl=a/b": ("[@term=weight...]",),
-  "gaussian/elbo@collapse=1": (
-    "@collapse=1",
+  "gaussian/elbo@collapse_penalty=1": (
+    "@collapse_penalty=1",
     "no such term",
-    "recon, kl, fool",
+    "recon, kl, adversarial",
   ),
-  "gaussian/gamix@kl=1": ("'gamix'", "population_kl, collapse"),
+  "gaussian/gamix@kl=1": ("'gamix'", "population_kl, collapse_penalty"),
   "gaussian/elbo@kl=-1": ("@kl=-1", "no number from 0 on"),
   "gaussian/elbo@kl=much": ("@kl=much", "no number from 0 on"),
   "gaussian/elbo@kl=nan": ("no number from 0 on",),
@@ -222,11 +226,13 @@ def test_weights_of_a_spec(make):
   for spec, weights in {
     "gaussian/elbo@kl=0.5": {"kl": 0.5},
     "gaussian/elbo@recon=1e2@kl=0": {"recon": 100, "kl": 0},
-    "gaussian/gamix:debiased@population_kl=30@collapse=.3": {
+    "gaussian/gamix:debiased@population_kl=30@collapse_penalty=.3": {
       "population_kl": 30,
-      "collapse": 0.3,
+      "collapse_penalty": 0.3,
     },
-    "mixture:4/gamix:full@collapse=2.5e-3": {"collapse": 0.0025},
+    "mixture:4/gamix:full@collapse_penalty=2.5e-3": {
+      "collapse_penalty": 0.0025
+    },
   }.items():
     c = make()
     before = config.to_json(c)
@@ -240,14 +246,14 @@ def test_weights_of_a_spec(make):
 
 def test_weights_of_the_discriminators_terms():
   """Those that there are, by a loss that may be the preset's to choose."""
-  spec = "gaussian/elbo@fool=7@fake=2"
-  assert family_config(whole(), spec).weights.fool == 7
+  spec = "gaussian/elbo@adversarial=7@fake=2"
+  assert family_config(whole(), spec).weights.adversarial == 7
   with pytest.raises(UserError, match=r"loss='none' has no such"):
     family_config(config_of("digits"), spec)
   c = config_of("digits")
   c.preset = "base"
   got = family_config(c, spec)
-  assert (got.adversarial.loss, got.weights.fool) == ("hinge", 7)
+  assert (got.adversarial.loss, got.weights.adversarial) == ("hinge", 7)
   assert (got.weights.fake, got.weights.real) == (2, 1)
 
 
@@ -267,25 +273,28 @@ def test_what_a_preset_leaves_open_is_each_familys_own():
 
 def test_a_presets_config_keeps_what_is_given():
   c = config_of("digits")
-  c.weights.update(recon=99, kl=0.25, collapse=0.75)
-  c.ramp.collapse = 40
+  c.weights.update(recon=99, kl=0.25, collapse_penalty=0.75)
+  c.ramp.collapse_penalty = 40
   elbo = family_config(c, "gaussian/elbo")
   assert given(elbo) == {"recon": 99, "kl": 0.25}
   assert {k: v for k, v in elbo.ramp.items() if v} == {"kl": 40}
   gamix = family_config(c, "gaussian/gamix")
   of_file = c.preset_weights.population_kl
-  wanted = {"recon": 99, "collapse": 0.75, "population_kl": of_file}
+  wanted = {"recon": 99, "collapse_penalty": 0.75, "population_kl": of_file}
   assert given(gamix) == wanted
-  assert {k: v for k, v in gamix.ramp.items() if v} == {"collapse": 40}
+  assert {k: v for k, v in gamix.ramp.items() if v} == {"collapse_penalty": 40}
 
 
 def test_folder_names_are_safe_and_distinct():
   specs = [
     *("gaussian/elbo", "gaussian/elbo@kl=1", "gaussian/elbo@kl=1.0"),
     *("gaussian/elbo@kl=1e-3", "gaussian/elbo@kl=1e+3", "gaussian/elbo@kl=13"),
-    *("gaussian/gamix@collapse=1", "gaussian/gamix:means@collapse=1"),
-    "gaussian/gamix@population_kl=1@collapse=2",
-    "gaussian/gamix@collapse=2@population_kl=1",
+    *(
+      "gaussian/gamix@collapse_penalty=1",
+      "gaussian/gamix:means@collapse_penalty=1",
+    ),
+    "gaussian/gamix@population_kl=1@collapse_penalty=2",
+    "gaussian/gamix@collapse_penalty=2@population_kl=1",
     *("mixture:2/gamix", "mixture/gamix@recon=2"),
   ]
   for spec in specs:
@@ -388,7 +397,7 @@ def test_finished(tmp_path):
   assert judge.finished(tmp_path, c) is None
   path = tmp_path / judge.RESULTS
   values = config.flat(c)
-  del values["ramp.collapse"]
+  del values["ramp.collapse_penalty"]
   found = {"config": values, "numbers": {"mae": 1.0}}
   path.write_text(json.dumps(found))
   assert judge.finished(tmp_path, c) is None  # of unknown features
@@ -454,8 +463,11 @@ def test_front_of_one_posterior():
   """A line an objective; weights that differ on it, or all where one is."""
   specs = [
     *("gaussian/elbo@kl=2", "gaussian/elbo@kl=0.5"),
-    "gaussian/gamix:means@collapse=3",
-    *("gaussian/gamix@collapse=3", "gaussian/gamix@collapse=3@fool=4"),
+    "gaussian/gamix:means@collapse_penalty=3",
+    *(
+      "gaussian/gamix@collapse_penalty=3",
+      "gaussian/gamix@collapse_penalty=3@adversarial=4",
+    ),
     "gaussian/elbo@kl=1",
   ]
   runs, done = made_up_front(specs)
@@ -464,9 +476,9 @@ def test_front_of_one_posterior():
   assert [(p.line, p.label) for p in points] == [
     ("elbo, weights of kl", "2"),
     ("elbo, weights of kl", "0.5"),
-    ("gamix:means, weights of population_kl, collapse", "10, 3"),
-    ("gamix:debiased, weights of fool", "2"),
-    ("gamix:debiased, weights of fool", "4"),
+    ("gamix:means, weights of population_kl, collapse_penalty", "10, 3"),
+    ("gamix:debiased, weights of adversarial", "2"),
+    ("gamix:debiased, weights of adversarial", "4"),
   ]
   assert points[1].x == [1.1, 1.12] and points[1].y == [10, 20]
 
@@ -534,7 +546,7 @@ def test_front_drawn(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------ the command
 
-FAMILIES = ("mixture:2/gamix:means@collapse=0.5", "epanechnikov/evae")
+FAMILIES = ("mixture:2/gamix:means@collapse_penalty=0.5", "epanechnikov/evae")
 EACH = [(f, s) for s in (0, 1) for f in FAMILIES]
 
 
@@ -588,8 +600,8 @@ def test_csv(folder):
   )
   everywhere = {
     *("mae", "psnr", "sharpness_reconstructions", "sharpness_samples"),
-    *("sharpness_held_out", "active_units", "collapsed_share"),
-    *("seconds_a_step", "draws_decoded"),
+    *("sharpness_held_out", "active_units", "collapsed_fraction"),
+    *("sec_per_step", "decodes_per_image"),
     *(f"{k}_samples" for k in ("precision", "recall", "density", "coverage")),
   }
   for row in rows:
@@ -601,12 +613,12 @@ def test_csv(folder):
     for k in ("elbo", "iwae", "mutual_information", "population_kl"):
       assert bool(row[k]) == bounded, (name, k)
     assert bool(row["effective_components"]) == ("mixture" in name)
-    assert float(row["draws_decoded"]) == (2 if "mixture" in name else 1)
+    assert float(row["decodes_per_image"]) == (2 if "mixture" in name else 1)
     if bounded:
       assert float(row["iwae"]) >= float(row["elbo"])
       assert 0 <= float(row["mutual_information"]) <= np.log(8) + 1e-3
   # The training's own evaluation, the last line that it wrote.
-  run = folder / "mixture-2_gamix-means_collapse-0.5" / "seed1"
+  run = folder / "mixture-2_gamix-means_collapse_penalty-0.5" / "seed1"
   last = next(r for r in reversed(log_of(run)) if "eval/elbo" in r)
   row = next(r for r in rows if (r["family"], r["seed"]) == (FAMILIES[0], "1"))
   for name in ("elbo", "iwae", "mae", "psnr", "active_units"):
@@ -632,8 +644,8 @@ def test_markdown(folder):
     "3 steps, batch 8",
     "seeds 0, 1",
     "8 held-out images",
-    "`mixture:2/gamix:means@collapse=0.5`: weights recon 32, population_kl 10, "
-    "collapse 0.5; population means",
+    "`mixture:2/gamix:means@collapse_penalty=0.5`: weights recon 32, "
+    "population_kl 10, collapse_penalty 0.5; population means",
     "`epanechnikov/evae`: weights recon 32, kernel 1;",
     "on the features random_conv_f224_s0: those that",
     "![](front.png)",
@@ -646,11 +658,11 @@ def test_markdown(folder):
     assert word in text, word
   assert "Not finished" not in text
   parameters = (
-    folder / "mixture-2_gamix-means_collapse-0.5/seed0/parameters.txt"
+    folder / "mixture-2_gamix-means_collapse_penalty-0.5/seed0/parameters.txt"
   ).read_text()
   total = re.search(r"Total: ([\d,]+)", parameters)[1].replace(",", "")
   own = re.search(
-    r"`mixture:2/gamix:means@collapse=0.5`.*parameters (.*)\.", text
+    r"`mixture:2/gamix:means@collapse_penalty=0.5`.*parameters (.*)\.", text
   )[1]
   counts = [int(n) for n in re.findall(r" (\d+)", own.replace(",", ""))]
   assert sum(counts) == int(total)

@@ -17,12 +17,12 @@ from gamix_jax.errors import UserError
 # ---------------------------------------------------------- every key
 
 COSINE = dict(optim__vae__schedule="cosine", optim__disc__schedule="cosine")
-NO_KL = dict(weights__population_kl=None, weights__collapse=None)
+NO_KL = dict(weights__population_kl=None, weights__collapse_penalty=None)
 MIXTURE = dict(posterior__name="mixture", posterior__components=2)
 ELBO = dict(objective__name="elbo", weights__kl=1.0, **NO_KL)
 POISSON = dict(posterior__name="poisson", **ELBO)
 VAMP = dict(prior__name="vamp", prior__components=3, **ELBO)
-ALONE = dict(weights__fool=None, weights__real=None, weights__fake=None)
+ALONE = dict(weights__adversarial=None, weights__real=None, weights__fake=None)
 
 # key: another value than `flat`'s, and what else makes that a config
 CHANGES = {
@@ -43,31 +43,31 @@ CHANGES = {
   "model.input_norm": ("none", {}),
   "model.patch": (2, {}),
   "model.upsample_gain": (2.0, dict(model__decoder_features=(4, 1))),
-  "model.head_features": (3, {}),
+  "model.bottleneck_channels": (3, {}),
   "model.dropout": (0.25, {}),
   "posterior.name": ("mixture", {}),
   "posterior.components": (2, dict(posterior__name="mixture")),
   "posterior.initial_logvar": (-3.0, {}),
   "posterior.mixture.temperature": (3.0, MIXTURE),
-  "posterior.mixture.floor": (0.5, MIXTURE),
+  "posterior.mixture.min_weight": (0.5, MIXTURE),
   "posterior.epanechnikov.prior": ("gaussian", EVAE),
   "posterior.epanechnikov.width": (0.5, EVAE),
   "objective.name": ("elbo", ELBO),
   "objective.population": ("full", {}),
   "objective.reconstruction": ("l2", {}),
-  "objective.draws": (2, {}),
+  "objective.num_samples": (2, {}),
   "adversarial.loss": ("none", ALONE),
-  "adversarial.start": (7, {}),
-  "adversarial.delay": (7, {}),
+  "adversarial.disc_start": (7, {}),
+  "adversarial.gen_delay": (7, {}),
   "weights.recon": (7.0, {}),
   "weights.population_kl": (7.0, {}),
-  "weights.collapse": (7.0, {}),
+  "weights.collapse_penalty": (7.0, {}),
   "weights.kl": (7.0, ELBO),
   "ramp.population_kl": (7, {}),
-  "ramp.collapse": (7, {}),
+  "ramp.collapse_penalty": (7, {}),
   "ramp.kl": (7, ELBO),
   "ramp.kernel": (7, EVAE),
-  "ramp.fool": (7, {}),
+  "ramp.adversarial": (7, {}),
   "posterior.poisson.ramp": ("linear", POISSON),
   "posterior.poisson.temperature": (0.5, POISSON),
   "posterior.poisson.temperature_steps": (7, POISSON),
@@ -77,7 +77,7 @@ CHANGES = {
   "prior.name": ("vamp", VAMP | dict(prior__name="mixture")),
   "prior.components": (5, VAMP),
   "weights.kernel": (7.0, EVAE),
-  "weights.fool": (7.0, {}),
+  "weights.adversarial": (7.0, {}),
   "weights.real": (7.0, {}),
   "weights.fake": (7.0, {}),
   "optim.*.name": ("adam", {}),
@@ -257,7 +257,7 @@ def test_accepted():
     (dict(dtype="float64"), "JAX_ENABLE_X64"),
     (dict(model__norm="instance"), "affine, batch, group, none"),
     (dict(model__decoder="dense"), "resnet, conv, mlp, linear"),
-    (dict(model__encoder="dense", model__head_features=3), "resnet, conv"),
+    (dict(model__encoder="dense", model__bottleneck_channels=3), "resnet, conv"),
     (dict(model__input_norm="batch"), "layer, none"),
     (dict(data__batch_size=1), "2 or more"),
     (dict(objective__population="cov"), "means, full"),
@@ -273,7 +273,7 @@ KEYS_OF_NETWORKS = dict(
   model__input_norm="none",
   model__patch=2,
   model__upsample_gain=2.0,
-  model__head_features=3,
+  model__bottleneck_channels=3,
 )
 
 
@@ -284,12 +284,12 @@ KEYS_OF_NETWORKS = dict(
     ("mlp", "resnet", ()),
     ("resnet", "mlp", ("upsample_gain",)),
     ("linear", "resnet", ("input_norm",)),
-    ("conv", "conv", ("head_features",)),
-    ("mlp", "conv", ("head_features",)),
-    ("mlp", "mlp", ("patch", "upsample_gain", "head_features")),
+    ("conv", "conv", ("bottleneck_channels",)),
+    ("mlp", "conv", ("bottleneck_channels",)),
+    ("mlp", "mlp", ("patch", "upsample_gain", "bottleneck_channels")),
     (
       *("linear", "linear"),
-      ("input_norm", "patch", "upsample_gain", "head_features"),
+      ("input_norm", "patch", "upsample_gain", "bottleneck_channels"),
     ),
   ],
 )
@@ -365,9 +365,24 @@ def test_json_round_trip():
     assert again.is_locked
 
 
-def test_json_of_another_version():
-  """Keys it lacks have their defaults; keys that are none are an error."""
-  c = config.from_json('{"steps": 5, "data.batch_size": 7}')
+def of_version(keys):
+  """The text of a config.json with these keys."""
+  return f'{{"version": {config.VERSION}, {keys}}}'
+
+
+@pytest.mark.parametrize("text", ['{"steps": 5}', '{"version": 3}', "{}"])
+def test_json_of_another_version(text):
+  """Refused in one line, whatever its keys."""
+  with pytest.raises(UserError) as e:
+    config.from_json(text, "DIR/config.json")
+  for words in ("DIR/config.json has config version", "reads 2", "train anew"):
+    assert words in str(e.value)
+  assert len(str(e.value).splitlines()) == 1
+
+
+def test_json_with_other_keys():
+  """Keys it lacks have their defaults; unknown keys are an error."""
+  c = config.from_json(of_version('"steps": 5, "data.batch_size": 7'))
   assert (c.steps, c.data.batch_size) == (5, 7)
   assert set(config.differences(config.base(), c)) == {
     "steps",
@@ -376,9 +391,9 @@ def test_json_of_another_version():
   with pytest.raises(
     UserError, match=r"batch_sise.*did you mean data\.batch_size\?"
   ):
-    config.from_json('{"data.batch_sise": 7}')
+    config.from_json(of_version('"data.batch_sise": 7'))
   with pytest.raises(UserError) as e:
-    config.from_json('{"qqqqqqqqqq": 7}', "DIR/config.json")
+    config.from_json(of_version('"qqqqqqqqqq": 7'), "DIR/config.json")
   assert "DIR/config.json has the key qqqqqqqqqq, which is none." in str(
     e.value
   )
@@ -396,6 +411,7 @@ def test_json_of_another_version():
     ("", "is not a config"),
     ("[" * 100_000, "is not a config"),
     ('{"seed": ' + "1" * 5000 + "}", "is not a config"),
+    ('{"version": "x", "steps": 3}', "config version x"),
     ('{"steps": "x"}', "steps is 'x', and has to be a whole number"),
     ('{"steps": 1.0}', "steps is '1.0', and has to be a whole number"),
     ('{"steps": true}', "steps .* a whole number"),
@@ -420,6 +436,8 @@ def test_json_of_another_version():
   ],
 )
 def test_json_that_is_no_config(text, words):
+  if text.startswith("{") and "version" not in text:
+    text = of_version(text[1:-1])
   with pytest.raises(UserError, match=rf"^DIR/config\.json.*{words}"):
     config.from_json(text, "DIR/config.json")
 
@@ -466,7 +484,8 @@ def test_flat_and_differences():
     "model.latent": (4, 9),
     "weights.kl": (None, 2.0),
   }
-  assert json.loads(config.to_json(a)) == config.flat(a)
+  saved = json.loads(config.to_json(a))
+  assert saved == {"version": config.VERSION} | config.flat(a)
   assert config.flat(a)["model.encoder_features"] == [4, 4]
 
 

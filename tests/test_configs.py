@@ -49,7 +49,7 @@ def test_builds_at_its_size(name):
   for term, weight in c.weights.items():
     side = "disc" if term in ("real", "fake") else "vae"
     assert (f"{side}/{term}" in metrics) == (weight is not None), term
-  assert metrics["population_mean"].shape == (c.model.latent,)
+  assert metrics["population/mean"].shape == (c.model.latent,)
 
 
 def test_celeba_hq_is_the_published_run():
@@ -69,9 +69,9 @@ def test_celeba_hq_is_the_published_run():
   assert (c.data.batch_size, c.model.latent) == (20, 512)
   assert (c.optim.vae.learning_rate, c.optim.vae.b1) == (1e-4, 0.5)
   assert dict(c.weights) == {
-    **{"recon": 5000, "population_kl": 1, "collapse": 0.2},
+    **{"recon": 5000, "population_kl": 1, "collapse_penalty": 0.2},
     **{"kl": None, "kernel": None},
-    **{"fool": 100, "real": 100, "fake": 100},
+    **{"adversarial": 100, "real": 100, "fake": 100},
   }
 
 
@@ -113,7 +113,7 @@ def test_tiny_runs(name, quick, tmp_path, capfd):
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   assert [r["step"] for r in rows if "vae/loss" in r] == [1, 2, 3]
-  assert all(r["skipped"] == 0 for r in rows if "vae/loss" in r)
+  assert all(r["nonfinite/total"] == 0 for r in rows if "vae/loss" in r)
   out, err = capfd.readouterr()
   assert "Done: step 3 of 3" in out
   assert err == ""

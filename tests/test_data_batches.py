@@ -35,7 +35,7 @@ def dataset(tmp_path_factory):
     image_size=8,
     channels=3,
     batch_size=8,
-    max_broken=0.5,
+    max_corrupt_fraction=0.5,
   )
   ds = data.open(settings, "train")
   broken = root / ds._source.name(5)

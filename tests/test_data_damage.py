@@ -86,7 +86,7 @@ def test_damaged_images(tmp_path, form):
   for i in range(TIMES):
     (tmp_path / f"{i:03}.png").write_bytes(damaged(raw, rng))
     (tmp_path / f"{i:03}good.png").write_bytes(raw)
-  c = section(f"folder:{tmp_path}", image_size=4, max_broken=1.0)
+  c = section(f"folder:{tmp_path}", image_size=4, max_corrupt_fraction=1.0)
   skipped = {}
   for split in ("train", "test"):
     dataset = data.open(c, split)
@@ -177,7 +177,7 @@ def test_many_pixels(tmp_path, caplog):
   for i in range(20):
     SMALL.save(tmp_path / f"{i}.png")
   SMALL.resize((50, 40)).save(tmp_path / "scan.png")
-  c = section(f"folder:{tmp_path}", max_broken=0.1, max_pixels=100)
+  c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1, max_pixels=100)
   for split in ("train", "test"):
     pixels(data.open(c, split))
   line = "scan.png: 50x40 pixels are more than the limit data.max_pixels=100"
@@ -194,7 +194,9 @@ def test_a_limit_is_part_of_a_cache(tmp_path):
   for i in range(20):
     Image.new("L", (8 + 8 * (i == 3), 8), i).save(tmp_path / f"{i:02}.png")
   c = section(
-    f"folder:{tmp_path}", max_broken=0.1, cache=str(tmp_path / "cache")
+    f"folder:{tmp_path}",
+    max_corrupt_fraction=0.1,
+    cache=str(tmp_path / "cache"),
   )
   seen = set()
   for c.max_pixels in (64, 128):

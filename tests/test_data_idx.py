@@ -131,7 +131,7 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
   write(tmp_path / "a", "train-labels-idx1-ubyte.gz", y)
   found = {}
   for split in ("train", "test"):
-    dataset = opened(tmp_path / "a", split, test_share=0.3)
+    dataset = opened(tmp_path / "a", split, test_fraction=0.3)
     kept = dataset.classes()
     assert_is(dataset, x[kept], kept)
     assert dataset._source.total == 60
@@ -143,11 +143,11 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
   more = np.concatenate([x, noise(1, 20, 8, 8)])
   write(tmp_path / "b", "train-images-idx3-ubyte", more)
   np.savez(tmp_path / "b.npz", images=more)
-  longer = pixels(opened(tmp_path / "b", "test", test_share=0.3))
+  longer = pixels(opened(tmp_path / "b", "test", test_fraction=0.3))
   np.testing.assert_array_equal(
     longer[: len(found["test"])], x[sorted(found["test"])][..., None]
   )
-  archive = section(f"npz:{tmp_path}/b.npz", channels=1, test_share=0.3)
+  archive = section(f"npz:{tmp_path}/b.npz", channels=1, test_fraction=0.3)
   np.testing.assert_array_equal(longer, pixels(data.open(archive, "test")))
 
 

@@ -169,7 +169,7 @@ def test_a_split_by_hash_is_said(tmp_path, caplog):
   photos(tmp_path / "train")
   photos(tmp_path / "dev")
   with caplog.at_level(logging.INFO, "gamix_jax"):
-    data.open(section(f"folder:{tmp_path}", test_share=0.25), "train")
+    data.open(section(f"folder:{tmp_path}", test_fraction=0.25), "train")
   assert "so 25 % of the images are held out, by a hash" in caplog.text
 
 
@@ -194,12 +194,12 @@ def test_links_to_nothing_count_as_broken(tmp_path, caplog):
   photos(tmp_path)
   os.symlink("nowhere.jpg", tmp_path / "a.jpg")
   os.symlink("b.jpg", tmp_path / "b.jpg")
-  c = section(f"folder:{tmp_path}", max_broken=0.1)
+  c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
   dataset = data.open(c, "train")
   assert dataset.skipped == ["a.jpg", "b.jpg"]
   assert "a.jpg: a link to nowhere.jpg, which does not exist" in caplog.text
   assert "b.jpg: cannot be read (Too many levels" in caplog.text
-  c.max_broken = 0.05
+  c.max_corrupt_fraction = 0.05
   says(lambda: data.open(c, "train"), "2 of the 22", "a link to nowhere.jpg")
 
 
@@ -212,7 +212,7 @@ def test_an_unreadable_file_counts_as_broken(tmp_path, monkeypatch, caplog):
     return real(path, *args, **kwargs)
 
   monkeypatch.setattr(folder_lib, "open", refuse, raising=False)
-  c = section(f"folder:{tmp_path}", max_broken=0.1)
+  c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
   assert data.open(c, "train").skipped == ["07.png"]
   assert "07.png: cannot be read (Permission denied)" in caplog.text
 
@@ -221,7 +221,7 @@ def test_ten_skipped_files_are_named_then_counted(tmp_path, caplog):
   photos(tmp_path)
   for i in range(13):
     (tmp_path / f"bad{i:02}.jpg").write_bytes(b"" if i % 2 else b"<html>")
-  data.open(section(f"folder:{tmp_path}", max_broken=0.5), "train")
+  data.open(section(f"folder:{tmp_path}", max_corrupt_fraction=0.5), "train")
   assert "bad00.jpg: does not begin as an image" in caplog.text
   assert "bad09.jpg: empty" in caplog.text
   assert "bad10.jpg" not in caplog.text and "and 3 more" in caplog.text
@@ -232,12 +232,14 @@ def test_files_met_one_by_one_are_named_up_to_ten(tmp_path, caplog):
   for i in range(50):
     file = tmp_path / f"{i:02}.png"
     file.write_bytes(file.read_bytes()[:50])
-  dataset = data.open(section(f"folder:{tmp_path}", max_broken=0.9), "train")
+  dataset = data.open(
+    section(f"folder:{tmp_path}", max_corrupt_fraction=0.9), "train"
+  )
   for i in range(len(dataset)):
     dataset[i]
   n = len(dataset.skipped)
   assert 30 < n <= 50 and caplog.text.count("cannot be decoded") == 10
-  counted = [r.args[1] for r in caplog.records if "skipped" in r.msg]
+  counted = [r.args[1] for r in caplog.records if "nonfinite/total" in r.msg]
   assert counted == sorted(counted) and counted[-1] > n / 2
   assert len(counted) <= 10 + 3
 
@@ -252,7 +254,7 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
   with open(raw + b"/caf\xe9/bad\xe9.png", "wb"):
     pass
   caplog.set_level(logging.INFO, "gamix_jax")
-  c = section(f"folder:{tmp_path}", max_broken=0.1)
+  c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
   dataset = data.open(c, "train")
   assert dataset.label_names == ("$th\\xe9", "caf\\xe9")
   assert dataset.skipped == ["caf\\xe9/bad\\xe9.png"]

@@ -168,8 +168,8 @@ def test_mistakes_in_the_section():
     "resize": "lanczos",
     "batch_size": 0,
     "workers": -1,
-    "test_share": 1.0,
-    "max_broken": -1.0,
+    "test_fraction": 1.0,
+    "max_corrupt_fraction": -1.0,
     "cache": "",
   }.items():
     says(
@@ -201,7 +201,7 @@ def both(c):
 
 def test_broken_files_are_skipped_and_named(tmp_path, caplog):
   hundred(tmp_path)
-  c = section(f"folder:{tmp_path}", max_broken=0.03)
+  c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.03)
   with caplog.at_level(logging.WARNING):
     splits = both(c)
   names = {"20x.jpg", "40x.png", "60x.png"}
@@ -215,9 +215,9 @@ def test_broken_files_are_skipped_and_named(tmp_path, caplog):
   np.testing.assert_array_equal(
     found[at]["image"], found[(at + 1) % len(found)]["image"]
   )
-  c.max_broken = 0.02
-  says(lambda: both(c), "3 of the 100", "20x.jpg", "data.max_broken")
-  c.max_broken = 0.01
+  c.max_corrupt_fraction = 0.02
+  says(lambda: both(c), "3 of the 100", "20x.jpg", "data.max_corrupt_fraction")
+  c.max_corrupt_fraction = 0.01
   says(lambda: data.open(c, "train"), "2 of the 100")
 
 
@@ -305,7 +305,7 @@ def photographs(tmp_path):
 
 def test_cached_is_uncached(photographs, tmp_path, monkeypatch):
   def opened(split="train", **kw):
-    c = section(f"folder:{photographs}", max_broken=0.1, **kw)
+    c = section(f"folder:{photographs}", max_corrupt_fraction=0.1, **kw)
     return data.open(c, split)
 
   folder = tmp_path / "cache"
@@ -339,7 +339,9 @@ def test_cached_is_uncached(photographs, tmp_path, monkeypatch):
 
 def test_a_damaged_cache_is_made_again(photographs, tmp_path, caplog):
   folder = tmp_path / "cache"
-  c = section(f"folder:{photographs}", max_broken=0.1, cache=str(folder))
+  c = section(
+    f"folder:{photographs}", max_corrupt_fraction=0.1, cache=str(folder)
+  )
   want = pixels(data.open(c, "train"))
   (made,) = (p for p in folder.iterdir() if p.is_dir())
   raw = (made / "images.npy").read_bytes()
@@ -354,7 +356,9 @@ def test_a_damaged_cache_is_made_again(photographs, tmp_path, caplog):
 
 def test_several_make_one_cache(photographs, tmp_path):
   folder = tmp_path / "cache"
-  c = section(f"folder:{photographs}", max_broken=0.1, cache=str(folder))
+  c = section(
+    f"folder:{photographs}", max_corrupt_fraction=0.1, cache=str(folder)
+  )
   code = (
     "import json, sys; from gamix_jax import data;"
     "d = data.open(json.loads(sys.argv[1]), 'train');"
@@ -378,7 +382,9 @@ def test_no_room_for_a_cache(photographs, tmp_path, monkeypatch):
   says(lambda: data.open(c, "train"), "data.cache", str(tmp_path / "file"))
   if Path("/dev/full").exists():
     c = section(
-      f"folder:{photographs}", max_broken=0.1, cache=str(tmp_path / "full")
+      f"folder:{photographs}",
+      max_corrupt_fraction=0.1,
+      cache=str(tmp_path / "full"),
     )
     real = Path.open
     monkeypatch.setattr(
@@ -398,5 +404,5 @@ def test_no_room_for_a_cache(photographs, tmp_path, monkeypatch):
 
 def test_too_many_broken_while_caching(photographs, tmp_path):
   for cache in ("memory", str(tmp_path / "c")):
-    c = section(f"folder:{photographs}", max_broken=0.01, cache=cache)
-    says(lambda c=c: both(c), "7.jpg", "data.max_broken")
+    c = section(f"folder:{photographs}", max_corrupt_fraction=0.01, cache=cache)
+    says(lambda c=c: both(c), "7.jpg", "data.max_corrupt_fraction")

@@ -26,8 +26,8 @@ TRAINING = shlex.split("""
   --config.model.decoder_features="(8,1)"
   --config.model.encoder=resnet --config.model.norm=affine
   --config.posterior.initial_logvar=0 --config.optim.vae.warmup=0
-  --config.objective.population=means --config.weights.collapse=0.1
-  --config.weights.population_kl=2 --config.model.head_features=2
+  --config.objective.population=means --config.weights.collapse_penalty=0.1
+  --config.weights.population_kl=2 --config.model.bottleneck_channels=2
   --config.optim.vae.learning_rate=1e-2 --config.eval_every=250
   --config.checkpoint.every=250 --config.log_every=250
   --config.data.exclude_labels="(0,)"

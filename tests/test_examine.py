@@ -27,7 +27,7 @@ def examiner(monkeypatch):
     recipe = build.recipe(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
-    layout = mesh.Layout(mesh.make(c.data.batch_size), c.mesh.min_size)
+    layout = mesh.Layout(mesh.make(c.data.batch_size), c.mesh.fsdp_min_size)
     made = examine.Examiner(recipe, c, layout, test)
     return made, state_of(recipe)
 

@@ -329,9 +329,9 @@ def test_asked_to_stop_in_its_start(program, straight, fault, tmp_path):
 def skips(workdir):
   """{step: updates skipped until then, and in a row}"""
   return {
-    r["step"]: (r["skipped"], r["skipped_in_a_row"])
+    r["step"]: (r["nonfinite/total"], r["nonfinite/consecutive"])
     for r in rows(workdir)
-    if "skipped" in r
+    if "nonfinite/total" in r
   }
 
 
@@ -388,7 +388,7 @@ def poison(program, workdir, *flags, **kwargs):
 def test_nan_in_a_weight(program, straight, fault, tmp_path):
   """Some skips, then the end; the last checkpoint is of before."""
   workdir = tmp_path / "run"
-  with poison(program, workdir, "--config.guard.max_skipped=5") as run:
+  with poison(program, workdir, "--config.guard.max_nonfinite=5") as run:
     done = assert_stopped(run, "not finite in the 5 steps", "is kept")
   assert [skips(workdir).get(t) for t in range(21, 26)] == [
     (i, i) for i in range(5)

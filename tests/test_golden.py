@@ -27,9 +27,9 @@ WEIGHTS = 5e-14  # float64; float32 gradients near 0 change Adam's sign
 # ours, theirs, the factor that theirs carries
 TERMS = [
   ("vae/recon", "rec_loss", 5000),
-  ("vae/collapse", "kl_loss_ind", 0.2),
+  ("vae/collapse_penalty", "kl_loss_ind", 0.2),
   ("vae/population_kl", "kl_loss_population", 1),
-  ("vae/fool", "fk_gen_loss", 100),
+  ("vae/adversarial", "fk_gen_loss", 100),
   ("disc/real", "rl_dis_loss", 100),
   ("disc/fake", "fk_dis_loss", 100),
   ("vae/loss", "gen_loss", 1),

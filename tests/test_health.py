@@ -9,14 +9,14 @@ from gamix_jax import build, config
 from gamix_jax.health import DEAD_AFTER, DEAD_AT_END, WINDOW, Verdict
 
 WELL = {
-  "skipped": 0.0,
+  "nonfinite/total": 0.0,
   "disc/accuracy": 0.8,
   "disc/logits_real": 1.0,
   "disc/logits_fake": -1.0,
-  "posterior/collapsed_share": 0.0,
+  "posterior/collapsed_fraction": 0.0,
   "posterior/kl": 6.0,
   "posterior/explained_variance": 0.6,
-  "speed/share_waiting_for_data": 0.01,
+  "input/wait_fraction": 0.01,
 }
 BLIND = WELL | {"disc/accuracy": 0.5}
 SATURATED = WELL | {
@@ -24,8 +24,8 @@ SATURATED = WELL | {
   "disc/logits_real": 5.0,
   "disc/logits_fake": -5.0,
 }
-WAITING = WELL | {"speed/share_waiting_for_data": 0.43}
-COLLAPSED = WELL | {"posterior/collapsed_share": 0.9}
+WAITING = WELL | {"input/wait_fraction": 0.43}
+COLLAPSED = WELL | {"posterior/collapsed_fraction": 0.9}
 DEAD = WELL | {"posterior/kl": 0.02, "posterior/explained_variance": 0.012}
 POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
@@ -60,8 +60,8 @@ def test_nothing_of_a_healthy_run():
   ("ill", "words"),
   [
     (BLIND, ("blind", "50%", "learning rate")),
-    (SATURATED, ("saturated", "100%", "10.0 apart", "weights.fool")),
-    (COLLAPSED, ("90%", "near 0", "weights.collapse")),
+    (SATURATED, ("saturated", "100%", "10.0 apart", "weights.adversarial")),
+    (COLLAPSED, ("90%", "near 0", "weights.collapse_penalty")),
     (WAITING, ("43% of the time", "waiting for data", "data.cache=memory")),
   ],
   ids=["blind", "saturated", "collapsed", "waiting"],
@@ -95,14 +95,14 @@ def test_no_discriminator_no_verdict_of_it():
 
 
 def test_both_at_once():
-  both = BLIND | {"posterior/collapsed_share": 0.9}
+  both = BLIND | {"posterior/collapsed_fraction": 0.9}
   assert len(said(*[both] * 5)) == 2
 
 
 def test_waiting_is_told_by_all_reports_and_what_is_left_to_do():
   first = [WAITING, WELL, WELL, WELL]
   assert said(*first) == []
-  near = WELL | {"speed/share_waiting_for_data": 0.07}
+  near = WELL | {"input/wait_fraction": 0.07}
   assert len(said(*[WAITING, near] * 5, *[WAITING] * 3, *[near] * 9)) == 1
   (line,) = said(*[WAITING] * 5, cached=True)
   assert "decoded already" in line[1] and "cache" not in line[1]
@@ -110,7 +110,7 @@ def test_waiting_is_told_by_all_reports_and_what_is_left_to_do():
 
 def test_skipped_updates_are_counted():
   counts = [0, 0, 2, 2, 5]
-  lines = said(*[WELL | {"skipped": float(n)} for n in counts])
+  lines = said(*[WELL | {"nonfinite/total": float(n)} for n in counts])
   assert lines == [
     (2, "2: 2 updates skipped, not finite."),
     (4, "4: 3 updates skipped, not finite."),
@@ -176,7 +176,7 @@ def test_a_trial_of_a_few_steps_is_not_judged():
 
 
 STARTS = {
-  "gamix": (small, {"ramp.collapse"}),
+  "gamix": (small, {"ramp.collapse_penalty"}),
   "elbo": (partial(elbo, small), {"ramp.kl"}),
   "siwae": (partial(elbo, small), set()),
   "evae": (partial(small, **EVAE), {"ramp.kernel"}),
@@ -210,7 +210,7 @@ def test_what_to_change_is_a_config_that_goes(name):
 def test_a_better_start_than_ours_is_kept():
   c = small(
     posterior__initial_logvar=-6.0,
-    ramp__collapse=5_000,
+    ramp__collapse_penalty=5_000,
     optim__vae__learning_rate=3e-3,
     optim__vae__warmup=100,
   )

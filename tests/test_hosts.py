@@ -98,7 +98,7 @@ FLAGS = (
   "--config.model.encoder_features=(8,8)",
   "--config.model.decoder_features=(8,1)",
   "--config.model.discriminator_features=(8,1)",
-  "--config.mesh.min_size=64",
+  "--config.mesh.fsdp_min_size=64",
   # The published one; at digits' 1e-3 rounding has grown to 3e-4 by step 14.
   "--config.optim.vae.learning_rate=1e-4",
   "--config.optim.disc.learning_rate=1e-4",
@@ -295,7 +295,7 @@ def assert_read_its_rows(events, images, run, host):
 def test_one_host_asked_to_stop_stops_all(program, tmp_path, fsdp):
   """SIGTERM to the second; then one process alone brings it to its end."""
   flags = (*SMALL, EVERY, "--config.steps=5000", f"--workdir={tmp_path}/run")
-  spread = (f"--config.mesh.fsdp={fsdp}", "--config.mesh.min_size=64")
+  spread = (f"--config.mesh.fsdp={fsdp}", "--config.mesh.fsdp_min_size=64")
   two = start(program, *flags, *spread)
   wait_for(tmp_path / "run" / "checkpoints" / "3", two)
   two[1].send_signal(signal.SIGTERM)

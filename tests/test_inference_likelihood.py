@@ -108,7 +108,7 @@ def test_what_has_no_bound_is_refused(images):
   config = alone(flat, model__latent=1, posterior__name="epanechnikov")
   config.posterior.epanechnikov.prior = "uniform"
   config.objective.name = "evae"
-  config.weights.update(population_kl=None, collapse=None, kernel=1.0)
+  config.weights.update(population_kl=None, collapse_penalty=None, kernel=1.0)
   recipe = build.recipe(config)
   state = conftest.state_of(recipe)
   vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}

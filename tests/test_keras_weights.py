@@ -193,7 +193,7 @@ def other_config(**keys):
       "data.image_size": (8, 16),
       "data.channels": 1,
       "model.latent": 6,
-      "model.head_features": 5,
+      "model.bottleneck_channels": 5,
       "model.encoder_features": (4, 6, 8),
       "model.decoder_features": (8, 6, 5),
       "model.discriminator_features": (4, 3, 1),
@@ -254,7 +254,7 @@ def test_batch_norm_absorbs_the_biases_it_has_no_place_for(tmp_path, other):
 
 
 def test_without_a_discriminator_its_weights_are_left_out(tmp_path, other):
-  none = ("weights.fool", "weights.real", "weights.fake")
+  none = ("weights.adversarial", "weights.real", "weights.fake")
   config = other_config(
     **{"adversarial.loss": "none"}, **dict.fromkeys(none, None)
   )
@@ -302,7 +302,7 @@ def test_a_model_saved_before_its_first_call(tmp_path):
       ("encoder/layernorm/gamma", "(32, 32)", "(64, 64)", "image_size=32"),
     ),
     (
-      {"model.latent": 20, "model.head_features": 2},
+      {"model.latent": 20, "model.bottleneck_channels": 2},
       ("sampler/z_mean/kernel", "(32, 16)", "(32, 20)", "model.latent=16"),
     ),
     (
@@ -324,8 +324,8 @@ def test_a_model_saved_before_its_first_call(tmp_path):
       ("encoder", "decoder_features='(16, 16, 16, 3)'"),
     ),
     (
-      {"model.head_features": 4},
-      ("encoder/head/kernel", "model.head_features=0"),
+      {"model.bottleneck_channels": 4},
+      ("encoder/head/kernel", "model.bottleneck_channels=0"),
     ),
     (
       {"model.discriminator_features": (16, 16, 8, 8, 8, 1)},

@@ -41,14 +41,17 @@ TINY = "--config=configs/digits.py:tiny"
 WITH_ALL = "--config.adversarial.loss=bce"  # terms, which a preset weighs
 # What `tiny` digits are promised to log.
 TRAINING = {
-  *(f"vae/{k}" for k in ("recon", "population_kl", "collapse", "fool")),
+  *(
+    f"vae/{k}"
+    for k in ("recon", "population_kl", "collapse_penalty", "adversarial")
+  ),
   *("vae/loss", "vae/grad_norm"),
   *(f"disc/{k}" for k in ("real", "fake", "loss", "grad_norm", "grad_ratio")),
   *("disc/logits_real", "disc/logits_fake", "disc/accuracy"),
-  *("posterior/active_units", "posterior/collapsed_share"),
+  *("posterior/active_units", "posterior/collapsed_fraction"),
   *("posterior/kl", "posterior/explained_variance"),
-  *("posterior/mean_var", "skipped", "skipped_in_a_row"),
-  *("speed/images_per_second", "speed/share_waiting_for_data"),
+  *("posterior/mean_var", "nonfinite/total", "nonfinite/consecutive"),
+  *("speed/images_per_second", "input/wait_fraction"),
 }
 HELD_OUT = {
   f"eval/{k}" for k in ("mae", "psnr", "elbo", "iwae", "kl", "population_kl")
@@ -156,8 +159,8 @@ def test_plain_lines(job):
   for i, line in enumerate(lines, 1):
     assert line.startswith(f"{i}/3  ")
     for term in (
-      *("recon", "population_kl", "collapse", "kl"),
-      *("fool", "real", "fake"),
+      *("recon", "population_kl", "collapse_penalty", "kl"),
+      *("adversarial", "real", "fake"),
     ):
       assert re.search(rf"  {term} {number}", line), line
     assert re.search(r"\d+ images/s, \d.* left$", line), line
@@ -231,7 +234,7 @@ def test_tensorboard(job):
     ):
       np.testing.assert_array_equal(image.convert("L"), file)
   assert {name for name, _ in kinds["histo"]} == {
-    *("population_mean", "population_var"),
+    *("population/mean", "population/var"),
   }
   assert all(v.histo.num == 4 for v in kinds["histo"].values())
 

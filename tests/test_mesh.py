@@ -167,7 +167,7 @@ def test_the_command(tmp_path):
     [
       *(sys.executable, "-m", "benchmarks.communication"),
       *("--config=configs/digits.py:tiny", "--devices=4", "--fsdp=2"),
-      *("--config.mesh.min_size=64", f"--out={out}"),
+      *("--config.mesh.fsdp_min_size=64", f"--out={out}"),
     ],
     cwd=ROOT,
     capture_output=True,
@@ -187,7 +187,7 @@ def test_the_command(tmp_path):
 
 def test_budget():
   """Bytes by hand, of a state; residuals that grow as the batch does."""
-  c = alone(flat, mesh__min_size=64)
+  c = alone(flat, mesh__fsdp_min_size=64)
   found = budget.needs(c)
   state = run_of(c).state
   params = sum(x.nbytes for x in jax.tree.leaves(state.vae.params))

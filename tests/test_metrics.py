@@ -360,7 +360,7 @@ def test_latent_report():
   mean = np.array([[0.0, 1, 0.05], [0, -1, -0.05], [0, 0, 0]])
   var = np.array([[1, 1e-3, 1], [1, 1e-3, 1], [1, 1, 1]])
   got = metrics.latent_report(mean, var)
-  assert got == {"active_units": 1.0, "collapsed_share": 2 / 9}
+  assert got == {"active_units": 1.0, "collapsed_fraction": 2 / 9}
 
 
 def test_sparseness():  # P10

@@ -29,7 +29,7 @@ from gamix_jax.checkpoint import Checkpoints, sums
 TINY = "--config=configs/digits.py:tiny"
 ALONE = (
   "--config.adversarial.loss=none",
-  *(f"--config.weights.{k}=None" for k in ("fool", "real", "fake")),
+  *(f"--config.weights.{k}=None" for k in ("adversarial", "real", "fake")),
 )
 
 
@@ -220,8 +220,8 @@ MISTAKES = {
   "weights": (
     key("weights.kl=1"),
     [
-      "are recon, population_kl, collapse;",
-      "of collapse, kl, population_kl, recon.",
+      "are recon, population_kl, collapse_penalty;",
+      "of collapse_penalty, kl, population_kl, recon.",
       "--config.weights.kl=None",
     ],
   ),
@@ -243,7 +243,7 @@ MISTAKES = {
   "crop": (key("data.crop=x"), ["data.crop", "square"]),
   "many broken": (
     many_broken,
-    ["of the 100 files", "are broken (000.jpg", "data.max_broken"],
+    ["of the 100 files", "are broken (000.jpg", "data.max_corrupt_fraction"],
   ),
   "devices@8": (key("data.batch_size=12"), ["12", "8 devices", "8 or 16"]),
 }
@@ -291,7 +291,7 @@ def absurd(folder):
     *SMALL,
     *ALONE,
     "--config.optim.vae.learning_rate=1e30",
-    "--config.guard.max_skipped=3",
+    "--config.guard.max_nonfinite=3",
     "--config.checkpoint.every=1",
     "--config.steps=1000",
     f"--workdir={folder}/run",
@@ -404,7 +404,7 @@ def test_absurd_learning_rate(job):
   assert steps
   for step in steps:
     assert sums.fault(checkpoints / str(step)) is None
-  skipped = [r["skipped_in_a_row"] for r in rows(folder / "run")]
+  skipped = [r["nonfinite/consecutive"] for r in rows(folder / "run")]
   begin = skipped.index(1)
   assert skipped[begin : begin + 3] == [1, 2, 3]
   assert max(steps) <= begin  # nothing is saved that was not finite

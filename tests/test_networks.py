@@ -87,7 +87,7 @@ def test_any_size_that_divides(norm, size, channels):
     model__decoder_features=(8, 6, channels),
     posterior__name="mixture",
     posterior__components=2,
-    objective__draws=3,
+    objective__num_samples=3,
   )
   recipe = build.recipe(c)
   state = jax.eval_shape(partial(step.init, recipe))
@@ -373,7 +373,7 @@ def test_shapes_with_patches(kind, size, patch):
     data__image_size=size,
     data__channels=3,
     model__patch=patch,
-    model__head_features=5 if kind == "resnet" else 0,
+    model__bottleneck_channels=5 if kind == "resnet" else 0,
   )
   config.check(c)
   recipe = build.recipe(c)
@@ -653,7 +653,7 @@ def test_dropout_needs_its_rate():
 
 def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
-  encoder = Encoder(features=(4, 4), head_features=2, dtype=jnp.bfloat16)
+  encoder = Encoder(features=(4, 4), bottleneck_channels=2, dtype=jnp.bfloat16)
   x = jnp.zeros((1, 8, 8, 1))
   shapes = jax.eval_shape(
     partial(encoder.init_with_output, train=True), jax.random.key(0), x

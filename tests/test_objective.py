@@ -100,7 +100,7 @@ def test_collapse_against_monte_carlo():
     ratio = ratio.sum(-1)
     wanted = np.mean(np.sum(weights * ratio.mean(0), -1))
     error = 5 * ratio.std(0).max() / np.sqrt(z.shape[0])
-    assert abs(float(objective.collapse(q)) - wanted) < error
+    assert abs(float(objective.collapse_penalty(q)) - wanted) < error
 
 
 def test_objectives_return_their_terms():
@@ -151,7 +151,9 @@ def test_bce_by_hand():
 
   np.testing.assert_allclose(got["real"], -np.log(p_real).mean(), rtol=1e-5)
   np.testing.assert_allclose(got["fake"], over(-np.log1p(-p_fake)), rtol=1e-5)
-  np.testing.assert_allclose(got["fool"], over(-np.log(p_fake)), rtol=1e-5)
+  np.testing.assert_allclose(
+    got["adversarial"], over(-np.log(p_fake)), rtol=1e-5
+  )
 
 
 def test_hinge_by_hand():
@@ -167,7 +169,7 @@ def test_hinge_by_hand():
   np.testing.assert_allclose(
     got["fake"], over(np.maximum(0, 1 + fake)), rtol=1e-5
   )
-  np.testing.assert_allclose(got["fool"], over(-fake), rtol=1e-5)
+  np.testing.assert_allclose(got["adversarial"], over(-fake), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge"])
@@ -209,7 +211,9 @@ def test_the_posteriors_health():
   q = Mixture(*(jnp.asarray(v) for v in (np.log(weights), mu, logvar)))
   got = diagnose.posterior(q)
   assert got["posterior/active_units"] == 2
-  np.testing.assert_allclose(got["posterior/collapsed_share"], 0.125, rtol=1e-5)
+  np.testing.assert_allclose(
+    got["posterior/collapsed_fraction"], 0.125, rtol=1e-5
+  )
   wanted = 0.25 * (0.5 + 0.5 * np.exp(-6)) + 0.75
   np.testing.assert_allclose(got["posterior/mean_var"], wanted, rtol=1e-5)
 
@@ -218,21 +222,23 @@ def test_the_posteriors_health():
 
 
 def test_names_on_one_side_only_show_both_lists():
-  c = small(weights__kl=1.0, weights__collapse=None)
+  c = small(weights__kl=1.0, weights__collapse_penalty=None)
   with pytest.raises(UserError) as e:
     build.recipe(c)
   text = str(e.value)
-  assert "recon, population_kl, collapse, fool, real, fake;" in text
+  assert (
+    "recon, population_kl, collapse_penalty, adversarial, real, fake;" in text
+  )
   given = text.partition("the weights are of ")[2].partition(".\n")[0]
   assert sorted(given.split(", ")) == [
     "fake",
-    "fool",
+    "adversarial",
     "kl",
     "population_kl",
     "real",
     "recon",
   ]
-  assert "--config.weights.collapse=1 --config.weights.kl=None" in text
+  assert "--config.weights.collapse_penalty=1 --config.weights.kl=None" in text
 
 
 def test_weights_of_each_objective():
@@ -240,11 +246,15 @@ def test_weights_of_each_objective():
   assert recipe.vae_weights == {
     "recon": 5000.0,
     "population_kl": 1.0,
-    "collapse": 0.2,
-    "fool": 100.0,
+    "collapse_penalty": 0.2,
+    "adversarial": 100.0,
   }
   assert recipe.disc_weights == {"real": 100.0, "fake": 100.0}
-  assert list(build.recipe(elbo()).vae_weights) == ["recon", "kl", "fool"]
+  assert list(build.recipe(elbo()).vae_weights) == [
+    "recon",
+    "kl",
+    "adversarial",
+  ]
 
 
 def test_unknown_names():

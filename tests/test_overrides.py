@@ -52,9 +52,9 @@ def parsed(monkeypatch):
     ("data.exclude_labels=1", (1,)),
     ("data.exclude_labels=()", ()),
     ("data.exclude_labels=('a',1)", ("a", 1)),
-    ("weights.collapse=2", 2),
-    ("preset_weights.collapse=None", None),
-    ("preset_weights.collapse=1e3", 1e3),
+    ("weights.collapse_penalty=2", 2),
+    ("preset_weights.collapse_penalty=None", None),
+    ("preset_weights.collapse_penalty=1e3", 1e3),
     ("profile=", ""),
     ("data.cache=none", "none"),
     ("data.cache=a folder", "a folder"),
@@ -133,7 +133,10 @@ def test_a_section_is_no_key(parsed, section, value):
       for value in ("", "None", "(8,8", "1e1", "8,8,8", "x", "True")
     ),
     *(
-      (f"weights.collapse={value}", "weights.collapse=.* neither a number")
+      (
+        f"weights.collapse_penalty={value}",
+        "weights.collapse_penalty=.* neither a number",
+      )
       for value in ("", "none", "nan", "(1,)", "x", "True")
     ),
     ("seed=" + "9" * 30, "seed=9+ does not fit into 64 bits"),

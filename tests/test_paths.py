@@ -56,8 +56,8 @@ def test_a_run_keeps_to_its_images(program, places):
   """Evaluated and continued from elsewhere; moved; and exchanged."""
   here, there = places / "here", places / "there"
   longer = (  # what does not depend on the number of steps
-    "--config.adversarial.start=1",
-    "--config.ramp.collapse=0",
+    "--config.adversarial.disc_start=1",
+    "--config.ramp.collapse_penalty=0",
     "--config.optim.vae.schedule=constant",
     "--config.optim.disc.schedule=constant",
   )

@@ -329,12 +329,12 @@ def test_forms_against_numpy(form, q):
     kl, info = TERM(q(b=b), form)
     np.testing.assert_allclose(kl, by_hand(form, q(b=b)), rtol=1e-9)
     mean, between, within = biased_moments(q(b=b))
-    np.testing.assert_allclose(info["population_mean"], mean, rtol=1e-9)
+    np.testing.assert_allclose(info["population/mean"], mean, rtol=1e-9)
     var = np.diag(between) + (0 if form == "means" else within)
     if form == "debiased":  # its variance of the images' means is unbiased
       var = var + np.var(raw_moments(q(b=b))[0], axis=0) / (b - 1)
-    np.testing.assert_allclose(info["population_var"], var, rtol=1e-9)
-    assert ("population_kl_excess" in info) == (form == "means")
+    np.testing.assert_allclose(info["population/var"], var, rtol=1e-9)
+    assert ("population/kl_excess" in info) == (form == "means")
 
 
 @ANY
@@ -466,7 +466,7 @@ def test_spread_of_components_is_variance_within_images():
   q = Mixture(jnp.zeros((5, 2)), mu, jnp.full((5, 2, 2), np.log(0.1)))
   head = 0.5 * 2 * (1.1 - 1 - np.log(1.1))
   for form in UNBIASED:
-    np.testing.assert_allclose(TERM(q, form)[1]["population_var"], 1.1)
+    np.testing.assert_allclose(TERM(q, form)[1]["population/var"], 1.1)
   kl = value("debiased", q)
   np.testing.assert_allclose(kl, head + 0.5 * (1 / 1.1) ** 2, rtol=1e-12)
   np.testing.assert_allclose(
@@ -505,7 +505,6 @@ def test_very_large_batches(form, kind):
   assert got == pytest.approx(value(form, q), rel=1e-3)
 
 
-
 @pytest.mark.parametrize(("images", "wanted"), [(10, 56.5), (256, 2.0)])
 def test_finite_sample_bias_of_means(images, wanted):
   got = population.finite_sample_bias(images, 512)
@@ -524,11 +523,11 @@ def test_excess_is_zero_for_perfect_codes(images):
   assert abs(mean - bias) < 4 * error
   assert error < 0.02 * bias + 0.01
   kl, info = TERM(jax.tree.map(lambda v: v[0], q), "means")
-  np.testing.assert_allclose(info["population_kl_excess"], kl - bias)
+  np.testing.assert_allclose(info["population/kl_excess"], kl - bias)
 
 
 def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
-  """`means` and `collapse` are least at var(mu) = 1 and sigma^2 = 1."""
+  """`means` and `collapse_penalty` are least at var(mu) = 1 and sigma^2 = 1."""
   mu = np.random.default_rng(0).normal(size=(64, 3))
   mu = (mu - mu.mean(0)) / mu.std(0)
   mu = jnp.asarray(mu)
@@ -536,7 +535,7 @@ def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
   def loss(mu, logvar):
     q = Gaussian(mu, logvar)
     kl, _ = population.population_kl(q, "means")
-    return kl + objective.collapse(q)
+    return kl + objective.collapse_penalty(q)
 
   grads = jax.grad(loss, (0, 1))(mu, jnp.zeros_like(mu))
   for gradient in grads:

@@ -362,7 +362,7 @@ def test_temperature_and_floor_of_the_weights():
   for name, section in {
     "plain": {},
     "hot": {"temperature": 2.0},
-    "floor": {"floor": 0.3},
+    "min_weight": {"min_weight": 0.3},
   }.items():
     head = posterior.head("mixture", components=3, latent=2, mixture=section)
     params = head.init(KEY, features)
@@ -371,9 +371,15 @@ def test_temperature_and_floor_of_the_weights():
   wanted = of["plain"] ** 0.5
   wanted /= wanted.sum(1, keepdims=True)
   np.testing.assert_allclose(of["hot"], wanted, rtol=1e-4)
-  np.testing.assert_allclose(of["floor"], 0.7 * of["plain"] + 0.1, rtol=1e-4)
+  np.testing.assert_allclose(
+    of["min_weight"], 0.7 * of["plain"] + 0.1, rtol=1e-4
+  )
   assert of["plain"].min() < 0.01
-  for section in ({"temperature": 0.0}, {"floor": 1.0}, {"floor": -0.1}):
+  for section in (
+    {"temperature": 0.0},
+    {"min_weight": 1.0},
+    {"min_weight": -0.1},
+  ):
     with pytest.raises(UserError, match=r"posterior\.mixture"):
       posterior.head("mixture", latent=2, mixture=section)
 

@@ -59,13 +59,13 @@ def test_a_given_key_is_kept():
     model__latent=5,
     model__encoder_features=(3, 3),
     weights__recon=7.0,
-    ramp__collapse=9,
+    ramp__collapse_penalty=9,
     posterior__initial_logvar=-1.0,
   )
   assert c.model.latent == 5
   assert c.model.encoder_features == (3, 3)
   assert c.weights.recon == 7
-  assert c.ramp.collapse == 9
+  assert c.ramp.collapse_penalty == 9
   assert c.posterior.initial_logvar == -1
   again = config.from_json(config.to_json(c))
   assert config.differences(c, presets.complete(again)) == {}
@@ -74,7 +74,7 @@ def test_a_given_key_is_kept():
 @pytest.mark.parametrize(
   ("changes", "terms", "ramps"),
   [
-    ({}, {"recon", "population_kl", "collapse"}, {"collapse"}),
+    ({}, {"recon", "population_kl", "collapse_penalty"}, {"collapse_penalty"}),
     (dict(objective__name="elbo"), {"recon", "kl"}, {"kl"}),
     (dict(objective__name="siwae"), {"recon", "kl"}, set()),
     (
@@ -93,8 +93,15 @@ def test_a_given_key_is_kept():
     ),
     (
       dict(adversarial__loss="bce"),
-      {"recon", "population_kl", "collapse", "fool", "real", "fake"},
-      {"collapse"},
+      {
+        "recon",
+        "population_kl",
+        "collapse_penalty",
+        "adversarial",
+        "real",
+        "fake",
+      },
+      {"collapse_penalty"},
     ),
   ],
 )
@@ -110,27 +117,27 @@ def test_a_file_weights_the_terms_that_there_are():
   """Its weights are no obstacle to another objective, and flags win."""
   c = completed("digits")
   own = config_of("digits").preset_weights
-  assert c.weights.collapse == own.collapse is not None
+  assert c.weights.collapse_penalty == own.collapse is not None
   assert c.weights.population_kl == own.population_kl is not None
   elbo = completed("digits", objective__name="elbo")
   assert {k for k, v in elbo.weights.items() if v is not None} == {
     "recon",
     "kl",
   }
-  c = completed("digits", weights__collapse=7.0)
-  assert c.weights.collapse == 7
+  c = completed("digits", weights__collapse_penalty=7.0)
+  assert c.weights.collapse_penalty == 7
 
 
 def test_weights_go_with_the_number_of_pixels():
   small, large = (completed(data__image_size=s) for s in (32, 64))
   assert large.weights.recon == 4 * small.weights.recon
   assert large.weights.population_kl == 4 * small.weights.population_kl
-  assert small.weights.collapse == large.weights.collapse
+  assert small.weights.collapse_penalty == large.weights.collapse_penalty
 
 
 def test_ramps_end_within_a_quarter_of_a_short_run():
-  assert completed(steps=100).ramp.collapse == 25
-  assert completed(steps=10**6).ramp.collapse == presets.RAMP_STEPS
+  assert completed(steps=100).ramp.collapse_penalty == 25
+  assert completed(steps=10**6).ramp.collapse_penalty == presets.RAMP_STEPS
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "resnet"])

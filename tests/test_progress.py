@@ -42,7 +42,7 @@ def test_speed_leaves_out_the_pauses(clock):
     clock.now += 60
   found = p.speed()
   assert found["speed/images_per_second"] == pytest.approx(10 * 8 / 4)
-  assert found["speed/share_waiting_for_data"] == pytest.approx(0.25)
+  assert found["input/wait_fraction"] == pytest.approx(0.25)
   clock.now += 2
   p.advance(21)
   assert p.speed()["speed/images_per_second"] == pytest.approx(4)

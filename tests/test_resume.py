@@ -27,11 +27,11 @@ RICH = (
   "--config.model.norm=batch",
   "--config.model.dropout=0.25",
   "--config.objective.population=debiased",
-  "--config.ramp.collapse=5",
+  "--config.ramp.collapse_penalty=5",
   "--config.adversarial.loss=bce",
-  "--config.adversarial.start=0",
-  "--config.adversarial.delay=1",
-  "--config.ramp.fool=3",
+  "--config.adversarial.disc_start=0",
+  "--config.adversarial.gen_delay=1",
+  "--config.ramp.adversarial=3",
   "--config.data.flip=true",
   # A run with a schedule over all steps cannot go on for more of them.
   "--config.optim.vae.schedule=constant",
@@ -42,7 +42,7 @@ RICH = (
   "--config.optim.disc.eps=1e-3",
 )
 # The state in parts; on eight devices two copies of it.
-SPREAD = ("--config.mesh.fsdp=4", "--config.mesh.min_size=64")
+SPREAD = ("--config.mesh.fsdp=4", "--config.mesh.fsdp_min_size=64")
 EVERY = "--config.checkpoint.every=1"
 KILLS, STEPS = 4, 14
 
@@ -113,8 +113,8 @@ def test_three_and_three_are_six(runs, program, tmp_path):
   free = (
     *("--config.log_every=1", "--config.eval_images=4"),
     *("--config.data.cache=memory", "--config.checkpoint.keep=1"),
-    *("--config.data.workers=1", "--config.guard.max_skipped=5"),
-    "--config.mesh.min_size=7",
+    *("--config.data.workers=1", "--config.guard.max_nonfinite=5"),
+    "--config.mesh.fsdp_min_size=7",
   )
   flags = steps(6, *RICH, *free)(tmp_path)
   assert "Continuing at step 3." in program.done(*flags)

@@ -59,8 +59,8 @@ REACH = {
   # term: the parts of the VAE it reaches, and those it does not
   "recon": (("['decoder']", *HEADS), ()),
   "population_kl": (HEADS, ("['decoder']", "['logvar']")),
-  "collapse": (HEADS, ("['decoder']", "['mu']")),
-  "fool": (("['decoder']", *HEADS), ()),
+  "collapse_penalty": (HEADS, ("['decoder']", "['mu']")),
+  "adversarial": (("['decoder']", *HEADS), ()),
   "kl": (HEADS, ("['decoder']",)),
   "kernel": (HEADS, ("['decoder']", "['mu']")),
 }
@@ -68,7 +68,7 @@ REACH = {
 
 @pytest.mark.parametrize("term", REACH)
 def test_a_term_of_the_vae_reaches_what_it_should(term):
-  """And never the discriminator: `fool` does not move it."""
+  """And never the discriminator: `adversarial` does not move it."""
   c = {"kl": ELBO_ALONE, "kernel": flat(**EVAE)}.get(term, flat())
   of_vae, of_disc = gradients_of(c, **{term: 1.0})
   assert not any(of_disc.values())
@@ -180,18 +180,18 @@ def without_logits(params):
 
 
 LATE = flat(
-  adversarial__start=2,
-  adversarial__delay=3,
-  ramp__fool=4,
+  adversarial__disc_start=2,
+  adversarial__gen_delay=3,
+  ramp__adversarial=4,
   ema__decay=0.15,
 )
 
 
 def test_start_delay_and_ramp():
-  """D from step 2; `fool` from 2 + 3, growing over 4 steps."""
+  """D from step 2; `adversarial` from 2 + 3, growing over 4 steps."""
   run = run_of(LATE)
   state, weights = run.state, []
-  given = {"recon": 1.0, "fool": 100.0, "real": 1.0, "fake": 1.0}
+  given = {"recon": 1.0, "adversarial": 100.0, "real": 1.0, "fake": 1.0}
   for t in range(12):
     old = state
     state, metrics = run.step(state, run.batch, given)
@@ -201,17 +201,19 @@ def test_start_delay_and_ramp():
     )
     assert set(changed.values()) == {t >= 2}, t
     rest = metrics["vae/loss"] - metrics["vae/recon"]
-    weights.append(float(rest / metrics["vae/fool"]))
+    weights.append(float(rest / metrics["vae/adversarial"]))
   wanted = [0, 0, 0, 0, 0, 25, 50, 75, 100, 100, 100, 100]
   np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
 
 
 RAMPED = {  # of every term that may have one, a config with it
   "population_kl": flat,
-  "collapse": flat,
+  "collapse_penalty": flat,
   "kl": partial(elbo, flat),
   "kernel": partial(flat, **EVAE),
-  "fool": partial(flat, adversarial__start=3, adversarial__delay=2),
+  "adversarial": partial(
+    flat, adversarial__disc_start=3, adversarial__gen_delay=2
+  ),
 }
 
 
@@ -221,22 +223,24 @@ def test_every_key_of_a_ramp_is_walked():
 
 @pytest.mark.parametrize("term", RAMPED)
 def test_a_ramp_grows_from_0_to_the_weight(term):
-  """At step 0, n - 1, n and later, as numpy has it; `fool` begins late."""
+  """At step 0, n - 1, n and later, as numpy has it; `adversarial` is late."""
   n, weight = 6, 12.0
   c = RAMPED[term](**{f"ramp__{term}": n})
   c.weights[term] = weight
   recipe = build.recipe(c)
-  begin = 5 if term == "fool" else 0
+  begin = 5 if term == "adversarial" else 0
   for t in (0, 4, 5, n - 1, n, n + begin - 1, n + begin, 3 * n):
     weights = step._ramped(recipe, jnp.asarray(t, jnp.int32))
     share = np.interp(t + 1, [begin, begin + n], [0, 1])
     np.testing.assert_allclose(weights[term], weight * share, rtol=1e-6)
     others = {k: v for k, v in recipe.vae_weights.items() if k != term}
-    # `fool` has the discriminator's start and delay, which are 0 here.
+    # `adversarial` has the discriminator's start and delay, which are 0 here.
     assert {k: float(weights[k]) for k in others} == others
 
 
-CLIMBING = dict(ramp__population_kl=3, ramp__collapse=5, ramp__fool=4)
+CLIMBING = dict(
+  ramp__population_kl=3, ramp__collapse_penalty=5, ramp__adversarial=4
+)
 
 
 def test_ramps_are_in_the_loss_and_not_in_the_terms():
@@ -277,10 +281,18 @@ def test_a_ramp_goes_on_where_a_checkpoint_left_it(tmp_path):
   [
     (flat, "kl", ("'gamix'", "population_kl", "--config.ramp.kl=0")),
     (flat, "kernel", ("has no term kernel", "--config.ramp.kernel=0")),
-    (partial(elbo, flat), "collapse", ("'elbo'", "--config.ramp.collapse=0")),
-    (partial(alone, flat), "fool", ("'none'", "--config.ramp.fool=0")),
+    (
+      partial(elbo, flat),
+      "collapse_penalty",
+      ("'elbo'", "--config.ramp.collapse_penalty=0"),
+    ),
+    (
+      partial(alone, flat),
+      "adversarial",
+      ("'none'", "--config.ramp.adversarial=0"),
+    ),
   ],
-  ids=["kl", "kernel", "collapse", "fool"],
+  ids=["kl", "kernel", "collapse_penalty", "adversarial"],
 )
 def test_a_ramp_of_no_term_is_refused(make, term, words):
   with pytest.raises(UserError) as e:
@@ -389,15 +401,15 @@ def test_a_batch_of_nan_is_skipped_and_counted():
   for n in (1, 2):
     state, metrics = run.step(state, BATCH_OF_NAN)
     assert not np.isfinite(metrics["vae/loss"])
-    np.testing.assert_array_equal(state.skipped, [n, n])
-    assert metrics["skipped"] == metrics["skipped_in_a_row"] == n
+    np.testing.assert_array_equal(state.nonfinite, [n, n])
+    assert metrics["nonfinite/total"] == metrics["nonfinite/consecutive"] == n
   assert state.step == before.step + 2
   for part in ("vae", "disc"):
     assert_same(getattr(before, part), getattr(state, part))
   for leaf in jax.tree.leaves(state.ema):
     assert np.all(np.isfinite(leaf))
   state, metrics = run.step(state, run.batch)
-  np.testing.assert_array_equal(state.skipped, [2, 0])
+  np.testing.assert_array_equal(state.nonfinite, [2, 0])
   assert np.isfinite(metrics["vae/loss"])
   for part in ("vae", "disc"):
     assert all(moved(getattr(before, part), getattr(state, part)).values())
@@ -411,7 +423,7 @@ def test_one_network_is_skipped_without_the_other():
   assert_same(run.state.disc, state.disc)
   usual, _ = run.step(run.state, run.batch)
   assert_same(usual.vae, state.vae)
-  np.testing.assert_array_equal(state.skipped, [1, 1])
+  np.testing.assert_array_equal(state.nonfinite, [1, 1])
 
 
 @pytest.mark.parametrize("level", [100.0, -100.0])
@@ -423,7 +435,7 @@ def test_an_extreme_logvar_is_finite(level):
     params["posterior"]["logvar"]["bias"] = jnp.full_like(bias, level)
     state = run.state.replace(vae=run.state.vae.replace(params=params))
     state, metrics = run.step(state, run.batch)
-    assert metrics["skipped"] == 0
+    assert metrics["nonfinite/total"] == 0
     for name, value in metrics.items():
       assert np.all(np.isfinite(value)), name
     for leaf in jax.tree.leaves(state):
@@ -438,8 +450,8 @@ def test_bfloat16_trains_digits():
     data__batch_size=32,
     objective__population="full",
     weights__recon=100.0,
-    weights__collapse=1.0,
-    weights__fool=1.0,
+    weights__collapse_penalty=1.0,
+    weights__adversarial=1.0,
     weights__real=1.0,
     weights__fake=1.0,
     optim__vae__learning_rate=2e-3,
@@ -453,7 +465,7 @@ def test_bfloat16_trains_digits():
       assert np.all(np.isfinite(value)), (t, name)
       assert value.dtype in (jnp.float32, jnp.int32), name
     recon.append(float(metrics["vae/recon"]))
-  assert metrics["skipped"] == 0
+  assert metrics["nonfinite/total"] == 0
   assert np.mean(recon[-10:]) < 0.6 * recon[0]
   for leaf in jax.tree.leaves(state):
     assert leaf.dtype in (jnp.float32, jnp.int32)
@@ -475,7 +487,7 @@ def test_real_and_fake_apart_are_both_at_once(norm, monkeypatch):
   """The same losses, gradients, logits; the VAE's pullback costs less."""
   c = flat(
     model__norm=norm,
-    objective__draws=2,
+    objective__num_samples=2,
     # Groups of several channels: in one alone a bias has no gradient.
     model__discriminator_features=(6, 6, 1),
     model__discriminator_strides=(2, 1, 1),

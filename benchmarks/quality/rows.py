@@ -63,7 +63,7 @@ TINY_TASKS = {
       "model.decoder_features=(16,)",
       "objective.population=means",
       "adversarial.loss=none",
-      "weights.fool=None",
+      "weights.adversarial=None",
       "weights.real=None",
       "weights.fake=None",
     ),

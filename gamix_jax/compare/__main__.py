@@ -4,7 +4,7 @@
                              posterior[:components]/objective[:population],
                              and after it, if need be, weights of terms:
                              gaussian/elbo@kl=0.5 or
-                             gaussian/gamix@population_kl=30@collapse=0.3.
+                             gaussian/gamix@population_kl=30@collapse_penalty=0.3.
                              Other weights are the config's, or its preset's
 --config=configs/digits.py   what all share; digits if left out
 --config.steps=300           any key, see gamix_jax/config.py

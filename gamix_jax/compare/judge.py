@@ -35,7 +35,7 @@ STRIP = "strip.png"  # reconstructions of SHOWN held-out images, SHOWN samples
 ORIGINALS = "originals.png"  # those images
 SHOWN = 8
 TRAINED = ("elbo", "iwae", "mae", "psnr")  # as the training's evaluation says
-HEALTH = ("active_units", "collapsed_share", "effective_components")
+HEALTH = ("active_units", "collapsed_fraction", "effective_components")
 KEY = 20  # of the samples; the same for every family and seed
 
 PROTOCOL = {
@@ -112,9 +112,9 @@ def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
   model = inference.load(folder)
   numbers = {k: trained.get(f"eval/{k}") for k in TRAINED}
   numbers |= _judge(model, images, folder, features)
-  numbers["seconds_a_step"] = _seconds_a_step(folder, config.data.batch_size)
+  numbers["sec_per_step"] = _seconds_a_step(folder, config.data.batch_size)
   result = {
-    "config": configs.flat(config),
+    "config": json.loads(configs.to_json(config)),
     "numbers": {
       k: float(v)
       for k, v in numbers.items()
@@ -173,8 +173,8 @@ def _judge(
   if config.posterior.name == "poisson":
     numbers |= metrics.sparseness(q.mean())
   one = model.encode(images[:1])
-  z, _ = one.draws(jax.random.key(0), config.objective.draws)
-  numbers["draws_decoded"] = len(z)
+  z, _ = one.draws(jax.random.key(0), config.objective.num_samples)
+  numbers["decodes_per_image"] = len(z)
   return numbers
 
 

@@ -118,7 +118,7 @@ def quantities(features: str) -> list[Quantity]:
       True,
     ),
     Quantity(
-      "collapsed_share",
+      "collapsed_fraction",
       "collapsed share",
       "of the posteriors' variances: those under 0.01",
     ),
@@ -151,14 +151,14 @@ def quantities(features: str) -> list[Quantity]:
       "from one draw an image, whose noise may take it under 0",
     ),
     Quantity(
-      "seconds_a_step",
+      "sec_per_step",
       "seconds a step ↓",
       "median over the training's log without its first row; of this machine "
       "and its load, and no part of what a seed decides",
       True,
     ),
     Quantity(
-      "draws_decoded",
+      "decodes_per_image",
       "decoder calls a step",
       "draws that a step decodes for each image, in one batch",
     ),

@@ -146,7 +146,7 @@ class Dataset:
     The number is logged whenever it has doubled.
 
     Raises:
-      UserError: they are more than `settings.max_broken` of all files.
+      UserError: more than `settings.max_corrupt_fraction` of all files are.
     """
     new = {k: why for k, why in sorted(broken) if k not in self._broken}
     if not new:
@@ -164,14 +164,14 @@ class Dataset:
     )
 
   def _check(self, broken: Mapping[str, str]) -> None:
-    share = self.settings.max_broken
+    share = self.settings.max_corrupt_fraction
     if len(broken) > share * self._source.total:
       first = [f"{name}: {why}" for name, why in list(broken.items())[:3]]
       names = "; ".join(first) + ("; ..." if len(broken) > 3 else "")
       raise UserError(
         f"{len(broken)} of the {self._source.total} files of"
         f" {shown(self.settings.source)} are broken ({names}): more than"
-        f" data.max_broken={share}. Mend or remove them, or raise it."
+        f" data.max_corrupt_fraction={share}. Mend or remove them, or raise it."
       )
 
 

@@ -21,7 +21,7 @@ What is no image is one of three things, and named in the log each time:
             below it.
   broken    files with an image's ending that cannot be read (no permission, a
             link to nothing), are empty or do not begin as an image: left out
-            and counted, see `data.max_broken`.
+            and counted, see `data.max_corrupt_fraction`.
 """
 
 import concurrent.futures
@@ -139,7 +139,7 @@ def _gone(path: Path, e: OSError) -> UserError:
   )
 
 
-def open_folder(path: str, test_share: float, split: str) -> Folder:
+def open_folder(path: str, test_fraction: float, split: str) -> Folder:
   """Lists the folder, checks how each file begins, and takes one split.
 
   Raises:
@@ -156,13 +156,13 @@ def open_folder(path: str, test_share: float, split: str) -> Folder:
       f" ({named}). {_HELP}"
     )
 
-  train, test = _split_folders(root, files, test_share)
+  train, test = _split_folders(root, files, test_fraction)
   if by_folder := bool(train):
     wanted = train if split == "train" else test
     chosen = [f for f in files if _top(f) in wanted]
     used = [f for f in files if _top(f) in train | test]
   else:
-    out = held_out(shown(root), files, test_share)
+    out = held_out(shown(root), files, test_fraction)
     chosen = [
       f for f, t in zip(files, out, strict=True) if t == (split == "test")
     ]
@@ -436,7 +436,7 @@ def _top(file: str) -> str:
 
 
 def _split_folders(
-  root: Path, files: Sequence[str], test_share: float
+  root: Path, files: Sequence[str], test_fraction: float
 ) -> tuple[set[str], set[str]]:
   """Folders of the root that are the two splits; none where one is missing."""
   tops = {top for f in files if (top := _top(f))}
@@ -450,7 +450,7 @@ def _split_folders(
     log.info(
       "%s: no folders train and test in it, so %s of the images are held out,"
       " by a hash of their names",
-      *(shown(root), f"{100 * test_share:g} %"),
+      *(shown(root), f"{100 * test_fraction:g} %"),
     )
     return set(), set()
   used = train | test

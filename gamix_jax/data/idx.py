@@ -71,7 +71,7 @@ def open_idx(path: str, settings: Settings, split: str) -> Arrays:
 
   Args:
     path: the folder; or the folder, a slash and a set's prefix.
-    settings: `test_share` is held out of the training images where there are
+    settings: `test_fraction` is held out of the training images where there are
       no test images; `range` says what is black and white, see `levels`.
     split: "train" or "test".
 
@@ -117,10 +117,10 @@ def open_idx(path: str, settings: Settings, split: str) -> Arrays:
     log.info(
       "%s: no test images in it, so %g %% are held out, by a hash of their"
       " index",
-      *(shown(where), 100 * settings.test_share),
+      *(shown(where), 100 * settings.test_fraction),
     )
     names = [str(i) for i in range(total)]
-    test = held_out(shown(where), names, settings.test_share)
+    test = held_out(shown(where), names, settings.test_fraction)
     keep = test if split == "test" else ~test
     images, labels = images[keep], labels[keep]
   if prefix.lower().startswith("emnist"):

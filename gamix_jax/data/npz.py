@@ -76,9 +76,11 @@ def open_npz(path: str, settings: Settings, split: str) -> Arrays:
     log.info(
       "%s: no test images in it, so %g %% are held out, by a hash of their"
       " index",
-      *(where, 100 * settings.test_share),
+      *(where, 100 * settings.test_fraction),
     )
-    test = held_out(where, [str(i) for i in range(total)], settings.test_share)
+    test = held_out(
+      where, [str(i) for i in range(total)], settings.test_fraction
+    )
     keep = test if split == "test" else ~test
     x, y = x[keep], y[keep]
   what = f"{shown(file.name)}/{keys[chosen]}"

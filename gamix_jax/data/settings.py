@@ -42,8 +42,8 @@ class Settings:
       prepared images are kept, so that each is decoded once.
     workers: processes that decode. 0: threads of this one. Not needed, and
       not started, where `cache` holds the images.
-    test_share: share held out by hash where the source has no test split.
-    max_broken: share of the source's files that may be unreadable.
+    test_fraction: share held out by hash where the source has no test split.
+    max_corrupt_fraction: share of the source's files that may be unreadable.
     exclude_labels: classes, by name or number, that are left out of the
       training split, to be told from the others afterwards.
     range: of the numbers in `npz:` and `idx:`, (black, white). "auto": judged
@@ -62,8 +62,8 @@ class Settings:
   flip: bool = True
   cache: str = "none"
   workers: int = 0
-  test_share: float = 0.2
-  max_broken: float = 0.01
+  test_fraction: float = 0.2
+  max_corrupt_fraction: float = 0.01
   exclude_labels: tuple[int | str, ...] = ()
   range: str | tuple[float, float] = "auto"
   max_pixels: int = 1 << 28
@@ -128,8 +128,10 @@ class Settings:
     check(
       "workers", _is_int(self.workers) and self.workers >= 0, "an int from 0"
     )
-    check("test_share", 0 < self.test_share < 1, "between 0 and 1")
-    check("max_broken", 0 <= self.max_broken <= 1, "from 0 to 1")
+    check("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1")
+    check(
+      "max_corrupt_fraction", 0 <= self.max_corrupt_fraction <= 1, "from 0 to 1"
+    )
     check(
       "exclude_labels",
       isinstance(self.exclude_labels, list | tuple)

@@ -280,7 +280,7 @@ def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
   images = np.round(images * (255 / 16)).astype(np.uint8)
   total = len(images)
   test = held_out(
-    "digits", [f"digits/{i}" for i in range(total)], settings.test_share
+    "digits", [f"digits/{i}" for i in range(total)], settings.test_fraction
   )
   keep = test if split == "test" else ~test
   return Arrays(
@@ -357,7 +357,7 @@ def open_folder(rest: str, settings: Settings, split: str, seed: int) -> Source:
   del seed
   from gamix_jax.data import folder  # noqa: PLC0415
 
-  return folder.open_folder(rest, settings.test_share, split)
+  return folder.open_folder(rest, settings.test_fraction, split)
 
 
 def open_idx(rest: str, settings: Settings, split: str, seed: int) -> Source:
@@ -381,7 +381,7 @@ def open_tfds(rest: str, settings: Settings, split: str, seed: int) -> Source:
   del seed
   from gamix_jax.data import tfds  # noqa: PLC0415
 
-  return tfds.open_tfds(rest, settings.test_share, split)
+  return tfds.open_tfds(rest, settings.test_fraction, split)
 
 
 class Kind(NamedTuple):

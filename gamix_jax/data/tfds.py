@@ -100,7 +100,7 @@ class Tfds:
     return fingerprint([repr(of).encode()])
 
 
-def open_tfds(name: str, test_share: float, split: str) -> Tfds:
+def open_tfds(name: str, test_fraction: float, split: str) -> Tfds:
   """Opens one split, and has the data set prepared if it is not.
 
   Raises:
@@ -115,7 +115,7 @@ def open_tfds(name: str, test_share: float, split: str) -> Tfds:
     builder = _builder(name)
   folder = Path(builder.data_dir)
   try:
-    return _opened(name, folder, test_share, split)
+    return _opened(name, folder, test_fraction, split)
   except UserError:
     raise
   except Exception as e:  # of any kind, from a file that is damaged
@@ -124,7 +124,7 @@ def open_tfds(name: str, test_share: float, split: str) -> Tfds:
     ) from e
 
 
-def _opened(name: str, folder: Path, test_share: float, split: str) -> Tfds:
+def _opened(name: str, folder: Path, test_fraction: float, split: str) -> Tfds:
   builder = _read(folder)
   _random_access(builder, name)
   splits = {k: s.num_examples for k, s in builder.info.splits.items()}
@@ -137,10 +137,10 @@ def _opened(name: str, folder: Path, test_share: float, split: str) -> Tfds:
   log.info(
     "tfds:%s: no test images in it, so %g %% of %s are held out, by a hash of"
     " their index",
-    *(name, 100 * test_share, used),
+    *(name, 100 * test_fraction, used),
   )
   names = [f"{used}/{i}" for i in range(splits[used])]
-  keep = held_out(f"tfds:{name}", names, test_share) == (split == "test")
+  keep = held_out(f"tfds:{name}", names, test_fraction) == (split == "test")
   return Tfds(folder, used, np.flatnonzero(keep), splits[used])
 
 

@@ -116,7 +116,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),
     Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
     Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
-    Line("collapsed_share", "", "posterior variances under 0.01"),
+    Line("collapsed_fraction", "", "posterior variances under 0.01"),
     Line(
       "(population|lifetime)_sparseness",
       "",

@@ -193,5 +193,5 @@ def _about(model: Model, part: functions.Part, form: str, off: float) -> dict:
     "max_difference": off,
     "tolerance": TOLERANCE[model.config.dtype],
     "versions": versions | artifact.versions(form),
-    "config": configs.flat(model.config),
+    "config": json.loads(configs.to_json(model.config)),
   }

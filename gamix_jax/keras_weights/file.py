@@ -199,7 +199,7 @@ def _keys_of_file(shapes: Shapes, of: names.Lengths) -> dict[str, Any]:
     "data.image_size": height if height == width else (height, width),
     "data.channels": shapes["encoder/stem/kernel"][2],
     "model.latent": latent,
-    "model.head_features": _head(shapes["encoder/head/bias"][0], latent),
+    "model.bottleneck_channels": _head(shapes["encoder/head/bias"][0], latent),
     # The first convolution of a stage's last block has the next width.
     "model.encoder_features": features("encoder", "down", of.encoder),
     "model.decoder_features": features("decoder", "up", of.decoder),
@@ -218,7 +218,9 @@ def _keys_of_config(config: ConfigDict) -> dict[str, Any]:
     "data.image_size": height if height == width else (height, width),
     "data.channels": channels,
     "model.latent": model.latent,
-    "model.head_features": _head(configs.head_features(config), model.latent),
+    "model.bottleneck_channels": _head(
+      configs.bottleneck_channels(config), model.latent
+    ),
     "model.encoder_features": tuple(model.encoder_features),
     "model.decoder_features": tuple(model.decoder_features),
   }

@@ -152,7 +152,7 @@ def to_state(
     vae=vae,
     disc=disc,
     ema=jax.tree.map(jnp.copy, vae.params),
-    skipped=jnp.zeros(2, jnp.int32),
+    nonfinite=jnp.zeros(2, jnp.int32),
   )
 
 

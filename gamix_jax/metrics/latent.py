@@ -244,11 +244,11 @@ def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
   Returns:
     `active_units`, 0 to d: dimensions whose mean varies over the images by
     more than 0.01 (Burda et al., arXiv:1509.00519, sec. 5.2).
-    `collapsed_share`, 0 to 1: posterior variances under 0.01.
+    `collapsed_fraction`, 0 to 1: posterior variances under 0.01.
   """
   active = np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE_VARIANCE)
   collapsed = np.mean(np.asarray(var) < COLLAPSED_VARIANCE)
-  return {"active_units": float(active), "collapsed_share": float(collapsed)}
+  return {"active_units": float(active), "collapsed_fraction": float(collapsed)}
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

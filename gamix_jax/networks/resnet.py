@@ -103,16 +103,16 @@ class DecoderStage(Part):
 
 
 class Encoder(SpatialEncoder):
-  """Images [b, h, w, c] -> features [b, h', w', head_features].
+  """Images [b, h, w, c] -> features [b, h', w', bottleneck_channels].
 
   h' = h / (patch 2^(n - 1)) for n feature counts, the channels of the stem and
   behind each halving.
 
   Attributes:
-    head_features: channels of the output.
+    bottleneck_channels: channels of the output.
   """
 
-  head_features: int = 0
+  bottleneck_channels: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -127,7 +127,7 @@ class Encoder(SpatialEncoder):
         name=f"stage{s}",
         **self.of_same_kind(),
       )(x, train)
-    return self.conv(self.head_features, 1, "head")(x)
+    return self.conv(self.bottleneck_channels, 1, "head")(x)
 
 
 class Decoder(SpatialDecoder):

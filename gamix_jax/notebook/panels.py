@@ -17,9 +17,9 @@ from gamix_jax.progress import HELD_OUT
 AXES = {
   "reconstruction error": ("vae/recon",),
   "KL and collapse, nats": (
-    *("vae/population_kl", "vae/collapse", "posterior/kl"),
+    *("vae/population_kl", "vae/collapse_penalty", "posterior/kl"),
   ),
-  "discriminator, nats a patch": ("vae/fool", "disc/real", "disc/fake"),
+  "discriminator, nats a patch": ("vae/adversarial", "disc/real", "disc/fake"),
 }
 PICTURES = ("reconstructions", "samples")
 SIZE = (11.0, 7.6)  # inches

@@ -79,8 +79,8 @@ class MixtureHead(base.NormalHead, nn.Module):
   Attributes:
     temperature: the logits are divided by it; over 1 the weights are more even
       at the start, and slower to become uneven.
-    floor: pi = (1 - floor) softmax + floor / k. No weight is under floor / k
-      then and the weights' entropy not under that of such a pi, so that no
+    min_weight: m of pi = (1 - m) softmax + m / k. No weight is under m / k then
+      and the weights' entropy not under that of such a pi, so that no
       component loses its gradient and dies.
   """
 
@@ -90,7 +90,7 @@ class MixtureHead(base.NormalHead, nn.Module):
   components: int = 1
   initial_logvar: float = 0.0
   temperature: float = 1.0
-  floor: float = 0.0
+  min_weight: float = 0.0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -100,10 +100,10 @@ class MixtureHead(base.NormalHead, nn.Module):
       raise UserError(
         f"posterior.components={self.components}: a mixture has at least 1."
       )
-    if not self.temperature > 0 or not 0 <= self.floor < 1:
+    if not self.temperature > 0 or not 0 <= self.min_weight < 1:
       raise UserError(
         f"posterior.mixture.temperature={self.temperature} has to be over 0, "
-        f"and posterior.mixture.floor={self.floor} in [0, 1)."
+        f"and posterior.mixture.min_weight={self.min_weight} in [0, 1)."
       )
 
   @nn.compact
@@ -113,7 +113,9 @@ class MixtureHead(base.NormalHead, nn.Module):
     mu = linear("mu", k * d).reshape(-1, k, d)
     logvar = linear("logvar", k * d, self.initial_logvar).reshape(-1, k, d)
     logits = linear("logits", k) / self.temperature
-    if self.floor and k > 1:
-      pi = (1 - self.floor) * jax.nn.softmax(logits, axis=-1) + self.floor / k
+    if self.min_weight and k > 1:
+      pi = (1 - self.min_weight) * jax.nn.softmax(
+        logits, axis=-1
+      ) + self.min_weight / k
       logits = jnp.log(pi)
     return Mixture(logits, mu, base.clamp_logvar(logvar))
