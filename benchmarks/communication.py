@@ -38,7 +38,7 @@ from gamix_jax.errors import UserError
 SMALL = 2**10  # bytes of metrics and losses, that the law leaves out
 
 
-class Law(NamedTuple):
+class CommCost(NamedTuple):
   """What a step needs to send, bytes of whole arrays.
 
   Attributes:
@@ -88,7 +88,7 @@ def beside(c: ConfigDict, state: Any) -> int:
   return total
 
 
-def law(c: ConfigDict, layout: Any, state: Any) -> Law:
+def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
   """What a config's step needs to send under a layout."""
   import jax  # noqa: PLC0415
 
@@ -96,18 +96,20 @@ def law(c: ConfigDict, layout: Any, state: Any) -> Law:
   fsdp = layout.mesh.shape["fsdp"]
   gradient = spread = 0
   for leaf, lies in zip(
-    jax.tree.leaves(params), jax.tree.leaves(layout.of(params)), strict=True
+    jax.tree.leaves(params),
+    jax.tree.leaves(layout.shardings(params)),
+    strict=True,
   ):
     gradient += leaf.size * leaf.dtype.itemsize
     if not lies.is_fully_replicated:
       spread += leaf.size * leaf.dtype.itemsize
   parts = spread // fsdp if layout.mesh.size > fsdp else 0
-  return Law(gradient, spread, parts, beside(c, state))
+  return CommCost(gradient, spread, parts, beside(c, state))
 
 
 def measured(
   c: ConfigDict, fsdp: int, devices: int, **options: Any
-) -> tuple[list[collectives.Collective], Law]:
+) -> tuple[list[collectives.Collective], CommCost]:
   """The collectives of a config's compiled step, and the law of it.
 
   Args:
@@ -124,14 +126,16 @@ def measured(
   from gamix_jax import build, mesh, step  # noqa: PLC0415
 
   recipe = build.recipe(c)
-  grid = mesh.make(c.data.batch_size, fsdp)
+  grid = mesh.create_mesh(c.data.batch_size, fsdp)
   if grid.size != devices:
     raise UserError(f"JAX has {grid.size} devices, not --devices={devices}.")
-  layout = mesh.Layout(grid, c.mesh.fsdp_min_size)
-  state = layout.on(jax.eval_shape(partial(step.init, recipe)))
+  layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
+  state = layout.with_shardings(jax.eval_shape(partial(step.init, recipe)))
   shape = (c.data.batch_size, *config.image_shape(c))
-  image = jax.ShapeDtypeStruct(shape, np.uint8, sharding=mesh.by_rows(grid))
-  lowered = step.jitted(recipe, layout, **options).lower(
+  image = jax.ShapeDtypeStruct(
+    shape, np.uint8, sharding=mesh.batch_sharding(grid)
+  )
+  lowered = step.jit_train_step(recipe, layout, **options).lower(
     state, {"image": image}
   )
   found = collectives.read(lowered.compile().as_text(), devices)
@@ -161,7 +165,7 @@ def rows(found: list[collectives.Collective]) -> Iterator[tuple]:
     )
 
 
-def _table(fsdp: int, found: list[collectives.Collective], due: Law):
+def _table(fsdp: int, found: list[collectives.Collective], due: CommCost):
   """Markdown lines of one layout."""
   unknown = [o for o in found if o.times is None]
   if unknown:

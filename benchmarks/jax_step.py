@@ -24,9 +24,9 @@ class Ours:
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
     self.config, self.recipe = config, build.recipe(config)
-    self.devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
-    self.layout = mesh.Layout(self.devices, config.mesh.fsdp_min_size)
-    self.function = step.jitted(self.recipe, self.layout)
+    self.devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
+    self.layout = mesh.ShardingPlan(self.devices, config.mesh.fsdp_min_size)
+    self.function = step.jit_train_step(self.recipe, self.layout)
     self.seconds: dict[str, float] = {}
     self.compiled = self.state = self.batch = None
     self.from_cache = False
@@ -34,7 +34,7 @@ class Ours:
   def begin(self) -> None:
     """The first state and the batch, as `train` makes them."""
     abstract = jax.eval_shape(functools.partial(step.init, self.recipe))
-    self.state = step.begin(self.recipe, self.layout.of(abstract))
+    self.state = step.init_sharded(self.recipe, self.layout.shardings(abstract))
     self.batch = mesh.global_batch(
       self.devices, {"image": images.smooth(self.config, 0)}
     )

@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from benchmarks import clock, first, flops, jax_step
+from benchmarks import first_step, flops, jax_step, timing
 from gamix_jax import cli, malloc
 from gamix_jax.config import ConfigDict, image_shape, layer_bytes
 
@@ -44,7 +44,7 @@ def measure(
   if cached:
     cli.use_compilation_cache()
     say("filling the compilation cache")
-    first.start(config, os.environ)
+    first_step.start(config, os.environ)
   else:
     # What is compiled here is compiled anew.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -87,7 +87,7 @@ def measure(
   if against == "eager-jax":
     runners[EAGER] = jax_step.Eager(ours).run
   say("timing")
-  spreads = clock.in_turns(runners, steps)
+  spreads = timing.in_turns(runners, steps)
   for name, spread in spreads.items():
     found["rows"][name] = spread._asdict() | {
       "images_per_second": batch / spread.median,
@@ -109,8 +109,8 @@ def measure(
   say("measuring what the machine can do")
   backend = jax.default_backend()
   found["ceilings"] = {
-    "product": clock.product_ceiling(config.dtype, SIDES.get(backend, 8192)),
-    "copy": clock.copy_ceiling(COPIED.get(backend, 2048)),
+    "product": timing.product_ceiling(config.dtype, SIDES.get(backend, 8192)),
+    "copy": timing.copy_ceiling(COPIED.get(backend, 2048)),
   }
   return found
 
@@ -119,25 +119,25 @@ def _torch(config, found: dict, compiled: bool, layout: str, agree: bool):
   """The twin's function of n steps, after it was found to agree."""
   import torch  # noqa: PLC0415 (an extra)
 
-  from benchmarks import torch_check, torch_twin  # noqa: PLC0415
+  from benchmarks import torch_baseline, torch_check  # noqa: PLC0415
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   if (device == "cuda") != (jax.default_backend() == "gpu"):
     raise RuntimeError(
       f"PyTorch would run on {device} and JAX on {jax.default_backend()}."
     )
-  plain = torch_twin.Options(device, layout)
+  plain = torch_baseline.Options(device, layout)
   if agree:
     say("comparing with PyTorch, in float64")
     found["agreement"] = torch_check.compare(config, plain)
   found["machine"]["torch"] = torch.__version__
   found["machine"]["torch_threads"] = torch.get_num_threads()
-  options = torch_twin.Options(
+  options = torch_baseline.Options(
     device, layout, "modules" if compiled else "none"
   )
   say("making PyTorch's step")
   found["torch"] = {"layout": layout, "compile": options.compile}
-  return torch_twin.runner(config, options, found["torch"])
+  return torch_baseline.runner(config, options, found["torch"])
 
 
 def say(line: str) -> None:
@@ -191,7 +191,7 @@ def _rows(found: dict) -> list[str]:
   head = f"{'':<10}  {'ms a step (quartiles)':<26}{'images/s':>9}"
   out = [f"{head} {'GFLOP/s':>9}  of a product"]
   for name, row in found["rows"].items():
-    of = clock.Spread(*(row[k] for k in clock.Spread._fields))
+    of = timing.Spread(*(row[k] for k in timing.Spread._fields))
     out.append(
       f"{name:<10}  {of.milliseconds():<26}{row['images_per_second']:>9.4g} "
       f"{row['flop_per_second'] / 1e9:>9.3g}"

@@ -27,7 +27,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import first, flops
+from benchmarks import first_step, flops
 from gamix_jax import cli, config, presets
 from gamix_jax.errors import UserError
 
@@ -61,7 +61,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _check_torch(c)
 
-  from benchmarks import measure  # noqa: PLC0415 (mistakes are told first)
+  from benchmarks import measure  # noqa: PLC0415 (mistakes are told first_step)
 
   found = measure.measure(
     c,
@@ -74,7 +74,7 @@ def main() -> None:
   )
   if FIRST.value and ONLY.value != "torch":
     measure.say("a first step, twice")
-    found["first_step"] = first.measure(c)
+    found["first_step"] = first_step.measure(c)
   print(measure.table(found), flush=True)
   if JSON.value:
     Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
@@ -92,9 +92,9 @@ def _check_torch(c: config.ConfigDict) -> None:
     raise UserError(
       "--against=torch needs PyTorch: pip install -e '.[bench]'."
     ) from e
-  from benchmarks import torch_twin  # noqa: PLC0415
+  from benchmarks import torch_baseline  # noqa: PLC0415
 
-  torch_twin.check(c)
+  torch_baseline.check(c)
 
 
 if __name__ == "__main__":

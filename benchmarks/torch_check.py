@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import images, torch_weights
-from benchmarks.torch_twin import Options, Twin, flat
+from benchmarks.torch_baseline import Options, Twin, flat
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict, from_json, to_json
 
@@ -27,7 +27,7 @@ STEPS = 3
 BATCH = 4  # at most: it is a check, not a timing
 
 
-class Disagree(Exception):
+class MismatchError(Exception):
   """The twin computes something else, so there is nothing to time."""
 
 
@@ -78,7 +78,7 @@ def compare(config: ConfigDict, options: Options) -> dict[str, float]:
     {"terms", "gradients", "update1", "update3"}.
 
   Raises:
-    Disagree: one of them is over its tolerance.
+    MismatchError: one of them is over its tolerance.
   """
   config = from_json(to_json(config))
   config.dtype = "float64"
@@ -144,13 +144,13 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
     shown = ", ".join(
       f"{k} {found[k]:.2g} at {where[k]} (limit {LIMITS[k]})" for k in over
     )
-    raise Disagree(
+    raise MismatchError(
       f"PyTorch's step computes other numbers, so it is not timed: {shown}."
     )
   return found
 
 
-def _shaken_net(net: step.Net, seed: int) -> step.Net:
+def _shaken_net(net: step.NetworkState, seed: int) -> step.NetworkState:
   return net.replace(
     params=shaken(net.params, seed), batch_stats=shaken(net.batch_stats, seed)
   )

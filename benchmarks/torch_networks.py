@@ -25,7 +25,7 @@ from gamix_jax.networks.resnet import POINTWISE_NORMS
 from gamix_jax.posterior.base import LOGVAR_RANGE
 
 
-def float_at_least_32(x: Tensor) -> Tensor:
+def promote_f32(x: Tensor) -> Tensor:
   """x in float32, or in float64 if it is that already."""
   return x if x.dtype == torch.float64 else x.float()
 
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
   """Images [b, c, h, w] -> features [b, n], in the order h, w, c."""
 
   def __init__(self, config: ConfigDict):
-    """Of a config whose keys the twin has (`torch_twin.check`)."""
+    """Of a config whose keys the twin has (`torch_baseline.check`)."""
     super().__init__()
     h, w, channels = image_shape(config)
     features, kind = config.model.encoder_features, config.model.norm
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
     x = self.stem(x)
     for name in self.stages:
       x = getattr(self, name)(x)
-    return float_at_least_32(depth_to_space(self.out(x), self.patch))
+    return promote_f32(depth_to_space(self.out(x), self.patch))
 
 
 class Head(nn.Module):
@@ -245,12 +245,10 @@ class Head(nn.Module):
 
   def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = (-1, self.k, self.d)
-    mu, logvar = (
-      float_at_least_32(f(h)).view(shape) for f in (self.mu, self.logvar)
-    )
+    mu, logvar = (promote_f32(f(h)).view(shape) for f in (self.mu, self.logvar))
     logits = mu.new_zeros(mu.shape[:2])
     if hasattr(self, "logits"):
-      logits = float_at_least_32(self.logits(h)) / self.temperature
+      logits = promote_f32(self.logits(h)) / self.temperature
     return logits, mu, logvar.clamp(*LOGVAR_RANGE)
 
 
@@ -258,7 +256,7 @@ class VAE(nn.Module):
   """Encoder, posterior head and decoder."""
 
   def __init__(self, config: ConfigDict):
-    """Of a config whose keys the twin has (`torch_twin.check`)."""
+    """Of a config whose keys the twin has (`torch_baseline.check`)."""
     super().__init__()
     self.encoder, self.decoder = Encoder(config), Decoder(config)
     self.posterior = Head(config, self.encoder.outputs)
@@ -308,4 +306,4 @@ class PatchDiscriminator(nn.Module):
   def forward(self, x: Tensor) -> Tensor:
     for layer in self.children():
       x = layer(x)
-    return float_at_least_32(x)
+    return promote_f32(x)

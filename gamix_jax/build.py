@@ -1,4 +1,4 @@
-"""From a config to the Recipe of its run."""
+"""From a config to the `TrainSpec` of its run."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -33,7 +33,7 @@ from gamix_jax.networks import (
   MLPEncoder,
   PatchDiscriminator,
 )
-from gamix_jax.step import Recipe
+from gamix_jax.step import TrainSpec
 
 ENCODERS = {
   "resnet": Encoder,
@@ -270,8 +270,8 @@ def _ramps(config: ConfigDict, terms: Iterable[str]) -> dict[str, int]:
   return found
 
 
-def recipe(config: ConfigDict) -> Recipe:
-  """The Recipe of a checked config (`config.check`).
+def recipe(config: ConfigDict) -> TrainSpec:
+  """The `TrainSpec` of a checked config (`config.check`).
 
   Raises:
     UserError: a name that is not in its table, weights that do not fit the
@@ -292,7 +292,7 @@ def recipe(config: ConfigDict) -> Recipe:
   if section.name == "exact":
     _check_exact(config)
   function = objective.OBJECTIVES[section.name].function
-  return Recipe(
+  return TrainSpec(
     vae=vae,
     disc=disc,
     vae_optimizer=optim.optimizer(config.steps, **config.optim.vae),

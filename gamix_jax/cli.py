@@ -239,7 +239,7 @@ def _other() -> bool:
     return False
   from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
-  return not hosts.first()
+  return not hosts.is_main_process()
 
 
 def _show_log() -> None:
@@ -316,7 +316,7 @@ def _end_if_lost(error: Exception) -> None:
   if "jax" in sys.modules:
     from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
-    if message := hosts.lost(error):
+    if message := hosts.peer_failure(error):
       _say(message, hosts.LOST)  # ends: there are several
 
 
@@ -325,7 +325,7 @@ def _end_if_several(error: Exception) -> None:
   if "jax" in sys.modules:
     from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
-    if hosts.several():
+    if hosts.is_multiprocess():
       traceback.print_exception(error)
       sys.stderr.flush()
       os._exit(1)
@@ -340,7 +340,7 @@ def _say(message: str, code: int = USAGE) -> int:
   if "jax" in sys.modules:
     from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
 
-    if hosts.several():
+    if hosts.is_multiprocess():
       os._exit(code)
   return code
 

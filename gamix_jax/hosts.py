@@ -1,7 +1,7 @@
 """The processes of one run: how they meet, and what they agree on.
 
-`join` comes first, before anything asks JAX for its devices. Of the rest, on
-one process each is free; on several all must call it, in the same order.
+Call `initialize` first, before anything asks JAX for its devices. The others
+cost nothing on one process; on several all must call them, in the same order.
 """
 
 import glob
@@ -29,7 +29,7 @@ HEARTBEAT = 30
 LOST = 75  # exit code, as of sysexits.h: a failure that will pass; try again
 
 
-def join(
+def initialize(
   multihost: bool = False,
   coordinator: str | None = None,
   num_processes: int | None = None,
@@ -149,23 +149,23 @@ def _watch(done: threading.Event, coordinator: str | None) -> None:
   os._exit(LOST)
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
   """Whether this run has several processes; asks no device."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
   """Whether this is process 0, which writes and speaks for all."""
   return jax.process_index() == 0
 
 
-def lost(error: BaseException) -> str | None:
+def peer_failure(error: BaseException) -> str | None:
   """What to say of an error that another process's end brings; None: not."""
   # What carries the words between CPUs raises a ValueError in some places.
   theirs = isinstance(error, jax.errors.JaxRuntimeError) or (
     isinstance(error, ValueError) and "Gloo" in str(error)
   )
-  if not several() or not theirs:
+  if not is_multiprocess() or not theirs:
     return None
   return (
     f"process {jax.process_index()} lost the others: "
@@ -174,40 +174,40 @@ def lost(error: BaseException) -> str | None:
   )
 
 
-def by_first(work: Callable[[], Any]) -> Any:
+def run_on_main(work: Callable[[], Any]) -> Any:
   """What process 0's `work` returns, on every process; JSON can hold it.
 
   Raises:
     UserError: on every process, if it was raised there.
   """
   told: Any = None
-  if first():
+  if is_main_process():
     try:
       told = [True, work()]
     except UserError as e:
       if jax.process_count() == 1:
         raise
       told = [False, str(e)]
-  fine, value = from_first(told)
+  fine, value = broadcast(told)
   if not fine:
     raise UserError(value)
   return value
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
   """Returns when every process has called it."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"gamix_jax: {name}")
 
 
-def any_host(here: bool) -> bool:
+def any_process(here: bool) -> bool:
   """Whether it is so on any process."""
   if jax.process_count() == 1:
     return here
   return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
   """What process 0 found out, on every process: anything JSON can hold."""
   if jax.process_count() == 1:
     return value

@@ -46,7 +46,7 @@ def main() -> None:
   cli.use_compilation_cache()
   from gamix_jax import hosts  # noqa: PLC0415
 
-  hosts.join(
+  hosts.initialize(
     MULTIHOST.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
   )
   from gamix_jax import train  # noqa: PLC0415

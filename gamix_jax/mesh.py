@@ -22,7 +22,7 @@ from gamix_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 
 
-def make(batch_size: int, fsdp: int = 1) -> Mesh:
+def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
   """All devices of all hosts, [data, fsdp], those of a host side by side.
 
   So the rows of a batch are the same ones whatever the hosts are: every host
@@ -70,7 +70,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Every device holds its rows of the first axis."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
@@ -79,7 +79,7 @@ def global_batch(
   mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
   """This host's rows [b_local, ...] as arrays of the global batch [b, ...]."""
-  sharding = by_rows(mesh)
+  sharding = batch_sharding(mesh)
   return {
     k: jax.make_array_from_process_local_data(sharding, v)
     for k, v in batch.items()
@@ -90,32 +90,32 @@ def global_batch(
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """How a state lies on a mesh, and where a step needs it otherwise.
+class ShardingPlan:
+  """The shardings of a state, and where a step changes them.
 
-  Spread over the axis `fsdp` are the large arrays of the parameters, the
-  optimisers' slots and the averaged weights. A step brings the parameters
-  together (`whole`), and takes its gradients apart (`spread`) before the
-  updates, which are done in parts. Left to itself the compiler spreads layers
-  over the axis instead, and sends activations.
+  Large arrays (parameters, optimiser slots, averaged weights) are sharded over
+  the axis `fsdp`. A step gathers the parameters (`replicate`) and shards its
+  gradients (`shard`) before the updates, which are computed in parts. Left to
+  itself the compiler shards layers over that axis instead and sends
+  activations.
 
   Attributes:
-    mesh: of `make`.
-    min_size: arrays of as many numbers or more are large.
+    mesh: of `create_mesh`.
+    min_size: smaller arrays, by their count of numbers, are never sharded.
   """
 
   mesh: Mesh
   min_size: int
 
-  def of(self, tree: Any) -> Any:
-    """The sharding of each leaf: the one place that decides it.
+  def shardings(self, tree: Any) -> Any:
+    """The sharding of each leaf; decided here and nowhere else.
 
     Args:
       tree: a state, or a part of one; arrays or their shapes.
     """
-    return jax.tree.map(lambda leaf: self._cut(leaf.shape), tree)
+    return jax.tree.map(lambda leaf: self._partition_spec(leaf.shape), tree)
 
-  def _cut(self, shape: tuple[int, ...]) -> NamedSharding:
+  def _partition_spec(self, shape: tuple[int, ...]) -> NamedSharding:
     """Along the largest axis that divides, the first of equal ones.
 
     Of a kernel [3, 3, 128, 128] that is c_in. The last axis is what a TPU lays
@@ -128,23 +128,23 @@ class Layout:
     before = shape.index(max(dividing))
     return NamedSharding(self.mesh, PartitionSpec(*[None] * before, FSDP))
 
-  def on(self, abstract: Any) -> Any:
+  def with_shardings(self, abstract: Any) -> Any:
     """Shapes (of `jax.eval_shape`) with their shardings."""
     return jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
       ),
       abstract,
-      self.of(abstract),
+      self.shardings(abstract),
     )
 
-  def whole(self, tree: Any) -> Any:
-    """Inside a jitted function: these arrays, whole on every device."""
+  def replicate(self, tree: Any) -> Any:
+    """Inside a jitted function: the arrays, complete on every device."""
     return self._constrained(tree, replicated(self.mesh))
 
-  def spread(self, tree: Any) -> Any:
-    """Inside a jitted function: arrays shaped as parameters, in parts."""
-    return self._constrained(tree, self.of(tree))
+  def shard(self, tree: Any) -> Any:
+    """Inside a jitted function: arrays shaped as parameters, sharded."""
+    return self._constrained(tree, self.shardings(tree))
 
   def _constrained(self, tree: Any, wanted: Any) -> Any:
     if self.mesh.shape[FSDP] == 1:  # nothing is in parts

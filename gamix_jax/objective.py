@@ -27,19 +27,19 @@ from gamix_jax import population
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import (
   Epanechnikov,
+  EVAEPosterior,
   Gaussian,
   Mixture,
   Poisson,
   Posterior,
-  Smoothed,
 )
-from gamix_jax.posterior.base import float_at_least_32, lift
+from gamix_jax.posterior.base import expand_leading, promote_f32
 
 Terms = dict[str, jax.Array]
 
 
 @struct.dataclass
-class Pass:
+class VAEOutput:
   """What one forward pass of the VAE leaves for its terms.
 
   Attributes:
@@ -82,10 +82,12 @@ def _bernoulli(x, x_hat):
 RECONSTRUCTIONS = {"l1": _l1, "l2": _l2, "bernoulli": _bernoulli}
 
 
-def error(x: jax.Array, x_hat: jax.Array, kind: str) -> jax.Array:
+def reconstruction_error(
+  x: jax.Array, x_hat: jax.Array, kind: str
+) -> jax.Array:
   """Mean over pixels, channels: [b, h, w, c], [.., b, h, w, c] -> [.., b]."""
-  x_hat = float_at_least_32(x_hat)
-  each = RECONSTRUCTIONS[kind](lift(x, x_hat.ndim), x_hat)
+  x_hat = promote_f32(x_hat)
+  each = RECONSTRUCTIONS[kind](expand_leading(x, x_hat.ndim), x_hat)
   return jnp.mean(each, axis=(-3, -2, -1))
 
 
@@ -111,12 +113,14 @@ def log_likelihood(
     constant = n / 2 * jnp.log(jnp.pi * n / weight)
   else:
     constant = 0.0
-  return -weight * error(x, x_hat, kind) - constant
+  return -weight * reconstruction_error(x, x_hat, kind) - constant
 
 
-def recon(p: Pass, kind: str) -> jax.Array:
+def recon(p: VAEOutput, kind: str) -> jax.Array:
   """Mean over the batch of the draws' weighted error."""
-  return jnp.mean(jnp.sum(p.w * error(p.x, p.x_hat, kind), axis=0))
+  return jnp.mean(
+    jnp.sum(p.w * reconstruction_error(p.x, p.x_hat, kind), axis=0)
+  )
 
 
 # ---------------------------------------------------------- the objectives
@@ -124,12 +128,12 @@ def recon(p: Pass, kind: str) -> jax.Array:
 
 def collapse_penalty(q: Posterior) -> jax.Array:
   """mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 ), nats."""
-  weights, _, var = q.centres()
+  weights, _, var = q.components()
   each = 0.5 * jnp.sum(var - 1 - jnp.log(var), axis=-1)
   return jnp.mean(jnp.sum(weights * each, axis=-1))
 
 
-def gamix(p: Pass, *, form: str, kind: str):
+def gamix(p: VAEOutput, *, form: str, kind: str):
   """GAMIX: the population is pulled to the prior, single posteriors are not."""
   kl, info = population.population_kl(p.q, form)
   terms = {
@@ -140,18 +144,18 @@ def gamix(p: Pass, *, form: str, kind: str):
   return terms, info
 
 
-def elbo(p: Pass, *, form: str, kind: str):
+def elbo(p: VAEOutput, *, form: str, kind: str):
   """The standard VAE: every posterior is pulled to the prior.
 
   Of a mixture this is the stratified ELBO, with the mixture's own density
   (`selbo` is its other name; Morningstar et al., arXiv:2003.01687).
   """
   del form
-  terms = {"recon": recon(p, kind), "kl": jnp.mean(p.q.kl(p.z, p.w))}
+  terms = {"recon": recon(p, kind), "kl": jnp.mean(p.q.kl_divergence(p.z, p.w))}
   return terms, {}
 
 
-def exact(p: Pass, *, form: str, kind: str):
+def analytic_elbo(p: VAEOutput, *, form: str, kind: str):
   """The elbo of a linear decoder in closed form: no draws, no relaxation.
 
       E |x - Phi z|^2 = |x - Phi E z|^2 + sum_d |Phi_d|^2 Var z_d
@@ -162,12 +166,12 @@ def exact(p: Pass, *, form: str, kind: str):
   del form, kind
   terms = {
     "recon": recon(p, "l2") + jnp.mean(p.spread),
-    "kl": jnp.mean(p.q.kl(p.z, p.w)),
+    "kl": jnp.mean(p.q.kl_divergence(p.z, p.w)),
   }
   return terms, {}
 
 
-def siwae(p: Pass, *, form: str, kind: str):
+def siwae(p: VAEOutput, *, form: str, kind: str):
   """The stratified importance-weighted bound of T draws, SIWAE_T.
 
       E logsumexp_kt [ ln pi_k + ln p(x, z_kt) - ln q(z_kt | x) ] - ln T
@@ -179,7 +183,7 @@ def siwae(p: Pass, *, form: str, kind: str):
   an estimate of KL(q || p), with more of them less.
   """
   del form
-  likelihood = -p.weight * error(p.x, p.x_hat, kind)
+  likelihood = -p.weight * reconstruction_error(p.x, p.x_hat, kind)
   log_ratio = likelihood + p.q.log_prior(p.z) - p.q.log_prob(p.z)
   bound = jax.nn.logsumexp(log_ratio, axis=0, b=p.w)
   of_images = recon(p, kind)
@@ -187,7 +191,7 @@ def siwae(p: Pass, *, form: str, kind: str):
   return {"recon": of_images, "kl": kl}, {}
 
 
-def evae(p: Pass, *, form: str, kind: str):
+def evae(p: VAEOutput, *, form: str, kind: str):
   """The Epanechnikov VAE's loss as published; NOT a bound of ln p(x).
 
       kernel = mean_i 3 B / (5 M) sum_d 1 / r_d(x_i)
@@ -206,7 +210,7 @@ class Objective(NamedTuple):
   """A line of the table.
 
   Attributes:
-    function: of a Pass: terms, and what else is to be logged.
+    function: of a VAEOutput: terms, and what else is to be logged.
     terms: the names it returns.
     families: the classes of posteriors that it is defined for.
   """
@@ -222,10 +226,12 @@ OBJECTIVES = {
     gamix, ("recon", "population_kl", "collapse_penalty"), _NORMAL
   ),
   "elbo": Objective(elbo, ("recon", "kl"), (*_NORMAL, Poisson)),
-  "exact": Objective(exact, ("recon", "kl"), (Gaussian, Epanechnikov, Poisson)),
+  "exact": Objective(
+    analytic_elbo, ("recon", "kl"), (Gaussian, Epanechnikov, Poisson)
+  ),
   "selbo": Objective(elbo, ("recon", "kl"), (Gaussian, Mixture)),
   "siwae": Objective(siwae, ("recon", "kl"), _NORMAL),
-  "evae": Objective(evae, ("recon", "kernel"), (Smoothed,)),
+  "evae": Objective(evae, ("recon", "kernel"), (EVAEPosterior,)),
 }
 
 
@@ -319,6 +325,6 @@ def term_names(objective: str, adversarial_loss: str) -> tuple[list, list]:
   return [*of_vae, "adversarial"], ["real", "fake"]
 
 
-def weighted(terms: Terms, weights: dict[str, float]) -> jax.Array:
+def weighted_sum(terms: Terms, weights: dict[str, float]) -> jax.Array:
   """sum over the names of `weights` of weight * term."""
   return sum(weight * terms[name] for name, weight in weights.items())

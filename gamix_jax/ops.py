@@ -51,18 +51,18 @@ def conv(
     # A product of matrices has another one for its gradient, three times as
     # fast as a convolution whose window is a whole image.
     if kernel.shape[:2] == (1, 1):
-      return conv_of_one_pixel(x, kernel, strides)
+      return conv1x1(x, kernel, strides)
     if kernel.shape[:2] == (3, 3) and tuple(strides) == (2, 2):
       before = _halving(x.shape, padding)
       if before is not None:
-        return conv_halving(x, kernel, before)
+        return conv3x3_stride2(x, kernel, before)
     if tuple(strides) == (1, 1) and _few_products_pay(x, kernel, padding):
-      return conv_with_few_products(x, kernel)
+      return conv3x3_winograd(x, kernel)
   return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
 
 def _few_products_pay(x, kernel, padding) -> bool:
-  """Whether `conv_with_few_products` fits, is exact enough and is faster."""
+  """Whether `conv3x3_winograd` fits, is exact enough and is faster."""
   _, h, w, _ = x.shape
   return (
     kernel.shape[:2] == (3, 3)
@@ -80,7 +80,7 @@ def _few_products_pay(x, kernel, padding) -> bool:
 
 
 @jax.custom_vjp
-def conv_with_few_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv3x3_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`conv` with a 3x3 kernel, stride 1 and SAME, and its gradients: winograd.
 
   Args:
@@ -110,7 +110,7 @@ def _halving(shape, padding) -> int | None:
   return of.get(padding if isinstance(padding, str) else tuple(padding))
 
 
-def conv_of_one_pixel(
+def conv1x1(
   x: jax.Array, kernel: jax.Array, strides: Sequence[int] = (1, 1)
 ) -> jax.Array:
   """`conv` with a 1x1 kernel as a product of matrices."""
@@ -119,7 +119,7 @@ def conv_of_one_pixel(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv_halving(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
+def conv3x3_stride2(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
   """`conv` with a 3x3 kernel and stride 2; the gradient to x by phases.
 
   Args:
@@ -150,7 +150,7 @@ def _strided_to_kernel(x, kernel, before, g):
 def strided_to_kernel_by_columns(
   x: jax.Array, before: int, g: jax.Array
 ) -> jax.Array:
-  """The gradient of `conv_halving` to its kernel, as one product of matrices.
+  """The kernel's gradient of `conv3x3_stride2`, as one product of matrices.
 
   Args:
     x: [b, 2h, 2w, c_in].
@@ -171,12 +171,12 @@ def strided_to_kernel_by_columns(
 
 
 def _halving_forward(x, kernel, before):
-  return conv_halving(x, kernel, before), (x, kernel)
+  return conv3x3_stride2(x, kernel, before), (x, kernel)
 
 
 def _halving_backward(before, saved, g):
   x, kernel = saved
-  to_x = doubling_by_phases(g, kernel, before)
+  to_x = conv_transpose_phases(g, kernel, before)
   return to_x, _strided_to_kernel(x, kernel, before, g)
 
 
@@ -221,7 +221,7 @@ def conv_transpose_by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Its gradients are those of the strided convolution that it is the transpose
   of.
   """
-  return doubling_by_phases(x, kernel, 0)
+  return conv_transpose_phases(x, kernel, 0)
 
 
 def _doubling_forward(x, kernel):
@@ -235,7 +235,7 @@ def _doubling_backward(saved, g):
   return _strided(g, kernel, 0), _strided_to_kernel(g, kernel, 0, x)
 
 
-def doubling_by_phases(
+def conv_transpose_phases(
   x: jax.Array, kernel: jax.Array, before: int
 ) -> jax.Array:
   """out[2j + k - before] += x[j] kernel[k], as four stride-1 convolutions.
@@ -275,6 +275,6 @@ def doubling_by_phases(
   return out.reshape(b, 2 * h, 2 * w, -1)
 
 
-conv_with_few_products.defvjp(_few_forward, _few_backward)
-conv_halving.defvjp(_halving_forward, _halving_backward)
+conv3x3_winograd.defvjp(_few_forward, _few_backward)
+conv3x3_stride2.defvjp(_halving_forward, _halving_backward)
 conv_transpose_by_phases.defvjp(_doubling_forward, _doubling_backward)

@@ -39,7 +39,7 @@ FLOOR = 1e-6
 
 def _moments(q: Posterior) -> tuple[jax.Array, jax.Array]:
   """Each image's mean and variance under its posterior, both [b, d]."""
-  weights, mu, var = q.centres()
+  weights, mu, var = q.components()
   mean = jnp.einsum("bk,bkd->bd", weights, mu)
   spread = var + jnp.square(mu - mean[:, None])
   return mean, jnp.einsum("bk,bkd->bd", weights, spread)
@@ -53,7 +53,7 @@ def _diagonal_kl(mean: jax.Array, var: jax.Array) -> jax.Array:
 
 def means(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The published form: moments of the posteriors' means alone."""
-  weights, mu, _ = q.centres()
+  weights, mu, _ = q.components()
   mean, between, _ = _biased_moments(weights, mu)
   # The floor keeps ln v and 1 / v finite where all codes are one.
   var = jnp.maximum(between, FLOOR)
@@ -62,7 +62,7 @@ def means(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def full(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`means` with the posteriors' variances in v: the mixture's variance."""
-  weights, mu, sigma2 = q.centres()
+  weights, mu, sigma2 = q.components()
   mean, between, weights = _biased_moments(weights, mu)
   var = between + jnp.einsum("bk,bkd->d", weights, sigma2)
   var = jnp.maximum(var, FLOOR)
@@ -91,7 +91,7 @@ def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   too, of the order of 1/n times the correlations. May be below 0 for a batch:
   its mean counts. Needs n of 4 or more.
   """
-  weights, mu, _ = q.centres()
+  weights, mu, _ = q.components()
   mean, within = _moments(q)
   n = mean.shape[0]
   m = jnp.mean(mean, axis=0)
@@ -195,7 +195,7 @@ def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   taken over pairs of different images, so that the batch's size does not enter.
   May be below 0 for a batch: its mean counts. Needs n of 2 or more.
   """
-  weights, mu, sigma2 = q.centres()
+  weights, mu, sigma2 = q.components()
   n, _, d = mu.shape
   mean = jnp.einsum("bk,bkd->bd", weights, mu)
   flat = mu.reshape(-1, d)

@@ -15,16 +15,16 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from gamix_jax import diagnose, objective
-from gamix_jax.mesh import Layout, replicated
-from gamix_jax.objective import Pass
+from gamix_jax import objective, train_metrics
+from gamix_jax.mesh import ShardingPlan, replicated
+from gamix_jax.objective import VAEOutput
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
-class Net:
+class NetworkState:
   """One network's arrays."""
 
   params: Any
@@ -46,14 +46,14 @@ class TrainState:
   """
 
   step: jax.Array
-  vae: Net
-  disc: Net
+  vae: NetworkState
+  disc: NetworkState
   ema: Any
   nonfinite: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class TrainSpec:
   """What does not change in a run: networks, optimisers, loss, seed.
 
   `draws` is 0 where the expectation over z is taken in closed form. `ramps` are
@@ -65,7 +65,7 @@ class Recipe:
   disc: nn.Module | None
   vae_optimizer: optax.GradientTransformation
   disc_optimizer: optax.GradientTransformation
-  terms: Callable  # Pass -> terms, info
+  terms: Callable  # VAEOutput -> terms, info
   vae_weights: dict[str, float]
   disc_weights: dict[str, float]
   reconstruction: str
@@ -84,27 +84,27 @@ class Recipe:
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
 
-def pixels(image: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def to_float(image: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
   """uint8 images to [-1, 1]; float images are in [-1, 1] already."""
   if image.dtype == jnp.uint8:
     return image.astype(dtype) / 127.5 - 1
   return image.astype(dtype)
 
 
-def init(recipe: Recipe) -> TrainState:
+def init(recipe: TrainSpec) -> TrainState:
   """The state before step 0, a function of the recipe's seed."""
   keys = jax.random.split(jax.random.key(recipe.seed), 3)
   x = jnp.zeros((1, *recipe.image_shape), recipe.dtype)
   variables = recipe.vae.init(keys[0], x, keys[2])
-  vae = Net(
+  vae = NetworkState(
     variables["params"],
     variables.get("batch_stats", {}),
     recipe.vae_optimizer.init(variables["params"]),
   )
-  disc = Net({}, {}, ())
+  disc = NetworkState({}, {}, ())
   if recipe.disc is not None:
     variables = recipe.disc.init(keys[1], x)
-    disc = Net(
+    disc = NetworkState(
       variables["params"],
       variables.get("batch_stats", {}),
       recipe.disc_optimizer.init(variables["params"]),
@@ -118,7 +118,7 @@ def init(recipe: Recipe) -> TrainState:
   )
 
 
-def _apply(module: nn.Module, params: Any, net: Net, *args, **kwargs):
+def _apply(module: nn.Module, params: Any, net: NetworkState, *args, **kwargs):
   """A network in training: its output and its new batch statistics."""
   out, new = module.apply(
     {"params": params, "batch_stats": net.batch_stats},
@@ -167,7 +167,7 @@ def _discriminate(recipe, params, net, x, x_hat, key):
   return real, by_draw(fake), stats
 
 
-def _ramped(recipe: Recipe, step: jax.Array) -> dict[str, Any]:
+def _ramped(recipe: TrainSpec, step: jax.Array) -> dict[str, Any]:
   """The VAE's weights at a step.
 
   A ramp grows linearly from 0 to the weight. That of `adversarial` begins when
@@ -184,7 +184,7 @@ def _ramped(recipe: Recipe, step: jax.Array) -> dict[str, Any]:
 
 
 def losses(
-  recipe: Recipe, state: TrainState, batch: Batch, params: tuple[Any, Any]
+  recipe: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
 ):
   """The forward pass: ((VAE's loss, discriminator's loss), all else).
 
@@ -195,7 +195,7 @@ def losses(
       standard noise to use (of the shape of the posterior's `noise_shape`).
     params: the VAE's and the discriminator's.
   """
-  x = pixels(batch["image"], recipe.dtype)
+  x = to_float(batch["image"], recipe.dtype)
   noise, dropout = jax.random.split(recipe.key(state.step))
   (q, z, w, x_hat), vae_stats = _apply(
     recipe.vae,
@@ -207,15 +207,17 @@ def losses(
     eps=batch.get("eps"),
     step=state.step,
   )
-  made = Pass(x, q, z, w, x_hat, recipe.vae_weights["recon"])
+  made = VAEOutput(x, q, z, w, x_hat, recipe.vae_weights["recon"])
   if recipe.draws == 0:
-    _, _, var = q.centres()
+    _, _, var = q.components()
     of_vae = {"params": params[0]}
     spread = recipe.vae.apply(of_vae, var[:, 0], method="variance")
     made = made.replace(spread=spread)
   terms, info = recipe.terms(made)
   disc_stats, disc_terms = {}, {}
-  metrics = diagnose.posterior(q) | diagnose.code(made, recipe.reconstruction)
+  metrics = train_metrics.posterior(q) | train_metrics.code(
+    made, recipe.reconstruction
+  )
   metrics |= info
   if recipe.disc is not None:
     image = objective.to_image(x_hat, recipe.reconstruction)
@@ -224,9 +226,9 @@ def losses(
     )
     disc_terms = objective.adversarial(real, fake, w, recipe.adversarial)
     terms["adversarial"] = disc_terms.pop("adversarial")
-    metrics |= diagnose.logits(real, fake, w)
-  vae_loss = objective.weighted(terms, _ramped(recipe, state.step))
-  disc_loss = objective.weighted(disc_terms, recipe.disc_weights)
+    metrics |= train_metrics.logits(real, fake, w)
+  vae_loss = objective.weighted_sum(terms, _ramped(recipe, state.step))
+  disc_loss = objective.weighted_sum(disc_terms, recipe.disc_weights)
   disc_loss = jnp.asarray(disc_loss, vae_loss.dtype)
   metrics |= {f"vae/{k}": v for k, v in terms.items()}
   metrics |= {f"disc/{k}": v for k, v in disc_terms.items()}
@@ -235,7 +237,10 @@ def losses(
 
 
 def gradients(
-  recipe: Recipe, state: TrainState, batch: Batch, layout: Layout | None = None
+  recipe: TrainSpec,
+  state: TrainState,
+  batch: Batch,
+  layout: ShardingPlan | None = None,
 ):
   """Gradients of each loss for its own network, and what else came of it.
 
@@ -244,7 +249,7 @@ def gradients(
   """
   params = (state.vae.params, state.disc.params)
   if layout is not None:
-    params = layout.whole(params)
+    params = layout.replicate(params)
   (vae_loss, disc_loss), pullback, aux = jax.vjp(
     partial(losses, recipe, state, batch), params, has_aux=True
   )
@@ -253,14 +258,16 @@ def gradients(
   disc_grads = pullback((zero, one))[0][1]
   grads = (vae_grads, disc_grads)
   if layout is not None:
-    grads = layout.spread(grads)
+    grads = layout.shard(grads)
   return (vae_loss, disc_loss), grads, aux
 
 
-def _update(net: Net, optimizer, grads, stats, keep: jax.Array) -> Net:
+def _update(
+  net: NetworkState, optimizer, grads, stats, keep: jax.Array
+) -> NetworkState:
   """The network after the update, or as it was where keep is False."""
   updates, opt_state = optimizer.update(grads, net.opt_state, net.params)
-  new = Net(optax.apply_updates(net.params, updates), stats, opt_state)
+  new = NetworkState(optax.apply_updates(net.params, updates), stats, opt_state)
   return _select(keep, new, net)
 
 
@@ -268,7 +275,7 @@ def _select(keep: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
 
 
-def _average(recipe: Recipe, state: TrainState, params: Any) -> Any:
+def _average(recipe: TrainSpec, state: TrainState, params: Any) -> Any:
   """ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
   t = state.step.astype(jnp.float32)
   decay = jnp.minimum(recipe.ema_decay, (1 + t) / (10 + t))
@@ -278,7 +285,10 @@ def _average(recipe: Recipe, state: TrainState, params: Any) -> Any:
 
 
 def train_step(
-  recipe: Recipe, state: TrainState, batch: Batch, layout: Layout | None = None
+  recipe: TrainSpec,
+  state: TrainState,
+  batch: Batch,
+  layout: ShardingPlan | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One step: a state in, a state out. Jit it with `state` donated.
 
@@ -327,33 +337,35 @@ def train_step(
   return state, metrics
 
 
-def jitted(recipe: Recipe, layout: Layout, **options: Any) -> Callable:
+def jit_train_step(
+  recipe: TrainSpec, layout: ShardingPlan, **options: Any
+) -> Callable:
   """`train_step` compiled for a layout: (state, batch) -> (state, metrics).
 
-  The state is donated, and the next one lies as it does; metrics are whole on
-  every device.
+  The state is donated, and the next one has its shardings; every device has the
+  complete metrics.
 
   Args:
     recipe: see `train_step`.
     layout: that of the state.
     **options: of `jax.jit`.
   """
-  lies = layout.of(jax.eval_shape(partial(init, recipe)))
+  shardings = layout.shardings(jax.eval_shape(partial(init, recipe)))
   return jax.jit(
     partial(train_step, recipe, layout=layout),
     donate_argnums=0,
-    out_shardings=(lies, replicated(layout.mesh)),
+    out_shardings=(shardings, replicated(layout.mesh)),
     **options,
   )
 
 
-def begin(recipe: Recipe, lies: Any) -> TrainState:
-  """`init`, compiled, with the shardings `lies` (of `Layout.of`)."""
+def init_sharded(recipe: TrainSpec, shardings: Any) -> TrainState:
+  """`init`, compiled, with these shardings (of `ShardingPlan.shardings`)."""
   # On a CPU the optimising passes take longer than what they speed up.
   cpu = jax.default_backend() == "cpu"
   return jax.jit(
     partial(init, recipe),
-    out_shardings=lies,
+    out_shardings=shardings,
     compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
   )()
 
@@ -366,9 +378,9 @@ def finite(state: TrainState) -> jax.Array:
 
 
 def eval_step(
-  recipe: Recipe, draws: int, params: Any, batch_stats: Any, batch: Batch
+  recipe: TrainSpec, draws: int, params: Any, batch_stats: Any, batch: Batch
 ) -> Metrics:
-  """Held-out numbers, one an image: see `diagnose.held_out`.
+  """Held-out numbers, one an image: see `train_metrics.held_out`.
 
   Args:
     recipe: the run's.
@@ -381,18 +393,18 @@ def eval_step(
   Returns:
     Those numbers, and "posterior", q(z | x) of the images.
   """
-  x = pixels(batch["image"], recipe.dtype)
+  x = to_float(batch["image"], recipe.dtype)
   key = jax.random.fold_in(recipe.key(batch["step"]), 1)
   bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
   posterior = bound.encode(x)
   q = bound.with_prior(posterior)
-  z, w = q.draws(key, draws)
+  z, w = q.sample(key, draws)
   # The mean and the draws through the decoder at once: one network to compile.
   x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))
   rest = {k: v for k, v in batch.items() if k not in ("image", "step")}
   rest["posterior"] = posterior
-  return rest | diagnose.held_out(
-    Pass(x, q, z, w, x_hat[1:]),
+  return rest | train_metrics.held_out(
+    VAEOutput(x, q, z, w, x_hat[1:]),
     x_hat[0],
     recipe.reconstruction,
     recipe.vae_weights["recon"],

@@ -14,7 +14,6 @@ from clu import parameter_overview
 from gamix_jax import (
   build,
   data,
-  health,
   hosts,
   malloc,
   mesh,
@@ -27,11 +26,12 @@ from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.examine import Examiner
 from gamix_jax.lock import Lock
+from gamix_jax.monitor import HealthMonitor
 from gamix_jax.profile import Profile
 from gamix_jax.progress import HELD_OUT, Progress
-from gamix_jax.writer import Unwritten, Writer
+from gamix_jax.validation import Validator
+from gamix_jax.writer import NullWriter, Writer
 
 # Steps that may be under way on the device: enough to hide the host, few
 # enough for the progress to be true and a signal to be answered.
@@ -39,19 +39,19 @@ IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
-class Loop:
+class Trainer:
   """What one run holds while it runs."""
 
   config: ConfigDict
-  recipe: step.Recipe
+  recipe: step.TrainSpec
   checkpoints: Checkpoints
-  writer: Writer | Unwritten
-  examiner: Examiner
+  writer: Writer | NullWriter
+  examiner: Validator
   progress: Progress
-  verdict: health.Verdict
+  monitor: HealthMonitor
   profile: Profile
 
-  def due(self, every: int, done: int) -> bool:
+  def is_due(self, every: int, done: int) -> bool:
     """Whether something is to be done after `done` steps; at the end, too."""
     return done % every == 0 or done == self.config.steps
 
@@ -63,7 +63,7 @@ class Loop:
     self.writer.scalars(done, scalars)
     self.writer.histograms(done, {k: v for k, v in metrics.items() if v.ndim})
     self.progress.show(done, scalars)
-    for line in self.verdict.of(done, scalars):
+    for line in self.monitor.messages(done, scalars):
       self.progress.say(line)
 
   def examine(self, done: int, state: step.TrainState) -> dict[str, float]:
@@ -117,10 +117,10 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
   path = paths.resolve(folder)
   lock = Lock(path)
-  hosts.by_first(lock.check)  # now, not only after all data are read
+  hosts.run_on_main(lock.check)  # now, not only after all data are read
   recipe = build.recipe(config)
-  devices = mesh.make(config.data.batch_size, config.mesh.fsdp)
-  layout = mesh.Layout(devices, config.mesh.fsdp_min_size)
+  devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
+  layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
   train_set = data.open(config.data, "train", config.seed)
   test_set = data.open(config.data, "test", config.seed)
@@ -136,28 +136,31 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
     Preemption() as preemption,
   ):
-    hosts.by_first(partial(workdir.claim, path, config, lock, fingerprint))
-    abstract = layout.on(jax.eval_shape(partial(step.init, recipe)))
-    _introduce(path, config, abstract, devices, train_set, test_set)
+    hosts.run_on_main(partial(workdir.prepare, path, config, lock, fingerprint))
+    abstract = layout.with_shardings(jax.eval_shape(partial(step.init, recipe)))
+    _log_setup(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
       compiling = beside.submit(_compile, recipe, config, abstract, layout)
-    begin, state = _begin(recipe, checkpoints, abstract, layout)
-    loop = Loop(
+    begin, state = _restore_or_init(recipe, checkpoints, abstract, layout)
+    loop = Trainer(
       config,
       recipe,
       checkpoints,
-      Writer(path, begin) if hosts.first() else Unwritten(),
-      Examiner(recipe, config, layout, test_set),
+      Writer(path, begin) if hosts.is_main_process() else NullWriter(),
+      Validator(recipe, config, layout, test_set),
       Progress(
-        begin, config.steps, config.data.batch_size, shown=hosts.first()
+        begin,
+        config.steps,
+        config.data.batch_size,
+        shown=hosts.is_main_process(),
       ),
-      health.Verdict(config, train_set.in_memory),
-      Profile(config, path, shown=hosts.first()),
+      HealthMonitor(config, train_set.in_memory),
+      Profile(config, path, shown=hosts.is_main_process()),
     )
     if loop.examiner.left_out:
-      _tell(loop.examiner.left_out)
+      _print_main(loop.examiner.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,
@@ -175,7 +178,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       loop.profile.close()
       loop.progress.close()
       loop.writer.close()
-  _conclude(path, config, numbers, checkpoints.latest(), loop.progress)
+  _log_result(path, config, numbers, checkpoints.latest(), loop.progress)
   return numbers
 
 
@@ -191,19 +194,19 @@ def _compile(recipe, config, abstract, layout):
   image = jax.ShapeDtypeStruct(
     (config.data.batch_size, *configs.image_shape(config)),
     np.uint8,
-    sharding=mesh.by_rows(layout.mesh),
+    sharding=mesh.batch_sharding(layout.mesh),
   )
-  train_step = step.jitted(recipe, layout)
+  train_step = step.jit_train_step(recipe, layout)
   return train_step.lower(abstract, {"image": image}).compile()
 
 
-def _begin(recipe, checkpoints, abstract, layout):
+def _restore_or_init(recipe, checkpoints, abstract, layout):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
-    _tell(f"Continuing at step {restored[0]}.")
+    _print_main(f"Continuing at step {restored[0]}.")
     return restored
-  return 0, step.begin(recipe, layout.of(abstract))
+  return 0, step.init_sharded(recipe, layout.shardings(abstract))
 
 
 def _prepare(loop, layout, compiling, state, batches):
@@ -238,12 +241,12 @@ def _run(
     loop.progress.advance(done)
 
     stop = preemption.reached(done)
-    if loop.due(config.log_every, done):
+    if loop.is_due(config.log_every, done):
       loop.report(done, metrics)
-    save = loop.due(config.checkpoint.every, done) or stop
+    save = loop.is_due(config.checkpoint.every, done) or stop
     numbers = {}
     best = save and config.checkpoint.keep_best and not stop
-    if loop.due(config.eval_every, done) or best:
+    if loop.is_due(config.eval_every, done) or best:
       numbers = loop.examine(done, state)
     if save:
       while in_flight:
@@ -291,25 +294,25 @@ def _check_weights(done: int, state: step.TrainState) -> None:
     )
 
 
-def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
+def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
   """What is about to be trained, and on what."""
   table = parameter_overview.get_parameter_overview(
     {"vae": abstract.vae.params, "disc": abstract.disc.params},
     include_stats=False,
     max_lines=None,
   )
-  if hosts.first():
+  if hosts.is_main_process():
     workdir.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape
   kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
   on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-  if hosts.several():
+  if hosts.is_multiprocess():
     on += f" in {jax.process_count()} processes"
   if (parts := config.mesh.fsdp) > 1:
     on += f", each copy of the state over {parts}"
-  _tell(
+  _print_main(
     f"Data       {config.data.source}: {len(train_set)} images to train on, "
     f"{len(test_set)} held out, {h}x{w}x{c}\n"
     f"Parameters {sum(counts.values()):,}: "
@@ -320,20 +323,22 @@ def _introduce(path, config, abstract, devices, train_set, test_set) -> None:
   )
 
 
-def _conclude(path, config, numbers, latest, progress) -> None:
+def _log_result(path, config, numbers, latest, progress) -> None:
   """The summary at the end."""
   word = "Done" if latest == config.steps else "Stopped"
-  _tell(f"{word}: step {latest} of {config.steps}, {progress.elapsed()}.")
+  _print_main(f"{word}: step {latest} of {config.steps}, {progress.elapsed()}.")
   if numbers:
     width = max(map(len, numbers))
     for name, value in numbers.items():
-      _tell(f"  {name:<{width}}  {value:.5g}")
-    _tell(f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints.")
+      _print_main(f"  {name:<{width}}  {value:.5g}")
+    _print_main(
+      f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints."
+    )
   else:
-    _tell("The same command continues it.")
+    _print_main("The same command continues it.")
 
 
-def _tell(line: str) -> None:
+def _print_main(line: str) -> None:
   """To the user, once for all processes."""
-  if hosts.first():
+  if hosts.is_main_process():
     print(line, flush=True)

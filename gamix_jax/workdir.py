@@ -67,7 +67,9 @@ def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
   return {k: v for k, v in differing.items() if k not in free}
 
 
-def claim(path: Path, config: ConfigDict, lock: Lock, fingerprint: str) -> None:
+def prepare(
+  path: Path, config: ConfigDict, lock: Lock, fingerprint: str
+) -> None:
   """Makes the folder this config's: new, or one that it was begun with.
 
   Args:
@@ -105,7 +107,7 @@ def check(path: Path, config: ConfigDict) -> None:
   """Refuses a folder that is not this config's; writes nothing.
 
   Raises:
-    UserError: as `claim`, of what the folder holds.
+    UserError: as `prepare`, of what the folder holds.
   """
   saved = path / "config.json"
   if saved.exists():

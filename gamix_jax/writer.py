@@ -44,7 +44,7 @@ class Writer:
     """
     self._folder = folder
     self._jsonl, self._events = folder / "metrics.jsonl", folder / "tensorboard"
-    _forget_after(self._jsonl, step)
+    _truncate_after(self._jsonl, step)
     with writing(self._jsonl):
       self._file = self._jsonl.open("ab", buffering=0)
     try:
@@ -126,7 +126,7 @@ class Writer:
       self._board.flush()
 
 
-class Unwritten:
+class NullWriter:
   """Of a process that is not the first: what it reports, the first writes."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -162,7 +162,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
   return row if whole else None
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _truncate_after(path: Path, step: int) -> None:
   """Keeps the lines up to a step, and no line that is damaged."""
   if not path.is_file():
     return

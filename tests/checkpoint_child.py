@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gamix_jax.checkpoint import Checkpoints, Preemption, sums
+from gamix_jax.checkpoint import Checkpoints, Preemption, checksums
 from gamix_jax.errors import UserError
 
 
@@ -73,7 +73,7 @@ def die(directory, where):
   if where == "delete":
     shutil.rmtree = half
   else:
-    setattr(sums, where, kill)
+    setattr(checksums, where, kill)
   store.save(2, sharded(mesh(1)))
   store.wait()
   say("alive")

@@ -120,7 +120,7 @@ def state_of(recipe, seed=0):
       for tree in (shape.params, shape.batch_stats)
     )
     slots = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape.opt_state)
-    return step.Net(params, stats, slots)
+    return step.NetworkState(params, stats, slots)
 
   vae = net(shapes.vae)
   return step.TrainState(

@@ -47,13 +47,16 @@ def config(form):
 def history(fsdp=1, form="debiased"):
   """{name: array} of all metrics and of the last state, and the program."""
   run = run_of(config(form))
-  grid = mesh.make(16, fsdp)
-  layout = mesh.Layout(grid, MIN_SIZE)
+  grid = mesh.create_mesh(16, fsdp)
+  layout = mesh.ShardingPlan(grid, MIN_SIZE)
   # A copy: what is donated may lie in the very buffers that it came from.
   state = jax.device_put(
-    jax.tree.map(np.array, run.state), layout.of(run.state)
+    jax.tree.map(np.array, run.state), layout.shardings(run.state)
   )
-  train, metrics = step.jitted(run.recipe, layout, compiler_options=QUICK), []
+  train, metrics = (
+    step.jit_train_step(run.recipe, layout, compiler_options=QUICK),
+    [],
+  )
   for t in range(STEPS):
     batch = {"image": np.asarray(images(run.config, t)["image"])}
     batch = mesh.global_batch(grid, batch)

@@ -38,12 +38,14 @@ def main():
   recipe = build.recipe(c)
   first, batch = jax.device_get((state_of(recipe), images(c)))
   one = jit(functools.partial(step.train_step, recipe))(first, batch)
-  grid = mesh.make(c.data.batch_size, 1)
-  layout = mesh.Layout(grid, c.mesh.fsdp_min_size)
-  state = jax.device_put(first, layout.of(first))
+  grid = mesh.create_mesh(c.data.batch_size, 1)
+  layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
+  state = jax.device_put(first, layout.shardings(first))
   spread = mesh.global_batch(grid, batch)
   assert len(spread["image"].sharding.device_set) == jax.device_count()
-  eight = step.jitted(recipe, layout, compiler_options=QUICK)(state, spread)
+  eight = step.jit_train_step(recipe, layout, compiler_options=QUICK)(
+    state, spread
+  )
   leaves = jax.tree_util.tree_leaves_with_path(one)
   for (path, leaf), other in zip(leaves, jax.tree.leaves(eight), strict=True):
     a, b = np.asarray(leaf), np.asarray(other)

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gamix_jax import examine, mesh, step, train
-from gamix_jax.checkpoint import sums
+from gamix_jax import mesh, step, train, validation
+from gamix_jax.checkpoint import checksums
 
 
 def die():
@@ -47,7 +47,7 @@ def arrays(count):
 
 def commit(count):
   """kill -9 in a save: its files are complete but for the sums and the name."""
-  after_calls(sums, "write", count, die, first=True)
+  after_calls(checksums, "write", count, die, first=True)
 
 
 def ask():
@@ -56,7 +56,7 @@ def ask():
 
 def looking(count):
   """SIGTERM in an evaluation."""
-  after_calls(examine.Examiner, "numbers", count, ask, first=True)
+  after_calls(validation.Validator, "numbers", count, ask, first=True)
 
 
 def compiling():
@@ -90,7 +90,7 @@ def batch(*at):
   mesh.global_batch = poisoned
 
   def with_floats(compiled, recipe, layout):
-    of_floats = step.jitted(recipe, layout)
+    of_floats = step.jit_train_step(recipe, layout)
 
     def stepped(state, batch):
       of = compiled if batch["image"].dtype == np.uint8 else of_floats

@@ -22,9 +22,9 @@ WHY = "the twin is written in PyTorch, an extra: pip install -e '.[bench]'"
 
 def twin():
   pytest.importorskip("torch", reason=WHY)
-  from benchmarks import torch_check, torch_twin
+  from benchmarks import torch_baseline, torch_check
 
-  return torch_check, torch_twin
+  return torch_check, torch_baseline
 
 
 VARIANTS = {
@@ -104,7 +104,7 @@ def test_a_twin_that_computes_something_else_is_not_timed(monkeypatch):
   check, of = twin()
   monkeypatch.setitem(check.LIMITS, "gradients", 0.0)
   monkeypatch.setattr(check, "STEPS", 1)
-  with pytest.raises(check.Disagree, match=r"gradients .*limit 0\.0"):
+  with pytest.raises(check.MismatchError, match=r"gradients .*limit 0\.0"):
     check.compare(
       small(model__norm="none", data__batch_size=2, **FLAT), of.Options()
     )
@@ -203,7 +203,7 @@ def test_growth_refuses_an_axis_it_has_not(program):
 
 
 def test_growth_changes_one_thing():
-  from benchmarks import growth
+  from benchmarks import scaling
 
   c = complete_config_of("digits")
   for axis, wanted in {
@@ -213,7 +213,7 @@ def test_growth_changes_one_thing():
     "latent": {"model.latent"},
     "devices": set(),
   }.items():
-    new, value = growth.changed(c, axis, 2)
+    new, value = scaling.changed(c, axis, 2)
     assert set(config.differences(c, new)) == wanted
     doubled = {
       "size": 2 * c.data.image_size,
@@ -223,16 +223,16 @@ def test_growth_changes_one_thing():
     assert value == doubled.get(axis, 2)
   for kind in ("mlp", "conv"):
     c.model.encoder = c.model.decoder = kind
-    new, _ = growth.changed(c, "latent", 2)
+    new, _ = scaling.changed(c, "latent", 2)
     assert set(config.differences(c, new)) == {"model.latent"}
   with pytest.raises(UserError, match=r"model.encoder='linear'"):
     c.model.encoder = "linear"
-    growth.changed(c, "latent", 2)
+    scaling.changed(c, "latent", 2)
   rows = [
     dict(value=v, ms=3.0 * v, hand=2.0 * v, mebibytes=1.0 + v)
     for v in (1, 2, 4)
   ]
-  assert growth.law("batch", rows) == (
+  assert scaling.law("batch", rows) == (
     "batch: time ~ batch^1.00, arithmetic ~ batch^1.00; "
     "memory 1 + 1 MiB for each image, off by 0% at most"
   )

@@ -29,9 +29,9 @@ import pytest
 from gamix_jax.checkpoint import (
   Checkpoints,
   Preemption,
+  checksums,
   leaves,
   preemption,
-  sums,
 )
 from gamix_jax.errors import UserError
 
@@ -72,7 +72,7 @@ ABSTRACT = jax.eval_shape(make)
 def equal(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   a, b = leaves.flatten(a), leaves.flatten(b)
-  assert [n for n in a if not leaves.same(a[n], b[n])] == []
+  assert [n for n in a if not leaves.bitwise_equal(a[n], b[n])] == []
 
 
 @pytest.fixture
@@ -232,13 +232,13 @@ def test_two_processes_to_one(tmp_path):
 def test_sums_are_what_sha256sum_says(three):
   for step in "123":
     subprocess.run(
-      ["sha256sum", "--strict", "--quiet", "-c", sums.NAME],
+      ["sha256sum", "--strict", "--quiet", "-c", checksums.NAME],
       cwd=three / step,
       check=True,
     )
-    listed = (three / step / sums.NAME).read_text().split()[1::2]
+    listed = (three / step / checksums.NAME).read_text().split()[1::2]
     found = [str(p.relative_to(three / step)) for p in files_of(three / step)]
-    assert sorted([*listed, sums.NAME]) == found
+    assert sorted([*listed, checksums.NAME]) == found
 
 
 def truncate(path):
@@ -257,28 +257,30 @@ def test_damage_to_any_file_is_noticed(copy, caplog, damage):
     assert "step 3" in line
     name = str(path.relative_to(copy / "3"))
     # A changed list of sums may as well accuse the file it names.
-    assert name in line or path.name == sums.NAME
+    assert name in line or path.name == checksums.NAME
     path.write_bytes(before)
   equal(state, make(2))
   assert Checkpoints(copy, keep=3).restore(ABSTRACT)[0] == 3
 
 
 def test_every_bit_of_the_sums_counts(copy):
-  path = copy / "3" / sums.NAME
+  path = copy / "3" / checksums.NAME
   before = path.read_bytes()
   at = random.Random(0).sample(range(8 * len(before)), 300)
   for bit in at:
     data = bytearray(before)
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
-    assert sums.fault(copy / "3"), bit
+    assert checksums.verify(copy / "3"), bit
   for end in range(0, len(before), 7):
     path.write_bytes(before[:end])
-    assert sums.fault(copy / "3"), end
+    assert checksums.verify(copy / "3"), end
   path.write_bytes(before)
-  assert sums.fault(copy / "3") is None
+  assert checksums.verify(copy / "3") is None
   (copy / "3" / "state" / "more").write_text("")
-  assert sums.fault(copy / "3") == f"state/more is not in {sums.NAME}"
+  assert (
+    checksums.verify(copy / "3") == f"state/more is not in {checksums.NAME}"
+  )
 
 
 def test_falls_back_step_by_step_then_says_so(copy, caplog):
@@ -387,7 +389,7 @@ def test_the_old_go_only_when_the_new_is_complete(tmp_path, monkeypatch):
       raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-      patch.setattr(sums, "write", full)
+      patch.setattr(checksums, "write", full)
       store.save(2, make(2))
       with pytest.raises(UserError) as told:
         store.wait()
@@ -405,7 +407,7 @@ def test_a_fault_of_ours_is_not_dressed_up(tmp_path, monkeypatch):
   def broken(directory):
     raise ZeroDivisionError
 
-  monkeypatch.setattr(sums, "write", broken)
+  monkeypatch.setattr(checksums, "write", broken)
   store = Checkpoints(tmp_path, keep=1)
   store.save(1, make(1))
   with pytest.raises(ZeroDivisionError):
@@ -474,7 +476,7 @@ def test_a_newer_format_is_refused(copy):
   about = json.loads(path.read_text())
   about["format"] += 1
   path.write_text(json.dumps(about))
-  sums.write(copy / "3")
+  checksums.write(copy / "3")
   with pytest.raises(UserError, match="format 2, this program knows 1"):
     Checkpoints(copy, keep=3).restore(ABSTRACT)
 

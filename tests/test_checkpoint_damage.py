@@ -13,7 +13,7 @@ import pytest
 from damage import damages
 from test_checkpoint import equal, files_of
 
-from gamix_jax.checkpoint import Checkpoints, content, reader, sums
+from gamix_jax.checkpoint import Checkpoints, checksums, content, reader
 from gamix_jax.checkpoint.reader import Reader
 from gamix_jax.errors import UserError
 
@@ -103,9 +103,9 @@ def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
   step = copy / "2"
   LOST[what](step)
   if summed and what != "everything":  # of no files there are no sums
-    sums.write(reader.epath.Path(step))
-    assert sums.fault(reader.epath.Path(step)) is None
-    assert content.fault(reader.epath.Path(step)) is not None
+    checksums.write(reader.epath.Path(step))
+    assert checksums.verify(reader.epath.Path(step)) is None
+    assert content.verify(reader.epath.Path(step)) is not None
   with Checkpoints(copy, keep=3) as store:
     found, state = store.restore(ABSTRACT)
     assert found == 1
@@ -138,12 +138,12 @@ def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
   tmp_path, monkeypatch
 ):
   """As when another program deletes files while they are being written."""
-  write_sums = sums.write
+  write_sums = checksums.write
 
   def lose(folder):
     raise AssertionError(f"{folder} is not whole")
 
-  find = content.fault
+  find = content.verify
 
   def lose_first(folder):
     shutil.rmtree(folder / "state" / "ocdbt.process_0")
@@ -152,13 +152,13 @@ def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
   with Checkpoints(tmp_path, keep=1) as store:
     store.save(1, make(1))
     store.wait()
-    monkeypatch.setattr(content, "fault", lose_first)
-    monkeypatch.setattr(sums, "write", lose)
+    monkeypatch.setattr(content, "verify", lose_first)
+    monkeypatch.setattr(checksums, "write", lose)
     store.save(2, make(2))
     with pytest.raises(UserError, match="came out incomplete"):
       store.wait()
-    monkeypatch.setattr(content, "fault", find)
-    monkeypatch.setattr(sums, "write", write_sums)
+    monkeypatch.setattr(content, "verify", find)
+    monkeypatch.setattr(checksums, "write", write_sums)
     assert store.restore(ABSTRACT)[0] == 1
   assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
@@ -173,9 +173,9 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
     n = COPIES // len(files) + 1
     for data in damages(whole, n, seed=i):
       path.write_bytes(data)
-      saved = (step / sums.NAME).read_bytes()
-      if summed and path.name != sums.NAME:
-        sums.write(reader.epath.Path(step))
+      saved = (step / checksums.NAME).read_bytes()
+      if summed and path.name != checksums.NAME:
+        checksums.write(reader.epath.Path(step))
       with Checkpoints(copy, keep=3) as store:
         try:
           found, state = store.restore(ABSTRACT)
@@ -185,7 +185,7 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
           changed += found == 1
           if not summed or found == 1:
             equal(state, make(found))
-      (step / sums.NAME).write_bytes(saved)
+      (step / checksums.NAME).write_bytes(saved)
       path.write_bytes(whole)
   assert changed > COPIES / 10
 

@@ -22,11 +22,11 @@ from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
 
 from gamix_jax import config, objective, presets
-from gamix_jax.compare import figure, judge, report
+from gamix_jax.compare import evaluate_run, figure, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
-from gamix_jax.evaluate import settings, subject
+from gamix_jax.evaluate import eval_inputs, settings
 from gamix_jax.posterior import HEADS
 
 # ------------------------------------------------------------ families
@@ -366,7 +366,10 @@ MADE_UP = {
 
 
 def test_table_of_made_up_results():
-  lines = [report.Quantity("elbo", "E", ""), report.Quantity("mae", "M", "")]
+  lines = [
+    report.MetricSpec("elbo", "E", ""),
+    report.MetricSpec("mae", "M", ""),
+  ]
   assert report.table(lines, MADE_UP, ["a/x", "b/y"]) == (
     "|  | a/x | b/y |\n"
     "| --- | ---: | ---: |\n"
@@ -386,39 +389,39 @@ def test_seconds_a_step(tmp_path):
   rows += [{"step": 2, speed: v} for v in (16.0, 80.0, 32.0)]
   log = tmp_path / "metrics.jsonl"
   log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-  assert judge._seconds_a_step(tmp_path, 8) == 0.25
+  assert evaluate_run._seconds_a_step(tmp_path, 8) == 0.25
   log.write_text(json.dumps(rows[0]) + "\n")
-  assert judge._seconds_a_step(tmp_path, 8) == pytest.approx(80)
+  assert evaluate_run._seconds_a_step(tmp_path, 8) == pytest.approx(80)
 
 
 def test_finished(tmp_path):
   """By this config alone; a key that the results are too old for is none."""
   c = whole()
-  assert judge.finished(tmp_path, c) is None
-  path = tmp_path / judge.RESULTS
+  assert evaluate_run.finished(tmp_path, c) is None
+  path = tmp_path / evaluate_run.RESULTS
   values = config.flat(c)
   del values["ramp.collapse_penalty"]
   found = {"config": values, "numbers": {"mae": 1.0}}
   path.write_text(json.dumps(found))
-  assert judge.finished(tmp_path, c) is None  # of unknown features
-  found["protocol"] = dict.fromkeys(judge.PROTOCOL, 1)
+  assert evaluate_run.finished(tmp_path, c) is None  # of unknown features
+  found["protocol"] = dict.fromkeys(evaluate_run.PROTOCOL, 1)
   path.write_text(json.dumps(found))
-  assert judge.finished(tmp_path, c) is None  # it has no pictures
-  for name in (judge.STRIP, judge.ORIGINALS):
+  assert evaluate_run.finished(tmp_path, c) is None  # it has no pictures
+  for name in (evaluate_run.STRIP, evaluate_run.ORIGINALS):
     Image.new("L", (8, 8)).save(tmp_path / name)
-  assert judge.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
+  assert evaluate_run.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
   for text in damages(path.read_bytes(), 100):
     path.write_bytes(text)
-    result = judge.finished(tmp_path, c)
-    assert result is None or set(result["protocol"]) == judge.PROTOCOL
+    result = evaluate_run.finished(tmp_path, c)
+    assert result is None or set(result["protocol"]) == evaluate_run.PROTOCOL
   path.write_text(json.dumps(found | {"numbers": {"mae": None}}))
-  assert judge.finished(tmp_path, c) is None
+  assert evaluate_run.finished(tmp_path, c) is None
   path.write_text(json.dumps(found))
   c.eval_draws += 1
-  assert judge.finished(tmp_path, c) is None
+  assert evaluate_run.finished(tmp_path, c) is None
   for text in ("{", "{}", "[]", "null", '{"config": {"no such key": 1}}'):
     path.write_text(text)
-    assert judge.finished(tmp_path, c) is None
+    assert evaluate_run.finished(tmp_path, c) is None
 
 
 def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
@@ -431,14 +434,14 @@ def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
 
   monkeypatch.setattr(figure.Figure, "savefig", full)
   folders = {"a/x": None, "b/y": tmp_path}
-  for name in (judge.STRIP, judge.ORIGINALS):
+  for name in (evaluate_run.STRIP, evaluate_run.ORIGINALS):
     Image.new("L", (20, 10)).save(tmp_path / name)
   with pytest.raises(OSError, match="full"):
     panels = {"E": {"a/x": [1.0, 2.0], "b/y": []}}
     figure.save(tmp_path / "compare.png", panels, folders, {})
   assert (tmp_path / "compare.png").read_bytes() == b"old"
   left = {p.name for p in tmp_path.iterdir()}
-  assert left == {"compare.png", judge.STRIP, judge.ORIGINALS}
+  assert left == {"compare.png", evaluate_run.STRIP, evaluate_run.ORIGINALS}
 
 
 # ------------------------------------------------------------ the front
@@ -727,15 +730,15 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
   # other options, would not learn the very same bits.
   (run / "eval").mkdir()
   shutil.copy(kept, run / "eval")
-  own = subject.Subject(run, settings.base().eval)
-  found = json.loads((run / judge.RESULTS).read_text())
+  own = eval_inputs.Subject(run, settings.base().eval)
+  found = json.loads((run / evaluate_run.RESULTS).read_text())
   assert found["protocol"]["features"] == own.features.name
   assert found["protocol"]["features_sha256"] == own.features.sha256
   assert found["protocol"]["used_images"] == len(own.images) == 332
   model, real = own.model, own.look(own.images.x).features
   for kind, made in {
     "reconstructions": model.reconstruct(own.images.x),
-    "samples": model.sample(jax.random.key(judge.KEY), 332),
+    "samples": model.sample(jax.random.key(evaluate_run.KEY), 332),
   }.items():
     seen = own.look((332, lambda rows, made=made: made[rows])).features
     a, b = (np.asarray(v, np.float64) for v in (real, seen))

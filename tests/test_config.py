@@ -257,7 +257,10 @@ def test_accepted():
     (dict(dtype="float64"), "JAX_ENABLE_X64"),
     (dict(model__norm="instance"), "affine, batch, group, none"),
     (dict(model__decoder="dense"), "resnet, conv, mlp, linear"),
-    (dict(model__encoder="dense", model__bottleneck_channels=3), "resnet, conv"),
+    (
+      dict(model__encoder="dense", model__bottleneck_channels=3),
+      "resnet, conv",
+    ),
     (dict(model__input_norm="batch"), "layer, none"),
     (dict(data__batch_size=1), "2 or more"),
     (dict(objective__population="cov"), "means, full"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gamix_jax import data
 from gamix_jax.data.batches import gather
-from gamix_jax.data.order import Order
+from gamix_jax.data.index_sampler import IndexSampler
 from gamix_jax.errors import UserError
 
 
@@ -71,7 +71,7 @@ def test_shapes(dataset):
 
 
 def test_the_rows_are_the_images_mirrored_or_not(dataset):
-  order = Order(len(dataset), 8, 3, shuffle=True, flip=True)
+  order = IndexSampler(len(dataset), 8, 3, shuffle=True, flip=True)
   for t, batch in enumerate(take(dataset, 9)):
     for row, (i, flip) in enumerate(
       zip(order.rows(t), order.flips(t), strict=True)
@@ -85,7 +85,7 @@ def test_the_rows_are_the_images_mirrored_or_not(dataset):
 
 def test_every_epoch_is_a_permutation():
   for n, b in ((27, 8), (8, 8), (5, 16), (1, 4), (1000, 64)):
-    order = Order(n, b, 0, shuffle=True, flip=False)
+    order = IndexSampler(n, b, 0, shuffle=True, flip=False)
     steps = -(-4 * n // b)
     seen = np.concatenate([order.rows(t) for t in range(steps)])[: 4 * n]
     epochs = seen.reshape(4, n)
@@ -94,14 +94,16 @@ def test_every_epoch_is_a_permutation():
       assert (epochs[0] != epochs[1]).any()
     # Any step by itself, in any order.
     for t in (steps - 1, 0, steps // 2):
-      again = Order(n, b, 0, shuffle=True, flip=False).rows(t)
+      again = IndexSampler(n, b, 0, shuffle=True, flip=False).rows(t)
       np.testing.assert_array_equal(
         again[: 4 * n - t * b], seen[t * b : t * b + b]
       )
 
 
 def test_the_seed_counts():
-  rows = [Order(99, 9, s, shuffle=True, flip=True).rows(0) for s in (0, 1, -1)]
+  rows = [
+    IndexSampler(99, 9, s, shuffle=True, flip=True).rows(0) for s in (0, 1, -1)
+  ]
   assert len({r.tobytes() for r in rows}) == 3
 
 

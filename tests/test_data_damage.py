@@ -14,7 +14,7 @@ from test_data_idx import idx
 from test_data_sources import pixels, says, section
 
 from gamix_jax import data
-from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.decode import BrokenImage, ImageTransform
 from gamix_jax.errors import UserError
 
 TIMES = 500
@@ -143,7 +143,7 @@ def encode(image, form, **how):
 
 
 def whole(h, w, c=3):
-  return Prepare((h, w, c), "none", "area")
+  return ImageTransform((h, w, c), "none", "area")
 
 
 SMALL = Image.fromarray(
@@ -213,7 +213,7 @@ def test_no_memory_is_said(tmp_path, monkeypatch):
   def fail(*args):
     raise MemoryError
 
-  monkeypatch.setattr(Prepare, "_decode", fail)
+  monkeypatch.setattr(ImageTransform, "_decode", fail)
   says(lambda: dataset[0], dataset._source.name(0), "data.max_pixels")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.decode import BrokenImage, ImageTransform
 
 
 def picture(h=48, w=64, seed=0):
@@ -27,7 +27,7 @@ def encode(image, form, **how):
 
 
 def as_is(h, w, c=3):
-  return Prepare((h, w, c), "none", "area")
+  return ImageTransform((h, w, c), "none", "area")
 
 
 def difference(a, b):
@@ -56,7 +56,7 @@ def test_area_is_the_mean_of_blocks():
 @pytest.mark.parametrize("resize", ["area", "linear", "cubic", "nearest"])
 def test_enlarging_keeps_the_picture(resize):
   image = picture(32, 32)
-  got = Prepare((64, 64, 3), "none", resize)(image)
+  got = ImageTransform((64, 64, 3), "none", resize)(image)
   assert got.shape == (64, 64, 3)
   back = got.reshape(32, 2, 32, 2, 3).mean((1, 3))
   assert np.abs(back - image).mean() < 4
@@ -65,7 +65,7 @@ def test_enlarging_keeps_the_picture(resize):
 def test_the_four_resizes_differ():
   image = picture(40, 40)
   made = [
-    Prepare((16, 16, 3), "none", r)(image).tobytes()
+    ImageTransform((16, 16, 3), "none", r)(image).tobytes()
     for r in ("area", "linear", "cubic", "nearest")
   ]
   assert len(set(made)) == 4
@@ -74,17 +74,17 @@ def test_the_four_resizes_differ():
 def test_crops():
   image = picture(40, 60)
   np.testing.assert_array_equal(
-    Prepare((40, 40, 3), "square", "area")(image), image[:, 10:50]
+    ImageTransform((40, 40, 3), "square", "area")(image), image[:, 10:50]
   )
   np.testing.assert_array_equal(
-    Prepare((20, 20, 3), 20, "area")(image), image[10:30, 20:40]
+    ImageTransform((20, 20, 3), 20, "area")(image), image[10:30, 20:40]
   )
   # Of the target's shape, and no larger than the image.
   np.testing.assert_array_equal(
-    Prepare((20, 60, 3), "square", "area")(image), image[10:30]
+    ImageTransform((20, 60, 3), "square", "area")(image), image[10:30]
   )
   np.testing.assert_array_equal(
-    Prepare((40, 40, 3), 1000, "area")(image), image[:, 10:50]
+    ImageTransform((40, 40, 3), 1000, "area")(image), image[:, 10:50]
   )
 
 
@@ -109,12 +109,14 @@ def test_a_large_jpeg_is_decoded_smaller(monkeypatch):
     return load(file)
 
   monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", spy)
-  got = Prepare((32, 32, 3), "square", "area")(raw)
+  got = ImageTransform((32, 32, 3), "square", "area")(raw)
   assert set(sizes) == {(80, 64)}  # an eighth, and twice the target
   whole = np.asarray(Image.open(io.BytesIO(raw)))
-  assert difference(got, Prepare((32, 32, 3), "square", "area")(whole)) <= 3
+  assert (
+    difference(got, ImageTransform((32, 32, 3), "square", "area")(whole)) <= 3
+  )
   sizes.clear()
-  Prepare((32, 32, 3), "square", "linear")(raw)  # looks at single pixels
+  ImageTransform((32, 32, 3), "square", "linear")(raw)  # looks at single pixels
   assert set(sizes) == {(640, 512)}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gamix_jax import config, data
 from gamix_jax.data import cache as cache_lib
-from gamix_jax.data.sources import held_out
+from gamix_jax.data.sources import hash_split
 from gamix_jax.errors import UserError
 
 
@@ -102,12 +102,14 @@ def test_synthetic():
 
 def test_held_out_is_stable():
   names = [f"a/{i}.png" for i in range(2000)]
-  test = held_out("here", names, 0.2)
+  test = hash_split("here", names, 0.2)
   assert 0.17 < test.mean() < 0.23
-  np.testing.assert_array_equal(test[:900], held_out("here", names[:900], 0.2))
+  np.testing.assert_array_equal(
+    test[:900], hash_split("here", names[:900], 0.2)
+  )
   assert (
-    held_out("here", names[:2], 0.01).sum()
-    == held_out("here", names[:2], 0.99).sum()
+    hash_split("here", names[:2], 0.01).sum()
+    == hash_split("here", names[:2], 0.99).sum()
     == 1
   )
 

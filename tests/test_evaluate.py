@@ -16,7 +16,7 @@ from gamix_jax import config as configs
 from gamix_jax import data
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import report, settings
-from gamix_jax.evaluate.numbers import Numbers
+from gamix_jax.evaluate.results import Results
 
 DIGIT = 0  # that is held out
 TRAINING = shlex.split("""
@@ -164,7 +164,7 @@ def test_fewer_images_than_latents(judged, program, tmp_path):
 
 
 def test_what_is_not_defined_has_a_reason():
-  found = Numbers({"seed": 0})
+  found = Results({"seed": 0})
   found.add("mae", (float("nan"), 1.0))
 
   def refuse():

@@ -13,9 +13,9 @@ from conftest import FLAT, elbo, save_run, small, state_of
 import gamix_jax
 from gamix_jax import build
 from gamix_jax.errors import UserError
-from gamix_jax.evaluate import measure, report, settings, subject
+from gamix_jax.evaluate import eval_inputs, report, run_metrics, settings
 from gamix_jax.explore import view
-from gamix_jax.generate import content
+from gamix_jax.generate import renderers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -45,7 +45,9 @@ def judged(run, **own):
   e = settings.base()
   e.eval.update(QUICK | own)
   settings.check(e)
-  measured = measure.Measured(subject.Subject(run, e.eval), lambda line: None)
+  measured = run_metrics.EvalRun(
+    eval_inputs.EvalInputs(run, e.eval), lambda line: None
+  )
   report.write(run / "eval", measured)
   text = (run / "eval" / "metrics.json").read_text()
   assert "NaN" not in text and "Infinity" not in text
@@ -177,10 +179,10 @@ def test_pictures_of_few_images(tmp_path, n, same):
   for what, asked in KINDS.items():
     out = tmp_path / f"{what}.{'gif' if what == 'walk' else 'png'}"
     new = NEW if what in ("samples", "walk") else {}
-    content.make(str(run), what, str(out), **asked, **new)
+    renderers.make(str(run), what, str(out), **asked, **new)
     assert out.stat().st_size > 100
   with pytest.raises(UserError, match="A map wants 4 images"):
-    content.make(
+    renderers.make(
       str(run), "map", f"{tmp_path}/m.png", n=None, method="pca", seed=0
     )
 
@@ -189,7 +191,7 @@ def test_a_map_and_a_page_of_images_that_are_all_the_same(tmp_path):
   run = make(tmp_path / "a", noise(4, same=True), noise(6))
   for method in ("pca", "tsne"):
     out = tmp_path / f"{method}.png"
-    content.make(str(run), "map", str(out), n=None, method=method, seed=0)
+    renderers.make(str(run), "map", str(out), n=None, method=method, seed=0)
     assert out.stat().st_size > 100
   model = gamix_jax.load(run)
   page = view.View(model, view.held_out(model))

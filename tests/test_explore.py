@@ -20,7 +20,7 @@ from program import ROOT, assert_refused, noise
 import gamix_jax
 from gamix_jax import build
 from gamix_jax.errors import UserError
-from gamix_jax.explore import page, view
+from gamix_jax.explore import app, view
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -148,7 +148,7 @@ def test_uploads_that_are_refused(shown, tmp_path, monkeypatch):
 def test_gradio_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "gradio", None)
   with pytest.raises(UserError, match=r"pip install.*\.\[explore\]"):
-    page.gradio()
+    app.gradio()
 
 
 def test_flags_that_are_refused(program):

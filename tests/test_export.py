@@ -16,10 +16,10 @@ from damage import damages
 from program import ROOT, assert_refused
 
 import gamix_jax
-from gamix_jax import build, posterior, weights
+from gamix_jax import build, posterior, safetensors_io
 from gamix_jax import export as exporting
 from gamix_jax.errors import UserError
-from gamix_jax.export import artifact, functions
+from gamix_jax.export import serialize, signatures
 
 SHAPE = (8, 8, 1)
 
@@ -49,7 +49,7 @@ def images():
 def exported(model, tmp_path_factory):
   """Both parts as stablehlo, and the whole as safetensors."""
   out = tmp_path_factory.mktemp("exported") / "new"
-  for what in functions.PARTS:
+  for what in signatures.PARTS:
     exporting.export(model, what, "stablehlo", out)
   exporting.export(model, "model", "safetensors", out)
   return out
@@ -58,7 +58,7 @@ def exported(model, tmp_path_factory):
 def expected(model, x):
   """The encoder's outputs by the posterior's own methods, in float64."""
   q = model.encode(x)
-  w, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  w, mu, var = (np.asarray(v, np.float64) for v in q.components())
   mean = np.einsum("bk,bkd->bd", w, mu)
   square = np.einsum("bk,bkd->bd", w, var + mu**2)
   return {
@@ -142,20 +142,20 @@ def test_mean_and_variance_for_every_family():
     (posterior.Gaussian(mu, logvar), mu, var),
     (posterior.Epanechnikov(mu, logvar), mu, var),
     (
-      posterior.Smoothed(mu, logvar, 0.5, True),
+      posterior.EVAEPosterior(mu, logvar, 0.5, True),
       b * mu,
       b**2 * var + 0.5**2 / 12,
     ),
     (posterior.Poisson(logvar, mu), var, var),
   ]
   for q, mean, variance in families:
-    out = functions.describe(q)
+    out = signatures.describe(q)
     assert out.keys() == {"mean", "variance"}
     np.testing.assert_allclose(out["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(out["variance"], variance, rtol=1e-5)
   # Of a mixture, by draws of NumPy.
   logits, mu, logvar = normal(1, 4), normal(1, 4, 3), normal(1, 4, 3)
-  out = functions.describe(posterior.Mixture(logits, mu, logvar))
+  out = signatures.describe(posterior.Mixture(logits, mu, logvar))
   pi = np.exp(logits[0]) / np.exp(logits[0]).sum()
   np.testing.assert_allclose(out["weights"][0], pi, rtol=1e-5)
   k = rng.choice(4, 200_000, p=pi)
@@ -175,8 +175,8 @@ def _off(make, part):
 
 def test_other_numbers_are_not_written(model, tmp_path, monkeypatch, exported):
   before = {f: f.read_bytes() for f in exported.iterdir()}
-  make = artifact.MAKERS["stablehlo"]
-  monkeypatch.setitem(artifact.MAKERS, "stablehlo", partial(_off, make))
+  make = serialize.MAKERS["stablehlo"]
+  monkeypatch.setitem(serialize.MAKERS, "stablehlo", partial(_off, make))
   for out in (tmp_path / "new" / "folder", exported):
     with pytest.raises(UserError, match="differs from the model by 0"):
       exporting.export(model, "decoder", "stablehlo", out)
@@ -199,7 +199,7 @@ def test_bfloat16_is_compared_as_such(tmp_path):
   # The logits of bernoulli, as the image that they stand for.
   wanted = np.tanh(model.decode(z, raw=True) / 2)
   np.testing.assert_allclose(out, wanted, atol=0.03)
-  in_full = functions.in_float32(model)
+  in_full = signatures.in_float32(model)
   assert in_full.config.dtype == "float32" != model.config.dtype
   off = np.abs(in_full.decode(z) - model.decode(z)).max()
   assert 0 < off < 0.03
@@ -209,7 +209,7 @@ def test_onnx(model, tmp_path, images):
   reason = "pip install '.[onnx]' has it tested"
   pytest.importorskip("jax2onnx", reason=reason)
   runtime = pytest.importorskip("onnxruntime", reason=reason)
-  for what in functions.PARTS:
+  for what in signatures.PARTS:
     exporting.export(model, what, "onnx", tmp_path)
   about = json.loads((tmp_path / "decoder.onnx.json").read_text())
   assert about["versions"].keys() >= {"jax2onnx", "onnxruntime"}
@@ -243,22 +243,22 @@ def test_safetensors_are_the_model_bit_for_bit(run, model, exported, images):
   from safetensors.numpy import load_file
 
   arrays = load_file(exported / "model.safetensors")
-  params = functions.variables(model)["vae"]["params"]
+  params = signatures.variables(model)["vae"]["params"]
   kernel = params["decoder"]["dense"]["kernel"]
   name = "vae.params.decoder.dense.kernel"
   np.testing.assert_array_equal(arrays[name], kernel)
   # What is exported into a workdir is not opened in its checkpoints' place.
   raw = gamix_jax.load(run, "raw")
   exporting.export(raw, "model", "safetensors", run)
-  opened = functions.variables(gamix_jax.load(run))
-  conftest.assert_same(opened, functions.variables(model))
+  opened = signatures.variables(gamix_jax.load(run))
+  conftest.assert_same(opened, signatures.variables(model))
 
 
 def test_parts_hold_their_arrays(model, tmp_path):
   names = {}
-  for what in weights.PARTS:
+  for what in safetensors_io.PARTS:
     exporting.export(model, what, "safetensors", tmp_path / what)
-    names[what], header = weights.contents(
+    names[what], header = safetensors_io.contents(
       tmp_path / what / f"{what}.safetensors"
     )
     assert (header["what"], header["step"]) == (what, "5")

@@ -37,7 +37,7 @@ from program import ROOT, SMALL, files, hundred, numbers, rows
 from test_resume import arrays
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import Checkpoints, sums
+from gamix_jax.checkpoint import Checkpoints, checksums
 from gamix_jax.errors import UserError
 from gamix_jax.step import finite
 
@@ -80,7 +80,7 @@ def assert_whole(workdir):
   assert leftovers(workdir) == []
   steps = complete(workdir)
   for done in steps:
-    assert sums.fault(workdir / "checkpoints" / str(done)) is None
+    assert checksums.verify(workdir / "checkpoints" / str(done)) is None
   return max(steps)
 
 
@@ -438,7 +438,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog, number, told):
   def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(sums, "write", full)
+  monkeypatch.setattr(checksums, "write", full)
   store = Checkpoints(tmp_path / "checkpoints", keep=1)
   with pytest.raises(UserError, match="numbers"), store:
     store.save(1, {"x": jnp.zeros(2)})
@@ -454,7 +454,9 @@ def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):
   waited = []
   monkeypatch.setattr(store, "wait", lambda: waited.append(1))
   for several in (True, False):
-    monkeypatch.setattr(hosts, "several", lambda several=several: several)
+    monkeypatch.setattr(
+      hosts, "is_multiprocess", lambda several=several: several
+    )
     with pytest.raises(jax.errors.JaxRuntimeError), store:
       raise jax.errors.JaxRuntimeError("Gloo: connection closed by peer")
     assert waited == [1] * (not several)

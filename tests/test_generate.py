@@ -16,7 +16,7 @@ from program import ROOT, assert_refused
 import gamix_jax
 from gamix_jax import build, pictures
 from gamix_jax.errors import UserError
-from gamix_jax.generate import chosen, content, figure
+from gamix_jax.generate import figure, renderers, select_images
 from gamix_jax.generate.__main__ import USES
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -59,7 +59,7 @@ def model(run):
 
 def make(run, what, out, *, raw=False, **asked):
   asked = {k: (DEFAULTS | asked)[k] for k in USES[what]}
-  content.make(str(run), what, str(out), raw=raw, **asked)
+  renderers.make(str(run), what, str(out), raw=raw, **asked)
 
 
 # ---------------------------------------------------------- pictures
@@ -102,7 +102,7 @@ def test_figures(run, tmp_path, monkeypatch, what, asked, rows, columns):
     assert list(strip.rows) == list(strip.columns)[::-1]
     assert seen[0][1][1].startswith("latent 0 (posterior standard dev")
     model = gamix_jax.load(run)
-    x, _ = chosen.images(model.config, ["0"])
+    x, _ = select_images.images(model.config, ["0"])
     ends = model.traverse(x[0], (0, 1), span=20.0, steps=9)
     corner = strip.images[0, -1]  # the first latent right, the second up
     np.testing.assert_allclose(corner, ends[-1, -1], atol=1e-5)
@@ -172,9 +172,11 @@ def test_walks(run, tmp_path, ending):
 
 
 def test_files_are_images_too(run, model, tmp_path):
-  x, _ = chosen.images(model.config, ["3"])
+  x, _ = select_images.images(model.config, ["3"])
   pictures.save_png(tmp_path / "mine.png", x[0])
-  again, names = chosen.images(model.config, [str(tmp_path / "mine.png"), "3"])
+  again, names = select_images.images(
+    model.config, [str(tmp_path / "mine.png"), "3"]
+  )
   np.testing.assert_array_equal(again[0], again[1])
   assert names == ["mine.png", "3"]
 

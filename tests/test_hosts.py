@@ -24,8 +24,8 @@ from program import ROOT, SMALL, noise, numbers, rows, save
 from test_resume import EVERY, RICH, arrays
 
 import gamix_jax
-from gamix_jax import cli, config, data, examine, hosts
-from gamix_jax.data.order import Order, local_rows
+from gamix_jax import cli, config, data, hosts, validation
+from gamix_jax.data.index_sampler import Order, local_rows
 from gamix_jax.errors import UserError
 
 STEPS = 20
@@ -282,7 +282,7 @@ def assert_read_its_rows(events, images, run, host):
   trained = read - set(of_test)
   assert set.union(*mine[:3]) <= trained <= set.union(*mine)
   # Those in pictures, which every process draws, and its rows of the numbers.
-  shown = set(of_test[: examine.SPAN])
+  shown = set(of_test[: validation.SPAN])
   looked_at = range(min(c.eval_images, len(test)))
   assert shown <= read
   assert read & set(of_test) <= shown | {
@@ -352,7 +352,7 @@ def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
   def end(code):
     raise SystemExit(code)
 
-  monkeypatch.setattr(hosts, "several", lambda: True)
+  monkeypatch.setattr(hosts, "is_multiprocess", lambda: True)
   monkeypatch.setattr("os._exit", end)
   with pytest.raises(SystemExit) as ended_with:
     cli.run(main, ["x"])
@@ -373,7 +373,7 @@ def test_a_mistake_is_told_by_every_process(program, tmp_path):
 ALONE = """
 from gamix_jax import hosts
 hosts.EXPLAIN, hosts.GIVE_UP = 1, 2
-hosts.join(coordinator="localhost:{}", num_processes=2, process_id={})
+hosts.initialize(coordinator="localhost:{}", num_processes=2, process_id={})
 """
 
 
@@ -416,12 +416,12 @@ def meeting(monkeypatch):
 
 
 def test_alone_nobody_is_waited_for(meeting):
-  hosts.join()
+  hosts.initialize()
   assert meeting == []
 
 
 def test_flags(meeting):
-  hosts.join(coordinator="a:1", num_processes=4, process_id=3)
+  hosts.initialize(coordinator="a:1", num_processes=4, process_id=3)
   assert meeting == [("a:1", 4, 3)]
 
 
@@ -429,20 +429,20 @@ def test_found_in_a_job_set(meeting, monkeypatch):
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a-0.a:8476")
   monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
-  hosts.join()
+  hosts.initialize()
   assert meeting == [("a-0.a:8476", 4, 2)]
 
 
 def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
   monkeypatch.setenv("SLURM_NTASKS", "1")
-  hosts.join()
+  hosts.initialize()
   assert meeting == []
   monkeypatch.setenv("SLURM_NTASKS", "2")
-  hosts.join()
+  hosts.initialize()
   monkeypatch.setattr(hosts, "_on_tpu", lambda: True)
   monkeypatch.setenv("SLURM_NTASKS", "1")
-  hosts.join()
+  hosts.initialize()
   assert meeting == [(None, None, None)] * 2
 
 
@@ -457,15 +457,16 @@ def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
 )
 def test_refused(meeting, given, message):
   with pytest.raises(UserError, match=message):
-    hosts.join(**given)
+    hosts.initialize(**given)
   assert meeting == []
 
 
 SLURM = """
 import json, jax
 from gamix_jax import hosts
-hosts.join()
-print(json.dumps([jax.process_index(), jax.process_count(), hosts.several()]))
+hosts.initialize()
+found = jax.process_index(), jax.process_count(), hosts.is_multiprocess()
+print(json.dumps(found))
 """
 
 

@@ -37,10 +37,10 @@ FLOORS = (
   ),
   ("population", "networks", "metrics"),
   ("objective", "presets"),
-  ("optim", "diagnose"),
+  ("optim", "train_metrics"),
   ("step",),
-  ("build", "workdir", "health", "progress", "profile", "weights"),
-  ("writer", "examine", "inference", "keras_weights"),
+  ("build", "workdir", "monitor", "progress", "profile", "safetensors_io"),
+  ("writer", "validation", "inference", "keras_weights"),
   ("train",),
   ("cli", "evaluate", "compare", "explore", "export", "generate", "notebook"),
   ("main",),
@@ -281,7 +281,7 @@ def test_documented_families_are_those_of_the_table():
   for name, text in rows:
     classes = {posterior.head(name, latent=1).family}
     if name == "epanechnikov":
-      classes.add(posterior.Smoothed)
+      classes.add(posterior.EVAEPosterior)
     fit = {
       k for k, o in objective.OBJECTIVES.items() if classes & {*o.families}
     }

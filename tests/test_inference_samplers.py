@@ -111,7 +111,7 @@ def test_population_draws_have_the_populations_moments():
     for shape in ((6, 2), (6, 2, 2), (6, 2, 2))
   )
   q = Mixture(logits, mu, logvar)
-  weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  weights, mu, var = (np.asarray(v, np.float64) for v in q.components())
   n = 40_000
   for temperature in (1.0, 0.3):
     z = samplers.draw_population(q, KEY, n, temperature)
@@ -218,7 +218,7 @@ def test_pseudo_inputs_and_other_sources(model):
   z = vamp.draw_latents(KEY, 3000, source="vamp")
   np.testing.assert_array_equal(z, vamp.draw_latents(KEY, 3000))
   prior = vamp._device.prior()
-  weights, mu, var = (np.asarray(v, np.float64)[0] for v in prior.centres())
+  weights, mu, var = (np.asarray(v, np.float64)[0] for v in prior.components())
   mean = weights @ mu
   spread = weights @ (var + mu**2) - mean**2
   np.testing.assert_allclose(z.mean(0), mean, atol=5 * spread.max() ** 0.5 / 50)
@@ -259,7 +259,7 @@ def test_interpolate_and_components(model, images):
   way = model.interpolate(images[0], images[1], 5, path="spherical")
   np.testing.assert_allclose(way, model.decode(z), atol=1e-5)
   weights, shown = model.components(images[1])
-  wanted, mu, _ = q.centres()
+  wanted, mu, _ = q.components()
   np.testing.assert_allclose(weights, wanted[1], rtol=1e-5)
   np.testing.assert_allclose(shown, model.decode(mu[1]), atol=1e-5)
   with pytest.raises(UserError, match="one image; given were 2"):
@@ -268,7 +268,7 @@ def test_interpolate_and_components(model, images):
 
 def test_traverse(model, images):
   q = model.encode(images[3])
-  z, w = q.draws(KEY, 20_000)
+  z, w = q.sample(KEY, 20_000)
   z, w = (np.asarray(v, np.float64)[:, 0] for v in (z, w))
   mean = w @ z
   std = np.sqrt(w @ (z - mean) ** 2)  # the whole mixture's, by its draws

@@ -42,10 +42,10 @@ def test_exact_is_the_mean_over_draws(family):  # P6
   @jit
   def squares(key):
     q = recipe.vae.apply(variables, batch["image"], method="encode")
-    z, w = q.draws(key, 4_000)
+    z, w = q.sample(key, 4_000)
     x_hat = recipe.vae.apply(variables, z, method="decode")
-    each = objective.error(batch["image"], x_hat, "l2")
-    return each, jnp.mean(q.kl(z, w))
+    each = objective.reconstruction_error(batch["image"], x_hat, "l2")
+    return each, jnp.mean(q.kl_divergence(z, w))
 
   each, kl = squares(jax.random.key(1))
   spread = np.sqrt(np.sum(np.var(each, axis=0)) / len(each)) / each.shape[1]

@@ -15,7 +15,7 @@ from conftest import alone, flat, run_of
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from program import ROOT
 
-from benchmarks import budget, collectives, communication
+from benchmarks import collectives, communication, resource_estimate
 from gamix_jax import mesh
 from gamix_jax.errors import UserError
 
@@ -188,7 +188,7 @@ def test_the_command(tmp_path):
 def test_budget():
   """Bytes by hand, of a state; residuals that grow as the batch does."""
   c = alone(flat, mesh__fsdp_min_size=64)
-  found = budget.needs(c)
+  found = resource_estimate.needs(c)
   state = run_of(c).state
   params = sum(x.nbytes for x in jax.tree.leaves(state.vae.params))
   assert found.gradient == params
@@ -197,7 +197,7 @@ def test_budget():
     x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.int32
   )
   assert 0 < found.large < found.state
-  assert budget.residuals(c, 16) == found.fixed + 16 * found.image
+  assert resource_estimate.residuals(c, 16) == found.fixed + 16 * found.image
   kept = 4 * c.data.channels * 4 * 4  # x_hat at the least
   assert found.image > kept
 
@@ -223,10 +223,10 @@ def test_where_an_array_is_cut(shape, spec):
   """And on a mesh that spreads nothing, nowhere."""
   grid = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-  layout = mesh.Layout(grid, 2**16)
-  assert layout.of({"a": leaf})["a"].spec == PartitionSpec(*spec)
-  one = mesh.Layout(AbstractMesh((8, 1), ("data", "fsdp")), 1)
-  assert one.of({"a": leaf})["a"].spec == PartitionSpec()
+  layout = mesh.ShardingPlan(grid, 2**16)
+  assert layout.shardings({"a": leaf})["a"].spec == PartitionSpec(*spec)
+  one = mesh.ShardingPlan(AbstractMesh((8, 1), ("data", "fsdp")), 1)
+  assert one.shardings({"a": leaf})["a"].spec == PartitionSpec()
 
 
 def devices(hosts, each):
@@ -251,7 +251,7 @@ def devices(hosts, each):
 def test_refused(monkeypatch, batch, fsdp, message):
   monkeypatch.setattr(jax, "devices", lambda: devices(2, 4))
   with pytest.raises(UserError, match=message):
-    mesh.make(batch, fsdp)
+    mesh.create_mesh(batch, fsdp)
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
@@ -260,7 +260,7 @@ def test_a_copy_lies_within_a_host(monkeypatch, fsdp):
   seen = []
   monkeypatch.setattr(jax, "devices", lambda: devices(2, 4))
   monkeypatch.setattr(mesh, "Mesh", lambda grid, *_, **__: seen.append(grid))
-  mesh.make(16, fsdp)
+  mesh.create_mesh(16, fsdp)
   (grid,) = seen
   assert grid.shape == (8 // fsdp, fsdp)
   assert [d.id for d in grid.flat] == list(range(8))

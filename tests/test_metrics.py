@@ -196,8 +196,8 @@ def test_surgery_adds_up(size):
 def test_surgery_of_a_mixture_is_numpys():
   """Every number again, from the same draws, in float64 with SciPy."""
   q, key = mixture(), jax.random.key(2)
-  z, w = (np.asarray(v, np.float64) for v in q.draws(key, 30))
-  pi, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  z, w = (np.asarray(v, np.float64) for v in q.sample(key, 30))
+  pi, mu, var = (np.asarray(v, np.float64) for v in q.components())
   # [s, i, j, k, d]: draw s of image i under component k of image j
   dims = stats.norm(mu, np.sqrt(var)).pdf(z[:, :, None, None])
   joint = np.sum(pi * dims.prod(axis=-1), axis=-1)
@@ -259,7 +259,7 @@ def test_surgery_takes_another_prior():
   plain = metrics.surgery(q, key)
   other = metrics.surgery(q, key, log_prior=lambda z: -jnp.sum(z, -1) * 0 - 3.0)
   assert other["mutual_information"] == plain["mutual_information"]
-  z, w = q.draws(key, 1)
+  z, w = q.sample(key, 1)
   want = float(jnp.sum(w * q.log_prob(z)) / 7) + 3
   np.testing.assert_allclose(other["kl"], want, rtol=1e-4)
 

@@ -738,7 +738,7 @@ def test_conv_of_one_pixel(dtype, stride):
     )
 
   def ours(x, kernel):
-    return ops.conv_of_one_pixel(x, kernel, (stride, stride))
+    return ops.conv1x1(x, kernel, (stride, stride))
 
   assert_same_operation((ours, plain), x, kernel, dtype)
 
@@ -759,7 +759,7 @@ def test_conv_halving(dtype, before, wide):
     )
 
   def ours(x, kernel):
-    return ops.conv_halving(x, kernel, before)
+    return ops.conv3x3_stride2(x, kernel, before)
 
   assert_same_operation((ours, plain), x, kernel, dtype)
 
@@ -784,7 +784,7 @@ def test_convolution_with_few_products(dtype, tolerance):
         x, kernel, (1, 1), "SAME", dimension_numbers=ops.DIMENSIONS
       )
 
-    got = jit(partial(all_of, ops.conv_with_few_products))(x, kernel, g)
+    got = jit(partial(all_of, ops.conv3x3_winograd))(x, kernel, g)
     exact = [a.astype("float64") for a in (x, kernel, g)]
     wanted = jit(partial(all_of, plain))(*exact)
     for a, b in zip(got, wanted, strict=True):
@@ -806,7 +806,7 @@ def test_which_convolution_takes_which_form(monkeypatch):
       )(x, kernel)
     )
     names = (
-      "conv_with_few_products",
+      "conv3x3_winograd",
       "custom_vjp_call",
       "dot_general",
       "conv_general_dilated",
@@ -820,7 +820,7 @@ def test_which_convolution_takes_which_form(monkeypatch):
   assert forms(3, 2, "SAME", 5) == "conv_general_dilated"
   assert forms(3, 2, "VALID", 4) == "conv_general_dilated"
 
-  plain, few = "conv_general_dilated", "conv_with_few_products"
+  plain, few = "conv_general_dilated", "conv3x3_winograd"
   monkeypatch.setattr(jax, "device_count", lambda: 2)
   assert forms(3, 1, "SAME", 8, 64) == plain
   monkeypatch.setattr(jax, "device_count", lambda: 1)

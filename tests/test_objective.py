@@ -10,9 +10,9 @@ import scipy.special
 import scipy.stats
 from conftest import elbo, jit, small
 
-from gamix_jax import build, diagnose, objective
+from gamix_jax import build, objective, train_metrics
 from gamix_jax.errors import UserError
-from gamix_jax.objective import Pass
+from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Gaussian, Mixture
 
 KINDS = ("l1", "l2", "bernoulli")
@@ -35,7 +35,7 @@ def test_error_is_a_mean_over_numbers(kind):
     "l2": (x - x_hat) ** 2,
     "bernoulli": -t * np.log(p) - (1 - t) * np.log1p(-p),
   }[kind]
-  got = objective.error(jnp.asarray(x), jnp.asarray(x_hat), kind)
+  got = objective.reconstruction_error(jnp.asarray(x), jnp.asarray(x_hat), kind)
   assert got.shape == (2, 3)
   np.testing.assert_allclose(got, each.mean((2, 3, 4)), rtol=1e-5)
 
@@ -75,7 +75,7 @@ def test_recon_weighs_the_draws():
   x, x_hat = pictures()
   w = np.array([[0.9, 0.5, 0.2], [0.1, 0.5, 0.8]], np.float32)
   each = np.abs(x - x_hat).mean((2, 3, 4))
-  p = Pass(jnp.asarray(x), None, None, jnp.asarray(w), jnp.asarray(x_hat))
+  p = VAEOutput(jnp.asarray(x), None, None, jnp.asarray(w), jnp.asarray(x_hat))
   got = objective.recon(p, "l1")
   np.testing.assert_allclose(got, (w * each).sum(0).mean(), rtol=1e-6)
 
@@ -93,7 +93,7 @@ def test_collapse_against_monte_carlo():
   """mean_i sum_k pi_ik KL(N(0, sigma_ik^2) || N(0, I)), by draws."""
   rng = np.random.default_rng(0)
   for q in posteriors():
-    weights, _, var = (np.asarray(v, np.float64) for v in q.centres())
+    weights, _, var = (np.asarray(v, np.float64) for v in q.components())
     sigma = np.sqrt(var)
     z = sigma * rng.normal(size=(100_000, *sigma.shape))
     ratio = scipy.stats.norm.logpdf(z, 0, sigma) - scipy.stats.norm.logpdf(z)
@@ -105,10 +105,12 @@ def test_collapse_against_monte_carlo():
 
 def test_objectives_return_their_terms():
   for q in posteriors():
-    z = jnp.ones((q.centres()[0].shape[1], 4, 3))
-    w = q.centres()[0].T
+    z = jnp.ones((q.components()[0].shape[1], 4, 3))
+    w = q.components()[0].T
     x = jnp.zeros((4, 2, 2, 1))
-    p = Pass(x, q, z, w, jnp.full((z.shape[0], 4, 2, 2, 1), 0.25), spread=x)
+    p = VAEOutput(
+      x, q, z, w, jnp.full((z.shape[0], 4, 2, 2, 1), 0.25), spread=x
+    )
     for name, row in objective.OBJECTIVES.items():
       if type(q) not in row.families:
         continue
@@ -121,7 +123,7 @@ def test_objectives_return_their_terms():
 def test_elbo_is_the_closed_form_of_a_gaussian():
   q = posteriors()[0]
   x = jnp.zeros((4, 2, 2, 1))
-  p = Pass(x, q, None, jnp.ones((1, 4)), x[None])
+  p = VAEOutput(x, q, None, jnp.ones((1, 4)), x[None])
   terms, _ = objective.elbo(p, form="means", kind="l1")
   mu, logvar = (np.asarray(v, np.float64) for v in (q.mu, q.logvar))
   each = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(-1)
@@ -189,7 +191,7 @@ def test_extreme_logits_are_finite(loss):
 
 def test_the_discriminators_health():
   real, fake, w = logits()
-  got = diagnose.logits(*map(jnp.asarray, logits()))
+  got = train_metrics.logits(*map(jnp.asarray, logits()))
   np.testing.assert_allclose(got["disc/logits_real"], real.mean(), rtol=1e-5)
   right = np.mean(np.sum(w * (fake < 0).mean((2, 3, 4)), 0))
   np.testing.assert_allclose(
@@ -209,7 +211,7 @@ def test_the_posteriors_health():
   logvar[:, 0, :2] = -6
   weights = np.tile([0.25, 0.75], (4, 1))
   q = Mixture(*(jnp.asarray(v) for v in (np.log(weights), mu, logvar)))
-  got = diagnose.posterior(q)
+  got = train_metrics.posterior(q)
   assert got["posterior/active_units"] == 2
   np.testing.assert_allclose(
     got["posterior/collapsed_fraction"], 0.125, rtol=1e-5
@@ -268,5 +270,5 @@ def test_unknown_names():
 
 def test_weighted():
   terms = {"a": jnp.asarray(2.0), "b": jnp.asarray(3.0), "unused": jnp.ones(())}
-  assert float(objective.weighted(terms, {"a": 10.0, "b": 0.5})) == 21.5
-  assert objective.weighted(terms, {}) == 0
+  assert float(objective.weighted_sum(terms, {"a": 10.0, "b": 0.5})) == 21.5
+  assert objective.weighted_sum(terms, {}) == 0

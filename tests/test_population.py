@@ -262,7 +262,7 @@ def test_population_of_a_split_batch_is_another():
 
 
 def numpy_of(q):
-  return [np.asarray(v, np.float64) for v in q.centres()]
+  return [np.asarray(v, np.float64) for v in q.components()]
 
 
 def raw_moments(q):
@@ -361,7 +361,7 @@ def test_quadratic_is_that_of_draws_of_z_in_the_mean(q):
 
 def sample(key, q, n):
   """z [n, b, d], one of each image at a time."""
-  weights, mu, var = q.centres()
+  weights, mu, var = q.components()
   of, noise = jax.random.split(key)
   z = jax.random.normal(noise, (n, *mu.shape))
   z = mu[None] + jnp.sqrt(var)[None] * z

@@ -8,9 +8,9 @@ import scipy.special
 import scipy.stats
 from conftest import jit
 
-from gamix_jax import diagnose, objective, population, posterior
+from gamix_jax import objective, population, posterior, train_metrics
 from gamix_jax.errors import UserError
-from gamix_jax.objective import Pass
+from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Gaussian, Mixture, Posterior, base
 
 KEY = jax.random.key(3)
@@ -43,7 +43,7 @@ def noise(q, n, seed=0):
 @jit
 def facts(q, eps):
   """Everything a family says of its draws; eps [n, ...]."""
-  z, w = q.draws(KEY, eps.shape[0], eps)
+  z, w = q.sample(KEY, eps.shape[0], eps)
   return {
     "z": z,
     "w": w,
@@ -53,8 +53,8 @@ def facts(q, eps):
     "more": q.log_prob(z[None, :2]),
     "far": q.log_prob(jnp.full(z.shape[1:], 60.0)),
     "mean": q.mean(),
-    "centres": q.centres(),
-    "kl": q.kl(z, w),
+    "centres": q.components(),
+    "kl": q.kl_divergence(z, w),
   }
 
 
@@ -69,7 +69,7 @@ def family(request):
 
 def scipy_log_prob(q, z):
   """[s, b] of z [s, b, d], in float64, component by component."""
-  weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+  weights, mu, var = (np.asarray(v, np.float64) for v in q.components())
   z = np.asarray(z, np.float64)[:, :, None]
   each = scipy.stats.norm.logpdf(z, mu[None], np.sqrt(var)[None]).sum(-1)
   return scipy.special.logsumexp(each + np.log(weights)[None], axis=-1)
@@ -126,9 +126,9 @@ def test_kl_against_monte_carlo(family):
 
 def test_draws_of_a_key():
   q = FAMILIES["mixture3"]
-  z, w = q.draws(KEY, 1)
-  z1, _ = q.draws(KEY, 1)
-  z2, _ = q.draws(jax.random.key(4), 1)
+  z, w = q.sample(KEY, 1)
+  z1, _ = q.sample(KEY, 1)
+  z2, _ = q.sample(jax.random.key(4), 1)
   assert z.shape == (3, 5, 3)
   np.testing.assert_allclose(np.sum(w, 0), 1, rtol=1e-6)
   np.testing.assert_array_equal(z, z1)
@@ -138,7 +138,7 @@ def test_draws_of_a_key():
 def test_draws_from_given_noise():
   q = mixture(b=2, k=2, d=3)
   eps = jnp.asarray(np.random.default_rng(1).normal(size=q.noise_shape(2)))
-  z, w = q.draws(KEY, 2, eps)
+  z, w = q.sample(KEY, 2, eps)
   sigma = np.exp(np.asarray(q.logvar) / 2)
   for n in range(2):
     for k in range(2):
@@ -153,8 +153,8 @@ def test_draws_from_given_noise():
 def test_one_component_is_the_gaussian_to_the_bit():
   g = gaussian()
   m = Mixture(jnp.full((5, 1), 0.3), g.mu[:, None], g.logvar[:, None])
-  z, w = g.draws(KEY, 3)
-  z1, w1 = m.draws(KEY, 3)
+  z, w = g.sample(KEY, 3)
+  z1, w1 = m.sample(KEY, 3)
   np.testing.assert_array_equal(z, z1)
   np.testing.assert_array_equal(w, w1)
   eps = noise(g, 2)
@@ -235,7 +235,7 @@ def test_gradient_of_the_stratified_kl_is_unbiased():
 
   def estimate(pi_logits, mu, logvar):
     q = Mixture(pi_logits[None], mu[None, :, None], logvar[None, :, None])
-    return q.kl(*q.draws(KEY, eps.shape[0], eps))[0]
+    return q.kl(*q.sample(KEY, eps.shape[0], eps))[0]
 
   at = [np.log(PI), MU, 2 * np.log(SIGMA)]
 
@@ -296,7 +296,7 @@ def test_bounds_are_in_order_on_random_mixtures():
 
 
 def test_importance_weighted_bounds_are_in_order():
-  """SELBO <= SIWAE_1 <= SIWAE_5 <= ln p(x), through diagnose.held_out.
+  """SELBO <= SIWAE_1 <= SIWAE_5 <= ln p(x), through train_metrics.held_out.
 
   Images of one pixel: `l2` of weight w is Gaussian noise of variance 1 / (2w).
   """
@@ -309,9 +309,9 @@ def test_importance_weighted_bounds_are_in_order():
 
   @jit
   def of(q, eps):
-    z, w = q.draws(KEY, eps.shape[0], eps)
+    z, w = q.sample(KEY, eps.shape[0], eps)
     x_hat = jnp.square(z)[..., None, None]
-    return diagnose.held_out(Pass(x, q, z, w, x_hat), x, "l2", 2.0)
+    return train_metrics.held_out(VAEOutput(x, q, z, w, x_hat), x, "l2", 2.0)
 
   for n in (1, 5):
     bounds = of(q, noise(q, n))
@@ -333,13 +333,13 @@ def test_the_objective_siwae_is_minus_the_bound():
   b, t = 4, 3
   for q in (mixture(b=b, k=2, d=1), gaussian(b=b, d=1)):
     eps = noise(q, t)
-    z, w = q.draws(KEY, t, eps)
+    z, w = q.sample(KEY, t, eps)
     x = jnp.full((b, 1, 1, 1), 1.2)
-    p = Pass(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
+    p = VAEOutput(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
     terms, _ = objective.siwae(p, form="means", kind="l2")
     values = (np.asarray(v, np.float64) for v in (z, w))
     z64, w64 = values
-    weights, mu, var = (np.asarray(v, np.float64) for v in q.centres())
+    weights, mu, var = (np.asarray(v, np.float64) for v in q.components())
     each = scipy.stats.norm.pdf(
       z64[..., None, 0], mu[None, ..., 0], np.sqrt(var)[None, ..., 0]
     )
@@ -391,7 +391,7 @@ def test_entropy_and_effective_components():
     jnp.zeros((2, 3, 1)),
     jnp.zeros((2, 3, 1)),
   )
-  found = diagnose.posterior(q)
+  found = train_metrics.posterior(q)
   entropy = scipy.stats.entropy(pi, axis=1)
   np.testing.assert_allclose(
     found["posterior/weights_entropy"], entropy.mean(), rtol=1e-5
@@ -399,7 +399,7 @@ def test_entropy_and_effective_components():
   np.testing.assert_allclose(
     found["posterior/effective_components"], np.exp(entropy).mean(), rtol=1e-5
   )
-  assert "posterior/weights_entropy" not in diagnose.posterior(gaussian())
+  assert "posterior/weights_entropy" not in train_metrics.posterior(gaussian())
 
 
 @pytest.mark.parametrize("name", [n for n in posterior.HEADS if n != "poisson"])
@@ -412,8 +412,10 @@ def test_heads_keep_an_extreme_logvar_finite(name, level):
 
   def total(params):
     q = head.apply({"params": params}, features)
-    z, w = q.draws(KEY, 2)
-    return jnp.mean(q.kl(z, w)) + jnp.mean(q.log_prob(z)) + jnp.mean(z)
+    z, w = q.sample(KEY, 2)
+    return (
+      jnp.mean(q.kl_divergence(z, w)) + jnp.mean(q.log_prob(z)) + jnp.mean(z)
+    )
 
   value, gradient = jit(jax.value_and_grad(total))(params)
   q = head.apply({"params": params}, features)
@@ -451,7 +453,7 @@ def test_the_score_of_the_mixture_vanishes():  # G7
   q = toy()
   n = 20_000
   eps = noise(q, n)
-  z, w = jax.lax.stop_gradient(q.draws(KEY, n, eps))
+  z, w = jax.lax.stop_gradient(q.sample(KEY, n, eps))
 
   @jit
   @jax.jacrev

@@ -14,8 +14,8 @@ from test_posterior import KEY, gaussian
 
 from gamix_jax import build, objective, posterior
 from gamix_jax.errors import UserError
-from gamix_jax.objective import Pass
-from gamix_jax.posterior import Epanechnikov, Gaussian, Smoothed
+from gamix_jax.objective import VAEOutput
+from gamix_jax.posterior import Epanechnikov, EVAEPosterior, Gaussian
 from gamix_jax.posterior import epanechnikov as module
 
 B = module.BANDWIDTH
@@ -36,7 +36,7 @@ def of(kind, mu, r, **kwargs):
 
 
 def draws(q, n=N):
-  z, w = jit(lambda q: q.draws(KEY, n), static_argnums=())(q)
+  z, w = jit(lambda q: q.sample(KEY, n), static_argnums=())(q)
   np.testing.assert_allclose(w, 1 / n)
   return np.asarray(z, np.float64)[:, 0]
 
@@ -110,12 +110,12 @@ def test_kl_is_the_gaussians_and_a_constant():  # E5, E11
 @pytest.mark.parametrize("uniform", [True, False])
 def test_algorithm_1(uniform):  # E6, E7, E10
   width, mu, r = 0.1, 0.8, 1.3
-  q = of(Smoothed, mu, r, width=width, uniform=uniform)
+  q = of(EVAEPosterior, mu, r, width=width, uniform=uniform)
   z = draws(q)[:, 0]
   var = B**2 * r**2 / 5 + width**2 / (12 if uniform else 1)
   assert abs(z.mean() - B * mu) < 5 * np.sqrt(var / N)
   assert abs(z.var() / var - 1) < 0.02
-  _, mean, variance = q.centres()
+  _, mean, variance = q.components()
   np.testing.assert_allclose([mean[0, 0, 0], variance[0, 0, 0]], [B * mu, var])
   # its density integrates to 1, and agrees with a histogram
   edge = 0.06 if uniform else 0.4
@@ -131,7 +131,7 @@ def test_algorithm_1(uniform):  # E6, E7, E10
   np.testing.assert_allclose(
     seen * np.diff(ends[::200]), inside, atol=5 * np.sqrt(0.1 / N)
   )
-  assert q.bounded != uniform
+  assert q.has_finite_elbo != uniform
   if not uniform:
     wanted = scipy.stats.norm.logpdf(0.3, 0, width)
     at = q.log_prior(jnp.full((1, 1, 1), 0.3))
@@ -143,7 +143,7 @@ def test_algorithm_1(uniform):  # E6, E7, E10
     np.testing.assert_allclose(kl, exact, rtol=0.02)
     return
   # most of it lies where the prior has no mass: KL(q || p) is infinite
-  z = draws(of(Smoothed, 0.0, 1.0, width=width))[:, 0]
+  z = draws(of(EVAEPosterior, 0.0, 1.0, width=width))[:, 0]
   assert np.mean(np.abs(z) > width / 2) > 0.75
   far = q.log_prior(jnp.full((1, 1, 1), 0.06))
   assert np.all(np.isneginf(far))
@@ -151,11 +151,11 @@ def test_algorithm_1(uniform):  # E6, E7, E10
 
 
 def term(r, width, batch, d):
-  q = Smoothed(
+  q = EVAEPosterior(
     jnp.ones((batch, d)), jnp.full((batch, d), np.log(r**2 / 5)), width
   )
   x = jnp.zeros((batch, 2, 2, 1))
-  p = Pass(x, q, None, jnp.ones((1, batch)), x[None])
+  p = VAEOutput(x, q, None, jnp.ones((1, batch)), x[None])
   terms, _ = objective.evae(p, form="means", kind="l1")
   return float(terms["kernel"])
 
@@ -168,7 +168,7 @@ def test_the_published_regulariser():  # E8
 
 def test_a_point_reconstructs_as_an_autoencoder():
   """r -> 0, B -> 0: the draws are the mean."""
-  q = of(Smoothed, [0.3, -2.0], 1e-6, width=1e-6)
+  q = of(EVAEPosterior, [0.3, -2.0], 1e-6, width=1e-6)
   np.testing.assert_allclose(
     draws(q, 100), B * np.array([[0.3, -2.0]] * 100), atol=1e-5
   )

@@ -13,7 +13,7 @@ from test_posterior import KEY
 
 from gamix_jax import build, objective, posterior
 from gamix_jax.errors import UserError
-from gamix_jax.objective import Pass
+from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Poisson, Posterior
 from gamix_jax.posterior import poisson as module
 
@@ -144,7 +144,7 @@ def test_arrivals():  # P5, P11
 def test_draws_of_every_bucket(rate):  # P11
   """Relaxed by little, the counts' mean and variance are the rate."""
   q = of(np.full(500, rate), temperature=0.01, buckets=(16, 32, 64, 128, 256))
-  z, w = jit(lambda q: q.draws(KEY, 20, step=jnp.int32(9)))(q)
+  z, w = jit(lambda q: q.sample(KEY, 20, step=jnp.int32(9)))(q)
   z = np.asarray(z, np.float64).ravel()
   error = 5 * np.sqrt(rate / z.size)
   assert abs(z.mean() - rate) < error
@@ -155,7 +155,7 @@ def test_draws_of_every_bucket(rate):  # P11
 def test_evaluation_draws_true_counts():
   q = of(np.array([0.3, 4.0]), prior=2.0)
   assert isinstance(q, Posterior)
-  z, _ = jit(lambda q: q.draws(KEY, 20_000))(q)
+  z, _ = jit(lambda q: q.sample(KEY, 20_000))(q)
   z = np.asarray(z, np.float64)[:, 0]
   np.testing.assert_array_equal(z, np.round(z))
   np.testing.assert_allclose(z.mean(0), [0.3, 4.0], rtol=0.03)
@@ -174,11 +174,9 @@ def test_temperature_comes_down():
 
 def test_soft_clamp():  # P8
   np.testing.assert_allclose(
-    module.soft_upper(jnp.float32(5), 5), 5 - np.log(2), rtol=1e-6
+    module.soft_cap(jnp.float32(5), 5), 5 - np.log(2), rtol=1e-6
   )
-  np.testing.assert_allclose(
-    module.soft_upper(jnp.float32(-4), 5), -4, atol=2e-4
-  )
+  np.testing.assert_allclose(module.soft_cap(jnp.float32(-4), 5), -4, atol=2e-4)
 
 
 @pytest.mark.parametrize("level", [100.0, -100.0])
@@ -191,8 +189,8 @@ def test_extreme_rates_are_finite(level):
 
   def total(params):
     q = head.apply({"params": params}, features)
-    z, w = q.draws(KEY, 2, step=jnp.int32(0))
-    return jnp.mean(q.kl(z, w)) + jnp.mean(z)
+    z, w = q.sample(KEY, 2, step=jnp.int32(0))
+    return jnp.mean(q.kl_divergence(z, w)) + jnp.mean(z)
 
   value, gradient = jit(jax.value_and_grad(total))(params)
   for leaf in [value, *jax.tree.leaves(gradient)]:
@@ -239,6 +237,6 @@ def test_what_does_not_fit_is_refused(changes, words):
 def test_elbo_is_the_closed_form():
   q = of(np.array([0.3, 4.0]), prior=2.0)
   x = jnp.zeros((1, 2, 2, 1))
-  p = Pass(x, q, None, jnp.ones((1, 1)), x[None])
+  p = VAEOutput(x, q, None, jnp.ones((1, 1)), x[None])
   terms, _ = objective.elbo(p, form="means", kind="l2")
   np.testing.assert_allclose(terms["kl"], q.kl(None, None)[0])

@@ -31,31 +31,35 @@ def test_kl_is_of_the_mixtures_density(q):
   p = jax.tree.map(lambda v: v[:1], mixture(k=2, seed=4))
   both = prior.WithPrior(q, p)
   assert isinstance(both, Posterior)
-  z, w = both.draws(KEY, 4)
+  z, w = both.sample(KEY, 4)
   z64 = np.asarray(z, np.float64).reshape(-1, 3)
   wanted = density(p, z64).reshape(z.shape[:2])
   np.testing.assert_allclose(both.log_prior(z), wanted, rtol=1e-4, atol=1e-4)
   ratio = np.asarray(q.log_prob(z), np.float64) - wanted
   wanted = (np.asarray(w, np.float64) * ratio).sum(0)
-  np.testing.assert_allclose(both.kl(z, w), wanted, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(
+    both.kl_divergence(z, w), wanted, rtol=1e-3, atol=1e-3
+  )
 
 
 def test_one_standard_component_is_the_standard_vae():
   q = gaussian()
   p = Mixture(jnp.zeros((1, 1)), jnp.zeros((1, 1, 3)), jnp.zeros((1, 1, 3)))
   both = prior.WithPrior(q, p)
-  z, _ = q.draws(KEY, 50_000)
+  z, _ = q.sample(KEY, 50_000)
   np.testing.assert_allclose(
     both.log_prior(z[:9]), q.log_prior(z[:9]), rtol=1e-5
   )
   w = jnp.full(z.shape[:2], 1 / 50_000)
-  np.testing.assert_allclose(both.kl(z, w), q.kl(None, None), rtol=0.03)
+  np.testing.assert_allclose(
+    both.kl_divergence(z, w), q.kl(None, None), rtol=0.03
+  )
 
 
 def test_pseudo_inputs_are_a_population():
   """1/C sum_c q(z | u_c), of mixtures too."""
   q = mixture()
-  p = prior.of_pseudo_inputs(q)
+  p = prior.vamp_mixture(q)
   z = np.random.default_rng(0).normal(size=(7, 3))
   each = np.asarray(
     q.log_prob(jnp.asarray(z, jnp.float32)[:, None]), np.float64
@@ -104,7 +108,7 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
   )(batch)
   # by hand, from the prior as it is
   p = vae.with_prior(vae.encode(batch["image"])).prior
-  z, w = vae.encode(batch["image"]).draws(
+  z, w = vae.encode(batch["image"]).sample(
     jax.random.fold_in(run.recipe.key(0), 1), 4
   )
   z64 = np.asarray(z, np.float64).reshape(-1, c.model.latent)

@@ -28,7 +28,7 @@ def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
   assert c.profile == "2:3"
   c.profile = "1:1"
   with Lock(run) as lock:
-    workdir.claim(run, c, lock, c.data.fingerprint)
+    workdir.prepare(run, c, lock, c.data.fingerprint)
 
 
 def test_without_one_there_is_none(tmp_path):

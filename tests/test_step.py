@@ -354,11 +354,11 @@ def test_draws_are_a_function_of_seed_and_step():
 def test_bytes_and_floats_are_the_same_images():
   """0 is -1 and 255 is 1."""
   image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-  got = np.asarray(step.pixels(jnp.asarray(image)))
+  got = np.asarray(step.to_float(jnp.asarray(image)))
   np.testing.assert_allclose(got, image / 127.5 - 1, atol=1e-6)
   assert got.min() == -1
   assert got.max() == 1
-  np.testing.assert_array_equal(step.pixels(jnp.asarray(got)), got)
+  np.testing.assert_array_equal(step.to_float(jnp.asarray(got)), got)
 
 
 def test_no_discriminator():

@@ -14,7 +14,7 @@ FORMAT = 1  # raise it when an older program could not read the files
 STATE, ABOUT = "state", "about/metadata"
 
 
-def fault(directory: epath.Path) -> str | None:
+def verify(directory: epath.Path) -> str | None:
   """Says what is missing, from the stores' indexes and each value's last byte.
 
   Args:

@@ -95,7 +95,7 @@ def _show(shape: tuple[tuple[int, ...], str]) -> str:
   return f"{shape[1]}[{','.join(map(str, shape[0]))}]"
 
 
-def same(a: Any, b: Any) -> bool:
+def bitwise_equal(a: Any, b: Any) -> bool:
   """Whether two leaves have the same bits, in this process's shards."""
   if (a.shape, str(a.dtype)) != (b.shape, str(b.dtype)):
     return False

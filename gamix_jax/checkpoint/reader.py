@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import content, failure, leaves, sums
+from gamix_jax.checkpoint import checksums, content, leaves, save_errors
 from gamix_jax.errors import UserError
 
 TOLD = 3  # damaged steps named in a message
@@ -47,7 +47,8 @@ class Reader:
     return [
       step
       for step in self._folders()
-      if step not in self._faults and (self._folder(step) / sums.NAME).exists()
+      if step not in self._faults
+      and (self._folder(step) / checksums.NAME).exists()
     ]
 
   def latest(self) -> int | None:
@@ -57,7 +58,7 @@ class Reader:
   def saved_bytes(self, step: int | None = None) -> int:
     """The bytes a step takes on disk: the newest one, if none is given."""
     step = self.latest() if step is None else step
-    return 0 if step is None else sums.size(self._folder(step))
+    return 0 if step is None else checksums.size(self._folder(step))
 
   def about(self, step: int) -> dict[str, Any]:
     """What a step says of itself.
@@ -171,11 +172,11 @@ class Reader:
       raise  # the devices' or the model's fault, not the files'
     # Orbax and tensorstore meet a bad file with whatever comes first.
     except Exception as error:
-      if hosts.lost(error):
+      if hosts.peer_failure(error):
         raise
-      failure.quiet_abandoned()
+      save_errors.quiet_abandoned()
       fault = f"it cannot be read ({content.short(error.__cause__ or error)})"
-    if not hosts.any_host(fault is not None):
+    if not hosts.any_process(fault is not None):
       return found
     # A run that goes on meanwhile deletes its old steps: that is no damage.
     lasting = self._lasting_fault(step)
@@ -191,7 +192,7 @@ class Reader:
     if chosen is not None:
       return chosen
     if step is not None and step not in self._faults:
-      have = ", ".join(map(str, hosts.from_first(self.steps()))) or "none"
+      have = ", ".join(map(str, hosts.broadcast(self.steps()))) or "none"
       raise UserError(
         f"{self.directory} holds no checkpoint of step {step}; "
         f"complete are: {have}."
@@ -222,7 +223,7 @@ class Reader:
     told = None
     if jax.process_index() == 0:
       told = [self._newest_whole(step, tried), sorted(self._faults.items())]
-    chosen, faults = hosts.from_first(told)
+    chosen, faults = hosts.broadcast(told)
     self._faults = dict(faults)
     if chosen == _TOO_FAST:
       raise UserError(
@@ -253,10 +254,12 @@ class Reader:
   def _lasting_fault(self, step: int) -> str | None:
     """A step's fault; None of one that is whole, or is being deleted."""
     folder = self._folder(step)
-    while (fault := sums.fault(folder) or content.fault(folder)) is not None:
-      before = sums.listing(folder)
+    while (
+      fault := checksums.verify(folder) or content.verify(folder)
+    ) is not None:
+      before = checksums.listing(folder)
       time.sleep(_FLUX)
-      if sums.listing(folder) == before:
+      if checksums.listing(folder) == before:
         return fault if folder.exists() else None
     return None
 
@@ -276,7 +279,7 @@ class Reader:
   def _read(
     self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
   ) -> dict[str, jax.Array]:
-    failure.quiet_orbax()
+    save_errors.quiet_orbax()
     full = {n: x for n, x in wanted.items() if x.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       found = reader.restore(

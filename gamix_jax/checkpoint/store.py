@@ -25,7 +25,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import content, failure, leaves, sums
+from gamix_jax.checkpoint import checksums, content, leaves, save_errors
 from gamix_jax.checkpoint.reader import TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
@@ -126,7 +126,7 @@ class Checkpoints(Reader):
     best = metrics.get(self._best_metric, math.nan)
     self._saving = step
     try:
-      self._set_aside()
+      self._quarantine()
       self._open().save(
         step,
         args=ocp.args.Composite(
@@ -154,7 +154,7 @@ class Checkpoints(Reader):
     try:
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
-        sums.seal(self._folder(self._saving))
+        checksums.finalize(self._folder(self._saving))
     except Exception as error:
       self._fail(error)
     self._saving = None
@@ -184,7 +184,7 @@ class Checkpoints(Reader):
     trace: TracebackType | None,
   ) -> None:
     """Closes; a failed save does not hide what ended the run before it."""
-    if ended is not None and hosts.lost(ended):
+    if ended is not None and hosts.peer_failure(ended):
       return  # the save under way would wait for who is gone
     try:
       self.close()
@@ -192,14 +192,14 @@ class Checkpoints(Reader):
       if ended is None:
         raise
       # A full disk, say, is told once, whoever met it first.
-      told = isinstance(ended, UserError) and failure.reason(ended)
-      if told != failure.reason(error):
+      told = isinstance(ended, UserError) and save_errors.reason(ended)
+      if told != save_errors.reason(error):
         _log.error("%s", error)
 
   def _open(self) -> ocp.CheckpointManager:
     """Orbax's manager; it removes what interrupted saves left behind."""
     if self._manager is None:
-      failure.quiet_orbax()
+      save_errors.quiet_orbax()
       keep: list[Any] = [policies.LatestN(self._keep)]
       if self._keep_best:
         keep.append(
@@ -249,13 +249,13 @@ class Checkpoints(Reader):
     """
     temporary = self._temporary(f"{self._saving}.")
     for folder in temporary or [self._folder(self._saving)]:
-      if fault := content.fault(folder):
+      if fault := content.verify(folder):
         raise UserError(
           f"The checkpoint of step {self._saving} in {self.directory} came out "
           f"incomplete ({fault}).\nIf another program deletes files there, "
           "stop it; the same command continues from the checkpoint before."
         )
-      sums.write(folder)
+      checksums.write(folder)
 
   def _temporary(self, begin: str = "") -> list[epath.Path]:
     """Orbax's unfinished folders whose names begin so."""
@@ -270,7 +270,7 @@ class Checkpoints(Reader):
     """Ends a failed save: nothing of it stays, the user learns why."""
     step, self._saving, self._saved = self._saving, None, None
     manager, self._manager = self._manager, None
-    failure.quiet_abandoned()
+    save_errors.quiet_abandoned()
     if manager is not None:
       try:
         manager.close()
@@ -288,7 +288,7 @@ class Checkpoints(Reader):
         )
     if isinstance(error, UserError):
       raise error
-    reason = failure.reason(error)
+    reason = save_errors.reason(error)
     if reason is None:
       raise error
     latest = self.latest()
@@ -303,7 +303,7 @@ class Checkpoints(Reader):
       "Mend that, and the same command continues from there."
     ) from error
 
-  def _set_aside(self) -> None:
+  def _quarantine(self) -> None:
     """Moves damaged steps out of the way of the run that comes past them."""
     if not self._faults:
       return
@@ -321,14 +321,14 @@ class Checkpoints(Reader):
           step,
           target,
         )
-    hosts.meet("set damaged steps aside")
+    hosts.barrier("set damaged steps aside")
     self._faults.clear()
     if self._manager is not None:
       self._manager.reload()
 
   def _there(self, step: int, state: Any) -> bool:
     """Whether this very state is saved already; refuses any other."""
-    steps, folders = hosts.from_first([self.steps(), self._folders()])
+    steps, folders = hosts.broadcast([self.steps(), self._folders()])
     latest = max([*steps, step])
     if latest > step:
       raise UserError(
@@ -341,7 +341,7 @@ class Checkpoints(Reader):
       same = len(now) == len(then) and all(
         r is not None and r() is x for r, x in zip(then, now, strict=True)
       )
-      if not hosts.any_host(not same):
+      if not hosts.any_process(not same):
         return True  # the very arrays that were saved: no need to read back
     if step not in folders or step in self._faults:
       return False
@@ -351,8 +351,10 @@ class Checkpoints(Reader):
     where = str(self._folder(step))
     leaves.check(self._shapes(step), leaves.shapes(arrays), where, part=False)
     saved = self._read(step, {n: abstract_leaf(x) for n, x in arrays.items()})
-    differ = [n for n in arrays if not leaves.same(saved[n], arrays[n])]
-    if hosts.any_host(bool(differ)):
+    differ = [
+      n for n in arrays if not leaves.bitwise_equal(saved[n], arrays[n])
+    ]
+    if hosts.any_process(bool(differ)):
       names = ", ".join(differ[:TOLD]) or "on another host"
       raise UserError(
         f"{where} is there already with another state ({names} differ).\n"

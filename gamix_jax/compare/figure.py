@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from gamix_jax import figures
-from gamix_jax.compare.judge import ORIGINALS, STRIP
+from gamix_jax.compare.evaluate_run import ORIGINALS, STRIP
 from gamix_jax.figures import literal
 
 COLUMNS = 4  # of panels

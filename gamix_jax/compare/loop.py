@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gamix_jax import data, metrics, presets, workdir
 from gamix_jax.checkpoint import Preemption
-from gamix_jax.compare import judge, report
+from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
@@ -87,14 +87,16 @@ def _fingerprint(section: ConfigDict, seed: int) -> str:
 def _run_all(
   config: ConfigDict, families: Sequence[str], runs: Runs, root: Path
 ) -> None:
-  done = {k: judge.finished(*run) for k, run in runs.items()}
+  done = {k: evaluate_run.finished(*run) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
-  features = None if all(done.values()) else judge.extractor(shared, root)
+  features = (
+    None if all(done.values()) else evaluate_run.extractor(shared, root)
+  )
   for i, ((spec, seed), run) in enumerate(runs.items(), 1):
     if done[spec, seed]:
       continue
     print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
-    done[spec, seed] = judge.run(*run, features)
+    done[spec, seed] = evaluate_run.run(*run, features)
     with Preemption() as preemption:  # a report is not left in the middle
       if done[spec, seed]:
         report.write(root, shared, families, runs, done)

@@ -21,7 +21,7 @@ DIGITS = 4  # of a mean that are shown
 Key = tuple[str, int]  # family, seed
 
 
-class Quantity(NamedTuple):
+class MetricSpec(NamedTuple):
   """A line of the table.
 
   Attributes:
@@ -37,7 +37,7 @@ class Quantity(NamedTuple):
   panel: bool = False
 
 
-def quantities(features: str) -> list[Quantity]:
+def quantities(features: str) -> list[MetricSpec]:
   """All of them, in order; `features` is the extractor's name."""
   fd = f"fd_{features}"
   kind = "a fixed random network's"
@@ -55,7 +55,7 @@ def quantities(features: str) -> list[Quantity]:
     "coverage": "share of held-out images with a prior sample in their reach",
   }
   return [
-    Quantity(
+    MetricSpec(
       "elbo",
       "ELBO ↑",
       "true lower bound of ln p(x), nats an image, for the likelihood that "
@@ -63,47 +63,47 @@ def quantities(features: str) -> list[Quantity]:
       "densities give no finite bound",
       True,
     ),
-    Quantity(
+    MetricSpec(
       "iwae",
       "IWAE bound ↑",
       "importance-weighted bound of `eval_draws` draws (of a mixture: of each "
       "component, stratified), nats an image",
       True,
     ),
-    Quantity(
+    MetricSpec(
       "mae",
       "absolute error ↓",
       "of reconstructions from q's mean, pixels in [-1, 1]",
       True,
     ),
-    Quantity("psnr", "PSNR ↑", "of the same reconstructions, dB"),
-    Quantity(
+    MetricSpec("psnr", "PSNR ↑", "of the same reconstructions, dB"),
+    MetricSpec(
       "sharpness_reconstructions",
       "sharpness, reconstructions",
       "variance of the Laplacian, pixels in [0, 1]; best is what held-out "
       "images have, not more",
       True,
     ),
-    Quantity(
+    MetricSpec(
       "sharpness_samples", "sharpness, samples", "the same of prior samples"
     ),
-    Quantity(
+    MetricSpec(
       "sharpness_held_out", "sharpness, held out", "the same of the images"
     ),
-    Quantity(
+    MetricSpec(
       f"{fd}_samples",
       f"{fd}, samples ↓",
       f"prior samples against held-out images, {of_fd}",
       True,
     ),
-    Quantity(
+    MetricSpec(
       f"{fd}_reconstructions",
       f"{fd}, reconstructions ↓",
       "held-out images' reconstructions against those images, as above",
       True,
     ),
     *(
-      Quantity(
+      MetricSpec(
         f"{name}_samples",
         f"{name}, samples ↑",
         f"{meaning}, which is the distance of neighbour {NEIGHBOURS} on the "
@@ -111,53 +111,53 @@ def quantities(features: str) -> list[Quantity]:
       )
       for name, meaning in shares.items()
     ),
-    Quantity(
+    MetricSpec(
       "active_units",
       "active units",
       "latents whose posterior mean varies over images by more than 0.01",
       True,
     ),
-    Quantity(
+    MetricSpec(
       "collapsed_fraction",
       "collapsed share",
       "of the posteriors' variances: those under 0.01",
     ),
-    Quantity(
+    MetricSpec(
       "effective_components",
       "effective components",
       "of a mixture: exp of the mean image's weights' entropy, averaged",
     ),
-    Quantity(
+    MetricSpec(
       "lifetime_sparseness",
       "lifetime sparseness",
       "of rates: 1 of a latent that one image alone uses, 0 of one that all "
       "use alike",
     ),
-    Quantity(
+    MetricSpec(
       "population_sparseness",
       "population sparseness",
       "the same of an image over the latents",
     ),
-    Quantity(
+    MetricSpec(
       "mutual_information",
       "mutual information",
       "of image and code over the images used, nats; at most ln of their "
       "count. Mean KL(q(z|x) || p) is this plus the next",
     ),
-    Quantity(
+    MetricSpec(
       "population_kl",
       "population's KL ↓",
       "KL(q(z) || p), q(z) the population of the images used, nats; estimated "
       "from one draw an image, whose noise may take it under 0",
     ),
-    Quantity(
+    MetricSpec(
       "sec_per_step",
       "seconds a step ↓",
       "median over the training's log without its first row; of this machine "
       "and its load, and no part of what a seed decides",
       True,
     ),
-    Quantity(
+    MetricSpec(
       "decodes_per_image",
       "decoder calls a step",
       "draws that a step decodes for each image, in one batch",
@@ -200,7 +200,9 @@ def of_family(done: Mapping[Key, Any], spec: str, key: str) -> list[float]:
 
 
 def to_csv(
-  columns: Sequence[Quantity], done: Mapping[Key, Any], families: Sequence[str]
+  columns: Sequence[MetricSpec],
+  done: Mapping[Key, Any],
+  families: Sequence[str],
 ) -> str:
   """A row for each finished run, its raw numbers; empty where there is none."""
   out = io.StringIO()
@@ -215,7 +217,7 @@ def to_csv(
 
 
 def table(
-  lines: Sequence[Quantity], done: Mapping[Key, Any], families: Sequence[str]
+  lines: Sequence[MetricSpec], done: Mapping[Key, Any], families: Sequence[str]
 ) -> str:
   """Markdown: a line for each quantity, a column for each family."""
   rows = [["", *families], ["---"] + ["---:"] * len(families)]

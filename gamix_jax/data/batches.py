@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gamix_jax.data.dataset import Dataset
-from gamix_jax.data.order import Order, local_rows
+from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class _Steps:
   def __init__(
     self,
     dataset: Dataset,
-    order: Order,
+    order: IndexSampler,
     rows: slice,
     pool: concurrent.futures.Executor | None,
   ):
@@ -172,7 +172,7 @@ def batches(  # noqa: PLR0913
       "A batch of %d from %d images: each comes several times in every batch.",
       *(batch_size, len(dataset)),
     )
-  order = Order(
+  order = IndexSampler(
     len(dataset), batch_size, seed, shuffle=train, flip=train and flip
   )
   import grain  # noqa: PLC0415  (takes 2 s)

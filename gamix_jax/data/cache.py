@@ -33,7 +33,7 @@ _VERSION = 2  # of the pixels: raise it when `decode` changes what it returns
 _CHUNK = 256  # images decoded at a time
 
 
-class Cached(Dataset):
+class CachedDataset(Dataset):
   """A data set whose images are looked up."""
 
   in_memory = True
@@ -61,7 +61,7 @@ class Cached(Dataset):
     return self._images[index], self._labels[index], []
 
 
-def cached(dataset: Dataset) -> Cached:
+def cached(dataset: Dataset) -> CachedDataset:
   """The same data set, held as its settings say; decodes it where needed.
 
   Raises:
@@ -73,7 +73,7 @@ def cached(dataset: Dataset) -> Cached:
   return _in_folder(dataset, resolve(dataset.settings.cache))
 
 
-def _in_memory(dataset: Dataset) -> Cached:
+def _in_memory(dataset: Dataset) -> CachedDataset:
   n, size = len(dataset), int(np.prod(dataset.shape))
   if n * size > _physical_memory():
     raise UserError(
@@ -85,10 +85,10 @@ def _in_memory(dataset: Dataset) -> Cached:
   for first, part, part_labels in _decoded(dataset):
     images[first : first + len(part)] = part
     labels[first : first + len(part)] = part_labels
-  return Cached(dataset, images, labels)
+  return CachedDataset(dataset, images, labels)
 
 
-def _in_folder(dataset: Dataset, folder: Path) -> Cached:
+def _in_folder(dataset: Dataset, folder: Path) -> CachedDataset:
   final = folder / f"{dataset.split}-{_key(dataset)}"
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _in_folder(dataset: Dataset, folder: Path) -> Cached:
     )
   images, labels, broken = found
   dataset.note(broken)
-  return Cached(dataset, images, labels)
+  return CachedDataset(dataset, images, labels)
 
 
 def _key(dataset: Dataset) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.decode import BrokenImage, ImageTransform
 from gamix_jax.data.notes import MOST, reasons, shown
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.sources import Source, excluded, open_source
@@ -41,7 +41,7 @@ class Dataset:
   def __init__(self, source: Source, settings: Settings, split: str):
     """Raises UserError if too many of the source's files are broken."""
     self._source, self.settings, self.split = source, settings, split
-    self._prepare = Prepare.of(settings)
+    self._prepare = ImageTransform.of(settings)
     self.label_names = tuple(source.label_names)
     self._broken: dict[str, str] = {}
     self._told = 0  # of them, when their number was logged last

@@ -50,7 +50,7 @@ class BrokenImage(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
+class ImageTransform:
   """Decode, crop, convert, resize; see `Settings` for what the words mean."""
 
   shape: tuple[int, int, int]  # height, width, channels

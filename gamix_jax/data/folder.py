@@ -39,7 +39,7 @@ import numpy as np
 
 from gamix_jax import marks
 from gamix_jax.data.notes import listed, shown
-from gamix_jax.data.sources import fingerprint, held_out
+from gamix_jax.data.sources import fingerprint, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -162,7 +162,7 @@ def open_folder(path: str, test_fraction: float, split: str) -> Folder:
     chosen = [f for f in files if _top(f) in wanted]
     used = [f for f in files if _top(f) in train | test]
   else:
-    out = held_out(shown(root), files, test_fraction)
+    out = hash_split(shown(root), files, test_fraction)
     chosen = [
       f for f, t in zip(files, out, strict=True) if t == (split == "test")
     ]
@@ -413,10 +413,10 @@ def _kind(mode: int) -> str:
 def _fault(head: bytes) -> str:
   if not head:
     return "empty"
-  return "" if begins_as_image(head) else "does not begin as an image"
+  return "" if has_image_header(head) else "does not begin as an image"
 
 
-def begins_as_image(head: bytes) -> bool:
+def has_image_header(head: bytes) -> bool:
   """Whether 16 bytes can begin a file of a format that `decode` reads."""
   return head.startswith(
     (

@@ -34,7 +34,7 @@ import numpy as np
 from gamix_jax.data import levels
 from gamix_jax.data.notes import shown
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import Arrays, held_out
+from gamix_jax.data.sources import Arrays, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -120,7 +120,7 @@ def open_idx(path: str, settings: Settings, split: str) -> Arrays:
       *(shown(where), 100 * settings.test_fraction),
     )
     names = [str(i) for i in range(total)]
-    test = held_out(shown(where), names, settings.test_fraction)
+    test = hash_split(shown(where), names, settings.test_fraction)
     keep = test if split == "test" else ~test
     images, labels = images[keep], labels[keep]
   if prefix.lower().startswith("emnist"):

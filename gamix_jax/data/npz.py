@@ -31,7 +31,7 @@ from gamix_jax.data import labels as labels_lib
 from gamix_jax.data import levels
 from gamix_jax.data.notes import listed, shown
 from gamix_jax.data.settings import Settings, is_range
-from gamix_jax.data.sources import Arrays, held_out
+from gamix_jax.data.sources import Arrays, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -78,7 +78,7 @@ def open_npz(path: str, settings: Settings, split: str) -> Arrays:
       " index",
       *(where, 100 * settings.test_fraction),
     )
-    test = held_out(
+    test = hash_split(
       where, [str(i) for i in range(total)], settings.test_fraction
     )
     keep = test if split == "test" else ~test

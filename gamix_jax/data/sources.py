@@ -1,7 +1,8 @@
 """Where images come from: one function a source, and one line in a table.
 
-A source is a sequence of raw images, encoded or not; `Prepare` makes them of
-one size. It is opened for one split and is cheap to send to a worker process.
+A source is a sequence of raw images, encoded or not; `ImageTransform` makes
+them of one size. It is opened for one split and is cheap to send to a worker
+process.
 """
 
 import dataclasses
@@ -125,7 +126,7 @@ class Arrays:
     )
 
 
-def held_out(where: str, names: Sequence[str], share: float) -> np.ndarray:
+def hash_split(where: str, names: Sequence[str], share: float) -> np.ndarray:
   """A fixed test split: bool [n], a function of each name alone.
 
   Each name is hashed to a number in [0, 1) and held out if that is under
@@ -160,7 +161,7 @@ def held_out(where: str, names: Sequence[str], share: float) -> np.ndarray:
   return test
 
 
-class Without:
+class FilteredSource:
   """A source less the images of some classes; the others keep their order."""
 
   def __init__(self, source: Source, excluded: Sequence[int]):
@@ -251,7 +252,7 @@ def _without_excluded(source: Source, settings: Settings) -> Source:
         f"{label!r}; "
         + (f"its classes are {listed(known, 20)}." if known else "it has none.")
       )
-  return Without(source, found)
+  return FilteredSource(source, found)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +280,7 @@ def open_digits(rest: str, settings: Settings, split: str, seed: int) -> Source:
   images, labels = _digits()
   images = np.round(images * (255 / 16)).astype(np.uint8)
   total = len(images)
-  test = held_out(
+  test = hash_split(
     "digits", [f"digits/{i}" for i in range(total)], settings.test_fraction
   )
   keep = test if split == "test" else ~test

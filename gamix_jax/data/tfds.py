@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gamix_jax.data.cache import exclusive
-from gamix_jax.data.sources import WHOLE, fingerprint, held_out
+from gamix_jax.data.sources import WHOLE, fingerprint, hash_split
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _opened(name: str, folder: Path, test_fraction: float, split: str) -> Tfds:
     *(name, 100 * test_fraction, used),
   )
   names = [f"{used}/{i}" for i in range(splits[used])]
-  keep = held_out(f"tfds:{name}", names, test_fraction) == (split == "test")
+  keep = hash_split(f"tfds:{name}", names, test_fraction) == (split == "test")
   return Tfds(folder, used, np.flatnonzero(keep), splits[used])
 
 

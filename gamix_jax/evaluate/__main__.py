@@ -35,7 +35,7 @@ def main() -> None:
   settings.check(given.config)
   cli.use_compilation_cache()
   cli.keep_freed_memory(given.workdir)
-  from gamix_jax.evaluate import measure, report, subject  # noqa: PLC0415
+  from gamix_jax.evaluate import eval_inputs, report, run_metrics  # noqa: PLC0415
   from gamix_jax.progress import duration  # noqa: PLC0415
 
   start = time.monotonic()
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"{duration(time.monotonic() - start):>12}  {what}", flush=True)
 
   say(f"opening {given.workdir}")
-  judged = subject.Subject(
+  judged = eval_inputs.EvalInputs(
     paths.resolve(given.workdir),
     given.config.eval,
     data_now=given.config.data,
@@ -52,7 +52,7 @@ def main() -> None:
     step=given.step,
     split=given.split,
   )
-  measured = measure.Measured(judged, say)
+  measured = run_metrics.EvalRun(judged, say)
   folder = judged.workdir / "eval"
   report.write(folder, measured)
   for warning in measured.warnings:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from gamix_jax import pictures, workdir
 from gamix_jax.evaluate import figure
-from gamix_jax.evaluate.measure import Measured
-from gamix_jax.evaluate.numbers import Number
+from gamix_jax.evaluate.results import Number
+from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.evaluate.settings import SOURCES
 from gamix_jax.figures import named
 
@@ -20,7 +20,7 @@ WORDS = 200  # letters of a word of the protocol that are shown
 SHORT = ("nats", "bits", "dB")  # units that stand beside a number
 
 
-class Line(NamedTuple):
+class MetricSpec(NamedTuple):
   """What numbers of a name are.
 
   Attributes:
@@ -36,18 +36,18 @@ class Line(NamedTuple):
   label: str = ""
 
 
-SECTIONS: dict[str, tuple[Line, ...]] = {
+SECTIONS: dict[str, tuple[MetricSpec, ...]] = {
   "Reconstructions": (
-    Line("mae", "↓", "mean absolute error, pixels in [-1, 1]"),
-    Line("psnr", "↑", "peak signal-to-noise ratio, mean over images"),
-    Line("ssim", "↑", "structural similarity, 11x11 Gaussian window"),
-    Line(
+    MetricSpec("mae", "↓", "mean absolute error, pixels in [-1, 1]"),
+    MetricSpec("psnr", "↑", "peak signal-to-noise ratio, mean over images"),
+    MetricSpec("ssim", "↑", "structural similarity, 11x11 Gaussian window"),
+    MetricSpec(
       "sharpness_(images|reconstructions)",
       "",
       "variance of the Laplacian; best is what the images have, not more",
       "sharpness_",
     ),
-    Line(
+    MetricSpec(
       "(fid|fd)(_.*)?_reconstructions",
       "↓",
       "squared Frechet distance of reconstructions to their images; rFID with "
@@ -56,7 +56,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Samples": (
-    Line(
+    MetricSpec(
       "(fid|fd)_.*",
       "↓",
       "squared Frechet distance of samples to images; fid_ with the FID's "
@@ -64,30 +64,34 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
       "`training_images` is what as many real images get",
       "fid_, fd_",
     ),
-    Line(
+    MetricSpec(
       "(kid|kd)_.*",
       "↓",
       "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
       "FID's Inception. May be under 0",
       "kid_, kd_",
     ),
-    Line("precision_.*", "↑", "share of samples near an image", "precision_"),
-    Line("recall_.*", "↑", "share of images near a sample", "recall_"),
-    Line(
+    MetricSpec(
+      "precision_.*", "↑", "share of samples near an image", "precision_"
+    ),
+    MetricSpec("recall_.*", "↑", "share of images near a sample", "recall_"),
+    MetricSpec(
       "density_.*", "↑", "images' balls around a sample, over k", "density_"
     ),
-    Line(
+    MetricSpec(
       "coverage_.*",
       "↑",
       "share of images with a sample in their ball",
       "coverage_",
     ),
-    Line("sharpness_.*", "", "as of the images above", "sharpness_"),
+    MetricSpec("sharpness_.*", "", "as of the images above", "sharpness_"),
   ),
   "Likelihood": (
-    Line("elbo", "↑", "lower bound of ln p(x), mean over images"),
-    Line("iwae", "↑", "importance-weighted bound of so many draws, nearer"),
-    Line(
+    MetricSpec("elbo", "↑", "lower bound of ln p(x), mean over images"),
+    MetricSpec(
+      "iwae", "↑", "importance-weighted bound of so many draws, nearer"
+    ),
+    MetricSpec(
       "(elbo|iwae)_bits_per_dim",
       "↓",
       "the same, bits for each number of an image at 256 levels",
@@ -95,29 +99,35 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Latents": (
-    Line(
+    MetricSpec(
       "kl",
       "",
       "mean KL(q(z given x) to p): `mutual_information` + `population_kl`",
     ),
-    Line(
+    MetricSpec(
       "mutual_information",
       "",
       "of image and code; at most ln of the images' count: where it is near "
       "that, `population_kl` has what is cut off",
     ),
-    Line(
+    MetricSpec(
       "active_units",
       "",
       "latents whose mean's variance is over 0.01; how much they tell is "
       "`mutual_information`, which may be near 0 with all of them active",
     ),
-    Line("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
-    Line("total_correlation", "↓", "KL of q(z) to its dimensions' product"),
-    Line("dimension_kl", "↓", "KL of the dimensions to the prior's, summed"),
-    Line("population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"),
-    Line("collapsed_fraction", "", "posterior variances under 0.01"),
-    Line(
+    MetricSpec("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
+    MetricSpec(
+      "total_correlation", "↓", "KL of q(z) to its dimensions' product"
+    ),
+    MetricSpec(
+      "dimension_kl", "↓", "KL of the dimensions to the prior's, summed"
+    ),
+    MetricSpec(
+      "population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"
+    ),
+    MetricSpec("collapsed_fraction", "", "posterior variances under 0.01"),
+    MetricSpec(
       "(population|lifetime)_sparseness",
       "",
       "of rates, over the latents of an image and over the images of a latent; "
@@ -126,7 +136,7 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Anomalies": (
-    Line(
+    MetricSpec(
       "auroc_.*",
       "↑",
       "chance that an image of a class held out of the training scores higher "
@@ -135,14 +145,16 @@ SECTIONS: dict[str, tuple[Line, ...]] = {
     ),
   ),
   "Labels": (
-    Line("linear_probe", "↑", "accuracy of logistic regression on the codes"),
-    Line("knn", "↑", "accuracy of the nearest codes' vote"),
-    Line("majority_class", "", "accuracy of always saying the commonest"),
+    MetricSpec(
+      "linear_probe", "↑", "accuracy of logistic regression on the codes"
+    ),
+    MetricSpec("knn", "↑", "accuracy of the nearest codes' vote"),
+    MetricSpec("majority_class", "", "accuracy of always saying the commonest"),
   ),
 }
 
 
-def place(name: str) -> tuple[str, Line]:
+def place(name: str) -> tuple[str, MetricSpec]:
   """The section that a number belongs to, and what it is."""
   for title, lines in SECTIONS.items():
     for line in lines:
@@ -274,7 +286,7 @@ def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
       yield f"- `{source}`: {rest}.\n"
 
 
-def write(folder: Path, measured: Measured) -> None:
+def write(folder: Path, measured: EvalRun) -> None:
   """Writes numbers, pictures and the report, each whole or not at all.
 
   Raises:
@@ -304,7 +316,7 @@ def write(folder: Path, measured: Measured) -> None:
 
 
 def _pictures(
-  folder: Path, measured: Measured
+  folder: Path, measured: EvalRun
 ) -> Iterator[tuple[str, tuple[str, str]]]:
   """Files, the sections they belong to, captions."""
   shown = dict(measured.shown)

@@ -25,13 +25,13 @@ def main() -> None:
     raise UserError("--workdir is missing; --help shows the command.")
   cli.use_compilation_cache()
   from gamix_jax import inference  # noqa: PLC0415  (flags come first)
-  from gamix_jax.explore import page, view  # noqa: PLC0415
+  from gamix_jax.explore import app, view  # noqa: PLC0415
 
-  page.gradio()  # a missing one is told before anything is loaded
+  app.gradio()  # a missing one is told before anything is loaded
   model = inference.load(
     given.workdir, given.which, given.step, data=given.config.data
   )
-  page.serve(view.View(model, view.held_out(model)), given.host, given.port)
+  app.serve(view.View(model, view.held_out(model)), given.host, given.port)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from gamix_jax import data, pictures
-from gamix_jax.data.decode import FORMATS, BrokenImage, Prepare
+from gamix_jax.data.decode import FORMATS, BrokenImage, ImageTransform
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
 from gamix_jax.inference.fitting import read_images
@@ -62,7 +62,7 @@ class View:
       self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
     self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
-    self._prepare = Prepare.of(data.Settings.of(model.config.data))
+    self._prepare = ImageTransform.of(data.Settings.of(model.config.data))
     self._map = self._draw_map()
 
   # --- an image ------------------------------------------------------------

@@ -13,9 +13,9 @@ import numpy as np
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import weights, workdir
+from gamix_jax import safetensors_io, workdir
 from gamix_jax.errors import UserError
-from gamix_jax.export import artifact, functions
+from gamix_jax.export import serialize, signatures
 from gamix_jax.inference import Model
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
@@ -63,12 +63,14 @@ def check(what: str, form: str) -> None:
   """
   if form not in FORMATS:
     raise UserError(f"--format={form} is none of {', '.join(FORMATS)}.")
-  if what not in weights.PARTS:
-    raise UserError(f"--what={what} is none of {', '.join(weights.PARTS)}.")
+  if what not in safetensors_io.PARTS:
+    raise UserError(
+      f"--what={what} is none of {', '.join(safetensors_io.PARTS)}."
+    )
   if what == "model" and form != "safetensors":
     raise UserError(
       f"--what=model is for --format=safetensors; as {form} there are "
-      f"{' and '.join(functions.PARTS)}, a file each."
+      f"{' and '.join(signatures.PARTS)}, a file each."
     )
 
 
@@ -98,16 +100,16 @@ def _safetensors(
     raise UserError(
       f"{beside} is of another model; give another --out, or remove it."
     )
-  trees = functions.variables(model)
+  trees = signatures.variables(model)
   about = {
     "step": str(model.step),
     "which": model.which,
     "gamix_jax": gamix_jax.__version__,
   }
-  weights.write(folder, what, model.config, trees, about)
-  name = weights.FILE.format(what=what)
-  kept, _ = weights.contents(folder / name)
-  arrays = weights.flat(trees, what)
+  safetensors_io.write(folder, what, model.config, trees, about)
+  name = safetensors_io.FILE.format(what=what)
+  kept, _ = safetensors_io.contents(folder / name)
+  arrays = safetensors_io.flat(trees, what)
   if kept.keys() != arrays.keys() or any(
     not np.array_equal(kept[k], v) for k, v in arrays.items()
   ):
@@ -120,10 +122,10 @@ def _function(
   model: Model, what: str, form: str, folder: Path
 ) -> dict[str, str]:
   if form == "onnx":
-    model = functions.in_float32(model)
-  part = functions.part(model, what)
+    model = signatures.in_float32(model)
+  part = signatures.part(model, what)
   name = f"{what}.{form}"
-  (folder / name).write_bytes(artifact.MAKERS[form](part))
+  (folder / name).write_bytes(serialize.MAKERS[form](part))
   data = (folder / name).read_bytes()  # what is compared is what is kept
   off = difference(part, form, data)
   tolerance = TOLERANCE[model.config.dtype]
@@ -131,7 +133,7 @@ def _function(
     raise UserError(
       f"The exported {what} differs from the model by {off:.2g}, over the "
       f"tolerance of {tolerance:g}; nothing was written.\nTry another "
-      f"--format of {', '.join(artifact.MAKERS)}."
+      f"--format of {', '.join(serialize.MAKERS)}."
     )
   about = _about(model, part, form, off)
   (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -141,7 +143,7 @@ def _function(
   }
 
 
-def difference(part: functions.Part, form: str, data: bytes) -> float:
+def difference(part: signatures.Part, form: str, data: bytes) -> float:
   """How far the bytes' outputs are from the model's.
 
   The largest absolute difference, relative to the largest number of an output
@@ -150,7 +152,7 @@ def difference(part: functions.Part, form: str, data: bytes) -> float:
   most = 0.0
   for rows in ROWS:
     x = part.probe(rows)
-    ours, theirs = part.model(x), artifact.RUNNERS[form](data, x)
+    ours, theirs = part.model(x), serialize.RUNNERS[form](data, x)
     if {k: v.shape for k, v in ours.items()} != {
       k: v.shape for k, v in theirs.items()
     }:
@@ -162,11 +164,11 @@ def difference(part: functions.Part, form: str, data: bytes) -> float:
   return most
 
 
-def _about(model: Model, part: functions.Part, form: str, off: float) -> dict:
+def _about(model: Model, part: signatures.Part, form: str, off: float) -> dict:
   """What the .json says."""
 
   def rows(shape):
-    return [artifact.BATCH, *shape]
+    return [serialize.BATCH, *shape]
 
   versions = {
     "gamix_jax": gamix_jax.__version__,
@@ -187,11 +189,11 @@ def _about(model: Model, part: functions.Part, form: str, off: float) -> dict:
       k: {"shape": rows(v.shape[1:]), "dtype": v.dtype.name}
       for k, v in part.outputs().items()
     },
-    "platforms": artifact.PLATFORMS if form == "stablehlo" else None,
+    "platforms": serialize.PLATFORMS if form == "stablehlo" else None,
     "step": model.step,
     "which": model.which,
     "max_difference": off,
     "tolerance": TOLERANCE[model.config.dtype],
-    "versions": versions | artifact.versions(form),
+    "versions": versions | serialize.versions(form),
     "config": json.loads(configs.to_json(model.config)),
   }

@@ -74,10 +74,10 @@ def main() -> None:
   _check(given)
   cli.use_compilation_cache()
   cli.keep_freed_memory(given.workdir)
-  from gamix_jax.generate import content  # noqa: PLC0415  (flags come first)
+  from gamix_jax.generate import renderers  # noqa: PLC0415  (flags come first)
 
   asked = {name: given[name].value for name in USES[given.what]}
-  content.make(
+  renderers.make(
     given.workdir,
     given.what,
     given.out,

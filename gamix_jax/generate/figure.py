@@ -22,7 +22,7 @@ COLOURS = 20  # labels that have one of their own
 
 
 @dataclasses.dataclass(frozen=True)
-class Strip:
+class ImageGrid:
   """Rows of images with what is written beside them.
 
   Attributes:
@@ -47,7 +47,7 @@ def padded(images: np.ndarray, columns: int) -> np.ndarray:
 @literal()
 def save(
   path: Path,
-  strips: Sequence[Strip],
+  strips: Sequence[ImageGrid],
   title: str,
   xlabel: str = "",
   ylabel: str = "",
@@ -93,7 +93,7 @@ def save(
   figures.save(fig, path)
 
 
-def _draw(ax, strip: Strip, grid: np.ndarray) -> None:
+def _draw(ax, strip: ImageGrid, grid: np.ndarray) -> None:
   grey = grid.shape[-1] == 1
   kind = {"cmap": "gray", "vmin": 0, "vmax": 255} if grey else {}
   ax.imshow(

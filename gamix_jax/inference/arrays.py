@@ -7,13 +7,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gamix_jax.errors import UserError
-from gamix_jax.step import Recipe
+from gamix_jax.step import TrainSpec
 
 # A float image may pass [-1, 1] by this, an eighth of a grey level: rounding.
 SLACK = 1e-3
 
 
-def images(recipe: Recipe, x: ArrayLike, *, bounded: bool = True) -> np.ndarray:
+def images(
+  recipe: TrainSpec, x: ArrayLike, *, bounded: bool = True
+) -> np.ndarray:
   """Checked images, [b, h, w, c] or [h, w, c], uint8 or this run's float.
 
   Raises:
@@ -37,12 +39,12 @@ def images(recipe: Recipe, x: ArrayLike, *, bounded: bool = True) -> np.ndarray:
   return x
 
 
-def batch(recipe: Recipe, x: ArrayLike, **kwargs) -> np.ndarray:
+def batch(recipe: TrainSpec, x: ArrayLike, **kwargs) -> np.ndarray:
   """`images` as [b, h, w, c]: a single one has b = 1."""
   return images(recipe, x, **kwargs).reshape(-1, *recipe.image_shape)
 
 
-def single(recipe: Recipe, x: ArrayLike, what: str) -> np.ndarray:
+def single(recipe: TrainSpec, x: ArrayLike, what: str) -> np.ndarray:
   """One image as [1, h, w, c].
 
   Raises:

@@ -14,7 +14,7 @@ from gamix_jax import mesh, objective
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
-from gamix_jax.step import Recipe, pixels
+from gamix_jax.step import TrainSpec, to_float
 
 # Pixels on the devices at a time, unless told otherwise. A layer of 128
 # features is then half a GB.
@@ -23,11 +23,11 @@ MAX_BATCH = 256
 PATIENCE = 3  # seconds until a bar is shown, on a terminal
 
 
-class Device:
+class Runner:
   """Functions of arrays that were checked; rows are spread over the devices.
 
   Attributes:
-    recipe: the networks, see `step.Recipe`.
+    recipe: the networks, see `step.TrainSpec`.
     batch_size: rows at a time, on all devices together.
     vae: "params" and "batch_stats", whole on every device.
     disc: the discriminator's.
@@ -35,7 +35,7 @@ class Device:
   """
 
   def __init__(
-    self, recipe: Recipe, vae: dict, disc: dict, batch_size: int | None
+    self, recipe: TrainSpec, vae: dict, disc: dict, batch_size: int | None
   ) -> None:
     """Raises UserError if `batch_size` is under 1; None chooses it."""
     if batch_size is None:
@@ -108,7 +108,9 @@ class Device:
 
   def _put(self, rows: np.ndarray, size: int) -> jax.Array:
     missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-    return jax.device_put(np.pad(rows, missing), mesh.by_rows(self._mesh))
+    return jax.device_put(
+      np.pad(rows, missing), mesh.batch_sharding(self._mesh)
+    )
 
 
 def default_batch_size(image_shape: tuple[int, int, int]) -> int:
@@ -122,27 +124,29 @@ def at_least(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def _encode(recipe: Recipe, vae: dict, x: jax.Array) -> Posterior:
-  return recipe.vae.apply(vae, pixels(x, recipe.dtype), method="encode")
+def _encode(recipe: TrainSpec, vae: dict, x: jax.Array) -> Posterior:
+  return recipe.vae.apply(vae, to_float(x, recipe.dtype), method="encode")
 
 
-def _decode(recipe: Recipe, vae: dict, z: jax.Array, *, raw: bool) -> jax.Array:
+def _decode(
+  recipe: TrainSpec, vae: dict, z: jax.Array, *, raw: bool
+) -> jax.Array:
   x_hat = recipe.vae.apply(vae, z, method="decode")
   return x_hat if raw else jnp.clip(_image(recipe, x_hat), -1, 1)
 
 
 def _logits(
-  recipe: Recipe, disc: dict, x: jax.Array, *, raw: bool
+  recipe: TrainSpec, disc: dict, x: jax.Array, *, raw: bool
 ) -> jax.Array:
-  x = pixels(x, recipe.dtype)
+  x = to_float(x, recipe.dtype)
   return recipe.disc.apply(disc, _image(recipe, x) if raw else x)
 
 
 def _prior_draws(
-  recipe: Recipe, vae: dict, key: jax.Array, *, n: int, temperature: float
+  recipe: TrainSpec, vae: dict, key: jax.Array, *, n: int, temperature: float
 ) -> jax.Array:
   return recipe.vae.apply(vae, key, n, temperature, method="prior_draws")
 
 
-def _image(recipe: Recipe, x_hat: jax.Array) -> jax.Array:
+def _image(recipe: TrainSpec, x_hat: jax.Array) -> jax.Array:
   return objective.to_image(x_hat, recipe.reconstruction)

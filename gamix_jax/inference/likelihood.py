@@ -10,19 +10,19 @@ import jax
 import numpy as np
 import scipy.special
 
-from gamix_jax import diagnose
+from gamix_jax import train_metrics
 from gamix_jax.errors import UserError
-from gamix_jax.inference.device import Device, at_least
-from gamix_jax.objective import Pass
+from gamix_jax.inference.device import Runner, at_least
+from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
-from gamix_jax.step import Recipe, pixels
+from gamix_jax.step import TrainSpec, to_float
 
 
 class Likelihood:
   """What one model's likelihoods are computed with."""
 
-  def __init__(self, device: Device, named: str) -> None:
+  def __init__(self, device: Runner, named: str) -> None:
     """`named` is the posterior's name, for a message."""
     self._device, self._named = device, named
     self._each = jax.jit(partial(_each, device.recipe))
@@ -44,12 +44,12 @@ class Likelihood:
       raise UserError(f"samples={samples} has to be 1 or more.")
     device = self._device
     q = jax.eval_shape(device.encoder, device.vae, x[:1])
-    if not q.bounded:
+    if not q.has_finite_elbo:
       raise UserError(
         f"posterior.name={self._named!r} with this prior has no finite bound "
         "of ln p(x): q(z | x) reaches over the ends of p(z)."
       )
-    z, _ = jax.eval_shape(lambda q: q.draws(key, 1), q)
+    z, _ = jax.eval_shape(lambda q: q.sample(key, 1), q)
     # As many images as fit, then as many draws of them; each is decoded.
     room = max(1, device.batch_size // len(z))
     images = min(room, at_least(len(x)))
@@ -78,7 +78,7 @@ class Likelihood:
 
 
 def _each(
-  recipe: Recipe,
+  recipe: TrainSpec,
   vae: dict,
   prior: Mixture | None,
   key: jax.Array,
@@ -91,18 +91,18 @@ def _each(
 
   def draw(q, i, t):
     one = jax.tree.map(lambda leaf: leaf[None], q)
-    z, w = one.draws(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
+    z, w = one.sample(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
     return z[:, 0], w[:, 0]
 
   of_images = jax.vmap(draw, (0, 0, None), out_axes=1)
   z, w = jax.vmap(of_images, (None, None, 0))(q, index, draws)
   x_hat = recipe.vae.apply(vae, z, method="decode")  # [t, s, b, h, w, c]
-  x = pixels(x, recipe.dtype)
+  x = to_float(x, recipe.dtype)
   q = q if prior is None else WithPrior(q, prior)
 
   def of_draw(z, w, x_hat):
-    return diagnose.bounds(
-      Pass(x, q, z, w, x_hat),
+    return train_metrics.bounds(
+      VAEOutput(x, q, z, w, x_hat),
       recipe.reconstruction,
       recipe.vae_weights["recon"],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from gamix_jax import build, paths, weights
+from gamix_jax import build, paths, safetensors_io
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
@@ -54,8 +54,8 @@ def load(
       config.data[key] = value
   recipe = build.recipe(config)
   state = jax.eval_shape(partial(init, recipe))
-  if weights.is_exported(path):
-    found = weights.read(path, state, which, step)
+  if safetensors_io.is_exported(path):
+    found = safetensors_io.read(path, state, which, step)
     return Model(
       *(config, recipe, *found),
       batch_size=batch_size,

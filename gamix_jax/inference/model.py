@@ -13,12 +13,12 @@ from gamix_jax import objective, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.inference import arrays, maps, ways
-from gamix_jax.inference.device import Device
+from gamix_jax.inference.device import Runner
 from gamix_jax.inference.likelihood import Likelihood
 from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.inference.sources import Sources
 from gamix_jax.posterior import Posterior
-from gamix_jax.step import Recipe
+from gamix_jax.step import TrainSpec
 
 SCORES = ("reconstruction", "elbo", "population")
 
@@ -28,7 +28,7 @@ class Model:
 
   Attributes:
     config: the run's, every key.
-    recipe: its networks, see `step.Recipe`.
+    recipe: its networks, see `step.TrainSpec`.
     step: the steps it was trained.
     which: of its weights: "ema" or "raw".
     workdir: where it is from; None of one that was not loaded.
@@ -38,7 +38,7 @@ class Model:
   def __init__(
     self,
     config: ConfigDict,
-    recipe: Recipe,
+    recipe: TrainSpec,
     step: int,
     vae: dict[str, Any],
     disc: dict[str, Any],
@@ -64,7 +64,7 @@ class Model:
     """
     self.config, self.recipe, self.step = config, recipe, step
     self.workdir, self.which = workdir, which
-    self._device = Device(recipe, vae, disc, batch_size)
+    self._device = Runner(recipe, vae, disc, batch_size)
     self.batch_size = self._device.batch_size
     self._likelihood = Likelihood(self._device, config.posterior.name)
     self._sources = Sources(self._device, config, step, which, workdir)
@@ -302,7 +302,7 @@ class Model:
       UserError: as `encode`; several images.
     """
     q = self.encode(arrays.single(self.recipe, image, "Components"))
-    weights, mu, _ = q.centres()
+    weights, mu, _ = q.components()
     return np.asarray(weights[0]), self.decode(mu[0])
 
   # --- numbers -------------------------------------------------------------
@@ -373,8 +373,10 @@ class Model:
     if by == "population":
       return -self._sources.log_density(self.encode(x).mean())
     x_hat = self.decode(self.encode(x).mean(), raw=True)
-    x = step.pixels(arrays.batch(self.recipe, x), self.recipe.dtype)
-    return np.asarray(objective.error(x, x_hat, self.recipe.reconstruction))
+    x = step.to_float(arrays.batch(self.recipe, x), self.recipe.dtype)
+    return np.asarray(
+      objective.reconstruction_error(x, x_hat, self.recipe.reconstruction)
+    )
 
   def latent_map(
     self, x: ArrayLike, method: str = "pca", seed: int = 0

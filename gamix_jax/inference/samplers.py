@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Samplers:
+class LatentSamplers:
   """What was fitted to a model's codes of some images.
 
   Attributes:
@@ -53,7 +53,7 @@ class Samplers:
 
 def fit(
   q: Posterior, seed: int, components: int | str, of: dict[str, Any]
-) -> Samplers:
+) -> LatentSamplers:
   """Fits both.
 
   Args:
@@ -83,7 +83,7 @@ def fit(
   about = {**of, "format": FORMAT, "images": n, "seed": seed}
   population = jax.tree.map(np.asarray, q)
   if isinstance(q, Poisson):  # of counts, which no Gaussian mixture makes
-    return Samplers(about, population, None)
+    return LatentSamplers(about, population, None)
   z = draw_population(q, jax.random.key(seed), None)
   tried = [k for k in BY_BIC if 2 * k <= n] if several else [components]
   fitted = [_mixture(z, k, seed) for k in tried]
@@ -93,7 +93,7 @@ def fit(
     "covariance": gmm.covariance_type,
     "chosen_by": "bic" if several else "number",
   }
-  return Samplers(about, population, gmm)
+  return LatentSamplers(about, population, gmm)
 
 
 def _mixture(z: np.ndarray, components: int, seed: int) -> Any:
@@ -128,8 +128,8 @@ def _of_population(
   if n is not None:
     chosen = jax.random.randint(image_key, (n,), 0, len(q.mean()))
     q = jax.tree.map(lambda leaf: leaf[chosen], q)
-  z, w = q.draws(draw_key, 1)  # a stratum for each component
-  _, mu, _ = q.centres()
+  z, w = q.sample(draw_key, 1)  # a stratum for each component
+  _, mu, _ = q.components()
   component = jax.random.categorical(component_key, jnp.log(w), axis=0)
   rows = jnp.arange(z.shape[1])
   z, mu = z[component, rows], mu[rows, component]
@@ -169,7 +169,7 @@ def digest(weights: Any) -> str:
   return h.hexdigest()[:16]
 
 
-def save(file: Path, samplers: Samplers) -> None:
+def save(file: Path, samplers: LatentSamplers) -> None:
   """Writes them, whole or not at all.
 
   Raises:
@@ -190,7 +190,9 @@ def save(file: Path, samplers: Samplers) -> None:
       temporary.unlink(missing_ok=True)
 
 
-def read(file: Path, of: dict[str, Any], like: Posterior) -> Samplers | None:
+def read(
+  file: Path, of: dict[str, Any], like: Posterior
+) -> LatentSamplers | None:
   """The samplers of a file; None if there are none of these weights.
 
   Args:
@@ -219,7 +221,7 @@ def read(file: Path, of: dict[str, Any], like: Posterior) -> Samplers | None:
   except Exception as e:  # a damaged zip fails in many ways
     _log.warning("%s is damaged (%s); it is not used.", file, e)
     return None
-  return Samplers(about, jax.tree.unflatten(structure, found), gmm)
+  return LatentSamplers(about, jax.tree.unflatten(structure, found), gmm)
 
 
 def _fitted(about: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:

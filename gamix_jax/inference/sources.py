@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.inference import samplers
-from gamix_jax.inference.device import Device
+from gamix_jax.inference.device import Runner
 from gamix_jax.posterior import Posterior
 
 SOURCES = ("prior", "population", "gmm", "vamp")
@@ -22,7 +22,7 @@ class Sources:
 
   def __init__(
     self,
-    device: Device,
+    device: Runner,
     config: ConfigDict,
     step: int,
     which: str,
@@ -31,7 +31,7 @@ class Sources:
     """Reads nothing yet; without a workdir nothing is kept."""
     self._device, self._config = device, config
     self._step, self._which, self._workdir = step, which, workdir
-    self._samplers: samplers.Samplers | None = None
+    self._samplers: samplers.LatentSamplers | None = None
 
   def draw(
     self, key: jax.Array, n: int, source: str, temperature: float
@@ -106,7 +106,7 @@ class Sources:
   def _file(self) -> Path:
     return samplers.path(self._workdir, self._which, self._step)
 
-  def _fitted(self, what: str) -> samplers.Samplers:
+  def _fitted(self, what: str) -> samplers.LatentSamplers:
     """Raises UserError if nothing was fitted."""
     if self.about() is None:
       raise UserError(

@@ -59,7 +59,7 @@ def around(
       0; steps under 2.
   """
   mean = np.asarray(q.mean(), np.float64)[0]
-  weights, mu, var = (np.asarray(v, np.float64)[0] for v in q.centres())
+  weights, mu, var = (np.asarray(v, np.float64)[0] for v in q.components())
   moved = [dims] if np.ndim(dims) == 0 else list(dims)
   whole = all(isinstance(d, int | np.integer) for d in moved)
   if not whole or len(moved) not in (1, 2) or len(set(moved)) != len(moved):

@@ -19,7 +19,7 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.keras_weights import names
 from gamix_jax.keras_weights.file import Shapes, Weights, read
-from gamix_jax.step import Net, Recipe, TrainState, init
+from gamix_jax.step import NetworkState, TrainSpec, TrainState, init
 
 # Keys that its weights do not tell, as it has them.
 MODEL = {
@@ -130,7 +130,7 @@ def _shapes(config: ConfigDict, abstract: TrainState) -> Shapes:
 
 
 def to_state(
-  weights: Weights, recipe: Recipe, abstract: TrainState
+  weights: Weights, recipe: TrainSpec, abstract: TrainState
 ) -> TrainState:
   """The state of a run that had come as far as the file.
 
@@ -143,7 +143,7 @@ def to_state(
     recipe: of the same config.
     abstract: its state, by `jax.eval_shape`.
   """
-  disc = Net({}, {}, ())
+  disc = NetworkState({}, {}, ())
   if recipe.disc is not None:
     disc = _net(weights, "disc", recipe.disc_optimizer, abstract)
   vae = _net(weights, "vae", recipe.vae_optimizer, abstract)
@@ -161,7 +161,7 @@ def _net(
   net: str,
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
-) -> Net:
+) -> NetworkState:
   """One network's arrays and its optimiser's."""
 
   def trees(values):
@@ -182,7 +182,7 @@ def _net(
       jnp.asarray(adam.count, jnp.int32), trees(adam.mu)[0], trees(adam.nu)[0]
     )
   fresh = optimizer.init(params)
-  return Net(params, stats, _advance(fresh, weights.step, moments))
+  return NetworkState(params, stats, _advance(fresh, weights.step, moments))
 
 
 def _without_biases(

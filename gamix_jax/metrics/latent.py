@@ -69,7 +69,7 @@ def surgery(
   """
   if draws < 1 or (chunk is not None and chunk < 1):
     raise UserError(f"surgery: draws={draws} and chunk={chunk}; 1 or more.")
-  z, w = q.draws(key, draws)
+  z, w = q.sample(key, draws)
   s, n, d = z.shape
   size = n if dataset_size is None else dataset_size
   _check_size(size, n)
@@ -122,7 +122,7 @@ def _log_densities(
   marginals: bool,
 ) -> dict[str, jax.Array]:
   """ln q(z | x_i), ln q(z), ln prod_d q(z_d), each [m], of z [m, d] of x_i."""
-  weights, mu, var = q.centres() if marginals else (None, None, None)
+  weights, mu, var = q.components() if marginals else (None, None, None)
 
   def one(draw):
     z, i = draw

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gamix_jax.networks.parts import GLOROT
-from gamix_jax.posterior.base import float_at_least_32
+from gamix_jax.posterior.base import promote_f32
 
 
 class LinearEncoder(nn.Module):
@@ -49,4 +49,4 @@ class LinearDecoder(nn.Module):
     if square:
       return (z @ jnp.square(phi)).reshape(-1, *self.image_shape)
     x_hat = z.astype(self.dtype) @ phi.astype(self.dtype)
-    return float_at_least_32(x_hat).reshape(-1, *self.image_shape)
+    return promote_f32(x_hat).reshape(-1, *self.image_shape)

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import Part
-from gamix_jax.posterior.base import float_at_least_32
+from gamix_jax.networks.parts import NetworkModule
+from gamix_jax.posterior.base import promote_f32
 
 
-class MLPEncoder(Part):
+class MLPEncoder(NetworkModule):
   """Images [b, h, w, c] -> features [b, features[-1]].
 
   Attributes:
     features: width of each hidden layer, each followed by a normalisation and
       a ReLU.
-    input_norm: see `Part.normed_input`.
+    input_norm: see `NetworkModule.normed_input`.
   """
 
   features: Sequence[int] = ()
@@ -33,7 +33,7 @@ class MLPEncoder(Part):
     return hidden(self, x.reshape(x.shape[0], -1), train)
 
 
-class MLPDecoder(Part):
+class MLPDecoder(NetworkModule):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   Attributes:
@@ -48,10 +48,10 @@ class MLPDecoder(Part):
   def __call__(self, z: jax.Array, train: bool) -> jax.Array:
     x = hidden(self, z, train)
     x = self.dense(math.prod(self.image_shape), "out")(x)
-    return float_at_least_32(x).reshape(-1, *self.image_shape)
+    return promote_f32(x).reshape(-1, *self.image_shape)
 
 
-def hidden(part: Part, x: jax.Array, train: bool) -> jax.Array:
+def hidden(part: NetworkModule, x: jax.Array, train: bool) -> jax.Array:
   """The hidden layers, inside an encoder or decoder with `features`."""
   for i, width in enumerate(part.features):
     layer = part.dense(width, f"dense{i}", use_bias=part.bias_before_norm)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gamix_jax import ops
-from gamix_jax.posterior.base import float_at_least_32, lift
+from gamix_jax.posterior.base import expand_leading, promote_f32
 
 EPSILON = 1e-3  # of every normalisation, Keras' default
 MOMENTUM = 0.99  # of the moving statistics, Keras' default
@@ -88,7 +88,9 @@ class Affine(nn.Module):
     var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
     gain = scale * jax.lax.rsqrt(var.value + EPSILON)
     shift = bias - mean.value * gain
-    gain, shift = (lift(v.astype(self.dtype), x.ndim) for v in (gain, shift))
+    gain, shift = (
+      expand_leading(v.astype(self.dtype), x.ndim) for v in (gain, shift)
+    )
     return x * gain + shift
 
 
@@ -120,7 +122,7 @@ class ConvTranspose(nn.Module):
     bias = self.param(
       "bias", nn.initializers.zeros, shape[2:3], self.param_dtype
     )
-    return x + lift(bias.astype(self.dtype), x.ndim)
+    return x + expand_leading(bias.astype(self.dtype), x.ndim)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -142,7 +144,7 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
   return x.reshape(b, h * patch, w * patch, c // patch**2)
 
 
-class Part(nn.Module):
+class NetworkModule(nn.Module):
   """What the blocks and networks below have in common."""
 
   norm: str = "affine"
@@ -213,13 +215,13 @@ class Part(nn.Module):
     return dict(norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
 
 
-class SpatialEncoder(Part):
+class SpatialEncoder(NetworkModule):
   """What encoders with convolutions have in common.
 
   Attributes:
     features: channels, from the image on.
-    input_norm: see `Part.normed_input`; with `layer` an encoder belongs to one
-      image size.
+    input_norm: see `NetworkModule.normed_input`; with `layer` an encoder
+      belongs to one image size.
     patch: side of the squares of pixels that are seen as channels.
   """
 
@@ -233,7 +235,7 @@ class SpatialEncoder(Part):
     return space_to_depth(x, self.patch) if self.patch > 1 else x
 
 
-class SpatialDecoder(Part):
+class SpatialDecoder(NetworkModule):
   """What decoders with convolutions have in common.
 
   Attributes:
@@ -263,6 +265,4 @@ class SpatialDecoder(Part):
     """
     size = 1 if self.patch == 1 else 3
     x = self.conv(self.channels * self.patch**2, size, "out")(x)
-    return float_at_least_32(
-      depth_to_space(x, self.patch) if self.patch > 1 else x
-    )
+    return promote_f32(depth_to_space(x, self.patch) if self.patch > 1 else x)

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from gamix_jax.networks.parts import Part
-from gamix_jax.posterior.base import float_at_least_32
+from gamix_jax.networks.parts import NetworkModule
+from gamix_jax.posterior.base import promote_f32
 
 LEAKY_SLOPE = float(np.float32(0.3))  # Keras holds it in float32
 
 
-class PatchDiscriminator(Part):
+class PatchDiscriminator(NetworkModule):
   """PatchGAN (Isola et al., arXiv:1611.07004): images -> logits [b, p, q, 1].
 
   A normalisation stands behind the last convolution too, as in the reference;
@@ -35,10 +35,10 @@ class PatchDiscriminator(Part):
         name=f"layer{i}",
         **self.of_same_kind(),
       )(x, train)
-    return float_at_least_32(x)
+    return promote_f32(x)
 
 
-class Layer(Part):
+class Layer(NetworkModule):
   """Of the discriminator: conv 3x3, norm, leaky ReLU (not last), dropout."""
 
   features: int = 0

@@ -7,14 +7,18 @@ ran them.
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import Part, SpatialDecoder, SpatialEncoder
+from gamix_jax.networks.parts import (
+  NetworkModule,
+  SpatialDecoder,
+  SpatialEncoder,
+)
 
 # Of these the value at a pixel does not depend on the other pixels, so a
 # strided 1x1 convolution may be moved in front of them.
 POINTWISE_NORMS = ("affine", "none")
 
 
-class ResidualBlock(Part):
+class ResidualBlock(NetworkModule):
   """x + conv3(relu(n3(conv2(relu(n2(conv1(relu(n1(x)))))))); 3x3, 3x3, 1x1.
 
   With `down` the 1x1 has stride 2 and the shortcut is its own strided 1x1 of
@@ -51,7 +55,7 @@ class ResidualBlock(Part):
     return x + y
 
 
-class UpBlock(Part):
+class UpBlock(NetworkModule):
   """Doubles height and width, by a 1x1 and a transposed 3x3, and a shortcut."""
 
   features: int = 0
@@ -68,7 +72,7 @@ class UpBlock(Part):
     return self.up(c, gain, "conv3_transpose_shortcut")(x) + y
 
 
-class EncoderStage(Part):
+class EncoderStage(NetworkModule):
   """Two residual blocks, then one that halves the image."""
 
   features: int = 0
@@ -86,7 +90,7 @@ class EncoderStage(Part):
     )(x, train)
 
 
-class DecoderStage(Part):
+class DecoderStage(NetworkModule):
   """One residual block, then one that doubles the image."""
 
   features: int = 0

@@ -44,7 +44,7 @@ class VAE(nn.Module):
     """Of a model that has one; pseudo-inputs meet stored statistics."""
     if isinstance(self.prior, prior.MixturePrior):
       return self.prior()
-    return prior.of_pseudo_inputs(self.encode(self.prior()))
+    return prior.vamp_mixture(self.encode(self.prior()))
 
   def with_prior(self, q: Posterior) -> Posterior:
     """q beside the prior that this model has."""
@@ -75,7 +75,7 @@ class VAE(nn.Module):
     """
     q = self.with_prior(self.encode(x, train))
     if draws:
-      z, w = q.draws(key, draws, eps, step)
+      z, w = q.sample(key, draws, eps, step)
     else:
       z = q.mean()[None]
       w = jnp.ones(z.shape[:2], z.dtype)

@@ -14,8 +14,8 @@ one), and interrupting the cell saves as a signal on the command line does.
   look      images and sliders in a cell
 """
 
-from gamix_jax.notebook.look import show, sliders
-from gamix_jax.notebook.machine import Machine, machine, unpack
+from gamix_jax.notebook.device_info import Machine, machine, unpack
+from gamix_jax.notebook.display import show, sliders
 from gamix_jax.notebook.run import Run, train
 
 __all__ = [

@@ -12,7 +12,7 @@ from gamix_jax.posterior.base import Posterior, log_prior
 from gamix_jax.posterior.epanechnikov import (
   Epanechnikov,
   EpanechnikovHead,
-  Smoothed,
+  EVAEPosterior,
 )
 from gamix_jax.posterior.gaussian import Gaussian, GaussianHead
 from gamix_jax.posterior.mixture import Mixture, MixtureHead
@@ -49,6 +49,7 @@ def head(name: str, **section) -> nn.Module:
 
 __all__ = [
   "HEADS",
+  "EVAEPosterior",
   "Epanechnikov",
   "EpanechnikovHead",
   "Gaussian",
@@ -58,7 +59,6 @@ __all__ = [
   "Poisson",
   "PoissonHead",
   "Posterior",
-  "Smoothed",
   "head",
   "log_prior",
   "prior",

@@ -25,13 +25,13 @@ class Posterior(Protocol):
 
   Attributes:
     normal: whether the prior is N(0, I).
-    bounded: whether ln q and ln p give a finite bound of ln p(x).
+    has_finite_elbo: whether ln q and ln p give a finite bound of ln p(x).
   """
 
   normal: ClassVar[bool]
-  bounded: bool
+  has_finite_elbo: bool
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -69,26 +69,26 @@ class Posterior(Protocol):
     """ln p(z) in nats: [..., b, d] -> [..., b]; N(0, I) unless said."""
     ...
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights [b, k] (1 over k), means and variances [b, k, d]."""
     ...
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """KL(q || p) in nats, [b]: closed form, or estimated from draws."""
     ...
 
 
-class Normal:
+class StandardNormalPrior:
   """Of a family whose prior is N(0, I), and whose bounds are finite."""
 
   normal: ClassVar[bool] = True
-  bounded = True
+  has_finite_elbo = True
 
   def log_prior(self, z: jax.Array) -> jax.Array:
     return log_prior(z)
 
 
-class NormalHead:
+class StandardNormalPriorHead:
   """Of the module of such a family; it has `latent` and `param_dtype`."""
 
   def prior_draws(
@@ -99,7 +99,7 @@ class NormalHead:
     return temperature * z
 
 
-def linear(
+def dense(
   head: nn.Module,
   features: jax.Array,
   name: str,
@@ -115,7 +115,7 @@ def linear(
     bias_init=nn.initializers.constant(bias),
     name=name,
   )
-  return float_at_least_32(dense(features))
+  return promote_f32(dense(features))
 
 
 def location_and_scale(
@@ -126,8 +126,8 @@ def location_and_scale(
   Their parameters are the head's, under "mu" and "logvar".
   """
   d = head.latent
-  logvar = linear(head, features, "logvar", d, head.initial_logvar)
-  return linear(head, features, "mu", d), clamp_logvar(logvar)
+  logvar = dense(head, features, "logvar", d, head.initial_logvar)
+  return dense(head, features, "mu", d), clamp_logvar(logvar)
 
 
 def kl_by_draws(q: Posterior, z: jax.Array, w: jax.Array) -> jax.Array:
@@ -135,12 +135,12 @@ def kl_by_draws(q: Posterior, z: jax.Array, w: jax.Array) -> jax.Array:
   return jnp.sum(w * (q.log_prob(z) - q.log_prior(z)), axis=0)
 
 
-def float_at_least_32(x: jax.Array) -> jax.Array:
+def promote_f32(x: jax.Array) -> jax.Array:
   """x in float32, or in float64 if it is that already."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def lift(x: jax.Array | float, ndim: int) -> jax.Array:
+def expand_leading(x: jax.Array | float, ndim: int) -> jax.Array:
   """x with axes of length 1 in front, so that it has at least ndim axes."""
   return jnp.expand_dims(x, tuple(range(ndim - jnp.ndim(x))))
 
@@ -154,7 +154,9 @@ def normal_log_prob(
   z: jax.Array, mu: jax.Array | float = 0.0, logvar: jax.Array | float = 0.0
 ) -> jax.Array:
   """ln N(z; mu, diag exp(logvar)) in nats, summed over the last axis."""
-  mu, logvar = (lift(jnp.asarray(v, z.dtype), z.ndim) for v in (mu, logvar))
+  mu, logvar = (
+    expand_leading(jnp.asarray(v, z.dtype), z.ndim) for v in (mu, logvar)
+  )
   square = jnp.square(z - mu) * jnp.exp(-logvar)
   return -0.5 * jnp.sum(square + logvar + LOG_2PI, axis=-1)
 

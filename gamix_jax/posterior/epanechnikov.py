@@ -9,8 +9,8 @@ int K^2 (Qin & Huang, arXiv:2405.12783, lemma 3.2). Two forms:
 KL is the Gaussian's of the same mu and sigma^2 plus 0.046165 nats a latent, so
 the `elbo` differs from the Gaussian's in the shape of the noise alone.
 
-`Smoothed`, the published EVAE: its draws are the kernel, scaled by b, plus a
-draw of the prior (algorithm 1), which has width B. With a uniform prior the
+`EVAEPosterior`, the published EVAE: its draws are the kernel, scaled by b, plus
+a draw of the prior (algorithm 1), which has width B. With a uniform prior the
 posterior reaches over the prior's ends, so KL(q || p) is infinite, and the
 loss of the objective `evae` is no bound of ln p(x).
 """
@@ -41,7 +41,7 @@ def quantile(v: jax.Array) -> jax.Array:
 
 
 @struct.dataclass
-class Epanechnikov(base.Normal):
+class Epanechnikov(base.StandardNormalPrior):
   """mu and logvar = ln sigma^2 = ln (r^2 / 5), both [b, d]."""
 
   mu: jax.Array
@@ -61,7 +61,7 @@ class Epanechnikov(base.Normal):
       eps = jax.random.uniform(key, shape, self.mu.dtype)
     return quantile(eps)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -77,7 +77,7 @@ class Epanechnikov(base.Normal):
 
   def log_prob(self, z: jax.Array) -> jax.Array:
     """-inf outside the support."""
-    mu, r = (base.lift(v, z.ndim) for v in (self.mu, self.radius()))
+    mu, r = (base.expand_leading(v, z.ndim) for v in (self.mu, self.radius()))
     inside = 1 - jnp.square((z - mu) / r)
     # Rounding may leave a draw of the very end just outside: it has the
     # density of the last number inside.
@@ -86,11 +86,11 @@ class Epanechnikov(base.Normal):
     each = jnp.where(inside < -4 * tiny, -jnp.inf, density)
     return jnp.sum(each, axis=-1)
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = jnp.ones((self.mu.shape[0], 1), self.mu.dtype)
     return weights, self.mu[:, None], jnp.exp(self.logvar)[:, None]
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """Closed form, KL(q || N(0, I)); the draws are not looked at.
 
     sum_d -ln r - (5/3 - ln 3) + 1/2 ln 2 pi + ( mu^2 + r^2 / 5 ) / 2; at least
@@ -104,7 +104,7 @@ class Epanechnikov(base.Normal):
 
 
 @struct.dataclass
-class Smoothed(Epanechnikov):
+class EVAEPosterior(Epanechnikov):
   """The EVAE's: z = b (mu + r k) + U, U a draw of the prior.
 
   Attributes:
@@ -126,7 +126,7 @@ class Smoothed(Epanechnikov):
     """Twice: of the kernel, and of the prior (in N(0, 1) or U[0, 1])."""
     return (2, n, *self.mu.shape)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -156,7 +156,7 @@ class Smoothed(Epanechnikov):
     With U[-B/2, B/2] it is [F((z + B/2 - b mu) / (b r)) - F(...)] / B; with
     N(0, B^2) the second moment of a truncated Gaussian.
     """
-    mu, r = (base.lift(v, z.ndim) for v in (self.mu, self.radius()))
+    mu, r = (base.expand_leading(v, z.ndim) for v in (self.mu, self.radius()))
     off, r = z - BANDWIDTH * mu, BANDWIDTH * r
     density = _of_uniform if self.uniform else _of_gaussian
     return jnp.sum(jnp.log(density(off, r, self.width)), axis=-1)
@@ -169,13 +169,13 @@ class Smoothed(Epanechnikov):
       return jnp.where(inside, height, -jnp.inf)
     return base.normal_log_prob(z, 0.0, 2 * jnp.log(self.width))
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of what is drawn: mean b mu, variance b^2 r^2 / 5 + the prior's."""
-    weights, _, var = super().centres()
+    weights, _, var = super().components()
     mean = self.mean()[:, None]
     return weights, mean, BANDWIDTH**2 * var + self._noise_var()
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """By the draws; infinite with a uniform prior."""
     return base.kl_by_draws(self, z, w)
 
@@ -206,7 +206,7 @@ def _of_gaussian(off: jax.Array, r: jax.Array, width: float) -> jax.Array:
 
 
 def smoothing(key, shape, width, uniform, dtype, eps=None) -> jax.Array:
-  """Draws of the prior of `Smoothed`, of a shape."""
+  """Draws of the prior of `EVAEPosterior`, of a shape."""
   if eps is None:
     draw = jax.random.uniform if uniform else jax.random.normal
     eps = draw(key, shape, dtype)
@@ -254,21 +254,21 @@ class EpanechnikovHead(nn.Module):
   @property
   def family(self) -> type[base.Posterior]:
     """What it makes."""
-    return Epanechnikov if self.prior == "normal" else Smoothed
+    return Epanechnikov if self.prior == "normal" else EVAEPosterior
 
   @nn.compact
   def __call__(self, features: jax.Array) -> Epanechnikov:
     mu, logvar = base.location_and_scale(self, features)
     if self.prior == "normal":
       return Epanechnikov(mu, logvar)
-    return Smoothed(mu, logvar, self.width, self.prior == "uniform")
+    return EVAEPosterior(mu, logvar, self.width, self.prior == "uniform")
 
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> jax.Array:
     """z [n, d]: of N(0, I), or of the prior of width B, and no kernel."""
     if self.prior == "normal":
-      return base.NormalHead.prior_draws(self, key, n, temperature)
+      return base.StandardNormalPriorHead.prior_draws(self, key, n, temperature)
     return temperature * smoothing(
       key,
       (n, self.latent),

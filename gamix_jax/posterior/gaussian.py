@@ -12,7 +12,7 @@ from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Gaussian(base.Normal):
+class Gaussian(base.StandardNormalPrior):
   """mu and logvar = ln sigma^2, both [b, d]."""
 
   mu: jax.Array
@@ -21,7 +21,7 @@ class Gaussian(base.Normal):
   def noise_shape(self, n: int) -> tuple[int, ...]:
     return (n, *self.mu.shape)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -40,17 +40,17 @@ class Gaussian(base.Normal):
   def log_prob(self, z: jax.Array) -> jax.Array:
     return base.normal_log_prob(z, self.mu, self.logvar)
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = jnp.ones((self.mu.shape[0], 1), self.mu.dtype)
     return weights, self.mu[:, None], jnp.exp(self.logvar)[:, None]
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """Closed form; the draws are not looked at."""
     del z, w
     return base.normal_kl(self.mu, self.logvar)
 
 
-class GaussianHead(base.NormalHead, nn.Module):
+class GaussianHead(base.StandardNormalPriorHead, nn.Module):
   """Two linear maps of the features [b, n] to mu and logvar [b, d]."""
 
   family: ClassVar[type] = Gaussian

@@ -19,7 +19,7 @@ from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Mixture(base.Normal):
+class Mixture(base.StandardNormalPrior):
   """logits [b, k] of pi, mu and logvar = ln sigma^2 [b, k, d]."""
 
   logits: jax.Array
@@ -33,7 +33,7 @@ class Mixture(base.Normal):
     """pi, [b, k]."""
     return jax.nn.softmax(self.logits, axis=-1)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -56,12 +56,14 @@ class Mixture(base.Normal):
     """The mixture's own density: logsumexp over the components."""
     each = base.normal_log_prob(z[..., None, :], self.mu, self.logvar)
     log_weights = jax.nn.log_softmax(self.logits, axis=-1)
-    return jax.nn.logsumexp(base.lift(log_weights, each.ndim) + each, axis=-1)
+    return jax.nn.logsumexp(
+      base.expand_leading(log_weights, each.ndim) + each, axis=-1
+    )
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     return self.weights(), self.mu, jnp.exp(self.logvar)
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """Stratified estimate: sum_s w ( ln q(z | x) - ln p(z) ).
 
     Unbiased, gradient too. One component has the closed form.
@@ -71,7 +73,7 @@ class Mixture(base.Normal):
     return base.kl_by_draws(self, z, w)
 
 
-class MixtureHead(base.NormalHead, nn.Module):
+class MixtureHead(base.StandardNormalPriorHead, nn.Module):
   """Linear maps of the features [b, n] to logits, mu and logvar.
 
   `mu` and `logvar` are the Gaussian head's with k times the outputs.
@@ -109,7 +111,7 @@ class MixtureHead(base.NormalHead, nn.Module):
   @nn.compact
   def __call__(self, features: jax.Array) -> Mixture:
     k, d = self.components, self.latent
-    linear = partial(base.linear, self, features)
+    linear = partial(base.dense, self, features)
     mu = linear("mu", k * d).reshape(-1, k, d)
     logvar = linear("logvar", k * d, self.initial_logvar).reshape(-1, k, d)
     logits = linear("logits", k) / self.temperature

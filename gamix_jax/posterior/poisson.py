@@ -61,7 +61,7 @@ RAMPS: dict[str, Callable[[jax.Array], jax.Array]] = {
 REACH = {"sigmoid": 12}
 
 
-def soft_upper(x: jax.Array, c: float) -> jax.Array:
+def soft_cap(x: jax.Array, c: float) -> jax.Array:
   """c - softplus(c - x): x where it is far below c, and never over c.
 
   At x = c it is c - ln 2.
@@ -69,7 +69,7 @@ def soft_upper(x: jax.Array, c: float) -> jax.Array:
   return c - jax.nn.softplus(c - x)
 
 
-def silence(log_y: jax.Array) -> jax.Array:
+def rate_kl(log_y: jax.Array) -> jax.Array:
   """f(y) = 1 - y + y ln y of ln y, by its series near y = 1.
 
   In float32 the formula has lost all digits at |ln y| = 1e-3.
@@ -121,7 +121,7 @@ class Poisson:
   """
 
   normal: ClassVar[bool] = False
-  bounded = True
+  has_finite_elbo = True
 
   log_rate: jax.Array
   log_prior_rate: jax.Array
@@ -138,7 +138,7 @@ class Poisson:
     """Spacings of arrivals: standard exponential noise."""
     return (self.buckets[-1], n, *self.log_rate.shape)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
@@ -183,22 +183,22 @@ class Poisson:
 
   def log_prob(self, z: jax.Array) -> jax.Array:
     """ln of the probability of counts; of relaxed ones, its continuation."""
-    return _log_pmf(z, base.lift(jnp.log(self.rate()), z.ndim))
+    return _log_pmf(z, base.expand_leading(jnp.log(self.rate()), z.ndim))
 
   def log_prior(self, z: jax.Array) -> jax.Array:
-    return _log_pmf(z, base.lift(self.log_prior_rate, z.ndim))
+    return _log_pmf(z, base.expand_leading(self.log_prior_rate, z.ndim))
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One component of mean and variance lambda."""
     weights = jnp.ones((self.log_rate.shape[0], 1), self.log_rate.dtype)
     rate = self.rate()[:, None]
     return weights, rate, rate
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     """sum_d r f(lambda / r), closed form; the draws are not looked at."""
     del z, w
     log_r = self.log_prior_rate
-    return jnp.sum(jnp.exp(log_r) * silence(self.log_rate - log_r), axis=-1)
+    return jnp.sum(jnp.exp(log_r) * rate_kl(self.log_rate - log_r), axis=-1)
 
 
 def _log_pmf(z: jax.Array, log_rate: jax.Array) -> jax.Array:
@@ -275,7 +275,7 @@ class PoissonHead(nn.Module):
 
   def _log_r(self) -> jax.Array:
     log_r = jnp.maximum(self.log_prior_rate, base.LOGVAR_RANGE[0] / 2)
-    return soft_upper(log_r, self.max_log_rate)
+    return soft_cap(log_r, self.max_log_rate)
 
   def _buckets(self) -> tuple[int, ...]:
     """Powers of two up to what the largest rate needs."""
@@ -285,14 +285,14 @@ class PoissonHead(nn.Module):
     return (*(2**i for i in range(4, 16) if 2**i < last), last)
 
   def __call__(self, features: jax.Array) -> Poisson:
-    log_dr = base.float_at_least_32(self.log_residual(features))
+    log_dr = base.promote_f32(self.log_residual(features))
     log_r = self._log_r()
     # Both ends: a rate of 1e-7 is silence already.
     log_rate = jnp.maximum(
-      base.lift(log_r, log_dr.ndim) + log_dr, base.LOGVAR_RANGE[0] / 2
+      base.expand_leading(log_r, log_dr.ndim) + log_dr, base.LOGVAR_RANGE[0] / 2
     )
     return Poisson(
-      soft_upper(log_rate, self.max_log_rate),
+      soft_cap(log_rate, self.max_log_rate),
       jnp.broadcast_to(log_r, log_rate.shape),
       self.ramp,
       self.temperature,

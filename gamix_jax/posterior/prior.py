@@ -32,7 +32,7 @@ class WithPrior:
   """
 
   normal: ClassVar[bool] = False
-  bounded = True
+  has_finite_elbo = True
 
   q: base.Posterior
   prior: Mixture
@@ -40,14 +40,14 @@ class WithPrior:
   def noise_shape(self, n: int) -> tuple[int, ...]:
     return self.q.noise_shape(n)
 
-  def draws(
+  def sample(
     self,
     key: jax.Array,
     n: int,
     eps: jax.Array | None = None,
     step: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    return self.q.draws(key, n, eps, step)
+    return self.q.sample(key, n, eps, step)
 
   def mean(self) -> jax.Array:
     return self.q.mean()
@@ -58,10 +58,10 @@ class WithPrior:
   def log_prior(self, z: jax.Array) -> jax.Array:
     return self.prior.log_prob(z)
 
-  def centres(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return self.q.centres()
+  def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return self.q.components()
 
-  def kl(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
     return base.kl_by_draws(self, z, w)
 
 
@@ -74,9 +74,9 @@ def draw(prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0):
   return mu + temperature * jnp.exp(logvar / 2) * noise
 
 
-def of_pseudo_inputs(q: base.Posterior) -> Mixture:
+def vamp_mixture(q: base.Posterior) -> Mixture:
   """1/C sum_c q(z | u_c) of C posteriors, as one mixture."""
-  weights, mu, var = q.centres()
+  weights, mu, var = q.components()
   d = mu.shape[-1]
   logits = jnp.log(jnp.maximum(weights, 1e-30)).reshape(1, -1)
   return Mixture(logits, mu.reshape(1, -1, d), jnp.log(var).reshape(1, -1, d))

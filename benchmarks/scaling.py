@@ -1,4 +1,4 @@
-"""How a step's cost grows: python -m benchmarks.growth, from a checkout's root.
+"""How a step's cost grows: python -m benchmarks.scaling, from the root.
 
 --config=configs/celeba.py      where each row starts from; digits if left out
 --steps=20                      to be timed of each row, at least

@@ -60,7 +60,7 @@ def some_images(
 
 
 @dataclasses.dataclass
-class Seen:
+class ImageStats:
   """What was seen of a set of images.
 
   Attributes:
@@ -98,7 +98,7 @@ def extractor(kind: str, train: Images, seed: int, cache: Path) -> Any:
   return metrics.random_features(train.x.shape[1:], 0)
 
 
-def look(source: Any, features: Any) -> Seen:
+def look(source: Any, features: Any) -> ImageStats:
   """Looks at images, uint8, or at what a function makes of a slice of rows.
 
   Args:
@@ -116,14 +116,14 @@ def look(source: Any, features: Any) -> Seen:
       sharpness.append(np.asarray(metrics.sharpness(x), np.float64))
     if rows.start < SHOWN:
       shown.append(x[:SHOWN])
-  return Seen(
+  return ImageStats(
     np.concatenate(found) if found else None,
     np.concatenate(sharpness) if sharpness else np.full(n, np.nan),
     np.concatenate(shown)[:SHOWN],
   )
 
 
-class Subject:
+class EvalInputs:
   """A model, images of the two splits, and what looks at them.
 
   Attributes:
@@ -234,7 +234,7 @@ class Subject:
     """Posterior means of `train`."""
     return np.asarray(self.model.encode(self.train.x).mean())
 
-  def look(self, source: Any) -> Seen:
+  def look(self, source: Any) -> ImageStats:
     """As the function `look`, with the features that are asked for."""
     return look(source, self.features)
 

@@ -7,7 +7,7 @@ command of that name: `cd checkpoints/30 && sha256sum -c SHA256SUMS`.
 It is written while the step is still under its temporary name (`write`), so
 that one rename makes the step and its sums appear together. Two small files of
 Orbax, which nothing is restored from, get their last form in that very moment;
-their sums are added afterwards (`seal`), and a step killed before that is
+their sums are added afterwards (`finalize`), and a step killed before that is
 complete without them.
 """
 
@@ -56,7 +56,7 @@ def write(directory: epath.Path) -> None:
   _put(directory, {n: _digest(p) for n, p in files.items() if n not in _LATE})
 
 
-def seal(directory: epath.Path) -> None:
+def finalize(directory: epath.Path) -> None:
   """Adds the sums of the files that the commit itself wrote.
 
   Args:
@@ -67,7 +67,7 @@ def seal(directory: epath.Path) -> None:
   """
   sums = _read(directory)
   if sums is None:
-    return  # damaged since the commit: `fault` is to find it so
+    return  # damaged since the commit: `verify` is to find it so
   files = _files(directory)
   late = {n: _digest(files[n]) for n in _LATE if n in files and n not in sums}
   if late:
@@ -95,7 +95,7 @@ def _text(sums: dict[str, str]) -> str:
   return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
 
 
-def fault(directory: epath.Path) -> str | None:
+def verify(directory: epath.Path) -> str | None:
   """Says what is wrong with a step's files, by reading every one of them.
 
   Args:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from gamix_jax.errors import UserError
-from gamix_jax.export.functions import Part
+from gamix_jax.export.signatures import Part
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCH = "b"

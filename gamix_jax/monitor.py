@@ -25,7 +25,7 @@ WAKING_RATE, WAKING_WARMUP = 2e-3, 50
 WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
 
 
-class Verdict:
+class HealthMonitor:
   """Says a thing once, and again only after it had changed."""
 
   def __init__(self, config: ConfigDict, cached: bool = True):
@@ -41,7 +41,7 @@ class Verdict:
     self._last: dict[str, str] = {}
     self._skipped = 0.0
 
-  def of(self, done: int, scalars: Mapping[str, float]) -> list[str]:
+  def messages(self, done: int, scalars: Mapping[str, float]) -> list[str]:
     """New lines for the user after these scalars of step `done`."""
     self._window.append(scalars)
     lines = []

@@ -25,7 +25,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.step import TrainState
 
 FILE = "{what}.safetensors"
-FORMAT = "gamix_jax.weights.1"
+FORMAT = "gamix_jax.safetensors_io.1"
 # Of `vae`, under "params" and "batch_stats"; the head is of the encoder, which
 # is of no use without it. A learned prior is in neither.
 PARTS = {

@@ -1,6 +1,6 @@
 """Time to a first step, from the start of Python: cold, and from the cache.
 
-python -m benchmarks.first CONFIG.json is one process of it.
+python -m benchmarks.first_step CONFIG.json is one process of it.
 """
 
 import json
@@ -37,7 +37,7 @@ def start(config, env: Mapping[str, str]) -> dict[str, float]:
     path.write_text(configs.to_json(config))
     begun = time.time()
     ran = subprocess.run(
-      [sys.executable, "-m", "benchmarks.first", str(path)],
+      [sys.executable, "-m", "benchmarks.first_step", str(path)],
       cwd=ROOT,
       env=env,
       capture_output=True,

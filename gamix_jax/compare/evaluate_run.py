@@ -15,16 +15,16 @@ import gamix_jax
 from gamix_jax import config as configs
 from gamix_jax import (
   data,
-  diagnose,
   inference,
   metrics,
   pictures,
   step,
   train,
+  train_metrics,
   workdir,
 )
 from gamix_jax.config import ConfigDict
-from gamix_jax.evaluate import settings, subject
+from gamix_jax.evaluate import eval_inputs, settings
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.workdir import write_text
@@ -84,8 +84,8 @@ def extractor(config: ConfigDict, cache: Path) -> Any:
   """
   own = settings.base().eval
   train_set = data.open(config.data, "train", config.seed)
-  images = subject.some_images(train_set, own.train_images, own.seed)
-  return subject.extractor("auto", images, own.seed, cache)
+  images = eval_inputs.some_images(train_set, own.train_images, own.seed)
+  return eval_inputs.extractor("auto", images, own.seed, cache)
 
 
 def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
@@ -141,10 +141,10 @@ def _judge(
     "reconstructions": np.asarray(q.mean()),
     "samples": model.draw_latents(jax.random.key(KEY), n),
   }
-  seen = {"held_out": subject.look(images, features)}
+  seen = {"held_out": eval_inputs.look(images, features)}
   for kind, z in latents.items():
     source = n, lambda rows, z=z: model.decode(z[rows])
-    seen[kind] = subject.look(source, features)
+    seen[kind] = eval_inputs.look(source, features)
   first = np.concatenate([seen[kind].shown[:SHOWN] for kind in latents])
   pictures.save_png(folder / STRIP, pictures.grid(first, len(first)))
   originals = seen["held_out"].shown[:SHOWN]
@@ -160,9 +160,9 @@ def _judge(
   if n > NEIGHBOURS:
     shares = metrics.prdc(real, seen["samples"].features, NEIGHBOURS)
     numbers |= {f"{k}_samples": v for k, v in shares.items()}
-  health = diagnose.posterior(q)
+  health = train_metrics.posterior(q)
   numbers |= {k: health.get(f"posterior/{k}") for k in HEALTH}
-  if q.bounded:
+  if q.has_finite_elbo:
     pieces = metrics.surgery(
       q,
       jax.random.key(KEY + 1),
@@ -173,7 +173,7 @@ def _judge(
   if config.posterior.name == "poisson":
     numbers |= metrics.sparseness(q.mean())
   one = model.encode(images[:1])
-  z, _ = one.draws(jax.random.key(0), config.objective.num_samples)
+  z, _ = one.sample(jax.random.key(0), config.objective.num_samples)
   numbers["decodes_per_image"] = len(z)
   return numbers
 

@@ -21,7 +21,7 @@ def _rng(seed: int, what: int, t: int) -> np.random.Generator:
   return np.random.default_rng((seed % 2**63, what, t))
 
 
-class Order:
+class IndexSampler:
   """Which images make the batch of a step, and which are mirrored."""
 
   def __init__(

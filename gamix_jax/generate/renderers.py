@@ -12,11 +12,11 @@ import numpy as np
 from gamix_jax import inference, paths
 from gamix_jax.errors import UserError
 from gamix_jax.figures import named
-from gamix_jax.generate import chosen, figure, film, folder
-from gamix_jax.generate.figure import Strip
+from gamix_jax.generate import animation, figure, folder, select_images
+from gamix_jax.generate.figure import ImageGrid
 from gamix_jax.inference import ways
 from gamix_jax.inference.fitting import FITTED, ensure_fitted
-from gamix_jax.step import pixels
+from gamix_jax.step import to_float
 
 SAMPLES, RECONSTRUCTIONS, WALKS, MAPPED = 64, 16, 8, 2000
 COLUMNS = 8
@@ -93,7 +93,11 @@ class _Out:
     self.protocol = protocol
 
   def write(
-    self, strips: list[Strip], title: str, xlabel: str = "", ylabel: str = ""
+    self,
+    strips: list[ImageGrid],
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
   ) -> None:
     """As a figure; as a folder, all images of all strips in order."""
     if self.raw:
@@ -113,7 +117,7 @@ def _number(name: str, value: int | None, default: int, least: int = 1) -> int:
 
 
 def _as_pixels(x: np.ndarray) -> np.ndarray:
-  return np.asarray(pixels(x))
+  return np.asarray(to_float(x))
 
 
 def _sampler(model, *, source, temperature, seed, fit_images, components):
@@ -148,7 +152,7 @@ def samples(model, out, *, n, **new) -> None:
     return
   columns = max(COLUMNS, math.isqrt(n - 1) + 1)
   images = figure.padded(model.decode(z), min(columns, n))
-  out.write([Strip(images)], f"{n} samples from {words}")
+  out.write([ImageGrid(images)], f"{n} samples from {words}")
 
 
 def reconstructions(model, out, *, n, images) -> None:
@@ -156,14 +160,14 @@ def reconstructions(model, out, *, n, images) -> None:
   if images:
     if n is not None:
       raise UserError("--n and --images: give one of them.")
-    x, names = chosen.images(model.config, images)
+    x, names = select_images.images(model.config, images)
   else:
     n = _number("n", n, RECONSTRUCTIONS)
-    x, _, _ = chosen.first(model.config, n)
+    x, _, _ = select_images.first(model.config, n)
     names = [str(i) for i in range(len(x))]
   back, x = model.reconstruct(x), _as_pixels(x)
   strips = [
-    Strip(
+    ImageGrid(
       np.stack([x[i : i + COLUMNS], back[i : i + COLUMNS]]),
       names[i : i + COLUMNS],
       ("image", "decoded"),
@@ -178,7 +182,7 @@ def reconstructions(model, out, *, n, images) -> None:
 def interpolation(model, out, *, images, steps, path) -> None:
   """From one image to another, a row a pair."""
   steps = _number("steps", steps, BETWEEN, 2)
-  x, names = chosen.images(model.config, images or ("0", "1"))
+  x, names = select_images.images(model.config, images or ("0", "1"))
   if len(x) % 2:
     raise UserError(f"--images has {len(x)} images; wanted are pairs.")
   rows = []
@@ -187,7 +191,7 @@ def interpolation(model, out, *, images, steps, path) -> None:
     rows.append(np.concatenate([_as_pixels(a[None]), way, _as_pixels(b[None])]))
   places = [f"{t:.2g}" for t in np.linspace(0, 1, steps)]
   pairs = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2], strict=True)]
-  strip = Strip(np.stack(rows), ["from", *places, "to"], pairs)
+  strip = ImageGrid(np.stack(rows), ["from", *places, "to"], pairs)
   what = "Convex" if path == "straight" else "Spherical"
   title = f"{what} interpolation between the means of two posteriors"
   out.write(
@@ -203,7 +207,7 @@ def traversal(model, out, *, images, dims, span, steps) -> None:
   if not all(w.strip().lstrip("-").isdecimal() for w in words):
     raise UserError(f"--dims={','.join(words)} has to be one latent or two.")
   moved = [int(w) for w in words]
-  x, names = chosen.images(model.config, images or ("0",))
+  x, names = select_images.images(model.config, images or ("0",))
   if len(moved) == 2 and len(x) != 1:
     raise UserError("Two --dims are of one image; --images has several.")
   way = moved[0] if len(moved) == 1 else moved
@@ -212,14 +216,14 @@ def traversal(model, out, *, images, dims, span, steps) -> None:
   unit = "(posterior standard deviations from the mean)"
   out.protocol |= {"dims": moved, "steps": steps}
   if len(moved) == 1:
-    strip = Strip(np.stack(made), places, names)
+    strip = ImageGrid(np.stack(made), places, names)
     title = f"Latent {moved[0]} of {len(x)} images"
     out.write([strip], title, f"latent {moved[0]} {unit}")
     return
   # As axes go: the first latent to the right, the second upwards.
   grid = np.swapaxes(made[0], 0, 1)[::-1]
   out.write(
-    [Strip(grid, places, places[::-1])],
+    [ImageGrid(grid, places, places[::-1])],
     f"Latents {moved[0]} and {moved[1]} around image {names[0]}",
     f"latent {moved[0]} {unit}",
     f"latent {moved[1]} {unit}",
@@ -235,9 +239,9 @@ def components(model, out, *, images) -> None:
       "posterior.name='mixture' with posterior.components of 2 or more."
     )
   if images:
-    x, names = chosen.images(model.config, images)
+    x, names = select_images.images(model.config, images)
   else:
-    x, _, _ = chosen.first(model.config, SHOWN)
+    x, _, _ = select_images.first(model.config, SHOWN)
     names = [str(i) for i in range(len(x))]
   back = model.reconstruct(x)
   strips, weights = [], []
@@ -246,7 +250,7 @@ def components(model, out, *, images) -> None:
     weights.append(pi.tolist())
     row = np.concatenate([_as_pixels(image[None]), mean[None], shown])
     labels = ["image", "mean", *(f"{p:.2f}" for p in pi)]
-    strips.append(Strip(row[None], labels, [name]))
+    strips.append(ImageGrid(row[None], labels, [name]))
   out.protocol |= {"weights": weights}
   title = "Images, their posteriors' means, and each component with its weight"
   out.write(strips, title)
@@ -255,7 +259,7 @@ def components(model, out, *, images) -> None:
 def mapped(model, out, *, n, method, seed) -> None:
   """Codes in a plane."""
   n = _number("n", n, MAPPED, 4)
-  x, labels, names = chosen.first(model.config, n)
+  x, labels, names = select_images.first(model.config, n)
   places = model.latent_map(x, method, seed)
   if (labels < 0).all():
     print("The images have no labels, so the map has one colour.")
@@ -268,12 +272,14 @@ def mapped(model, out, *, n, method, seed) -> None:
 def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
   """Films that end where they began, beside one another."""
   steps = _number("steps", steps, FRAMES)
-  if not 0 < fps <= film.FASTEST:
-    raise UserError(f"--fps={fps:g} is not over 0 and up to {film.FASTEST}.")
+  if not 0 < fps <= animation.FASTEST:
+    raise UserError(
+      f"--fps={fps:g} is not over 0 and up to {animation.FASTEST}."
+    )
   if images:
     if n is not None:
       raise UserError("--n and --images: give one of them.")
-    x, _ = chosen.images(model.config, images)
+    x, _ = select_images.images(model.config, images)
     at = np.asarray(model.encode(x).mean())[None]  # [walks, stops, d]
   else:
     n = _number("n", n, WALKS)
@@ -291,7 +297,7 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
       out.target, z.reshape(-1, z.shape[-1]), out.protocol, model.decode
     )
     return
-  film.save(out.target, model.decode(z), fps)
+  animation.save(out.target, model.decode(z), fps)
 
 
 def _loop(stops: np.ndarray):

@@ -8,8 +8,8 @@ import numpy as np
 
 from gamix_jax import metrics
 from gamix_jax.errors import UserError
-from gamix_jax.evaluate.numbers import Numbers
-from gamix_jax.evaluate.subject import Seen, Subject, slices
+from gamix_jax.evaluate.eval_inputs import EvalInputs, ImageStats, slices
+from gamix_jax.evaluate.results import Results
 from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.metrics.distances import NEIGHBOURS
 
@@ -19,20 +19,20 @@ SCORES = ("reconstruction", "elbo", "population")
 SURGERY_IMAGES = 2_000
 
 
-class Measured:
+class EvalRun:
   """Numbers, and what the pictures are made of.
 
   Attributes:
-    numbers: see `Numbers`.
+    numbers: see `Results`.
     shown: {name of a set of images: the first of them, in [-1, 1]}.
     scores: {anomaly score: (of known, of odd images)}.
     warnings: what a reader should not overlook.
   """
 
-  def __init__(self, subject: Subject, say: Callable[[str], None]):
+  def __init__(self, subject: EvalInputs, say: Callable[[str], None]):
     """Measures all; `say` is told what, as it goes."""
     self.subject, self._say = subject, say
-    self.numbers = Numbers(subject.protocol)
+    self.numbers = Results(subject.protocol)
     self.shown: dict[str, np.ndarray] = {}
     self.scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     self.warnings: list[str] = []
@@ -88,7 +88,7 @@ class Measured:
     self.kd = lambda kind: f"{'kid' if official else 'kd'}{short}_{kind}"
     self._no_features = ""
 
-  def _reconstructions(self) -> Seen:
+  def _reconstructions(self) -> ImageStats:
     subject, numbers = self.subject, self.numbers
     x = subject.images.x
     self._say(f"reconstructions of {len(x):,} images")
@@ -123,7 +123,7 @@ class Measured:
     self._distance("reconstructions", real, seen, pixels=PICTURES)
     return real
 
-  def _sharpness(self, kind: str, seen: Seen) -> None:
+  def _sharpness(self, kind: str, seen: ImageStats) -> None:
     name = f"sharpness_{kind}"
     if np.isnan(seen.sharpness).all():
       reason = "not defined: images under the Laplacian's 3x3"
@@ -137,7 +137,9 @@ class Measured:
       pixels=PICTURES,
     )
 
-  def _distance(self, kind: str, real: Seen, seen: Seen, **own: Any) -> None:
+  def _distance(
+    self, kind: str, real: ImageStats, seen: ImageStats, **own: Any
+  ) -> None:
     """The Frechet distance, and of what is not paired the others too."""
     paired = kind == "reconstructions"
     own = self.features | own
@@ -173,7 +175,7 @@ class Measured:
     shares = ("precision", "recall", "density", "coverage")
     return [self.fd(kind), self.kd(kind), *(f"{k}_{kind}" for k in shares)]
 
-  def _samples(self, real: Seen) -> None:
+  def _samples(self, real: ImageStats) -> None:
     subject, n = self.subject, len(self.subject.images)
     if 1 < n < metrics.ENOUGH_IMAGES and real.features is not None:
       self.warnings.append(
@@ -251,7 +253,7 @@ class Measured:
     subject, numbers = self.subject, self.numbers
     self._say("the latents")
     q, vae = subject.q, subject.model.recipe.vae
-    weights, mu, var = q.centres()
+    weights, mu, var = q.components()
     mean = np.asarray(q.mean(), np.float64)
     second = np.sum(weights[..., None] * (np.square(mu) + var), axis=1)
     spread = np.asarray(second, np.float64) - np.square(mean)
@@ -272,7 +274,7 @@ class Measured:
     if self.standard:
       self._gaussian_kl(mean, spread)
     pieces = ["kl", "mutual_information", "population_kl"]
-    if not q.bounded:
+    if not q.has_finite_elbo:
       numbers.missing(pieces, "the family's densities give no finite KL")
       return
     n = min(len(mean), SURGERY_IMAGES)

@@ -10,16 +10,16 @@ import scipy.stats
 from conftest import alone, elbo, flat, small, state_of
 from program import QUICK, rows
 
-from gamix_jax import build, data, examine, mesh, metrics, train
-from gamix_jax.posterior import Gaussian, Mixture, Smoothed
+from gamix_jax import build, data, mesh, metrics, train, validation
+from gamix_jax.posterior import EVAEPosterior, Gaussian, Mixture
 
 
 @pytest.fixture
 def examiner(monkeypatch):
-  """An Examiner of synthetic images: 20 held out; and a state."""
+  """An Validator of synthetic images: 20 held out; and a state."""
   jit = jax.jit
   monkeypatch.setattr(
-    examine.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
+    validation.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
   )
 
   def make(base=small, **changes):
@@ -27,8 +27,10 @@ def examiner(monkeypatch):
     recipe = build.recipe(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
-    layout = mesh.Layout(mesh.make(c.data.batch_size), c.mesh.fsdp_min_size)
-    made = examine.Examiner(recipe, c, layout, test)
+    layout = mesh.ShardingPlan(
+      mesh.create_mesh(c.data.batch_size), c.mesh.fsdp_min_size
+    )
+    made = validation.Validator(recipe, c, layout, test)
     return made, state_of(recipe)
 
   return make
@@ -138,8 +140,10 @@ def test_mutual_information_at_its_ends(examiner):
 def test_a_family_without_bounds_has_none(examiner):
   made, state = examiner()
   mu = np.zeros((20, 2), np.float32)
-  assert "eval/mutual_information" not in known(made, state, Smoothed(mu, mu))
-  given = known(made, state, Smoothed(mu, mu, uniform=False))
+  assert "eval/mutual_information" not in known(
+    made, state, EVAEPosterior(mu, mu)
+  )
+  given = known(made, state, EVAEPosterior(mu, mu, uniform=False))
   assert given["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
 
 

@@ -64,7 +64,7 @@ class Part:
 
 def describe(q: Posterior) -> dict[str, jax.Array]:
   """The encoder's outputs, by name, of a posterior."""
-  weights, means, variances = q.centres()
+  weights, means, variances = q.components()
   if means.shape[1] == 1:
     return {"mean": q.mean(), "variance": variances[:, 0]}
   mean = q.mean()

@@ -9,7 +9,7 @@ import numpy as np
 from gamix_jax import data, mesh, metrics, objective, pictures
 from gamix_jax.config import ConfigDict
 from gamix_jax.posterior import Posterior
-from gamix_jax.step import Recipe, TrainState, eval_step, pixels
+from gamix_jax.step import TrainSpec, TrainState, eval_step, to_float
 
 COLUMNS = 8
 ROWS = 4  # of pairs, and of samples by two
@@ -18,7 +18,7 @@ BETWEEN = 8  # images of an interpolation, ends included
 SPAN = COLUMNS * ROWS  # held-out images in pictures
 
 
-class Examiner:
+class Validator:
   """Numbers and panels of a state's averaged weights.
 
   Attributes:
@@ -28,9 +28,9 @@ class Examiner:
 
   def __init__(
     self,
-    recipe: Recipe,
+    recipe: TrainSpec,
     config: ConfigDict,
-    layout: mesh.Layout,
+    layout: mesh.ShardingPlan,
     dataset: data.Dataset,
   ):
     """`dataset` is the held-out split."""
@@ -92,7 +92,7 @@ class Examiner:
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
     if self._normal and not self.left_out:
       numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
-    if posterior.bounded:
+    if posterior.has_finite_elbo:
       numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
       numbers["eval/mutual_information"] = self._information(posterior)
     report = metrics.latent_report(mean, var)
@@ -113,7 +113,7 @@ class Examiner:
     out = jax.device_get(
       self._pictures(state.ema, state.vae.batch_stats, self._shown)
     )
-    x = np.asarray(pixels(self._shown))
+    x = np.asarray(to_float(self._shown))
     return {
       "reconstructions": pictures.grid(
         pictures.pairs(x, out["reconstructions"], COLUMNS), COLUMNS
@@ -130,7 +130,7 @@ class Examiner:
   def _draw(self, params, batch_stats, image):
     recipe, params = self._recipe, self._layout.whole(params)
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
-    mean = vae.encode(pixels(image, recipe.dtype)).mean()
+    mean = vae.encode(to_float(image, recipe.dtype)).mean()
     # The same latents at every look, so that pictures can be compared.
     z = vae.prior_draws(jax.random.fold_in(recipe.key(0), 2), SAMPLES)
     t = jnp.linspace(0, 1, BETWEEN, dtype=mean.dtype)[None, :, None]

@@ -6,7 +6,7 @@ import pytest
 from conftest import EVAE, alone, elbo, small
 
 from gamix_jax import build, config
-from gamix_jax.health import DEAD_AFTER, DEAD_AT_END, WINDOW, Verdict
+from gamix_jax.monitor import DEAD_AFTER, DEAD_AT_END, WINDOW, HealthMonitor
 
 WELL = {
   "nonfinite/total": 0.0,
@@ -32,17 +32,19 @@ POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
 def said(*scalars, adversarial=True, cached=False):
   """All lines, with the report (from 0) that each came with."""
-  verdict = Verdict(small() if adversarial else alone(), cached)
-  return [(i, line) for i, s in enumerate(scalars) for line in verdict.of(i, s)]
+  verdict = HealthMonitor(small() if adversarial else alone(), cached)
+  return [
+    (i, line) for i, s in enumerate(scalars) for line in verdict.messages(i, s)
+  ]
 
 
 def lived(c, *scalars, every=100):
   """All lines of a run of a config, a report each 100 steps."""
-  verdict = Verdict(c)
+  verdict = HealthMonitor(c)
   return [
     line
     for i, s in enumerate(scalars, 1)
-    for line in verdict.of(min(i * every, c.steps), s)
+    for line in verdict.messages(min(i * every, c.steps), s)
   ]
 
 

@@ -13,7 +13,7 @@ DIGITS = 7  # of a number that are kept: what float32 can tell
 Number = dict[str, Any]
 
 
-class Numbers:
+class Results:
   """What is written to metrics.json.
 
   Attributes:

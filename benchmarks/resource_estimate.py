@@ -1,6 +1,6 @@
 """What a run would need of a pod, on paper: bytes, operations, time, input.
 
-  python -m benchmarks.budget --config=configs/celeba_hq.py \
+  python -m benchmarks.resource_estimate --config=configs/celeba_hq.py \
       --config.dtype=bfloat16
 
 Calculated from shapes, nothing is run. Of a chip of Google's TPU v5e as it is
@@ -32,7 +32,7 @@ HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes a second
 PER_HOST = 8  # chips
 
 
-class Needs(NamedTuple):
+class ResourceEstimate(NamedTuple):
   """Of a config, whatever it runs on.
 
   Attributes:
@@ -85,7 +85,7 @@ def residuals(c: ConfigDict, batch: int) -> int:
   return _bytes(held)
 
 
-def needs(c: ConfigDict) -> Needs:
+def needs(c: ConfigDict) -> ResourceEstimate:
   """Of a checked config."""
   import jax  # noqa: PLC0415
 
@@ -93,7 +93,9 @@ def needs(c: ConfigDict) -> Needs:
 
   state = jax.eval_shape(partial(step.init, build.recipe(c)))
   host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
-  lies = jax.tree.leaves(mesh.Layout(host, c.mesh.fsdp_min_size).of(state))
+  lies = jax.tree.leaves(
+    mesh.ShardingPlan(host, c.mesh.fsdp_min_size).shardings(state)
+  )
   large = [
     x
     for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
@@ -101,7 +103,7 @@ def needs(c: ConfigDict) -> Needs:
   ]
   few, more = residuals(c, 4), residuals(c, 8)  # `debiased` needs four
   image = (more - few) // 4
-  return Needs(
+  return ResourceEstimate(
     state=_bytes(state),
     large=_bytes(large),
     gradient=_bytes((state.vae.params, state.disc.params)),
@@ -111,7 +113,7 @@ def needs(c: ConfigDict) -> Needs:
   )
 
 
-def _table(c: ConfigDict, found: Needs, chips: int) -> Iterator[str]:
+def _table(c: ConfigDict, found: ResourceEstimate, chips: int) -> Iterator[str]:
   import jax  # noqa: PLC0415
 
   from gamix_jax import build, step  # noqa: PLC0415

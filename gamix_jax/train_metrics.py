@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gamix_jax import objective
 from gamix_jax.metrics import ACTIVE_VARIANCE, COLLAPSED_VARIANCE
-from gamix_jax.objective import Pass
+from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Posterior
 
 
@@ -15,7 +15,7 @@ def posterior(q: Posterior) -> dict[str, jax.Array]:
   Of a mixture also the mean entropy of its weights (nats) and exp of each
   image's entropy, the number of components that it really uses.
   """
-  weights, _, var = q.centres()
+  weights, _, var = q.components()
   units = jnp.var(q.mean(), axis=0) > ACTIVE_VARIANCE
   small = jnp.mean((var < COLLAPSED_VARIANCE).astype(var.dtype), axis=-1)
   found = {}
@@ -34,7 +34,7 @@ def posterior(q: Posterior) -> dict[str, jax.Array]:
   }
 
 
-def code(p: Pass, kind: str) -> dict[str, jax.Array]:
+def code(p: VAEOutput, kind: str) -> dict[str, jax.Array]:
   """Whether codes carry information: 0 of both is posterior collapse.
 
   Args:
@@ -52,8 +52,8 @@ def code(p: Pass, kind: str) -> dict[str, jax.Array]:
   left = jnp.sum(jnp.var(p.x - x_hat, axis=0))
   total = jnp.maximum(jnp.sum(jnp.var(p.x, axis=0)), 1e-12)
   found = {"posterior/explained_variance": 1 - left / total}
-  if p.q.bounded:
-    found["posterior/kl"] = jnp.mean(p.q.kl(p.z, p.w))
+  if p.q.has_finite_elbo:
+    found["posterior/kl"] = jnp.mean(p.q.kl_divergence(p.z, p.w))
   return jax.lax.stop_gradient(found)
 
 
@@ -84,7 +84,7 @@ def logits(
   }
 
 
-def bounds(p: Pass, kind: str, weight: float) -> dict[str, jax.Array]:
+def bounds(p: VAEOutput, kind: str, weight: float) -> dict[str, jax.Array]:
   """Two true lower bounds of ln p(x), in nats, [b], and the KL of these draws.
 
   For the likelihood that the reconstruction term stands for
@@ -111,12 +111,12 @@ def bounds(p: Pass, kind: str, weight: float) -> dict[str, jax.Array]:
 
 
 def held_out(
-  p: Pass, x_hat: jax.Array, kind: str, weight: float
+  p: VAEOutput, x_hat: jax.Array, kind: str, weight: float
 ) -> dict[str, jax.Array]:
   """Numbers an image, [b] or [b, d], of images that were not trained on.
 
   The errors of what q's mean decodes to, the posterior's moments, and `bounds`
-  where the family has finite ones (`Posterior.bounded`).
+  where the family has finite ones (`Posterior.has_finite_elbo`).
 
   Args:
     p: a pass with s draws.
@@ -126,9 +126,9 @@ def held_out(
   """
   shown = jnp.clip(objective.to_image(x_hat, kind), -1, 1)
   square = jnp.mean(jnp.square(p.x - shown), axis=(-3, -2, -1))
-  mean, (weights, mu, var) = p.q.mean(), p.q.centres()
+  mean, (weights, mu, var) = p.q.mean(), p.q.components()
   square_of_z = jnp.square(mu) + var
-  found = bounds(p, kind, weight) if p.q.bounded else {}
+  found = bounds(p, kind, weight) if p.q.has_finite_elbo else {}
   return found | {
     "mae": jnp.mean(jnp.abs(p.x - shown), axis=(-3, -2, -1)),
     # The peak-to-peak of [-1, 1] is 2.

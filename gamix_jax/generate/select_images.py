@@ -7,7 +7,7 @@ import numpy as np
 
 from gamix_jax import data, paths
 from gamix_jax.config import ConfigDict
-from gamix_jax.data.decode import BrokenImage, Prepare
+from gamix_jax.data.decode import BrokenImage, ImageTransform
 from gamix_jax.errors import UserError
 from gamix_jax.figures import named
 from gamix_jax.inference.fitting import read_images
@@ -52,7 +52,7 @@ def images(
 
 def _file(config: ConfigDict, name: str) -> np.ndarray:
   settings = data.Settings.of(config.data)
-  prepare = Prepare.of(settings)
+  prepare = ImageTransform.of(settings)
   try:
     return prepare(paths.resolve(name).read_bytes())
   except OSError as e:
