@@ -307,7 +307,7 @@ def recipe(config: ConfigDict) -> TrainSpec:
     disc_start=config.adversarial.disc_start,
     gen_delay=config.adversarial.gen_delay,
     ramps=_ramps(config, vae_weights),
-    draws=0 if section.name == "exact" else section.draws,
+    draws=0 if section.name == "exact" else section.num_samples,
     ema_decay=config.ema.decay,
     image_shape=image_shape(config),
     dtype=param_dtype,

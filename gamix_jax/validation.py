@@ -123,12 +123,12 @@ class Validator:
     }
 
   def _evaluate(self, params, batch_stats, batch):
-    params = self._layout.whole(params)
+    params = self._layout.replicate(params)
     draws = self._config.eval_draws
     return eval_step(self._recipe, draws, params, batch_stats, batch)
 
   def _draw(self, params, batch_stats, image):
-    recipe, params = self._recipe, self._layout.whole(params)
+    recipe, params = self._recipe, self._layout.replicate(params)
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
     mean = vae.encode(to_float(image, recipe.dtype)).mean()
     # The same latents at every look, so that pictures can be compared.

@@ -107,8 +107,8 @@ ELSEWHERE = {
   "profile": "test_profile",
   "log_every": "test_main",
   "eval_every": "test_main",
-  "eval_images": "test_examine",
-  "eval_draws": "test_examine",
+  "eval_images": "test_validation",
+  "eval_draws": "test_validation",
 }
 
 
