@@ -128,7 +128,7 @@ def main() -> None:
   """Prints a table for each axis, and its laws."""
   given = flags.FLAGS
   if wrong := set(given.axes) - set(AXES):
-    raise UserError(f"--axes={min(wrong)} is none of {', '.join(AXES)}.")
+    raise UserError(f"--axes={min(wrong)} must be one of {', '.join(AXES)}.")
   found = []
   print(
     f"{'':<12}{'':>6}{'ms a step':>11}{'GFLOP by hand':>15}{'by XLA':>9}"

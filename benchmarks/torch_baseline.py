@@ -203,7 +203,7 @@ class Twin:
     self.disc_params = list(self.disc.parameters()) if self.disc else []
     wrap = lambda f: f  # noqa: E731
     if options.compile == "modules":
-      # D is gone through backward twice, so its buffers have to be kept. What
+      # D is gone through backward twice, so its buffers must be kept. What
       # is compiled gives every gradient both times: 2 % of the arithmetic of
       # the celeba config more than eagerly.
       functorch.donated_buffer = False

@@ -104,7 +104,7 @@ def _check_names(model: ConfigDict) -> None:
   ):
     if model[key] not in known:
       raise UserError(
-        f"model.{key}={model[key]!r} is none of {', '.join(known)}."
+        f"model.{key}={model[key]!r} must be one of {', '.join(known)}."
       )
 
 

@@ -1,7 +1,7 @@
 """What the commands share: flags, messages, exit codes.
 
 0: done, or stopped on request with everything saved. 2: a mistake the message
-says how to mend. 75: another process of the run is gone; to be started again.
+says how to fix. 75: another process of the run is gone; to be started again.
 Anything else is a defect of this program.
 """
 
@@ -36,7 +36,7 @@ def shipped_config(name: str) -> Path:
   """Where one of this project's own configs lies.
 
   Raises:
-    UserError: there is none of that name.
+    UserError: the project has no config of that name.
   """
   for folder in CONFIG_FOLDERS:
     if (folder / name).is_file():
@@ -211,7 +211,7 @@ def _flag_message(error: Exception) -> str | None:
   if flag:
     for words, kind in _KINDS.items():
       if words in text:
-        return f"{flag[1]}={flag[2]} has to be {kind}."
+        return f"{flag[1]}={flag[2]} must be {kind}."
   return "\n".join(text.strip().splitlines()[:2])
 
 

@@ -257,7 +257,7 @@ def profiled(config: ConfigDict) -> range:
   first, last = map(int, match.groups()) if match else (0, 0)
   if not 1 <= first <= last <= config.steps:
     raise UserError(
-      f"profile={config.profile!r} has to be FIRST:LAST, two steps of 1 to "
+      f"profile={config.profile!r} must be FIRST:LAST, two steps of 1 to "
       f"{config.steps}."
     )
   return range(first, last + 1)
@@ -362,14 +362,14 @@ def _check_ranges(config: ConfigDict) -> None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
       raise UserError(f"{key}={value} does not fit into 64 bits.")
   for keys, wanted, ok in (
-    (POSITIVE, "over 0", lambda v: v > 0),
+    (POSITIVE, "> 0", lambda v: v > 0),
     (NOT_NEGATIVE, "0 or more", lambda v: v >= 0),
     (BELOW_ONE, "in [0, 1)", lambda v: 0 <= v < 1),
   ):
     for key in keys:
       value = get(config, key)
       if value is not None and not (_is_number(value) and ok(value)):
-        raise UserError(f"{key}={value} has to be {wanted}.")
+        raise UserError(f"{key}={value} must be {wanted}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -427,7 +427,7 @@ def _check_features(model: ConfigDict) -> None:
       isinstance(v, int) and v > 0 for v in value
     ):
       raise UserError(
-        f"model.{name}={value} has to be whole numbers over 0, as (64, 128)."
+        f"model.{name}={value} must be whole numbers > 0, as (64, 128)."
       )
 
 
@@ -521,7 +521,7 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
     kind, may_be_none = known[key]
     if not (may_be_none if value is None else _is_a(value, kind)):
       raise UserError(
-        f"{where}: {key} is {str(value)[:80]!r}, and has to be {_CALLED[kind]}."
+        f"{where}: {key} is {str(value)[:80]!r}, and must be {_CALLED[kind]}."
       )
     put(config, key, tuple(value) if isinstance(value, list) else value)
   return config

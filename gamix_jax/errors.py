@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-  """A mistake of the user, or a fault only the user can mend.
+  """A mistake of the user, or a fault only the user can fix.
 
   The message says what is wrong, where, and what to do, in one or two lines.
   `main` and the other commands print it without a traceback and exit with 2.

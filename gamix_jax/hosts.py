@@ -88,8 +88,8 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     raise UserError(f"--coordinator={coordinator} is not HOST:PORT.")
   if not 0 <= process_id < num_processes:
     raise UserError(
-      f"--process_id={process_id} is none of --num_processes={num_processes}: "
-      f"they count from 0 to {num_processes - 1}."
+      f"--process_id={process_id} must be from 0 to {num_processes - 1}, with "
+      f"--num_processes={num_processes}."
     )
 
 
@@ -135,7 +135,7 @@ def _watch(done: threading.Event, coordinator: str | None) -> None:
   print(
     f"gamix_jax: waiting for the run's other processes{where} since "
     f"{EXPLAIN} s. The command is to be started on every host of a pod (gcloud "
-    "... ssh --worker=all), and process 0 has to be reachable.",
+    "... ssh --worker=all), and process 0 must be reachable.",
     file=sys.stderr,
     flush=True,
   )

@@ -1,8 +1,8 @@
 """One owner for a folder: a second training in it is refused, not mixed in.
 
 The lock is the operating system's (`flock`) on the file `.lock`, which is never
-deleted. The system frees it when its holder ends, however it ends, so nothing
-has to be cleared away by hand. On a shared file system (NFS, for example) it
+deleted. The system frees it when its holder ends, however it ends, so there
+is nothing to clear away by hand. On a shared file system (NFS, for example) it
 counts between hosts. Where locks do not work, or may not, that is said.
 """
 

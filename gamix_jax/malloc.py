@@ -6,7 +6,7 @@ the kernel clears them page by page: on two cores a sixth of a step of the
 celeba networks (benchmarks/LOG.md).
 
 Threads have heaps of their own, none of over 64 MB and given back as soon as
-they are empty, so one heap for all is needed too; which has to be said before
+they are empty, so one heap for all is needed too; which must be said before
 JAX starts its threads. It makes them wait for each other at every block, and of
 small arrays that costs more than it saves.
 """

@@ -79,7 +79,7 @@ def complete(config: ConfigDict) -> ConfigDict:
   if config.preset:
     if config.preset not in PRESETS:
       raise UserError(
-        f"preset={config.preset!r} is none of {', '.join(PRESETS)}."
+        f"preset={config.preset!r} must be one of {', '.join(PRESETS)}."
       )
     configs.check_image_size(config)
     _fill(config)

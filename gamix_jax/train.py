@@ -105,7 +105,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     The last held-out numbers, {"eval/mae": ...}; empty if a signal ended it.
 
   Raises:
-    UserError: whatever the user can mend, before anything is written where
+    UserError: whatever the user can fix, before anything is written where
       possible.
   """
   presets.complete(config)

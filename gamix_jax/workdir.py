@@ -95,7 +95,7 @@ def prepare(
   except OSError as e:
     raise UserError(
       f"--workdir={path} cannot be written to ({e.strerror}); "
-      "give another one, or mend its permissions."
+      "give another one, or fix its permissions."
     ) from e
   check(path, config)  # another run may have begun it in between
   config.data.fingerprint = fingerprint

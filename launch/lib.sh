@@ -49,7 +49,7 @@ need() {
 
 # That $1, the value of $2, is a whole number of at least 1.
 need_number() {
-  [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2=$1 has to be a whole number from 1."
+  [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2=$1 must be a whole number from 1."
 }
 
 # The value of --workdir among a command's words.

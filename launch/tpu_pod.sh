@@ -192,6 +192,6 @@ esac
 need NAME "the TPU's name"
 need ZONE "the TPU's zone"
 [[ $NAME =~ ^[a-z][-a-z0-9]*$ ]] ||
-  fail "NAME=$NAME has to be lower case letters, digits and -."
+  fail "NAME=$NAME must be lower case letters, digits and -."
 if [[ $what == run ]]; then what=train; fi
 "$what" "$@"

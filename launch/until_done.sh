@@ -5,7 +5,7 @@
 #
 # On several hosts start it on each. Its own exit codes:
 #   0   the run is at its end
-#   2   a mistake, which starting again does not mend
+#   2   a mistake, which starting again does not fix
 #   75  the run is not at its end, and the same command continues it: this
 #       script was asked to stop (SIGTERM, Ctrl-C), or was to try --once
 #   any other: the command failed so GIVE_UP times (3) without a new
@@ -32,7 +32,7 @@ while (($#)); do
   shift
 done
 (($#)) || fail "give the command to run; see --help."
-[[ $pause =~ ^[0-9]+$ ]] || fail "--pause=$pause has to be whole seconds."
+[[ $pause =~ ^[0-9]+$ ]] || fail "--pause=$pause must be whole seconds."
 dir=$(workdir_of "$@")
 if dry; then
   run "$@"

@@ -47,7 +47,7 @@ QUICK = {
 if jax.__version_info__ < (0, 11):  # later ones know no other emitters
   QUICK["xla_cpu_use_fusion_emitters"] = False
 
-# Warnings are errors, but for those of libraries that nobody here can mend.
+# Warnings are errors, but for those of libraries that nobody here can fix.
 WARNINGS = (
   "error",
   "ignore:the load_module() method is deprecated:DeprecationWarning",

@@ -1,7 +1,7 @@
 """Whether a run starts alive, by what it knows and not by how long it took.
 
 150 steps of the digits from the shipped config; and of a start of the kind that
-dies, which has to be said.
+dies, which must be said.
 """
 
 import re

@@ -398,7 +398,7 @@ def test_the_old_go_only_when_the_new_is_complete(tmp_path, monkeypatch):
     assert "last complete one is step 1" in str(told.value)
     assert os.listdir(tmp_path) == ["1"]
     assert store.restore(ABSTRACT)[0] == 1
-    store.save(2, make(2))  # mended
+    store.save(2, make(2))  # fixed
     store.wait()
     assert os.listdir(tmp_path) == ["2"]
 

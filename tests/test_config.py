@@ -138,7 +138,7 @@ KEYS = list(config.flat(config.base()))
 
 
 def test_no_key_is_forgotten():
-  """A new key has to be walked here or be said to be walked elsewhere."""
+  """A new key must be walked here or be said to be walked elsewhere."""
   lost = [
     k for k in KEYS if not changed(k) and not k.startswith(tuple(ELSEWHERE))
   ]
@@ -170,7 +170,7 @@ def test_every_key_changes_the_step(key):
 def test_ranges(table):
   """Every key of a table, at the values next to its range."""
   wrong, wanted = {
-    "POSITIVE": ((0, -1), "over 0"),
+    "POSITIVE": ((0, -1), "> 0"),
     "NOT_NEGATIVE": ((-1,), "0 or more"),
     "BELOW_ONE": ((1.0, -0.1), "in [0, 1)"),
   }[table]
@@ -181,7 +181,7 @@ def test_ranges(table):
       changes = {key.replace(".", "__"): shown}
       with pytest.raises(UserError) as e:
         config.check(small(**changes))
-      assert str(e.value) == f"{key}={shown} has to be {wanted}."
+      assert str(e.value) == f"{key}={shown} must be {wanted}."
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_ranges(table):
     (dict(weights__recon=True), "neither a number from 0 on nor None"),
     (dict(weights__recon=-1.0), "neither a number from 0 on nor None"),
     (dict(weights__recon=float("nan")), "neither a number"),
-    (dict(optim__vae__learning_rate=float("inf")), "has to be over 0"),
+    (dict(optim__vae__learning_rate=float("inf")), "must be > 0"),
     (dict(seed=2**63), "64 bits"),
     (dict(data__channels=2), "1 is grey and 3 is colour"),
     (dict(data__image_size=(8, 8, 1)), r"neither a side nor a pair"),
@@ -211,9 +211,9 @@ def test_ranges(table):
     ),
     (dict(model__discriminator_strides=(2,)), "of one length"),
     (dict(model__discriminator_features=(4, 2)), "is 1, the logit"),
-    (dict(model__encoder_features=(0, 4)), "whole numbers over 0"),
-    (dict(model__discriminator_strides=(0, 1)), "whole numbers over 0"),
-    (dict(profile="3"), "profile='3' has to be FIRST:LAST"),
+    (dict(model__encoder_features=(0, 4)), "whole numbers > 0"),
+    (dict(model__discriminator_strides=(0, 1)), "whole numbers > 0"),
+    (dict(profile="3"), "profile='3' must be FIRST:LAST"),
     (dict(profile="0:3"), "two steps of 1 to 240000"),
     (dict(profile="5:4"), "two steps of 1 to"),
     (dict(profile="2:9", steps=8), "two steps of 1 to 8"),
@@ -415,12 +415,12 @@ def test_json_with_other_keys():
     ("[" * 100_000, "is not a config"),
     ('{"seed": ' + "1" * 5000 + "}", "is not a config"),
     ('{"version": "x", "steps": 3}', "config version x"),
-    ('{"steps": "x"}', "steps is 'x', and has to be a whole number"),
-    ('{"steps": 1.0}', "steps is '1.0', and has to be a whole number"),
+    ('{"steps": "x"}', "steps is 'x', and must be a whole number"),
+    ('{"steps": 1.0}', "steps is '1.0', and must be a whole number"),
     ('{"steps": true}', "steps .* a whole number"),
-    ('{"steps": null}', "steps is 'None', and has to be a whole number"),
+    ('{"steps": null}', "steps is 'None', and must be a whole number"),
     ('{"steps": [3]}', "steps .* a whole number"),
-    ('{"ema.decay": NaN}', "ema.decay is 'nan', and has to be a number"),
+    ('{"ema.decay": NaN}', "ema.decay is 'nan', and must be a number"),
     ('{"ema.decay": Infinity}', "ema.decay .* a number"),
     ('{"ema.decay": "0.9"}', "ema.decay .* a number"),
     ('{"data.flip": 1}', "data.flip .* true or false"),

@@ -64,7 +64,7 @@ def saved_one(run, workdir):
 
 
 def assert_stopped(run, *words):
-  """A mistake that can be mended: 2 and two lines; the step it had come to."""
+  """A mistake that can be fixed: 2 and two lines; the step it had come to."""
   code, out, err = run.ended()
   assert code == 2, (out, err)
   lines = err.rstrip("\n").split("\n")

@@ -227,7 +227,9 @@ def test_pseudo_inputs_and_other_sources(model):
     UserError, match=r"'vamp'.*'normal'.*prior, population, gmm\."
   ):
     model.sample(KEY, 2, source="vamp")
-  with pytest.raises(UserError, match="'best' is none of prior, population"):
+  with pytest.raises(
+    UserError, match="'best' must be one of prior, population"
+  ):
     model.sample(KEY, 2, source="best")
 
 
@@ -248,7 +250,7 @@ def test_spherical_paths_turn_evenly_and_keep_length():
     np.testing.assert_array_equal(
       between(a, other, 4, "spherical"), np.linspace(a, other, 4)
     )
-  with pytest.raises(UserError, match="'curved' is none of straight"):
+  with pytest.raises(UserError, match="'curved' must be one of straight"):
     between(a, b, 3, "curved")
 
 
@@ -310,7 +312,7 @@ def test_anomaly_score_by_reconstruction(model, images):
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
   one = model.anomaly_score(images[0])
   np.testing.assert_allclose(one, wanted[:1], rtol=1e-4)
-  with pytest.raises(UserError, match="'looks' is none of reconstruction"):
+  with pytest.raises(UserError, match="'looks' must be one of reconstruction"):
     model.anomaly_score(images, "looks")
 
 
@@ -328,7 +330,7 @@ def test_latent_map(model, images, monkeypatch):
   monkeypatch.setitem(sys.modules, "umap", None)
   for method, n, words in (
     ("umap", 9, "pip install umap-learn"),
-    ("lda", 9, "'lda' is none of pca, tsne, umap"),
+    ("lda", 9, "'lda' must be one of pca, tsne, umap"),
     ("pca", 3, "4 images"),
   ):
     with pytest.raises(UserError, match=words):

@@ -139,7 +139,7 @@ MISTAKES = {
   "size": (key("data.image_size=big"), ["data.image_size='big'", "height"]),
   "weight": (key("weights.recon=lots"), ["weights.recon='lots'", "None"]),
   "negative weight": (key("weights.recon=-1"), ["weights.recon=-1"]),
-  "no steps": (key("steps=0"), ["steps=0", "over 0"]),
+  "no steps": (key("steps=0"), ["steps=0", "> 0"]),
   "negative": (key("optim.vae.clip=-1"), ["optim.vae.clip=-1", "0 or more"]),
   "decay": (key("optim.disc.b1=1"), ["optim.disc.b1=1", "[0, 1)"]),
   "seed": (key("seed=99999999999999999999"), ["seed=9", "64 bits"]),

@@ -91,23 +91,23 @@ def test_a_section_is_no_key(parsed, section, value):
     ("steps.x=3", "steps is no section, but a key, by default 240000"),
     ("model.encoder_features.0=3", "model.encoder_features is no section"),
     *(
-      (f"steps={value}", "steps=.* has to be a whole number, in digits")
+      (f"steps={value}", "steps=.* must be a whole number, in digits")
       for value in ("1e3", "1000.0", "", "None", "nan", "True", "(3)", "x")
     ),
     *(
-      (f"model.latent={value}", "latent=.* has to be a whole number")
+      (f"model.latent={value}", "latent=.* must be a whole number")
       for value in ("1e2", "None", "", "8,8")
     ),
     *(
-      (f"ema.decay={value}", "ema.decay=.* has to be a number")
+      (f"ema.decay={value}", "ema.decay=.* must be a number")
       for value in ("", "None", "1/2", "0,9", "(0.9)")
     ),
     *(
-      (f"ema.decay={value}", r"ema.decay=.* has to be in \[0, 1\)")
+      (f"ema.decay={value}", r"ema.decay=.* must be in \[0, 1\)")
       for value in ("nan", "inf", "1")
     ),
     *(
-      (f"data.flip={value}", "data.flip=.* has to be true or false")
+      (f"data.flip={value}", "data.flip=.* must be true or false")
       for value in ("", "None", "yes", "2")
     ),
     *(
@@ -125,7 +125,7 @@ def test_a_section_is_no_key(parsed, section, value):
       )
     ),
     *(
-      (f"model.encoder_features={value}", "whole numbers over 0, as .64, 128")
+      (f"model.encoder_features={value}", "whole numbers > 0, as .64, 128")
       for value in ("(64", "64,x", "(64.5,)", "x", "((1,),)", "-1")
     ),
     *(

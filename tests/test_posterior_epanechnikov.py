@@ -186,7 +186,7 @@ def test_a_point_reconstructs_as_an_autoencoder():
     ),
     (
       dict(posterior__name="epanechnikov", posterior__epanechnikov__width=0.0),
-      "over 0",
+      "> 0",
     ),
     (
       dict(

@@ -225,7 +225,7 @@ def test_the_kl_reaches_the_prior_and_the_encoder_alone():
     (dict(posterior__components=2), "one component"),
     (dict(posterior__initial_logvar=-1.0), "no variance"),
     (dict(posterior__poisson__ramp="x"), "cubic, linear"),
-    (dict(posterior__poisson__temperature=0.0), "over 0"),
+    (dict(posterior__poisson__temperature=0.0), "> 0"),
     (dict(posterior__poisson__max_log_rate=8.0), "over 7"),
   ],
 )

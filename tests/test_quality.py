@@ -164,7 +164,7 @@ def test_mistakes_of_rows(row, words):
   [
     ("model.latnet=3", "latnet"),
     ("model.latent=many", "--ours: "),
-    ("optim.vae.b1=2.0", "optim.vae.b1=2.0 has to be in [0, 1)"),
+    ("optim.vae.b1=2.0", "optim.vae.b1=2.0 must be in [0, 1)"),
     ("steps=3", "set by the benchmark"),
     ("data.crop=none", "changes the images"),
     ("model.latent", "key=value"),

@@ -2,7 +2,7 @@
 
 The budget is of the whole process: imports, reading the data, compiling (anew,
 without a cache), training, the last evaluation and the checkpoint. Rates may
-follow a schedule over `steps`, so that number has to be known before: it comes
+follow a schedule over `steps`, so that number must be known before: it comes
 from the times of short runs, which are a constant and so much a step.
 """
 
@@ -65,7 +65,7 @@ class Ours:
       changes = section == "data" and name not in FREE_DATA
       if not equals or key in OWN or changes:
         raise UserError(
-          f"--ours={override} has to be key=value; what changes the images, "
+          f"--ours={override} must be key=value; what changes the images, "
           f"and {', '.join(OWN)} are set by the benchmark."
         )
     overrides = [

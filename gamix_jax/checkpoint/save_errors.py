@@ -24,7 +24,7 @@ _REASONS = {
 
 
 def reason(error: BaseException) -> str | None:
-  """The operating system's words for a failure that the user can mend.
+  """The operating system's words for a failure that the user can fix.
 
   The array writer (tensorstore) hands them on as text only.
   """

@@ -300,7 +300,7 @@ class Checkpoints(Reader):
     raise UserError(
       f"{reason} while saving the checkpoint of step {step} to "
       f"{self.directory}; {last}.\n"
-      "Mend that, and the same command continues from there."
+      "Fix that, and the same command continues from there."
     ) from error
 
   def _quarantine(self) -> None:

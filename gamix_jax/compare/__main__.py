@@ -36,7 +36,7 @@ def main() -> None:
   if not given.families:
     raise UserError("--families is missing; --help shows the command.")
   if given.seeds < 1:
-    raise UserError(f"--seeds={given.seeds} has to be 1 or more.")
+    raise UserError(f"--seeds={given.seeds} must be 1 or more.")
   # Of a copy: what a preset leaves open is each family's own.
   shared = presets.complete(given.config.copy_and_resolve_references())
   cli.use_compilation_cache()

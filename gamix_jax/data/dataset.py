@@ -171,7 +171,7 @@ class Dataset:
       raise UserError(
         f"{len(broken)} of the {self._source.total} files of"
         f" {shown(self.settings.source)} are broken ({names}): more than"
-        f" data.max_corrupt_fraction={share}. Mend or remove them, or raise it."
+        f" data.max_corrupt_fraction={share}. Fix or remove them, or raise it."
       )
 
 
@@ -216,7 +216,7 @@ def open_dataset(
     seed: makes the images of the synthetic source; others ignore it.
 
   Raises:
-    UserError: whatever the user can mend, in one or two lines.
+    UserError: whatever the user can fix, in one or two lines.
   """
   if split not in ("train", "test"):
     raise ValueError(f"split must be train or test, not {split!r}")

@@ -88,6 +88,6 @@ def _flat(labels: np.ndarray, where: str) -> np.ndarray:
     return labels.argmax(axis=1)
   raise UserError(
     f"{where} is {labels.dtype} {list(labels.shape)}, but labels are whole"
-    " numbers or strings [n], or one-hot [n, classes], one for each image. Mend"
+    " numbers or strings [n], or one-hot [n, classes], one for each image. Fix"
     " it or leave it out."
   )

@@ -257,7 +257,7 @@ def _labels(
     if entries[key].shape[:1] != (n,):
       raise UserError(
         f"{where}: {key} is {entries[key].dtype} {list(entries[key].shape)},"
-        f" but labels are one for each of the {n} images, [{n}]. Mend it or"
+        f" but labels are one for each of the {n} images, [{n}]. Fix it or"
         " leave it out."
       )
   made, names = labels_lib.numbers(

@@ -160,7 +160,7 @@ class EvalInputs:
       UserError: as `inference.load`, as `data.open`; another split.
     """
     if split not in ("test", "train"):
-      raise UserError(f"--split={split} is none of test, train.")
+      raise UserError(f"--split={split} must be one of test, train.")
     self.model = inference.load(workdir, which, step, data=data_now)
     self.settings, self.split, self.workdir = settings, split, workdir
     config = self.model.config

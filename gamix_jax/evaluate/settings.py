@@ -37,12 +37,12 @@ def check(config: ConfigDict) -> None:
   e = config.eval
   for key in WHOLE:
     if e[key] < 1:
-      raise UserError(f"eval.{key}={e[key]} has to be 1 or more.")
+      raise UserError(f"eval.{key}={e[key]} must be 1 or more.")
   if not 0 <= e.seed < 2**32:
-    raise UserError(f"eval.seed={e.seed} has to be from 0 to 2^32 - 1.")
+    raise UserError(f"eval.seed={e.seed} must be from 0 to 2^32 - 1.")
   if e.features not in FEATURES:
     raise UserError(
-      f"eval.features={e.features!r} is none of {', '.join(FEATURES)}."
+      f"eval.features={e.features!r} must be one of {', '.join(FEATURES)}."
     )
   if not e.sources or set(e.sources) - set(SOURCES):
     raise UserError(

@@ -169,7 +169,7 @@ class View:
       UserError: a negative temperature or seed.
     """
     if seed < 0 or seed >= 2**32:
-      raise UserError(f"The seed {seed} has to be from 0 to {2**32 - 1}.")
+      raise UserError(f"The seed {seed} must be from 0 to {2**32 - 1}.")
     key = jax.random.key(seed)
     images = self.model.sample(key, SAMPLES, temperature=temperature)
     return _flat(pictures.grid(images, 4))

@@ -62,10 +62,10 @@ def check(what: str, form: str) -> None:
     UserError: as said.
   """
   if form not in FORMATS:
-    raise UserError(f"--format={form} is none of {', '.join(FORMATS)}.")
+    raise UserError(f"--format={form} must be one of {', '.join(FORMATS)}.")
   if what not in safetensors_io.PARTS:
     raise UserError(
-      f"--what={what} is none of {', '.join(safetensors_io.PARTS)}."
+      f"--what={what} must be one of {', '.join(safetensors_io.PARTS)}."
     )
   if what == "model" and form != "safetensors":
     raise UserError(

@@ -51,9 +51,11 @@ def _check(given: flags.FlagValues) -> None:
     if not given[name].value:
       raise UserError(f"--{name} is missing; --help shows the command.")
   if given.what not in USES:
-    raise UserError(f"--what={given.what} is none of {', '.join(USES)}.")
+    raise UserError(f"--what={given.what} must be one of {', '.join(USES)}.")
   if given.format not in FORMATS:
-    raise UserError(f"--format={given.format} is none of {', '.join(FORMATS)}.")
+    raise UserError(
+      f"--format={given.format} must be one of {', '.join(FORMATS)}."
+    )
   optional = {name for names in USES.values() for name in names}
   for name in sorted(optional - set(USES[given.what])):
     if given[name].present:

@@ -112,7 +112,7 @@ def _number(name: str, value: int | None, default: int, least: int = 1) -> int:
   """A flag's number or its default; raises UserError under `least`."""
   value = default if value is None else value
   if value < least:
-    raise UserError(f"--{name}={value} has to be {least} or more.")
+    raise UserError(f"--{name}={value} must be {least} or more.")
   return value
 
 
@@ -205,7 +205,7 @@ def traversal(model, out, *, images, dims, span, steps) -> None:
   latents = min(2, model.config.model.latent)
   words = dims or [str(d) for d in range(latents)]
   if not all(w.strip().lstrip("-").isdecimal() for w in words):
-    raise UserError(f"--dims={','.join(words)} has to be one latent or two.")
+    raise UserError(f"--dims={','.join(words)} must be one latent or two.")
   moved = [int(w) for w in words]
   x, names = select_images.images(model.config, images or ("0",))
   if len(moved) == 2 and len(x) != 1:
@@ -274,7 +274,7 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
   steps = _number("steps", steps, FRAMES)
   if not 0 < fps <= animation.FASTEST:
     raise UserError(
-      f"--fps={fps:g} is not over 0 and up to {animation.FASTEST}."
+      f"--fps={fps:g} must be > 0 and at most {animation.FASTEST}."
     )
   if images:
     if n is not None:

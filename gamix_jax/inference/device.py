@@ -41,7 +41,7 @@ class Runner:
     if batch_size is None:
       batch_size = default_batch_size(recipe.image_shape)
     if batch_size < 1:
-      raise UserError(f"batch_size={batch_size} has to be 1 or more.")
+      raise UserError(f"batch_size={batch_size} must be 1 or more.")
     self.recipe, self.batch_size = recipe, batch_size
     self._mesh = mesh.local()
     everywhere = mesh.replicated(self._mesh)

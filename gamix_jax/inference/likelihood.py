@@ -41,7 +41,7 @@ class Likelihood:
       UserError: the family has no finite bound; samples under 1.
     """
     if samples < 1:
-      raise UserError(f"samples={samples} has to be 1 or more.")
+      raise UserError(f"samples={samples} must be 1 or more.")
     device = self._device
     q = jax.eval_shape(device.encoder, device.vae, x[:1])
     if not q.has_finite_elbo:

@@ -32,7 +32,7 @@ def load(
 
   Args:
     workdir: the run's; or a folder that `gamix_jax.export` wrote, of which
-      `which` and `step` have to be what it holds.
+      `which` and `step` must be what it holds.
     which: "ema", the average over the steps, or "raw", the last step's.
     step: that checkpoint's; the newest whole one if left out.
     batch_size: images on the devices at a time; chosen by their size if left
@@ -46,7 +46,7 @@ def load(
       is none.
   """
   if which not in WHICH:
-    raise UserError(f"which={which!r} is none of {', '.join(WHICH)}.")
+    raise UserError(f"which={which!r} must be one of {', '.join(WHICH)}.")
   path = paths.resolve(workdir)
   config = saved_config(path)
   for key, value in (data or {}).items():

@@ -18,7 +18,7 @@ def plane(z: np.ndarray, method: str, seed: int) -> np.ndarray:
       latent only.
   """
   if method not in METHODS:
-    raise UserError(f"method={method!r} is none of {', '.join(METHODS)}.")
+    raise UserError(f"method={method!r} must be one of {', '.join(METHODS)}.")
   n, d = z.shape
   if n < FEWEST or d < 2:
     raise UserError(

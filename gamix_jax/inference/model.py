@@ -367,7 +367,7 @@ class Model:
       UserError: as `encode`, as `elbo`; no such score; nothing fitted yet.
     """
     if by not in SCORES:
-      raise UserError(f"by={by!r} is none of {', '.join(SCORES)}.")
+      raise UserError(f"by={by!r} must be one of {', '.join(SCORES)}.")
     if by == "elbo":
       return -self.elbo(x)
     if by == "population":

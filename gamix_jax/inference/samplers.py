@@ -193,7 +193,7 @@ def save(file: Path, samplers: LatentSamplers) -> None:
 def read(
   file: Path, of: dict[str, Any], like: Posterior
 ) -> LatentSamplers | None:
-  """The samplers of a file; None if there are none of these weights.
+  """The samplers of a file; None if it holds none of these weights.
 
   Args:
     file: as `save` wrote it; there may be none.

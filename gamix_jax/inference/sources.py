@@ -39,7 +39,7 @@ class Sources:
     """Latents [n, d]; see `Model.draw_latents`."""
     if n < 1 or not 0 <= temperature < np.inf:
       raise UserError(
-        f"n={n} has to be 1 or more, temperature={temperature} 0 or more."
+        f"n={n} must be 1 or more, temperature={temperature} 0 or more."
       )
     self.check(source)
     if source in ("prior", "vamp"):
@@ -61,7 +61,7 @@ class Sources:
     if posterior == "poisson":
       fit.remove("gmm")  # its latents are counts
     if source not in SOURCES:
-      raise UserError(f"source={source!r} is none of {', '.join(fit)}.")
+      raise UserError(f"source={source!r} must be one of {', '.join(fit)}.")
     if source not in fit:
       raise UserError(
         f"source={source!r} does not fit posterior.name={posterior!r}, "

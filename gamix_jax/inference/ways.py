@@ -27,9 +27,9 @@ def between(a: np.ndarray, b: np.ndarray, steps: int, path: str) -> np.ndarray:
     UserError: steps under 2; no such path.
   """
   if path not in PATHS:
-    raise UserError(f"path={path!r} is none of {', '.join(PATHS)}.")
+    raise UserError(f"path={path!r} must be one of {', '.join(PATHS)}.")
   if steps < 2:
-    raise UserError(f"steps={steps} has to be 2 or more, for both ends.")
+    raise UserError(f"steps={steps} must be 2 or more, for both ends.")
   a, b = (np.asarray(v, np.float64) for v in (a, b))
   if path == "straight":
     return np.linspace(a, b, steps)
@@ -69,9 +69,7 @@ def around(
       f"dims={dims!r}: the latents of this model are 0 to {len(mean) - 1}."
     )
   if not 0 < span < np.inf or steps < 2:
-    raise UserError(
-      f"span={span} has to be over 0, and steps={steps} 2 or more."
-    )
+    raise UserError(f"span={span} must be > 0, and steps={steps} 2 or more.")
   off = weights @ (var + np.square(mu)) - np.square(weights @ mu)
   std = np.sqrt(np.maximum(off, 0))
   units = np.linspace(-span, span, steps)

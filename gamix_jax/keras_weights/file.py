@@ -55,7 +55,7 @@ def read(
   Args:
     path: the file.
     config: of the model it shall be.
-    wanted: {role: shape} by that config, of what has to be there.
+    wanted: {role: shape} by that config, of what must be there.
 
   Returns:
     Everything of that model, as Keras has it.
@@ -155,7 +155,7 @@ def _check_shapes(
   """Refuses the weights of another model.
 
   Raises:
-    UserError: names the first layer that differs and the keys to mend it.
+    UserError: names the first layer that differs and the keys to fix it.
   """
   roles = list(names.datasets(config))
   roles += [role for role in shapes if role not in roles]

@@ -81,7 +81,7 @@ class Run:
       every: seconds between looks.
 
     Raises:
-      UserError: the program ended with a mistake that can be mended.
+      UserError: the program ended with a mistake that can be fixed.
       RuntimeError: it ended in another way; the end of what it said.
     """
     screen = _Screen()

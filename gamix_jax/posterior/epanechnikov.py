@@ -243,13 +243,11 @@ class EpanechnikovHead(nn.Module):
       )
     if self.prior not in PRIORS:
       raise UserError(
-        f"posterior.epanechnikov.prior={self.prior!r} is none of "
+        f"posterior.epanechnikov.prior={self.prior!r} must be one of "
         f"{', '.join(PRIORS)}."
       )
     if not self.width > 0:
-      raise UserError(
-        f"posterior.epanechnikov.width={self.width} has to be over 0."
-      )
+      raise UserError(f"posterior.epanechnikov.width={self.width} must be > 0.")
 
   @property
   def family(self) -> type[base.Posterior]:

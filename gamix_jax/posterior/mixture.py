@@ -104,7 +104,7 @@ class MixtureHead(base.StandardNormalPriorHead, nn.Module):
       )
     if not self.temperature > 0 or not 0 <= self.min_weight < 1:
       raise UserError(
-        f"posterior.mixture.temperature={self.temperature} has to be over 0, "
+        f"posterior.mixture.temperature={self.temperature} must be > 0, "
         f"and posterior.mixture.min_weight={self.min_weight} in [0, 1)."
       )
 

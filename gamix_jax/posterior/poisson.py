@@ -242,11 +242,12 @@ class PoissonHead(nn.Module):
       )
     if self.ramp not in RAMPS:
       raise UserError(
-        f"posterior.poisson.ramp={self.ramp!r} is none of {', '.join(RAMPS)}."
+        f"posterior.poisson.ramp={self.ramp!r} must be one of "
+        f"{', '.join(RAMPS)}."
       )
     if not 0 < self.temperature <= 1 or self.temperature_steps < 1:
       raise UserError(
-        f"posterior.poisson.temperature={self.temperature} has to be over 0 "
+        f"posterior.poisson.temperature={self.temperature} must be > 0 "
         "and at most 1, and posterior.poisson.temperature_steps="
         f"{self.temperature_steps} 1 or more."
       )

@@ -130,7 +130,7 @@ def make(
     UserError: there is no such prior; "normal" with components.
   """
   if name not in PRIORS:
-    raise UserError(f"prior.name={name!r} is none of {', '.join(PRIORS)}.")
+    raise UserError(f"prior.name={name!r} must be one of {', '.join(PRIORS)}.")
   if name == "normal":
     if components != 1:
       raise UserError(

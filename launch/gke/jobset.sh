@@ -42,7 +42,7 @@ check_claimed() {
   local workdir
   workdir=$(workdir_of "$@")
   [[ $workdir == /workdir/* ]] ||
-    fail "--workdir=$workdir has to be in /workdir, where CLAIM is mounted."
+    fail "--workdir=$workdir must be in /workdir, where CLAIM is mounted."
 }
 
 apply() {

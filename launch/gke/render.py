@@ -2,7 +2,7 @@
 
 What is filled in comes from the environment, is checked, and is written as
 JSON, which YAML reads as it is: no value can become more than a value. It
-needs Python alone, since it runs where no gamix_jax has to be.
+needs Python alone, since it runs where gamix_jax need not be.
 """
 
 import json
