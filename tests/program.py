@@ -210,7 +210,7 @@ def rows(workdir: Path) -> list[dict]:
 def numbers(workdir: Path) -> list[dict]:
   """The lines of metrics.jsonl without how fast they came."""
   return [
-    {k: v for k, v in row.items() if not k.startswith("speed/")}
+    {k: v for k, v in row.items() if not k.startswith(("speed/", "input/"))}
     for row in rows(workdir)
   ]
 

@@ -233,8 +233,8 @@ def test_names_on_one_side_only_show_both_lists():
   )
   given = text.partition("the weights are of ")[2].partition(".\n")[0]
   assert sorted(given.split(", ")) == [
-    "fake",
     "adversarial",
+    "fake",
     "kl",
     "population_kl",
     "real",

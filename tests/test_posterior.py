@@ -235,7 +235,7 @@ def test_gradient_of_the_stratified_kl_is_unbiased():
 
   def estimate(pi_logits, mu, logvar):
     q = Mixture(pi_logits[None], mu[None, :, None], logvar[None, :, None])
-    return q.kl(*q.sample(KEY, eps.shape[0], eps))[0]
+    return q.kl_divergence(*q.sample(KEY, eps.shape[0], eps))[0]
 
   at = [np.log(PI), MU, 2 * np.log(SIGMA)]
 
@@ -262,7 +262,7 @@ def test_components_that_are_one_give_the_gaussians_kl(pi):
   of = jax.tree.map(np.asarray, facts(q, noise(q, 100_000)))
   each = scipy.stats.norm.logpdf(of["z"][..., 0], 0.5, 0.7)
   np.testing.assert_allclose(of["log_prob"], each, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(of["kl"], g.kl(None, None), atol=0.01)
+  np.testing.assert_allclose(of["kl"], g.kl_divergence(None, None), atol=0.01)
 
 
 def test_bounds_are_in_order_on_random_mixtures():

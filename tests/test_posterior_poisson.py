@@ -83,7 +83,7 @@ def test_kl_is_the_sum_over_counts(r, dr):  # P3
   k = np.arange(400)
   q, p = scipy.stats.poisson(r * dr), scipy.stats.poisson(r)
   wanted = np.sum(q.pmf(k) * (q.logpmf(k) - p.logpmf(k)))
-  got = of(r * dr, r).kl(None, None)[0]
+  got = of(r * dr, r).kl_divergence(None, None)[0]
   np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-6 * r)
 
 
@@ -239,4 +239,4 @@ def test_elbo_is_the_closed_form():
   x = jnp.zeros((1, 2, 2, 1))
   p = VAEOutput(x, q, None, jnp.ones((1, 1)), x[None])
   terms, _ = objective.elbo(p, form="means", kind="l2")
-  np.testing.assert_allclose(terms["kl"], q.kl(None, None)[0])
+  np.testing.assert_allclose(terms["kl"], q.kl_divergence(None, None)[0])

@@ -117,7 +117,7 @@ def test_a_file_weights_the_terms_that_there_are():
   """Its weights are no obstacle to another objective, and flags win."""
   c = completed("digits")
   own = config_of("digits").preset_weights
-  assert c.weights.collapse_penalty == own.collapse is not None
+  assert c.weights.collapse_penalty == own.collapse_penalty is not None
   assert c.weights.population_kl == own.population_kl is not None
   elbo = completed("digits", objective__name="elbo")
   assert {k for k, v in elbo.weights.items() if v is not None} == {
