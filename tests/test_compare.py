@@ -730,7 +730,7 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
   # other options, would not learn the very same bits.
   (run / "eval").mkdir()
   shutil.copy(kept, run / "eval")
-  own = eval_inputs.Subject(run, settings.base().eval)
+  own = eval_inputs.EvalInputs(run, settings.base().eval)
   found = json.loads((run / evaluate_run.RESULTS).read_text())
   assert found["protocol"]["features"] == own.features.name
   assert found["protocol"]["features_sha256"] == own.features.sha256

@@ -44,7 +44,7 @@ def png(path):
 def test_every_figure_shows_any_name(tmp_path, name):
   shown = figures.named(name)
   path = tmp_path / "a.png"
-  strip = of_generate.Strip(np.zeros((1, 2, 8, 8, 1)), [shown] * 2, [shown])
+  strip = of_generate.ImageGrid(np.zeros((1, 2, 8, 8, 1)), [shown] * 2, [shown])
   of_generate.save(path, [strip], f"{shown}\nof", shown, shown)
   assert png(path).shape[1] < 1500  # the longest name, too
   places = np.eye(4)[:, :2]

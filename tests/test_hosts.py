@@ -25,7 +25,7 @@ from test_resume import EVERY, RICH, arrays
 
 import gamix_jax
 from gamix_jax import cli, config, data, hosts, validation
-from gamix_jax.data.index_sampler import Order, local_rows
+from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 
 STEPS = 20
@@ -273,7 +273,7 @@ def assert_read_its_rows(events, images, run, host):
   often = min(opened.values())
   read = {name for name, times in opened.items() if times > often}
   # Three steps, and a few that were made ready ahead of the end.
-  order = Order(len(train), size, c.seed, shuffle=True, flip=False)
+  order = IndexSampler(len(train), size, c.seed, shuffle=True, flip=False)
   rows_of = local_rows(size, host, 2)
   mine = [
     {train._source.name(k) for k in order.rows(t)[rows_of]} for t in range(9)

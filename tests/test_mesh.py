@@ -77,7 +77,7 @@ def test_a_step_sends_one_gradient(ran, fsdp, form):
   """And moments and statistics; no activation, nothing twice."""
   _, eight = ran
   text = str(eight[f"text {fsdp} {form}"])
-  law = communication.Law(*map(int, eight[f"law {fsdp} {form}"]))
+  law = communication.CommCost(*map(int, eight[f"law {fsdp} {form}"]))
   found = collectives.read(text, eight_devices.DEVICES)
   assert all(o.times == 1 for o in found)
   sums = communication.total(found, "all-reduce")

@@ -87,21 +87,21 @@ def test_kl_is_the_sum_over_counts(r, dr):  # P3
   np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-6 * r)
 
 
-def test_silence_near_one_and_zero():  # P7, P3, P12
+def test_rate_kl_near_one_and_zero():  # P7, P3, P12
   log_y = np.array([0, 1e-6, 1e-4, 1e-3, -1e-2, 0.029, 0.031, -0.031, 0.5, -30])
   exact = 1 + np.exp(log_y) * (log_y - 1)
   exact[:5] = [
     log_y[i] ** 2 / 2 + log_y[i] ** 3 / 3 + log_y[i] ** 4 / 8 for i in range(5)
   ]
-  got = np.asarray(module.silence(jnp.asarray(log_y, jnp.float32)))
+  got = np.asarray(module.rate_kl(jnp.asarray(log_y, jnp.float32)))
   np.testing.assert_allclose(got, exact, rtol=3e-4)
   assert got[0] == 0
-  gradient = jax.vmap(jax.grad(module.silence))(jnp.asarray(log_y, jnp.float32))
+  gradient = jax.vmap(jax.grad(module.rate_kl))(jnp.asarray(log_y, jnp.float32))
   np.testing.assert_allclose(gradient, log_y * np.exp(log_y), rtol=1e-3)
   # many counts: the KL of Gaussians of equal variance
   r, lam = 1000.0, 1010.0
   np.testing.assert_allclose(
-    r * module.silence(jnp.log(jnp.float32(lam / r))),
+    r * module.rate_kl(jnp.log(jnp.float32(lam / r))),
     (lam - r) ** 2 / 2 / r,
     rtol=0.01,
   )

@@ -118,7 +118,7 @@ class EVAEPosterior(Epanechnikov):
   uniform: bool = struct.field(pytree_node=False, default=True)
 
   @property
-  def bounded(self) -> bool:
+  def has_finite_elbo(self) -> bool:
     """With a Gaussian prior: it has mass wherever the posterior has."""
     return not self.uniform
 
