@@ -251,7 +251,10 @@ def _show_log() -> None:
   warned.setLevel(logging.WARNING)
   for handler in (news, warned):
     handler.addFilter(once)
-  logging.basicConfig(format="%(message)s", handlers=[news, warned])
+  # In place of what a library may have set up by a line of its own.
+  logging.basicConfig(
+    format="%(message)s", handlers=[news, warned], force=True
+  )
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
 

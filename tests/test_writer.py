@@ -1,6 +1,7 @@
 """metrics.jsonl and its like, when a run goes on, and when a disk is full."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -142,7 +143,8 @@ def test_a_picture_that_cannot_be_written(folder):
 def test_write_text_whole_or_not_at_all(tmp_path):
   path = tmp_path / "a.txt"
   workdir.write_text(path, "old")
-  (tmp_path / ".a.txt.part").symlink_to("/dev/full")
+  part = tmp_path / f".a.txt.{os.getpid()}.part"
+  part.symlink_to("/dev/full")
   with pytest.raises(UserError, match=r"No space left on device.*a\.txt"):
     workdir.write_text(path, "new")
   assert path.read_text() == "old"
