@@ -252,9 +252,7 @@ def _show_log() -> None:
   for handler in (news, warned):
     handler.addFilter(once)
   # In place of what a library may have set up by a line of its own.
-  logging.basicConfig(
-    format="%(message)s", handlers=[news, warned], force=True
-  )
+  logging.basicConfig(format="%(message)s", handlers=[news, warned], force=True)
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
 

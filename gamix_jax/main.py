@@ -18,7 +18,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, presets
+from gamix_jax import cli, malloc, presets
+from gamix_jax import config as configs
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", default=None, help_string="A file of configs/, and its keys."
@@ -43,6 +44,7 @@ PROCESS_ID = flags.DEFINE_integer(
 def main() -> None:
   """Trains as the flags say."""
   presets.complete(CONFIG.value)  # most mistakes are told before JAX is there
+  malloc.keep_freed_on_cpu(configs.layer_bytes(CONFIG.value))
   cli.use_compilation_cache()
   from gamix_jax import hosts  # noqa: PLC0415
 

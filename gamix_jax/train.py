@@ -15,7 +15,6 @@ from gamix_jax import (
   build,
   data,
   hosts,
-  malloc,
   mesh,
   paths,
   presets,
@@ -109,7 +108,6 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       possible.
   """
   presets.complete(config)
-  malloc.keep_freed_on_cpu(configs.layer_bytes(config))
   if "://" in folder:
     raise UserError(
       f"--workdir={folder} is an address, and a folder is needed; mount it, "
