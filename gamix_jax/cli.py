@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import config as configs
-from gamix_jax import malloc, paths, situations, streams
+from gamix_jax import malloc, paths, save_errors, situations, streams
 from gamix_jax.config import ConfigDict, image_shape, layer_bytes
 from gamix_jax.errors import UserError
 
@@ -277,6 +277,7 @@ def run(
     print(text)
     return 0
   _show_log()
+  save_errors.silence_orbax()
   try:
     parse(argv, define)
     main()

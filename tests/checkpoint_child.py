@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gamix_jax import save_errors
 from gamix_jax.checkpoint import Checkpoints, Preemption, checksums
 from gamix_jax.errors import UserError
 
@@ -195,6 +196,7 @@ def readonly(directory):
 
 
 if __name__ == "__main__":
+  save_errors.silence_orbax()  # as the commands do
   {
     "train": train,
     "die": die,

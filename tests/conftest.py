@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from program import QUICK, Program
 
-from gamix_jax import build, config, step
+from gamix_jax import build, config, save_errors, step
 from gamix_jax.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
@@ -240,6 +240,12 @@ def pytest_collection_modifyitems(items):
   """The long files first; with --no-loadscope-reorder they stay there."""
   place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(autouse=True)
+def _as_commands_begin():
+  """Without it Orbax's own reports of failed saves are warnings, so errors."""
+  save_errors.silence_orbax()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ FLOORS = (
     "malloc",
     "marks",
     "paths",
+    "save_errors",
     "situations",
     "streams",
     "winograd",

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import checksums, content, leaves, save_errors
+from gamix_jax.checkpoint import checksums, content, leaves
 from gamix_jax.errors import UserError
 
 TOLD = 3  # damaged steps named in a message
@@ -174,7 +174,6 @@ class Reader:
     except Exception as error:
       if hosts.peer_failure(error):
         raise
-      save_errors.quiet_abandoned()
       fault = f"it cannot be read ({content.short(error.__cause__ or error)})"
     if not hosts.any_process(fault is not None):
       return found
@@ -279,7 +278,6 @@ class Reader:
   def _read(
     self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
   ) -> dict[str, jax.Array]:
-    save_errors.quiet_orbax()
     full = {n: x for n, x in wanted.items() if x.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       found = reader.restore(

@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gamix_jax import hosts
-from gamix_jax.checkpoint import checksums, content, leaves, save_errors
+from gamix_jax import hosts, save_errors
+from gamix_jax.checkpoint import checksums, content, leaves
 from gamix_jax.checkpoint.reader import TOLD, Reader, abstract_leaf
 from gamix_jax.errors import UserError
 
@@ -199,7 +199,6 @@ class Checkpoints(Reader):
   def _open(self) -> ocp.CheckpointManager:
     """Orbax's manager; it removes what interrupted saves left behind."""
     if self._manager is None:
-      save_errors.quiet_orbax()
       keep: list[Any] = [policies.LatestN(self._keep)]
       if self._keep_best:
         keep.append(
@@ -270,7 +269,6 @@ class Checkpoints(Reader):
     """Ends a failed save: nothing of it stays, the user learns why."""
     step, self._saving, self._saved = self._saving, None, None
     manager, self._manager = self._manager, None
-    save_errors.quiet_abandoned()
     if manager is not None:
       try:
         manager.close()

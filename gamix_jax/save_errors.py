@@ -1,4 +1,4 @@
-"""Why a save failed, in the operating system's words."""
+"""Why a save failed, in the operating system's words, and no others besides."""
 
 import errno
 import logging
@@ -95,16 +95,17 @@ class _Unraisable:
       self._others(what)
 
 
-def quiet_abandoned() -> None:
-  """To be called when a save or a read failed: it drops what had not begun."""
-  warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
+def silence_orbax() -> None:
+  """Drops what Orbax reports by itself of a save or a read that failed.
 
-
-def quiet_orbax() -> None:
-  """Installs them, once."""
+  It changes the process (log filters, `sys.unraisablehook`, a warnings filter),
+  so commands call it at their start, and the library never does. A second call
+  changes nothing.
+  """
   log = logging.getLogger("absl")
   if not any(isinstance(f, _Quiet) for f in log.filters):
     log.addFilter(_Quiet())
-  logging.getLogger("asyncio").addFilter(_told_otherwise)  # a second is none
+  logging.getLogger("asyncio").addFilter(_told_otherwise)
   if not isinstance(sys.unraisablehook, _Unraisable):
     sys.unraisablehook = _Unraisable(sys.unraisablehook)
+  warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)

@@ -1,0 +1,58 @@
+"""The library leaves its process as it is; only commands set it up."""
+
+import json
+import subprocess
+import sys
+
+from program import ROOT, complete_config_of
+
+from gamix_jax import config
+
+CODE = """
+import json, logging, signal, sys, threading, warnings
+
+
+def hooks():
+  return [
+    sys.unraisablehook, sys.excepthook, sys.displayhook, threading.excepthook,
+    warnings.showwarning, warnings.formatwarning, sys.stdout, sys.stderr,
+    *(signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)),
+  ]
+
+
+def logs():
+  return [
+    (list(log.filters), list(log.handlers), log.level)
+    for log in map(logging.getLogger, ("", "absl", "asyncio", "gamix_jax"))
+  ]
+
+
+first, torch = hooks(), "torch" in sys.modules
+import gamix_jax
+from gamix_jax import config, train
+from gamix_jax.checkpoint import Checkpoints
+imported = hooks() == first
+was, filters = logs(), list(warnings.filters)
+c = config.from_json(sys.stdin.read())
+train.train(c, sys.argv[1])
+trained = hooks() == first, logs() == was, warnings.filters == filters
+gamix_jax.load(sys.argv[1]).encode
+loaded = hooks() == first, logs() == was, warnings.filters == filters
+hidden = sys.modules.get("torch", 0) is None
+print(json.dumps([imported, *trained, *loaded, not hidden]))
+"""
+
+
+def test_importing_training_and_loading_change_nothing(program, tmp_path):
+  """Neither hooks nor log filters nor warnings nor signals."""
+  ran = subprocess.run(
+    [sys.executable, "-c", CODE, tmp_path / "run"],
+    input=config.to_json(complete_config_of("digits", "tiny")),
+    env=program.env(),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert json.loads(ran.stdout.splitlines()[-1]) == [True] * 8
