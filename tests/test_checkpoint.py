@@ -528,7 +528,7 @@ def test_ten_kills_lose_nothing_complete(tmp_path):
 
 def test_killed_at_every_turn(tmp_path):
   # Before the sums; between commit and seal; half-way through deleting step 1.
-  at = {"write": 1, "seal": 2, "delete": 2}
+  at = {"write": 1, "finalize": 2, "delete": 2}
   children = {where: run("die", tmp_path / where, where) for where in at}
   state = checkpoint_child.sharded(checkpoint_child.mesh(1))
   for where, child in children.items():
