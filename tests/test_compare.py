@@ -399,7 +399,7 @@ def test_finished(tmp_path):
   c = whole()
   assert evaluate_run.finished(tmp_path, c) is None
   path = tmp_path / evaluate_run.RESULTS
-  values = config.flat(c)
+  values = json.loads(config.to_json(c))
   del values["ramp.collapse_penalty"]
   found = {"config": values, "numbers": {"mae": 1.0}}
   path.write_text(json.dumps(found))

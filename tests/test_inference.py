@@ -289,7 +289,7 @@ def test_workdirs_that_are_refused(tmp_path, run):
   refused(tmp_path, "no checkpoint yet.*2000")
   (tmp_path / "config.json").write_text("{")
   refused(tmp_path, "is not a config")
-  (tmp_path / "config.json").write_text('{"model.latnt": 3}')
+  (tmp_path / "config.json").write_text('{"version": 2, "model.latnt": 3}')
   refused(tmp_path, "latnt.*model.latent")
   other = configs.to_json(conftest.small(model__latent=8))
   shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")

@@ -95,7 +95,7 @@ def test_any_size_fits_linear_networks():
   [
     (dict(model__decoder="resnet"), "--config.model.decoder=linear"),
     (dict(objective__reconstruction="l1"), "reconstruction=l2"),
-    (dict(objective__num_samples=2), "draws=1"),
+    (dict(objective__num_samples=2), "num_samples=1"),
     (dict(posterior__name="mixture"), "what is: gamix, elbo, selbo, siwae"),
     (dict(prior__name="vamp"), "elbo, selbo, siwae"),
   ],

@@ -259,8 +259,12 @@ PLACES = {
   ),
   "no JSON": (with_file("run/config.json", "{"), ["is not a config"]),
   "unknown key": (
-    with_file("run/config.json", '{"model.latnt": 3}'),
+    with_file("run/config.json", '{"version": 2, "model.latnt": 3}'),
     ["model.latnt", "did you mean model.latent?"],
+  ),
+  "earlier version": (
+    with_file("run/config.json", '{"model.latent": 3}'),
+    ["run/config.json has config version 1", "reads 2", "train anew"],
   ),
   "other config": (
     other_config,
