@@ -1,4 +1,4 @@
-"""Your own images: JPEG, PNG or WebP in a folder, in any nesting.
+"""Your own images (JPEG, PNG, WebP, BMP, TIFF) in a folder, in any nesting.
 
   python -m gamix_jax.main --config=configs/folder.py \
       --config.data.source=folder:/data/images --workdir=runs/images
