@@ -52,6 +52,8 @@ def shipped_config(name: str) -> Path:
 def _find_config(argument: str) -> str:
   """--config=configs/x.py[:variant] also from where there is no configs/."""
   path, colon, variant = argument.partition(":")
+  if path.startswith("~"):
+    path = str(paths.resolve(path))
   if not Path(path).is_file():
     if Path(path).parent not in (Path(), Path("configs")):
       raise UserError(f"--config={path}: there is no such file.")

@@ -9,7 +9,7 @@ import shutil
 from functools import partial
 
 import pytest
-from program import SMALL, assert_refused, noise, numbers, save
+from program import ROOT, SMALL, assert_refused, noise, numbers, save
 
 from gamix_jax import config, data, inference, paths, workdir
 from gamix_jax.errors import UserError
@@ -123,7 +123,9 @@ def test_workdirs_below_home(program, places):
   """`~` is the same folder in every command, whatever the current one."""
   home = places / "home"
   env = program.env(HOME=str(home))
-  run = program.run(*SMALL, "--workdir=~/run", env=env, cwd=places)
+  shutil.copy(ROOT / "configs" / "digits.py", home / "mine.py")
+  flags = ("--config=~/mine.py:tiny", *SMALL[1:], "--workdir=~/run")
+  run = program.run(*flags, env=env, cwd=places)
   assert run.returncode == 0, run.stderr
   assert (home / "run" / "config.json").is_file()
   assert not (places / "~").exists()
