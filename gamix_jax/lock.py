@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Self
@@ -136,7 +135,6 @@ def _self() -> dict:
     "pid": os.getpid(),
     "host": socket.gethostname(),
     "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    "command": " ".join(sys.argv),
   }
 
 
