@@ -198,11 +198,13 @@ def test_mistakes(program):
     assert_refused(job.result(), word)
 
 
-def test_growth_refuses_an_axis_it_has_not(program):
-  assert_refused(run(program, "--axes=depth", module="growth"), "depth", "size")
+def test_scaling_refuses_an_axis_it_has_not(program):
+  assert_refused(
+    run(program, "--axes=depth", module="scaling"), "depth", "size"
+  )
 
 
-def test_growth_changes_one_thing():
+def test_scaling_changes_one_thing():
   from benchmarks import scaling
 
   c = complete_config_of("digits")

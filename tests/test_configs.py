@@ -49,7 +49,8 @@ def test_builds_at_its_size(name):
   for term, weight in c.weights.items():
     side = "disc" if term in ("real", "fake") else "vae"
     assert (f"{side}/{term}" in metrics) == (weight is not None), term
-  assert metrics["population/mean"].shape == (c.model.latent,)
+  if c.objective.name == "gamix":
+    assert metrics["population/mean"].shape == (c.model.latent,)
 
 
 def test_celeba_hq_is_the_published_run():
