@@ -39,6 +39,14 @@ SMALL = shlex.split("""
   --config.data.cache=none
 """)
 
+# With these a run may be continued to another number of steps.
+ANY_LENGTH = (
+  "--config.adversarial.disc_start=1",
+  "--config.ramp.collapse_penalty=0",
+  "--config.optim.vae.schedule=constant",
+  "--config.optim.disc.schedule=constant",
+)
+
 # XLA's options with which it is soonest done with compiling.
 QUICK = {
   "xla_backend_optimization_level": 0,

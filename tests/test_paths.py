@@ -9,7 +9,15 @@ import shutil
 from functools import partial
 
 import pytest
-from program import ROOT, SMALL, assert_refused, noise, numbers, save
+from program import (
+  ANY_LENGTH,
+  ROOT,
+  SMALL,
+  assert_refused,
+  noise,
+  numbers,
+  save,
+)
 
 from gamix_jax import config, data, inference, paths, workdir
 from gamix_jax.errors import UserError
@@ -55,13 +63,7 @@ EVALUATION = (
 def test_a_run_keeps_to_its_images(program, places):
   """Evaluated and continued from elsewhere; moved; and exchanged."""
   here, there = places / "here", places / "there"
-  longer = (  # what does not depend on the number of steps
-    "--config.adversarial.disc_start=1",
-    "--config.ramp.collapse_penalty=0",
-    "--config.optim.vae.schedule=constant",
-    "--config.optim.disc.schedule=constant",
-  )
-  run = (*longer, "--workdir=../run [1]")
+  run = (*ANY_LENGTH, "--workdir=../run [1]")
   first = program.run(*SMALL, IMAGES, *run, cwd=here)
   assert (first.returncode, first.stderr) == (0, ""), first.stderr
   path = places / "run [1]"
@@ -98,7 +100,7 @@ def test_a_run_keeps_to_its_images(program, places):
 
   # Continued: refused with others, and the same run with the moved ones.
   before = numbers(path)
-  more = (*SMALL, *longer, "--config.steps=5", ask)
+  more = (*SMALL, *ANY_LENGTH, "--config.steps=5", ask)
   refused = program.run(*more, other, cwd=there)
   assert_refused(refused, f"{there}/images does not hold the images")
   assert f"folder:{here}/images" in refused.stderr
@@ -111,7 +113,7 @@ def test_a_run_keeps_to_its_images(program, places):
 
   # By wish with others, which from then on are its own.
   taken = program.run(
-    *(*SMALL, *longer, "--config.steps=6", ask, other),
+    *(*SMALL, *ANY_LENGTH, "--config.steps=6", ask, other),
     "--config.data.fingerprint=any",
   )
   assert (taken.returncode, taken.stderr) == (0, ""), taken.stderr
