@@ -9,7 +9,7 @@ files; tfds:fashion_mnist is another source. By count of steps, 30 CPU-minutes.
 Reached in a third of that, 600 CPU-seconds of one core (benchmarks.quality, one
 seed): mean absolute error 0.105, Frechet distance on the classifier's features
 0.054 of reconstructions and 0.87 of samples from N(0, I), most of which are
-garments that can be told.
+recognisable garments.
 """
 
 from gamix_jax import config as gamix
