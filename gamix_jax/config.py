@@ -174,8 +174,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.guard = ConfigDict()
   c.guard.max_nonfinite = 20  # non-finite updates in a row that end the run
 
-  c.mesh = ConfigDict()  # how a state lies on devices; changes no number
-  c.mesh.fsdp = 1  # devices that each copy of the state is spread over
+  c.mesh = ConfigDict()  # how a state is sharded; changes no number
+  c.mesh.fsdp = 1  # devices that each copy of the state is sharded over
   c.mesh.fsdp_min_size = 2**16  # numbers of an array that is; smaller ones are
   #   whole everywhere: to gather 256 kB takes as long as to begin with it
 

@@ -1,11 +1,11 @@
-"""Devices and hosts: one mesh, and how a state and a batch lie on it.
+"""The device mesh, and the shardings of a state and of a batch on it.
 
     data   copies of the state; each sees other rows of the batch
-    fsdp   devices that one copy of the state is spread over; they see other
-           rows, too, and lend each other their parts of it
+    fsdp   devices that one copy of the state is sharded over; each sees other
+           rows, too, and parameters are gathered in the step
 
-A batch lies over both axes, row after row, so that the mesh is no part of what
-is computed: `mesh.fsdp` may be another one when a run goes on.
+The rows of a batch are sharded over both axes, so the mesh is no part of what
+is computed: a run may be continued with another `mesh.fsdp`.
 """
 
 import dataclasses

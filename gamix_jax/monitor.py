@@ -67,7 +67,7 @@ class HealthMonitor:
     return sum(s[name] for s in self._window) / len(self._window)
 
   def _gan(self) -> tuple[str, str]:
-    """What it is ill of, which stays while the numbers change; a text."""
+    """(status, message) of the discriminator; empty where it is well."""
     accuracy = self._mean("disc/accuracy")
     gap = self._mean("disc/logits_real") - self._mean("disc/logits_fake")
     if accuracy < BLIND_ACCURACY:
@@ -95,7 +95,7 @@ class HealthMonitor:
     return "", ""
 
   def _life(self) -> tuple[str, str]:
-    """Whether codes say nothing, in every report of the window."""
+    """Whether codes carry no information, in every report of the window."""
     kl = [s["posterior/kl"] for s in self._window if "posterior/kl" in s]
     share = [s["posterior/explained_variance"] for s in self._window]
     silent, alike = max(kl, default=DEAD_KL) < DEAD_KL, max(share) < DEAD_SHARE

@@ -145,7 +145,7 @@ def writing(path: Path) -> Iterator[None]:
   except OSError as e:
     raise UserError(
       f"{e.strerror or e} while writing {path}; what was complete before is "
-      "kept.\nMend that, and the same command continues the run."
+      "kept.\nFix that, and the same command continues the run."
     ) from e
 
 

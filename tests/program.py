@@ -114,6 +114,18 @@ class Program:
       **kwargs,
     )
 
+  def script(self, code: str, *words, **kwargs):
+    """Runs Python code in a process of its own; as `run`."""
+    return subprocess.run(
+      [sys.executable, "-c", code, *map(str, words)],
+      env=self.env(),
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+      **kwargs,
+    )
+
   def forked(self, *flags: str, devices: int = 1):
     """As `run`, but the process is a fork of one with JAX imported."""
     return self._forks.run(self.argv(*flags), self.env(devices))

@@ -100,7 +100,7 @@ INITIAL = (
 ELSEWHERE = {
   "data.": "test_data_*: sources, decoding, batches",
   "checkpoint.": "test_checkpoint, test_main",
-  "mesh.": "test_mesh: how a state lies",
+  "mesh.": "test_mesh: state shardings",
   "guard.": "test_main: the run ends",
   "preset": "test_presets",
   "preset_weights.": "test_presets",

@@ -1,4 +1,4 @@
-"""Faults that befall a run of one process, and the run that goes on.
+"""Faults in a run of one process, and the run that goes on.
 
 `pytest -m faults` runs these and those of several processes; it prints what
 was done, how often, and what was lost, and FAULTS_TABLE=FILE keeps that.

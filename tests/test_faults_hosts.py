@@ -1,4 +1,4 @@
-"""Faults that befall one of two processes, and the run that goes on.
+"""Faults in one of two processes, and the run that goes on.
 
 As in `test_faults`. The run never disturbed is one of two processes, which is
 what one process makes of it within the tolerances of `test_hosts`.

@@ -1,4 +1,4 @@
-"""Several processes of one run: one run, whatever befalls one of them.
+"""Several processes of one run: one run, whatever happens to one of them.
 
 Two processes of four emulated devices each, on this machine, through `main` as
 a pod starts it.

@@ -3,8 +3,6 @@
 import ast
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -128,14 +126,7 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
 ):
   """Of `import gamix_jax` and of a whole run; and with another workdir."""
   for i in range(2):
-    ran = subprocess.run(
-      [sys.executable, "-c", CHECK, *SMALL, f"--workdir={tmp_path}/run{i}"],
-      env=program.env(),
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    ran = program.script(CHECK, *SMALL, f"--workdir={tmp_path}/run{i}")
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
     words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)

@@ -202,7 +202,7 @@ def test_budget():
   assert found.image > kept
 
 
-# ---------------------------------------------------------- how a state lies
+# ---------------------------------------------------------- state shardings
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """The library leaves its process as it is; only commands set it up."""
 
 import json
-import subprocess
-import sys
 
-from program import ROOT, complete_config_of
+from program import complete_config_of
 
 from gamix_jax import config
 
@@ -45,14 +43,7 @@ print(json.dumps([imported, *trained, *loaded, not hidden]))
 
 def test_importing_training_and_loading_change_nothing(program, tmp_path):
   """Neither hooks nor log filters nor warnings nor signals."""
-  ran = subprocess.run(
-    [sys.executable, "-c", CODE, tmp_path / "run"],
-    input=config.to_json(complete_config_of("digits", "tiny")),
-    env=program.env(),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  given = config.to_json(complete_config_of("digits", "tiny"))
+  ran = program.script(CODE, tmp_path / "run", input=given)
   assert ran.returncode == 0, ran.stderr
   assert json.loads(ran.stdout.splitlines()[-1]) == [True] * 8

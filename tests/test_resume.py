@@ -1,7 +1,7 @@
 """A run that is stopped and goes on is the run that never stopped.
 
 Bit for bit, on a CPU, of every array of the checkpoint. The second opinion on
-a run is the run without what befell it.
+a run is the same run without the interruption.
 """
 
 import random

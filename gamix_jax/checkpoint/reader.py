@@ -95,7 +95,7 @@ class Reader:
     except OSError as error:
       raise UserError(
         f"The checkpoints in {self.directory} cannot be listed: "
-        f"{error.strerror}.\nMend that, or use another workdir."
+        f"{error.strerror}.\nFix that, or use another workdir."
       ) from error
     return sorted(int(n) for n in names if n.isdecimal() and n == str(int(n)))
 

@@ -4,9 +4,9 @@
     --workdir=DIR
 
 DIR is then as if it had been trained here: `gamix_jax.load` opens it and
-`gamix_jax.main` continues it. Weights say nothing of strides, loss or data:
-those are the config's. Made from files of the reference and a description of
-its networks, without its code.
+`gamix_jax.main` continues it. The file does not hold strides, loss or data:
+those come from the config. Made from files of the reference and a description
+of its networks, without its code.
 
 Reading order: `names` (where a weight is in the file and where here), `file`
 (what a file holds, and whether it is this model), `state` (a run's state of
