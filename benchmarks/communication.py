@@ -125,7 +125,7 @@ def measured(
 
   from gamix_jax import build, mesh, step  # noqa: PLC0415
 
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   grid = mesh.create_mesh(c.data.batch_size, fsdp)
   if grid.size != devices:
     raise UserError(f"JAX has {grid.size} devices, not --devices={devices}.")

@@ -14,26 +14,26 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from gamix_jax.config import (
-  ConfigDict,
-  bottleneck_channels,
-  decoder_start,
-  image_shape,
-)
+from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.networks import DECODERS
+from gamix_jax.networks.resnet import bottleneck_channels
+from gamix_jax.posterior import POSTERIORS
+
+COUNTED = ("resnet", "conv", "mlp")
 
 
 def check(config: ConfigDict) -> None:
   """Refuses what is not counted.
 
   Raises:
-    UserError: a linear encoder or decoder.
+    UserError: an encoder or decoder that is none of COUNTED.
   """
   for name in ("encoder", "decoder"):
-    if config.model[name] == "linear":
+    if config.model[name] not in COUNTED:
       raise UserError(
-        f"model.{name}='linear': of a linear network the arithmetic is not "
-        "counted."
+        f"model.{name}={config.model[name]!r}: arithmetic is counted of "
+        f"{', '.join(COUNTED)} only."
       )
 
 
@@ -127,15 +127,16 @@ def _resnet_encoder(h, w, c_in, config, early) -> Iterator[Conv]:
       yield from _residual(h, w, c, c, False, early)
     yield from _residual(h, w, c, after, True, early)
     h, w = h // 2, w // 2
-  yield Conv(h, w, 1, features[-1], bottleneck_channels(config))
+  yield Conv(h, w, 1, features[-1], bottleneck_channels(config.model))
 
 
 def _head_outputs(config: ConfigDict) -> int:
   """Of the posterior's linear maps, together."""
   k, latent = config.posterior.components, config.model.latent
-  if config.posterior.name == "poisson":
+  family = POSTERIORS[config.posterior.name].family
+  if family.discrete:
     return latent  # of the rates alone
-  return 2 * k * latent + (k if config.posterior.name == "mixture" else 0)
+  return 2 * k * latent + (k if family.has_components else 0)
 
 
 def decoder(config: ConfigDict) -> list[Conv]:
@@ -149,7 +150,7 @@ def decoder(config: ConfigDict) -> list[Conv]:
   features, patch = model.decoder_features, model.patch
   if model.decoder == "mlp":
     return [*_dense((model.latent, *features, math.prod(shape)))]
-  h, w, c_in = decoder_start(config)
+  h, w, c_in = DECODERS[model.decoder].start_shape(model, shape)
   out = [Conv(1, 1, 1, model.latent, h * w * c_in)]
   if model.decoder == "resnet":
     out.append(Conv(h, w, 3, c_in, features[0]))

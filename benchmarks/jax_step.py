@@ -23,7 +23,7 @@ class Ours:
 
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
-    self.config, self.recipe = config, build.recipe(config)
+    self.config, self.recipe = config, build.train_spec(config)
     self.devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
     self.layout = mesh.ShardingPlan(self.devices, config.mesh.fsdp_min_size)
     self.function = step.jit_train_step(self.recipe, self.layout)

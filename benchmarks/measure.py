@@ -10,7 +10,8 @@ import jax
 
 from benchmarks import first_step, flops, jax_step, timing
 from gamix_jax import cli, malloc
-from gamix_jax.config import ConfigDict, image_shape, layer_bytes
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.networks import layer_bytes
 
 SIDES = {"cpu": 2048}  # of the matrices of the product
 COPIED = {"cpu": 128}  # megabytes

@@ -70,7 +70,7 @@ def residuals(c: ConfigDict, batch: int) -> int:
 
   from gamix_jax import build, step  # noqa: PLC0415
 
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, recipe))
   image = jax.ShapeDtypeStruct((batch, *config.image_shape(c)), np.uint8)
 
@@ -91,7 +91,7 @@ def needs(c: ConfigDict) -> ResourceEstimate:
 
   from gamix_jax import build, mesh, step  # noqa: PLC0415
 
-  state = jax.eval_shape(partial(step.init, build.recipe(c)))
+  state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
   lies = jax.tree.leaves(
     mesh.ShardingPlan(host, c.mesh.fsdp_min_size).shardings(state)
@@ -118,7 +118,7 @@ def _table(c: ConfigDict, found: ResourceEstimate, chips: int) -> Iterator[str]:
 
   from gamix_jax import build, step  # noqa: PLC0415
 
-  state = jax.eval_shape(partial(step.init, build.recipe(c)))
+  state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   sent = found.gradient + communication.beside(c, state)
   exchange = 2 * (chips - 1) / chips * sent / LINKS
   yield "| images a chip | global batch | memory, GB | compute, ms | "

@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from benchmarks import flops
 from gamix_jax import cli, config, presets
 from gamix_jax.errors import UserError
+from gamix_jax.networks.resnet import bottleneck_channels
 
 AXES = {
   "size": (0.5, 1, 2, 4),  # times the config's
@@ -72,7 +73,7 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
   elif axis == "latent":
     if "resnet" in (c.model.encoder, c.model.decoder):
       # The features behind it are kept, else they would grow with it.
-      c.model.bottleneck_channels = config.bottleneck_channels(c)
+      c.model.bottleneck_channels = bottleneck_channels(c.model)
     value = c.model.latent = max(int(c.model.latent * times), 1)
   presets.complete(c)
   flops.check(c)

@@ -23,7 +23,7 @@ from benchmarks.torch_networks import VAE, PatchDiscriminator
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.population import FLOOR
+from gamix_jax.objectives.population import FLOOR
 
 # key: the values of it that the twin has
 HAS = {
@@ -372,7 +372,7 @@ def runner(config: ConfigDict, options: Options, said: dict) -> Callable:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.cuda.reset_peak_memory_stats()
-  state = jax.jit(functools.partial(step.init, build.recipe(config)))()
+  state = jax.jit(functools.partial(step.init, build.train_spec(config)))()
   twin = Twin(config, options)
   twin.load(jax.device_get(state))
   image = torch.from_numpy(images.smooth(config, 0)).to(options.device)

@@ -88,7 +88,7 @@ def compare(config: ConfigDict, options: Options) -> dict[str, float]:
 
 
 def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
-  recipe, twin = build.recipe(config), Twin(config, options)
+  recipe, twin = build.train_spec(config), Twin(config, options)
   jit = jax.jit
   if jax.default_backend() == "cpu":  # soonest done with compiling
     cheap = {"xla_backend_optimization_level": 0}

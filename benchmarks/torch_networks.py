@@ -12,16 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gamix_jax.config import (
-  ConfigDict,
-  bottleneck_channels,
-  decoder_start,
-  halvings,
-  image_shape,
-)
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.networks import ResNetDecoder, ResNetEncoder
 from gamix_jax.networks.parts import EPSILON, MOMENTUM, groups
 from gamix_jax.networks.patchgan import LEAKY_SLOPE
-from gamix_jax.networks.resnet import POINTWISE_NORMS
+from gamix_jax.networks.resnet import POINTWISE_NORMS, bottleneck_channels
 from gamix_jax.posterior.base import LOGVAR_RANGE
 
 
@@ -175,8 +170,8 @@ class Encoder(nn.Module):
     super().__init__()
     h, w, channels = image_shape(config)
     features, kind = config.model.encoder_features, config.model.norm
-    top, self.patch = bottleneck_channels(config), config.model.patch
-    factor = self.patch * 2 ** halvings(config)["encoder"]
+    top, self.patch = bottleneck_channels(config.model), config.model.patch
+    factor = self.patch * 2 ** ResNetEncoder.halvings(features)
     self.outputs = h // factor * (w // factor) * top
     self.layernorm = nn.Identity()
     if config.model.input_norm == "layer":
@@ -208,7 +203,8 @@ class Decoder(nn.Module):
     """As of the encoder."""
     super().__init__()
     features, kind = config.model.decoder_features, config.model.norm
-    self.start, self.patch = decoder_start(config), config.model.patch
+    self.start = ResNetDecoder.start_shape(config.model, image_shape(config))
+    self.patch = config.model.patch
     self.dense = nn.Linear(config.model.latent, math.prod(self.start))
     self.stem = nn.Conv2d(self.start[-1], features[0], 3, padding=1)
     self.stages = []

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from gamix_jax import config as configs
 from gamix_jax import malloc, paths, save_errors, situations, streams
-from gamix_jax.config import ConfigDict, image_shape, layer_bytes
+from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -394,6 +394,7 @@ def keep_freed_memory(workdir: str) -> None:
   """
   from gamix_jax.inference.device import default_batch_size  # noqa: PLC0415
   from gamix_jax.inference.load import saved_config  # noqa: PLC0415
+  from gamix_jax.networks import layer_bytes  # noqa: PLC0415
 
   with contextlib.suppress(UserError):
     config = saved_config(paths.resolve(workdir))

@@ -9,12 +9,14 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import KeysView
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from gamix_jax import registry
 from gamix_jax.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
@@ -45,6 +47,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # small, base, large: keys that are None get a value that fits the image and
   # the budget, see presets.py; "" needs all of them.
   c.preset = ""
+  c.extensions = ()  # modules of yours that register parts, see
+  #   docs/extending.md; filled in where they are imported already
   c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
 
   c.data = ConfigDict()
@@ -79,6 +83,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
     "resnet"
   )  # conv, mlp; linear: the posterior's head alone
   c.model.decoder = _open("resnet")  # conv, mlp; linear: x_hat = Phi z
+  c.model.discriminator = "patchgan"
   c.model.input_norm = "layer"  # none: brightness and contrast are encoded
   c.model.patch = _open(
     1
@@ -184,7 +189,29 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.checkpoint.keep = 3  # the newest
   c.checkpoint.keep_best = 1  # besides, by eval/elbo
 
+  extend(c)
   return c.lock()
+
+
+def extend(config: ConfigDict) -> None:
+  """Adds, in place, the keys of parts that `config.extensions` register.
+
+  Raises:
+    UserError: one of these modules cannot be imported.
+  """
+  registry.import_extensions(config.extensions)
+  modules = (*config.extensions, *registry.extension_modules())
+  with config.unlocked():
+    config.extensions = tuple(dict.fromkeys(modules))
+    for key, default in registry.extension_keys().items():
+      *sections, name = key.split(".")
+      holder = config
+      for section in sections:
+        if section not in holder:
+          holder[section] = ConfigDict()
+        holder = holder[section]
+      if name not in holder:
+        holder[name] = _any(default)
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -192,57 +219,6 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   size = config.data.image_size
   h, w = (size, size) if isinstance(size, int) else size
   return int(h), int(w), config.data.channels
-
-
-def bottleneck_channels(config: ConfigDict) -> int:
-  """Channels of a ResNet encoder's output, and of such a decoder's input."""
-  return config.model.bottleneck_channels or max(1, config.model.latent // 8)
-
-
-def halvings(config: ConfigDict) -> dict[str, int]:
-  """How often the encoder and the decoder change an image's size.
-
-  Returns:
-    {"encoder": n, "decoder": n} of those that have convolutions; a ResNet has
-    one stage less than feature counts, a plain network a layer for each.
-  """
-  fewer = {"resnet": 1, "conv": 0}
-  return {
-    name: len(config.model[f"{name}_features"]) - fewer[config.model[name]]
-    for name in ("encoder", "decoder")
-    if config.model[name] in fewer
-  }
-
-
-def decoder_start(config: ConfigDict) -> tuple[int, int, int]:
-  """(h', w', c') that a decoder with convolutions maps latents to."""
-  h, w, _ = image_shape(config)
-  factor = config.model.patch * 2 ** halvings(config)["decoder"]
-  channels = config.model.decoder_features[0]
-  if config.model.decoder == "resnet":
-    channels = bottleneck_channels(config)
-  return h // factor, w // factor, channels
-
-
-def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
-  """Of a batch behind the encoder's first layer, in float32.
-
-  Of an `mlp` its input is counted where that is larger, as of `linear`.
-
-  Args:
-    c: of the run.
-    batch_size: images at a time; the training's if left out.
-  """
-  h, w, channels = image_shape(c)
-  model = c.model
-  numbers = h * w * channels
-  if model.encoder == "mlp":
-    numbers = max(numbers, model.encoder_features[0])
-  elif model.encoder != "linear":
-    side = model.patch * (2 if model.encoder == "conv" else 1)
-    numbers = h * w // side**2 * model.encoder_features[0]
-  n = c.data.batch_size if batch_size is None else batch_size
-  return 4 * n * numbers
 
 
 def profiled(config: ConfigDict) -> range:
@@ -334,8 +310,6 @@ def check(config: ConfigDict) -> None:
         "large) choose one."
       )
   check_image_size(config)
-  _check_features(config.model)
-  _check_sizes(config)
 
 
 def check_keys(config: ConfigDict) -> None:
@@ -344,7 +318,9 @@ def check_keys(config: ConfigDict) -> None:
   Raises:
     UserError: as said.
   """
-  if not isinstance(config, ConfigDict) or flat(config).keys() != _KEYS:
+  if isinstance(config, ConfigDict) and "extensions" in config:
+    extend(config)
+  if not isinstance(config, ConfigDict) or flat(config).keys() != _keys():
     raise UserError(
       "The config has not the keys of gamix_jax.config.base(): get_config of "
       "its file has to return that, with changes."
@@ -392,43 +368,6 @@ def check_image_size(config: ConfigDict) -> None:
     raise UserError(
       f"data.image_size={size!r} is neither a side nor a pair (height, width)."
     )
-
-
-def _check_sizes(config: ConfigDict) -> None:
-  size, (*pair, _) = config.data.image_size, image_shape(config)
-  for name, times in halvings(config).items():
-    factor = config.model.patch * 2**times
-    for side in pair:
-      if side % factor:
-        below = side // factor * factor
-        fits = [s for s in (below, below + factor, below + 2 * factor) if s]
-        patches = ""
-        if config.model.patch > 1:
-          patches = f" in patches of model.patch={config.model.patch}"
-        raise UserError(
-          f"data.image_size={size!r}: model.{name}_features halves an image"
-          f"{patches} {times} times, which {side} does not divide by; sizes "
-          f"that do: {', '.join(map(str, fits))} (multiples of {factor})."
-        )
-
-
-def _check_features(model: ConfigDict) -> None:
-  for name in ("encoder", "decoder"):
-    if model[name] != "linear" and not model[f"{name}_features"]:
-      raise UserError(f"model.{name}_features is empty; give it a width.")
-  features, strides = model.discriminator_features, model.discriminator_strides
-  if len(features) != len(strides) or not features or features[-1] != 1:
-    raise UserError(
-      f"model.discriminator_features={features} and _strides={strides} have "
-      "to be of one length, and the last of the features is 1, the logit."
-    )
-  for name, value in model.items():
-    if isinstance(value, tuple) and not all(
-      isinstance(v, int) and v > 0 for v in value
-    ):
-      raise UserError(
-        f"model.{name}={value} must be whole numbers > 0, as (64, 128)."
-      )
 
 
 # ---------------------------------------------------------- keys and files
@@ -509,6 +448,13 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
       "anew."
     )
   config = base()
+  extensions = values.get("extensions", [])
+  if not _is_a(extensions, tuple) or not all(
+    isinstance(v, str) for v in extensions
+  ):
+    raise UserError(f"{where}: extensions is no list of modules.")
+  config.extensions = tuple(extensions)
+  extend(config)
   known = _kinds(config)
   for key, value in values.items():
     if key not in known:
@@ -563,4 +509,8 @@ _CALLED = {
   tuple: "a list of whole numbers or words",
   object: "a number, a word or a list of such",
 }
-_KEYS = flat(base()).keys()
+
+
+def _keys() -> KeysView[str]:
+  """Every key that a config has."""
+  return flat(base()).keys()

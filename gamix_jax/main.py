@@ -19,7 +19,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import cli, malloc, presets
-from gamix_jax import config as configs
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", default=None, help_string="A file of configs/, and its keys."
@@ -43,8 +42,10 @@ PROCESS_ID = flags.DEFINE_integer(
 
 def main() -> None:
   """Trains as the flags say."""
-  presets.complete(CONFIG.value)  # most mistakes are told before JAX is there
-  malloc.keep_freed_on_cpu(configs.layer_bytes(CONFIG.value))
+  presets.complete(CONFIG.value)
+  from gamix_jax.networks import layer_bytes  # noqa: PLC0415  (flags come first)
+
+  malloc.keep_freed_on_cpu(layer_bytes(CONFIG.value))
   cli.use_compilation_cache()
   from gamix_jax import hosts  # noqa: PLC0415
 

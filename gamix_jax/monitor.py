@@ -3,8 +3,9 @@
 import collections
 from collections.abc import Iterator, Mapping
 
-from gamix_jax import objective, presets
+from gamix_jax import objectives, presets
 from gamix_jax.config import ConfigDict
+from gamix_jax.posterior import POSTERIORS
 
 # Over this many reports, so that one batch is no verdict.
 WINDOW = 3
@@ -117,12 +118,11 @@ class HealthMonitor:
   def _waking(self) -> Iterator[tuple[str, str]]:
     """Keys and values of a start that wakes codes, where they differ."""
     c = self._config
-    # Counts have a rate and no variance of their own.
-    counts = c.posterior.name == "poisson"
-    if not counts and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
+    discrete = POSTERIORS[c.posterior.name].family.discrete  # has no variance
+    if not discrete and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
       yield "posterior.initial_logvar", f"{presets.INITIAL_LOGVAR:g}"
     length = presets.ramp_steps(c)
-    for term in objective.ramped(c.objective.name):
+    for term in objectives.OBJECTIVES[c.objective.name].ramped:
       if c.ramp[term] < length:
         yield f"ramp.{term}", f"{length}"
     if c.optim.vae.learning_rate < WAKING_RATE:

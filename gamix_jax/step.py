@@ -15,9 +15,16 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from gamix_jax import objective, train_metrics
+from gamix_jax import train_metrics
 from gamix_jax.mesh import ShardingPlan, replicated
-from gamix_jax.objective import VAEOutput
+from gamix_jax.modality import IMAGE, Modalities, Modality, to_float
+from gamix_jax.networks import VAEOutput
+from gamix_jax.objectives import (
+  AdversarialLoss,
+  Objective,
+  TermWeights,
+  weighted_sum,
+)
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -40,6 +47,7 @@ class TrainState:
     step: int32, steps done.
     vae: encoder, posterior head and decoder.
     disc: the discriminator; empty where there is none.
+    objective: the objective's own state; most have none.
     ema: the exponential average of the VAE's parameters.
     nonfinite: int32 [2]: updates skipped for a non-finite number, in all and
       in a row until now.
@@ -48,53 +56,64 @@ class TrainState:
   step: jax.Array
   vae: NetworkState
   disc: NetworkState
+  objective: Any
   ema: Any
   nonfinite: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-  """What does not change in a run: networks, optimisers, loss, seed.
+  """What does not change in a run.
 
-  `draws` is 0 where the expectation over z is taken in closed form. `ramps` are
-  the steps over which the weights of the VAE's terms grow from 0; terms without
-  one have their weights from the start.
+  Attributes:
+    modalities: what is observed, by the keys of a batch.
+    vae: a module that returns a `VAEOutput`; see `networks.VAE`.
+    disc: the discriminator of images, or None.
+    vae_optimizer: of the VAE.
+    disc_optimizer: of the discriminator.
+    objective: the VAE's terms.
+    adversarial: the discriminator's terms; None where there is none.
+    weights: of all terms.
+    disc_start: the discriminator's first step.
+    ema_decay: of the averaged parameters.
+    dtype: of parameters and of images as floats.
+    seed: of initial weights and of all draws.
   """
 
+  modalities: Modalities
   vae: nn.Module
   disc: nn.Module | None
   vae_optimizer: optax.GradientTransformation
   disc_optimizer: optax.GradientTransformation
-  terms: Callable  # VAEOutput -> terms, info
-  vae_weights: dict[str, float]
-  disc_weights: dict[str, float]
-  reconstruction: str
-  adversarial: str
+  objective: Objective
+  adversarial: AdversarialLoss | None
+  weights: TermWeights
   disc_start: int
-  gen_delay: int
-  ramps: dict[str, int]
-  draws: int
   ema_decay: float
-  image_shape: tuple[int, int, int]
   dtype: Any
   seed: int
+
+  @property
+  def image(self) -> Modality:
+    """The modality that is shown, and that a discriminator looks at."""
+    return self.modalities[IMAGE]
 
   def key(self, step: jax.Array | int) -> jax.Array:
     """The key of all draws of a step: a function of (seed, step)."""
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
-
-def to_float(image: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-  """uint8 images to [-1, 1]; float images are in [-1, 1] already."""
-  if image.dtype == jnp.uint8:
-    return image.astype(dtype) / 127.5 - 1
-  return image.astype(dtype)
+  def observations(self, batch: Batch) -> dict[str, jax.Array]:
+    """A batch's entries that are modalities, as floats."""
+    return {k: to_float(batch[k], self.dtype) for k in self.modalities}
 
 
 def init(recipe: TrainSpec) -> TrainState:
   """The state before step 0, a function of the recipe's seed."""
   keys = jax.random.split(jax.random.key(recipe.seed), 3)
-  x = jnp.zeros((1, *recipe.image_shape), recipe.dtype)
+  x = {
+    k: jnp.zeros((1, *m.shape), recipe.dtype)
+    for k, m in recipe.modalities.items()
+  }
   variables = recipe.vae.init(keys[0], x, keys[2])
   vae = NetworkState(
     variables["params"],
@@ -103,7 +122,7 @@ def init(recipe: TrainSpec) -> TrainState:
   )
   disc = NetworkState({}, {}, ())
   if recipe.disc is not None:
-    variables = recipe.disc.init(keys[1], x)
+    variables = recipe.disc.init(keys[1], x[IMAGE])
     disc = NetworkState(
       variables["params"],
       variables.get("batch_stats", {}),
@@ -113,6 +132,7 @@ def init(recipe: TrainSpec) -> TrainState:
     step=jnp.zeros((), jnp.int32),
     vae=vae,
     disc=disc,
+    objective=recipe.objective.init(),
     ema=jax.tree.map(jnp.copy, vae.params),
     nonfinite=jnp.zeros(2, jnp.int32),
   )
@@ -128,12 +148,6 @@ def _apply(module: nn.Module, params: Any, net: NetworkState, *args, **kwargs):
     **kwargs,
   )
   return out, new.get("batch_stats", {})
-
-
-# With these the real and the fake images go through the discriminator at once:
-# `batch` has statistics of both, and the published run has `affine`, whose
-# numbers stay what they are to the bit.
-JOINT_NORMS = ("affine", "batch")
 
 
 def _discriminate(recipe, params, net, x, x_hat, key):
@@ -157,7 +171,7 @@ def _discriminate(recipe, params, net, x, x_hat, key):
   def of(images, key):
     return _apply(recipe.disc, params, net, images, rngs={"dropout": key})
 
-  if recipe.disc.norm in JOINT_NORMS:
+  if recipe.disc.joint:
     logits, stats = of(rows(jnp.concatenate([x[None], x_hat])), key)
     logits = by_draw(logits)
     return logits[0], logits[1:], stats
@@ -167,73 +181,50 @@ def _discriminate(recipe, params, net, x, x_hat, key):
   return real, by_draw(fake), stats
 
 
-def _ramped(recipe: TrainSpec, step: jax.Array) -> dict[str, Any]:
-  """The VAE's weights at a step.
-
-  A ramp grows linearly from 0 to the weight. That of `adversarial` begins when
-  the discriminator has trained for `gen_delay` steps; its weight is 0 before.
-  """
-  weights: dict[str, Any] = dict(recipe.vae_weights)
-  for name, weight in recipe.vae_weights.items():
-    begin = recipe.disc_start + recipe.gen_delay if name == "adversarial" else 0
-    length = recipe.ramps.get(name, 0)
-    if length or name == "adversarial":
-      share = jnp.clip((step - begin + 1) / max(length, 1), 0, 1)
-      weights[name] = weight * share
-  return weights
-
-
 def losses(
   recipe: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
-):
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """The forward pass: ((VAE's loss, discriminator's loss), all else).
 
   Args:
     recipe: see there.
     state: its parameters are not looked at, `params` are.
-    batch: "image" [b, h, w, c], uint8 or in [-1, 1]; optionally "eps", the
-      standard noise to use (of the shape of the posterior's `noise_shape`).
+    batch: of every modality [b, ...], such as "image" [b, h, w, c], uint8 or in
+      [-1, 1]; optionally "eps", the standard noise to use (of the shape of the
+      posterior's `noise_shape`).
     params: the VAE's and the discriminator's.
   """
-  x = to_float(batch["image"], recipe.dtype)
   noise, dropout = jax.random.split(recipe.key(state.step))
-  (q, z, w, x_hat), vae_stats = _apply(
+  output, vae_stats = _apply(
     recipe.vae,
     params[0],
     state.vae,
-    x,
+    recipe.observations(batch),
     noise,
-    recipe.draws,
+    recipe.objective.num_samples,
     eps=batch.get("eps"),
     step=state.step,
   )
-  made = VAEOutput(x, q, z, w, x_hat, recipe.vae_weights["recon"])
-  if recipe.draws == 0:
-    _, _, var = q.components()
-    of_vae = {"params": params[0]}
-    spread = recipe.vae.apply(of_vae, var[:, 0], method="variance")
-    made = made.replace(spread=spread)
-  terms, info = recipe.terms(made)
+  terms, info, objective_state = recipe.objective(output, state.objective)
+  metrics = train_metrics.posterior(output.q) | info
+  metrics |= train_metrics.code(output, recipe.modalities)
   disc_stats, disc_terms = {}, {}
-  metrics = train_metrics.posterior(q) | train_metrics.code(
-    made, recipe.reconstruction
-  )
-  metrics |= info
   if recipe.disc is not None:
-    image = objective.to_image(x_hat, recipe.reconstruction)
+    x_hat = recipe.image.likelihood.mean(output.x_hat[IMAGE])
     real, fake, disc_stats = _discriminate(
-      recipe, params[1], state.disc, x, image, dropout
+      recipe, params[1], state.disc, output.x[IMAGE], x_hat, dropout
     )
-    disc_terms = objective.adversarial(real, fake, w, recipe.adversarial)
+    disc_terms = recipe.adversarial(real, fake, output.w)
     terms["adversarial"] = disc_terms.pop("adversarial")
-    metrics |= train_metrics.logits(real, fake, w)
-  vae_loss = objective.weighted_sum(terms, _ramped(recipe, state.step))
-  disc_loss = objective.weighted_sum(disc_terms, recipe.disc_weights)
+    metrics |= train_metrics.logits(real, fake, output.w)
+  vae_loss = weighted_sum(terms, recipe.weights.vae_at(state.step))
+  disc_loss = weighted_sum(disc_terms, recipe.weights.disc)
   disc_loss = jnp.asarray(disc_loss, vae_loss.dtype)
   metrics |= {f"vae/{k}": v for k, v in terms.items()}
   metrics |= {f"disc/{k}": v for k, v in disc_terms.items()}
   metrics |= {"vae/loss": vae_loss, "disc/loss": disc_loss}
-  return (vae_loss, disc_loss), (metrics, vae_stats, disc_stats)
+  states = (vae_stats, disc_stats, jax.lax.stop_gradient(objective_state))
+  return (vae_loss, disc_loss), (metrics, states)
 
 
 def gradients(
@@ -306,7 +297,7 @@ def train_step(
     `population/mean` and `population/var`, which are [d].
   """
   (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch, layout)
-  metrics, vae_stats, disc_stats = aux
+  metrics, (vae_stats, disc_stats, objective_state) = aux
   vae_norm, disc_norm = (optax.tree.norm(g) for g in grads)
   vae_ok = jnp.isfinite(vae_loss) & jnp.isfinite(vae_norm)
   disc_ok = jnp.isfinite(disc_loss) & jnp.isfinite(disc_norm)
@@ -331,6 +322,7 @@ def train_step(
     step=state.step + 1,
     vae=vae,
     disc=disc,
+    objective=_select(vae_ok, objective_state, state.objective),
     ema=_average(recipe, state, vae.params),
     nonfinite=nonfinite,
   )
@@ -393,7 +385,7 @@ def eval_step(
   Returns:
     Those numbers, and "posterior", q(z | x) of the images.
   """
-  x = to_float(batch["image"], recipe.dtype)
+  x = recipe.observations(batch)
   key = jax.random.fold_in(recipe.key(batch["step"]), 1)
   bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
   posterior = bound.encode(x)
@@ -401,11 +393,13 @@ def eval_step(
   z, w = q.sample(key, draws)
   # The mean and the draws through the decoder at once: one network to compile.
   x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))
-  rest = {k: v for k, v in batch.items() if k not in ("image", "step")}
+  of_mean = {k: v[0] for k, v in x_hat.items()}
+  of_draws = {k: v[1:] for k, v in x_hat.items()}
+  rest = {k: v for k, v in batch.items() if k not in (*x, "step")}
   rest["posterior"] = posterior
   return rest | train_metrics.held_out(
-    VAEOutput(x, q, z, w, x_hat[1:]),
-    x_hat[0],
-    recipe.reconstruction,
-    recipe.vae_weights["recon"],
+    VAEOutput(x, q, z, w, of_draws),
+    of_mean,
+    recipe.modalities,
+    recipe.weights.vae["recon"],
   )

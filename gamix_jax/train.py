@@ -21,7 +21,6 @@ from gamix_jax import (
   step,
   workdir,
 )
-from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
@@ -116,7 +115,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   path = paths.resolve(folder)
   lock = Lock(path)
   hosts.run_on_main(lock.check)  # now, not only after all data are read
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
@@ -189,13 +188,16 @@ def _make_absolute(section: ConfigDict) -> None:
 
 def _compile(recipe, config, abstract, layout):
   """The training step, compiled for the state and the batch that will come."""
-  image = jax.ShapeDtypeStruct(
-    (config.data.batch_size, *configs.image_shape(config)),
-    np.uint8,
-    sharding=mesh.batch_sharding(layout.mesh),
-  )
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (config.data.batch_size, *modality.shape),
+      modality.dtype,
+      sharding=mesh.batch_sharding(layout.mesh),
+    )
+    for name, modality in recipe.modalities.items()
+  }
   train_step = step.jit_train_step(recipe, layout)
-  return train_step.lower(abstract, {"image": image}).compile()
+  return train_step.lower(abstract, batch).compile()
 
 
 def _restore_or_init(recipe, checkpoints, abstract, layout):
@@ -229,8 +231,9 @@ def _run(
     with loop.profile.around(done):
       with loop.progress.waiting():
         batch = next(batches)
-      image = mesh.global_batch(layout.mesh, {"image": batch["image"]})
-      state, metrics = train_step(state, image)
+      batch = {name: batch[name] for name in loop.recipe.modalities}
+      batch = mesh.global_batch(layout.mesh, batch)
+      state, metrics = train_step(state, batch)
     if loop.profile.after(done, state):
       loop.progress.say(f"The trace of steps {config.profile} is written.")
     in_flight.append((done, metrics))

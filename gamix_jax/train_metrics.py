@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from gamix_jax import objective
 from gamix_jax.metrics import ACTIVE_VARIANCE, COLLAPSED_VARIANCE
-from gamix_jax.objective import VAEOutput
+from gamix_jax.modality import Modalities, log_likelihood, sum_over
+from gamix_jax.networks import VAEOutput
 from gamix_jax.posterior import Posterior
 
 
@@ -34,30 +34,38 @@ def posterior(q: Posterior) -> dict[str, jax.Array]:
   }
 
 
-def code(p: VAEOutput, kind: str) -> dict[str, jax.Array]:
+def code(output: VAEOutput, modalities: Modalities) -> dict[str, jax.Array]:
   """Whether codes carry information: 0 of both is posterior collapse.
 
   Args:
-    p: a pass in training.
-    kind: the reconstruction's.
+    output: of a pass in training.
+    modalities: what it reconstructs.
 
   Returns:
     `posterior/kl`, the batch's mean KL(q(z | x) || p(z)) in nats, of a family
     that has one; `posterior/explained_variance`, the share of the batch's
-    variance over images that the reconstructions explain: 1 for x itself, 0
-    for the same picture for every image, below 0 for chance.
+    variance over observations that the reconstructions explain: 1 for x itself,
+    0 for the same picture for every image, below 0 for chance.
   """
-  x_hat = objective.to_image(p.x_hat, kind).astype(p.x.dtype)
-  x_hat = jnp.sum(lift_right(p.w, x_hat.ndim) * x_hat, axis=0)
-  left = jnp.sum(jnp.var(p.x - x_hat, axis=0))
-  total = jnp.maximum(jnp.sum(jnp.var(p.x, axis=0)), 1e-12)
-  found = {"posterior/explained_variance": 1 - left / total}
-  if p.q.has_finite_elbo:
-    found["posterior/kl"] = jnp.mean(p.q.kl_divergence(p.z, p.w))
+
+  def left(name):
+    x = output.x[name]
+    x_hat = modalities[name].likelihood.mean(output.x_hat[name]).astype(x.dtype)
+    x_hat = jnp.sum(expand_trailing(output.w, x_hat.ndim) * x_hat, axis=0)
+    return jnp.sum(jnp.var(x - x_hat, axis=0))
+
+  def total(name):
+    return jnp.sum(jnp.var(output.x[name], axis=0))
+
+  unexplained = sum_over(left(name) for name in modalities)
+  variance = jnp.maximum(sum_over(total(name) for name in modalities), 1e-12)
+  found = {"posterior/explained_variance": 1 - unexplained / variance}
+  if output.q.has_finite_elbo:
+    found["posterior/kl"] = jnp.mean(output.q.kl_divergence(output.z, output.w))
   return jax.lax.stop_gradient(found)
 
 
-def lift_right(x: jax.Array, ndim: int) -> jax.Array:
+def expand_trailing(x: jax.Array, ndim: int) -> jax.Array:
   """x with axes of length 1 behind, so that it has ndim axes."""
   return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
 
@@ -84,11 +92,12 @@ def logits(
   }
 
 
-def bounds(p: VAEOutput, kind: str, weight: float) -> dict[str, jax.Array]:
+def bounds(
+  output: VAEOutput, modalities: Modalities, weight: float
+) -> dict[str, jax.Array]:
   """Two true lower bounds of ln p(x), in nats, [b], and the KL of these draws.
 
-  For the likelihood that the reconstruction term stands for
-  (`objective.log_likelihood`):
+  For the likelihood that the reconstruction term stands for:
 
       elbo   sum_s w_s ( ln p(x, z_s) - ln q(z_s | x) )
       iwae   ln sum_s w_s p(x, z_s) / q(z_s | x)
@@ -97,21 +106,25 @@ def bounds(p: VAEOutput, kind: str, weight: float) -> dict[str, jax.Array]:
   stratified form, arXiv:2003.01687).
 
   Args:
-    p: a pass with s draws, of a family that has finite bounds.
-    kind: the reconstruction's.
+    output: of a pass with s draws, of a family that has finite bounds.
+    modalities: what x is.
     weight: of the reconstruction.
   """
-  likelihood = objective.log_likelihood(p.x, p.x_hat, kind, weight)
-  log_ratio = p.q.log_prob(p.z) - p.q.log_prior(p.z)
+  q, z, w = output.q, output.z, output.w
+  likelihood = log_likelihood(modalities, output.x, output.x_hat, weight)
+  log_ratio = q.log_prob(z) - q.log_prior(z)
   return {
-    "elbo": jnp.sum(p.w * (likelihood - log_ratio), axis=0),
-    "iwae": jax.nn.logsumexp(likelihood - log_ratio, axis=0, b=p.w),
-    "kl": jnp.sum(p.w * log_ratio, axis=0),
+    "elbo": jnp.sum(w * (likelihood - log_ratio), axis=0),
+    "iwae": jax.nn.logsumexp(likelihood - log_ratio, axis=0, b=w),
+    "kl": jnp.sum(w * log_ratio, axis=0),
   }
 
 
 def held_out(
-  p: VAEOutput, x_hat: jax.Array, kind: str, weight: float
+  output: VAEOutput,
+  x_hat: dict[str, jax.Array],
+  modalities: Modalities,
+  weight: float,
 ) -> dict[str, jax.Array]:
   """Numbers an image, [b] or [b, d], of images that were not trained on.
 
@@ -119,20 +132,24 @@ def held_out(
   where the family has finite ones (`Posterior.has_finite_elbo`).
 
   Args:
-    p: a pass with s draws.
-    x_hat: q's mean decoded, [b, h, w, c].
-    kind: the reconstruction's.
+    output: of a pass with s draws.
+    x_hat: q's mean decoded, [b, ...] by modality.
+    modalities: what x is.
     weight: of the reconstruction.
   """
-  shown = jnp.clip(objective.to_image(x_hat, kind), -1, 1)
-  square = jnp.mean(jnp.square(p.x - shown), axis=(-3, -2, -1))
-  mean, (weights, mu, var) = p.q.mean(), p.q.components()
-  square_of_z = jnp.square(mu) + var
-  found = bounds(p, kind, weight) if p.q.has_finite_elbo else {}
-  return found | {
-    "mae": jnp.mean(jnp.abs(p.x - shown), axis=(-3, -2, -1)),
+  q = output.q
+  found = bounds(output, modalities, weight) if q.has_finite_elbo else {}
+  for name, modality in modalities.items():
+    x, event = output.x[name], tuple(range(-len(modality.shape), 0))
+    shown = jnp.clip(modality.likelihood.mean(x_hat[name]), -1, 1)
+    square = jnp.mean(jnp.square(x - shown), axis=event)
+    prefix = "" if len(modalities) == 1 else f"{name}/"
+    found[f"{prefix}mae"] = jnp.mean(jnp.abs(x - shown), axis=event)
     # The peak-to-peak of [-1, 1] is 2.
-    "psnr": 10 * jnp.log10(4 / jnp.maximum(square, 1e-10)),
+    found[f"{prefix}psnr"] = 10 * jnp.log10(4 / jnp.maximum(square, 1e-10))
+  mean, (weights, mu, var) = q.mean(), q.components()
+  square_of_z = jnp.square(mu) + var
+  return found | {
     "mean": mean,
     "var": jnp.sum(weights[..., None] * square_of_z, axis=1) - mean**2,
   }

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import data, mesh, metrics, objective, pictures
+from gamix_jax import data, mesh, metrics, pictures
 from gamix_jax.config import ConfigDict
+from gamix_jax.modality import IMAGE, to_float
 from gamix_jax.posterior import Posterior
-from gamix_jax.step import TrainSpec, TrainState, eval_step, to_float
+from gamix_jax.step import TrainSpec, TrainState, eval_step
 
 COLUMNS = 8
 ROWS = 4  # of pairs, and of samples by two
@@ -37,7 +38,9 @@ class Validator:
     self._recipe, self._config, self._layout = recipe, config, layout
     self._dataset = dataset
     vae = recipe.vae
-    self._normal = vae.prior is None and vae.posterior.family.normal
+    self._normal = (
+      vae.prior is None and vae.posterior.posterior_type.standard_normal_prior
+    )
     self.left_out = _too_few(config, len(dataset)) if self._normal else ""
     everywhere = mesh.replicated(layout.mesh)
     self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
@@ -130,7 +133,8 @@ class Validator:
   def _draw(self, params, batch_stats, image):
     recipe, params = self._recipe, self._layout.replicate(params)
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
-    mean = vae.encode(to_float(image, recipe.dtype)).mean()
+    x = {IMAGE: to_float(image, recipe.dtype)}
+    mean = vae.encode(x).mean()
     # The same latents at every look, so that pictures can be compared.
     z = vae.prior_draws(jax.random.fold_in(recipe.key(0), 2), SAMPLES)
     t = jnp.linspace(0, 1, BETWEEN, dtype=mean.dtype)[None, :, None]
@@ -138,8 +142,8 @@ class Validator:
     between = (first + t * (last - first)).reshape(-1, mean.shape[-1])
 
     kinds = {"reconstructions": mean, "samples": z, "interpolation": between}
-    x_hat = vae.decode(jnp.concatenate(list(kinds.values())))
-    image = objective.to_image(x_hat, recipe.reconstruction)
+    x_hat = vae.decode(jnp.concatenate(list(kinds.values())))[IMAGE]
+    image = recipe.image.likelihood.mean(x_hat)
     ends = np.cumsum([len(v) for v in kinds.values()])
     return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
 

@@ -19,6 +19,9 @@ from program import QUICK, Program
 
 from gamix_jax import build, config, save_errors, step
 from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.modality import Modality
+from gamix_jax.networks import VAEOutput
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
 
@@ -127,6 +130,7 @@ def state_of(recipe, seed=0):
     step=jnp.zeros((), jnp.int32),
     vae=vae,
     disc=net(shapes.disc) if recipe.disc is not None else shapes.disc,
+    objective=recipe.objective.init(),
     ema=vae.params,
     nonfinite=jnp.zeros(2, jnp.int32),
   )
@@ -152,28 +156,39 @@ def images(c, seed=0):
   return {"image": jnp.asarray(x, jnp.float32)}
 
 
+def modalities(kind, shape):
+  """One image of a shape, with the likelihood of a name."""
+  return {"image": Modality(shape, LIKELIHOODS[kind])}
+
+
+def output(x, q, z, w, x_hat, **rest):
+  """What a pass of a VAE of images leaves."""
+  return VAEOutput({"image": x}, q, z, w, {"image": x_hat}, **rest)
+
+
 class Run:
   """A config's recipe, first state and batch, and its functions compiled."""
 
   def __init__(self, c):
     self.config = c
-    self.recipe = build.recipe(c)
+    self.recipe = build.train_spec(c)
     self.state = state_of(self.recipe)
     self.batch = images(c)
 
   @functools.cached_property
   def _step(self):
     def with_weights(of_vae, of_disc, state, batch):
-      recipe = dataclasses.replace(
-        self.recipe, vae_weights=of_vae, disc_weights=of_disc
+      weights = dataclasses.replace(
+        self.recipe.weights, vae=of_vae, disc=of_disc
       )
+      recipe = dataclasses.replace(self.recipe, weights=weights)
       return step.train_step(recipe, state, batch)
 
     return jit(with_weights)
 
   def step(self, state, batch, weights=None):
     """(state, batch) -> (state, metrics), of the config's weights or others."""
-    named = [self.recipe.vae_weights, self.recipe.disc_weights]
+    named = [self.recipe.weights.vae, self.recipe.weights.disc]
     if weights is not None:
       named = [{k: float(weights.get(k, 0)) for k in of} for of in named]
     return self._step(*named, state, batch)

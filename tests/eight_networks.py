@@ -35,7 +35,7 @@ def config():
 def main():
   """Compares; an AssertionError names what differs."""
   c = config()
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   first, batch = jax.device_get((state_of(recipe), images(c)))
   one = jit(functools.partial(step.train_step, recipe))(first, batch)
   grid = mesh.create_mesh(c.data.batch_size, 1)

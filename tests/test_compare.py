@@ -21,13 +21,13 @@ from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
 
-from gamix_jax import config, objective, presets
+from gamix_jax import config, objectives, presets
 from gamix_jax.compare import evaluate_run, figure, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import eval_inputs, settings
-from gamix_jax.posterior import HEADS
+from gamix_jax.posterior import POSTERIORS
 
 # ------------------------------------------------------------ families
 
@@ -110,7 +110,7 @@ def fitting(goal):
 
 
 @pytest.mark.parametrize(
-  ("name", "goal"), list(itertools.product(HEADS, objective.OBJECTIVES))
+  ("name", "goal"), list(itertools.product(POSTERIORS, objectives.OBJECTIVES))
 )
 def test_every_pair_is_built_or_refused(name, goal):
   """Whatever is in the tables: by build, and with the spec in the message."""
@@ -120,13 +120,13 @@ def test_every_pair_is_built_or_refused(name, goal):
     assert str(e).startswith(f"--families={name}/{goal}: ")
     assert "is not defined for" in str(e)
   else:
-    assert set(objective.OBJECTIVES[goal].terms) <= set(given(got))
+    assert set(objectives.OBJECTIVES[goal].terms) <= set(given(got))
 
 
 def test_every_objective_has_a_family():
-  for goal in objective.OBJECTIVES:
+  for goal in objectives.OBJECTIVES:
     fits = 0
-    for name in HEADS:
+    for name in POSTERIORS:
       try:
         family_config(fitting(goal), f"{name}/{goal}")
       except UserError:
@@ -181,9 +181,12 @@ def test_poisson_of_a_config_with_an_initial_variance():
 
 WRONG = {
   "": ("posterior[:components]/objective[:population]", "gaussian, mixture"),
-  "gaussian": ("posterior[:components]", *objective.OBJECTIVES),
-  "gauss/elbo": ("'gauss' is not a posterior", *HEADS),
-  "gaussian/elbow": ("'elbow' is not an objective", *objective.OBJECTIVES),
+  "gaussian": ("posterior[:components]", *objectives.OBJECTIVES),
+  "gauss/elbo": ("posterior.name='gauss' must be one of", *POSTERIORS),
+  "gaussian/elbow": (
+    "objective.name='elbow' must be one of",
+    *objectives.OBJECTIVES,
+  ),
   "gaussian/gamix:mean": ("'mean'", "means", "full", "quadratic"),
   "gaussian/elbo:means": ("has no population", "gamix"),
   "gaussian:4/elbo": ("posterior.components=4", "has one"),
@@ -786,7 +789,7 @@ def test_a_signal_ends_it_well(program, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "expected"),
   [
-    (["--families=gauss/elbo"], ("--families=gauss/elbo", *HEADS)),
+    (["--families=gauss/elbo"], ("--families=gauss/elbo", *POSTERIORS)),
     ([], ("--families is missing",)),
     (["--families=gaussian/elbo", "--seeds=0"], ("--seeds=0",)),
     (["--families=gaussian/elbo", "--config.stepz=2"], ("stepz",)),

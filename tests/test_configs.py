@@ -38,7 +38,7 @@ def test_headed_by_its_command(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_its_size(name):
   c = complete_config_of(name)
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(functools.partial(step.init, recipe))
   h, w, channels = config.image_shape(c)
   image = jax.ShapeDtypeStruct((c.data.batch_size, h, w, channels), np.uint8)
@@ -56,7 +56,7 @@ def test_builds_at_its_size(name):
 def test_celeba_hq_is_the_published_run():
   """Counts of the published networks, and what it was trained with."""
   c = complete_config_of("celeba_hq")
-  state = jax.eval_shape(functools.partial(step.init, build.recipe(c)))
+  state = jax.eval_shape(functools.partial(step.init, build.train_spec(c)))
 
   def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))

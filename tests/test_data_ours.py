@@ -37,7 +37,7 @@ def noise(n):
 def workdir(path, config_only=False):
   """A run's folder with pictures in it."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  recipe = build.recipe(c := flat())
+  recipe = build.train_spec(c := flat())
   save_run(path, c, *([] if config_only else [state_of(recipe)]))
   for name in () if config_only else ("images/a.png", "eval/samples.png"):
     (path / name).parent.mkdir(exist_ok=True)

@@ -36,7 +36,7 @@ def make(folder, test, train, labels=None, **changes):
   np.savez(folder / "data.npz", **arrays)
   c = elbo(small, data__image_size=train.shape[1], **changes)
   c.data.source, c.data.cache = f"npz:{folder}/data.npz", "none"
-  save_run(folder / "run", c, state_of(build.recipe(c)))
+  save_run(folder / "run", c, state_of(build.train_spec(c)))
   return folder / "run"
 
 

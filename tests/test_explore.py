@@ -29,7 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def run(tmp_path_factory):
   config = conftest.small(data__source="digits")
   folder = tmp_path_factory.mktemp("runs") / "run"
-  conftest.save_run(folder, config, conftest.state_of(build.recipe(config)))
+  conftest.save_run(folder, config, conftest.state_of(build.train_spec(config)))
   return folder
 
 

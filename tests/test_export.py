@@ -28,7 +28,7 @@ SHAPE = (8, 8, 1)
 def run(tmp_path_factory):
   """A run of a mixture, a checkpoint of step 5 in it."""
   config = conftest.small(posterior__name="mixture", posterior__components=3)
-  state = conftest.state_of(build.recipe(config))
+  state = conftest.state_of(build.train_spec(config))
   state = state.replace(ema=jax.tree.map(lambda x: 0.9 * x, state.vae.params))
   folder = tmp_path_factory.mktemp("runs") / "run"
   conftest.save_run(folder, config, state)
@@ -189,7 +189,7 @@ def test_bfloat16_is_compared_as_such(tmp_path):
     dtype="bfloat16", objective__reconstruction="bernoulli"
   )
   conftest.save_run(
-    tmp_path / "run", config, conftest.state_of(build.recipe(config))
+    tmp_path / "run", config, conftest.state_of(build.train_spec(config))
   )
   model = gamix_jax.load(tmp_path / "run")
   exporting.export(model, "decoder", "stablehlo", tmp_path / "out")
@@ -276,7 +276,7 @@ def test_parts_hold_their_arrays(model, tmp_path):
 def test_a_model_without_a_discriminator(tmp_path):
   config = conftest.alone(conftest.flat)
   conftest.save_run(
-    tmp_path / "run", config, conftest.state_of(build.recipe(config))
+    tmp_path / "run", config, conftest.state_of(build.train_spec(config))
   )
   model = gamix_jax.load(tmp_path / "run", "raw")
   exporting.export(model, "model", "safetensors", tmp_path / "out")

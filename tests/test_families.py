@@ -9,8 +9,8 @@ import pytest
 from conftest import alone, jit, small
 from sklearn.datasets import load_digits
 
-from gamix_jax import build, objective, step
-from gamix_jax.posterior import HEADS
+from gamix_jax import build, objectives, step
+from gamix_jax.posterior import POSTERIORS
 
 MIXTURE = dict(posterior__name="mixture", posterior__components=2)
 EPANECHNIKOV = dict(posterior__name="epanechnikov")
@@ -75,8 +75,8 @@ def config_of(name, dtype):
 
 def test_every_family_and_objective_is_here():
   pairs = [name.split("/") for name in FAMILIES]
-  assert {p for p, _ in pairs} == set(HEADS)
-  assert {o for _, o in pairs} == set(objective.OBJECTIVES)
+  assert {p for p, _ in pairs} == set(POSTERIORS)
+  assert {o for _, o in pairs} == set(objectives.OBJECTIVES)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_every_family_and_objective_is_here():
 def test_trains_digits(name, dtype):
   """500 steps; the last ten losses are under three quarters of the first."""
   digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
-  recipe = build.recipe(config_of(name, dtype))
+  recipe = build.train_spec(config_of(name, dtype))
   rows = np.random.default_rng(0).integers(len(digits), size=(STEPS, BATCH))
 
   @jit

@@ -39,7 +39,7 @@ DEFAULTS = dict(
 
 def workdir(folder, **changes):
   config = alone(flat, model__latent=3, data__source="digits", **changes)
-  conftest.save_run(folder, config, conftest.state_of(build.recipe(config)))
+  conftest.save_run(folder, config, conftest.state_of(build.train_spec(config)))
   return folder
 
 

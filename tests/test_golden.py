@@ -7,7 +7,6 @@ float32 and in float64. The tolerances are those an independent model reached.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import QUICK, small, state_of
 
-from gamix_jax import build, objective, step
+from gamix_jax import build, step
 from gamix_jax.keras_weights import locate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,7 +48,6 @@ OUTPUTS = {
   "logits_real": "disc/real_logits",
   "logits_fake": "disc/fake_logits",
 }
-ADVERSARIAL = objective.adversarial
 
 
 def config_a(dtype):
@@ -135,25 +133,29 @@ class Golden:
     suffix = {"float32": "", "float64": "_f64"}[dtype]
     self.wanted = load(f"golden_A{suffix}")
     self.path = load(f"golden_A_traj{suffix}")
-    recipe = build.recipe(config_a(dtype))
+    recipe = build.train_spec(config_a(dtype))
     first = with_weights(state_of(recipe), under(load("golden_A"), "weight/"))
     batch = {"image": jnp.asarray(self.wanted["input"], recipe.dtype)}
 
-    def terms(p):
-      out, info = recipe.terms(p)
+    def objective(p, of_objective):
+      out, info, of_objective = recipe.objective(p, of_objective)
       inside = {
         "z_mean": p.q.mu,
         "z_log_var": p.q.logvar,
         "z": p.z[0],
-        "decoder_out": p.x_hat[0],
+        "decoder_out": p.x_hat["image"][0],
       }
-      return out, info | inside
+      return out, info | inside, of_objective
 
-    def adversarial(real, fake, w, loss):
+    objective.num_samples = recipe.objective.num_samples
+
+    def adversarial(real, fake, w):
       inside = {"real_logits": real, "fake_logits": fake[0]}
-      return ADVERSARIAL(real, fake, w, loss) | inside
+      return recipe.adversarial(real, fake, w) | inside
 
-    seen = dataclasses.replace(recipe, terms=terms)
+    seen = dataclasses.replace(
+      recipe, objective=objective, adversarial=adversarial
+    )
     # Convolutions of float64 are loops, which take minutes unoptimised.
     options = {
       "float32": QUICK,
@@ -165,18 +167,17 @@ class Golden:
       eps = jnp.asarray(eps, recipe.dtype)[None]
       return jax.tree.map(np.asarray, run(state, batch | {"eps": eps}))
 
-    with mock.patch.object(objective, "adversarial", adversarial):
-      state, self.first = one(first, self.wanted["eps"])
-      self.grads = {
-        ("vae", "params"): moments(state.vae),
-        ("disc", "params"): moments(state.disc),
-      }
-      self.metrics, self.weights_after = [], {}
-      state = first
-      for eps in self.path["eps"]:
-        state, metrics = one(state, eps)
-        self.metrics.append(metrics)
-        self.weights_after[len(self.metrics)] = trees_of(state)
+    state, self.first = one(first, self.wanted["eps"])
+    self.grads = {
+      ("vae", "params"): moments(state.vae),
+      ("disc", "params"): moments(state.disc),
+    }
+    self.metrics, self.weights_after = [], {}
+    state = first
+    for eps in self.path["eps"]:
+      state, metrics = one(state, eps)
+      self.metrics.append(metrics)
+      self.weights_after[len(self.metrics)] = trees_of(state)
 
 
 def moments(net):

@@ -33,7 +33,7 @@ def of(recipe, params, stats, method, *args):
 def run(tmp_path_factory):
   """A run with two checkpoints: its folder, recipe and states."""
   config = conftest.small(posterior__name="mixture", posterior__components=3)
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   states = [conftest.state_of(recipe, seed) for seed in (0, 1)]
   averages = jax.tree.map(lambda x: 0.9 * x, states[1].vae.params)
   states[1] = states[1].replace(ema=averages)
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 def flat_run(tmp_path_factory):
   """The workdir of a model that compiles sooner."""
   config = conftest.flat(posterior__name="mixture", posterior__components=2)
-  state = conftest.state_of(build.recipe(config))
+  state = conftest.state_of(build.train_spec(config))
   folder = tmp_path_factory.mktemp("flat") / "run"
   conftest.save_run(folder, config, state)
   return folder
@@ -198,7 +198,7 @@ def test_every_kind_of_image_that_is_taken(model, images):
 
 def test_bernoulli_logits_are_shown_as_images(tmp_path):
   config = conftest.small(objective__reconstruction="bernoulli")
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   conftest.save_run(tmp_path / "run", config, conftest.state_of(recipe))
   model = gamix_jax.load(tmp_path / "run")
   z = np.random.default_rng(0).normal(size=(3, 4))

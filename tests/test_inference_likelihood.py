@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 from conftest import alone, elbo, flat
 
-from gamix_jax import build, inference, objective
+from gamix_jax import build, inference
 from gamix_jax.errors import UserError
 
 CASES = {
@@ -32,7 +32,7 @@ def make(batch_size=1024, **changes):
   """A model of one latent, whose weights are not trained."""
   config = alone(partial(elbo, flat), **{"model__latent": 1, **changes})
   config.weights.recon = 12.0
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = conftest.state_of(recipe)
   params = dict(state.ema)
   # Posteriors near the prior: importance weights that a few draws tell of.
@@ -60,16 +60,14 @@ def summed(model, images):
   variables = model._device.vae
   q = recipe.vae.apply(
     variables,
-    recipe.vae.apply(variables, images, method="encode"),
+    recipe.vae.apply(variables, {"image": images}, method="encode"),
     method="with_prior",
   )
   z = np.repeat(z[:, None], len(images), 1)  # [s, b, 1]
   log_p, log_q = (
     np.asarray(f(z), np.float64) for f in (q.log_prior, q.log_prob)
   )
-  likelihood = objective.log_likelihood(
-    images, x_hat[:, None], recipe.reconstruction, 12.0
-  )
+  likelihood = recipe.image.log_prob(images, x_hat[:, None], 12.0)
   joint = np.asarray(likelihood, np.float64) + log_p
   mass = np.exp(log_q)
   assert np.allclose(mass.sum(0) * dz, 1, atol=2e-3)  # the sum reaches over q
@@ -109,7 +107,7 @@ def test_what_has_no_bound_is_refused(images):
   config.posterior.epanechnikov.prior = "uniform"
   config.objective.name = "evae"
   config.weights.update(population_kl=None, collapse_penalty=None, kernel=1.0)
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = conftest.state_of(recipe)
   vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}
   model = inference.Model(config, recipe, 0, vae, {})

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     posterior__name="mixture",
     posterior__components=2,
   )
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   folder = tmp_path_factory.mktemp("runs") / "run"
   conftest.save_run(
     folder, config, *(conftest.state_of(recipe, s) for s in (0, 1))
@@ -57,7 +57,7 @@ def learned(prior, **changes):
   config = alone(
     partial(elbo, flat), prior__name=prior, prior__components=3, **changes
   )
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = conftest.state_of(recipe)
   vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}
   return inference.Model(config, recipe, 0, vae, {})
@@ -136,7 +136,7 @@ def test_counts_have_a_population_and_no_mixture():
   assert (z == np.round(z)).all()
   np.testing.assert_allclose(z.mean(0), [1.25, 5.0], rtol=0.06)
   config = alone(partial(elbo, flat), posterior__name="poisson")
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   vae = conftest.state_of(recipe).vae
   vae = {"params": vae.params, "batch_stats": vae.batch_stats}
   counts = inference.Model(config, recipe, 0, vae, {})

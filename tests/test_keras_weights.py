@@ -57,7 +57,7 @@ def error(a, b):
 def restore(workdir):
   """A run's recipe and its state, as training restores it."""
   saved = Path(workdir, "config.json")
-  recipe = build.recipe(configs.from_json(saved.read_text()))
+  recipe = build.train_spec(configs.from_json(saved.read_text()))
   abstract = jax.eval_shape(partial(step.init, recipe))
   checkpoints = Checkpoints(Path(workdir, "checkpoints"), keep=1)
   return recipe, checkpoints.restore(abstract)[1]
@@ -93,7 +93,7 @@ def test_every_path_is_that_of_the_golden_map(name):
 @pytest.mark.parametrize("name", ["A", "published"])
 def test_every_role_has_its_own_leaf_and_every_leaf_a_role(name):
   config = golden_config() if name == "A" else configs.base()
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = jax.eval_shape(partial(step.init, recipe))
   nets = [(n.params, n.batch_stats) for n in (state.vae, state.disc)]
   found = {id(leaf(state, role)) for role in datasets(config)}
@@ -207,7 +207,7 @@ def other_config(**keys):
 def other(tmp_path_factory):
   """A file as the reference would write one of that model, and its values."""
   path = tmp_path_factory.mktemp("other") / "other.weights.h5"
-  recipe = build.recipe(other_config())
+  recipe = build.train_spec(other_config())
   state = jax.eval_shape(partial(step.init, recipe))
   rng, values = np.random.default_rng(0), {}
   with h5py.File(path, "w") as file:

@@ -204,7 +204,7 @@ def test_what_to_change_is_a_config_that_goes(name):
     holder = config.get(c, section)
     holder[last] = type(holder[last])(float(value))
   config.check(c)
-  build.recipe(c)
+  build.train_spec(c)
   (line,) = lived(c, *[DEAD] * 9)
   assert flags(line).keys() == {"weights.recon"}
 

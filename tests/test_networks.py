@@ -43,7 +43,11 @@ from gamix_jax.networks.parts import (
   groups,
   space_to_depth,
 )
-from gamix_jax.networks.resnet import POINTWISE_NORMS, Encoder, ResidualBlock
+from gamix_jax.networks.resnet import (
+  POINTWISE_NORMS,
+  ResidualBlock,
+  ResNetEncoder,
+)
 
 
 def count(tree):
@@ -52,7 +56,7 @@ def count(tree):
 
 def test_counts_of_the_published_model():
   """At 256x256x3 with 512 latents, to the unit."""
-  recipe = build.recipe(config.base())
+  recipe = build.train_spec(config.base())
   state = jax.eval_shape(partial(step.init, recipe))
   params, stats = state.vae.params, state.vae.batch_stats
   both = {
@@ -89,16 +93,20 @@ def test_any_size_that_divides(norm, size, channels):
     posterior__components=2,
     objective__num_samples=3,
   )
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, recipe))
   x = jax.ShapeDtypeStruct((5, *size, channels), jnp.float32)
   variables = {
     "params": state.vae.params,
     "batch_stats": state.vae.batch_stats,
   }
-  q, z, w, x_hat = jax.eval_shape(
-    partial(recipe.vae.apply, draws=3), variables, x, jax.random.key(0)
+  out = jax.eval_shape(
+    partial(recipe.vae.apply, num_samples=3),
+    variables,
+    {"image": x},
+    jax.random.key(0),
   )
+  q, z, w, x_hat = out.q, out.z, out.w, out.x_hat["image"]
   assert q.mu.shape == (5, 2, 4)
   assert z.shape == (6, 5, 4)
   assert w.shape == (6, 5)
@@ -113,7 +121,7 @@ def test_any_size_that_divides(norm, size, channels):
 
 def test_a_size_that_does_not_divide_names_those_that_do():
   with pytest.raises(UserError, match="sizes that do: 8, 16, 24"):
-    config.check(
+    build.train_spec(
       small(
         data__image_size=15,
         model__encoder_features=(4,) * 4,
@@ -130,7 +138,7 @@ def test_the_last_width_is_free():
       data__channels=3,
       model__decoder_features=(4, last),
     )
-    state = jax.eval_shape(partial(step.init, build.recipe(c)))
+    state = jax.eval_shape(partial(step.init, build.train_spec(c)))
     decoder = state.vae.params["decoder"]
     assert decoder["stage0"]["up"]["conv1"]["kernel"].shape == (1, 1, 4, last)
     assert decoder["out"]["kernel"].shape == (1, 1, last, 3)
@@ -199,7 +207,7 @@ def test_counts_of_the_plain_networks(kind, changes):
     changes = {k: v for k, v in changes.items() if k != "model__patch"}
   c = mixed(kind, kind, model__norm="none", **changes)
   config.check(c)
-  params = jax.eval_shape(partial(step.init, build.recipe(c))).vae.params
+  params = jax.eval_shape(partial(step.init, build.train_spec(c))).vae.params
   for part in ("encoder", "decoder"):
     assert count(params[part]) == counted(kind, part, c), part
 
@@ -248,9 +256,13 @@ def test_every_parameter_has_a_gradient(
     "params": run.state.vae.params,
     "batch_stats": run.state.vae.batch_stats,
   }
-  q, z, w, x_hat = jax.eval_shape(
-    partial(recipe.vae.apply, draws=2), variables, x, jax.random.key(0)
+  out = jax.eval_shape(
+    partial(recipe.vae.apply, num_samples=2),
+    variables,
+    {"image": x},
+    jax.random.key(0),
   )
+  q, z, w, x_hat = out.q, out.z, out.w, out.x_hat["image"]
   assert x_hat.shape == (2, *x.shape) and x_hat.dtype == jnp.float32
   assert q.mu.dtype == z.dtype == w.dtype == jnp.float32
   grads, _ = jit(partial(step.gradients, recipe))(run.state, run.batch)[1]
@@ -269,15 +281,15 @@ def test_every_parameter_has_a_gradient(
 def test_bfloat16_gives_float32(encoder, decoder):
   """The networks' layers are in bfloat16, what comes of them is not."""
   c = mixed(encoder, decoder, dtype="bfloat16")
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   shapes = jax.eval_shape(partial(step.init, recipe)).vae
   variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
   x = jax.ShapeDtypeStruct((4, 8, 12, 1), jnp.float32)
   assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
   def outputs(variables, x):
-    q, _, _, x_hat = recipe.vae.apply(variables, x, jax.random.key(0))
-    return q.mu, q.logvar, x_hat
+    out = recipe.vae.apply(variables, {"image": x}, jax.random.key(0))
+    return out.q.mu, out.q.logvar, out.x_hat["image"]
 
   found = jax.eval_shape(outputs, variables, x)
   assert {v.dtype for v in found} == {jnp.dtype("float32")}
@@ -376,7 +388,7 @@ def test_shapes_with_patches(kind, size, patch):
     model__bottleneck_channels=5 if kind == "resnet" else 0,
   )
   config.check(c)
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, recipe))
   params = state.vae.params
   first = params["encoder"]["stem" if kind == "resnet" else "conv0"]["kernel"]
@@ -399,27 +411,29 @@ def test_shapes_with_patches(kind, size, patch):
   x_hat = jax.eval_shape(
     partial(recipe.vae.apply, method="decode"), variables, z
   )
-  assert x_hat.shape == (1, 2, *size, 3)
+  assert x_hat["image"].shape == (1, 2, *size, 3)
 
 
 def test_patches_have_to_fit():
   c = mixed("resnet", "conv", model__patch=3, data__image_size=(24, 28))
   with pytest.raises(UserError) as e:
-    config.check(c)
+    build.train_spec(c)
   assert "patches of model.patch=3 2 times, which 28" in str(e.value)
   assert "sizes that do: 24, 36, 48 (multiples of 12)" in str(e.value)
   for side in (24, 36, 48):
-    config.check(mixed("resnet", "conv", model__patch=3, data__image_size=side))
+    build.train_spec(
+      mixed("resnet", "conv", model__patch=3, data__image_size=side)
+    )
   # A fully connected one takes any image, and an encoder may be one alone.
-  config.check(mixed("mlp", "mlp", data__image_size=(7, 5)))
+  build.train_spec(mixed("mlp", "mlp", data__image_size=(7, 5)))
   with pytest.raises(UserError, match="decoder_features halves an image 2"):
-    config.check(mixed("mlp", "conv", data__image_size=(7, 5)))
+    build.train_spec(mixed("mlp", "conv", data__image_size=(7, 5)))
 
 
 def test_depths_may_differ():
   c = small(model__encoder_features=(4, 4, 4), model__decoder_features=(4, 3))
   config.check(c)
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   params = jax.eval_shape(partial(step.init, recipe)).vae.params
   assert params["posterior"]["mu"]["kernel"].shape == (2 * 2 * 1, 4)
   assert params["decoder"]["dense"]["kernel"].shape == (4, 4 * 4 * 1)
@@ -653,7 +667,9 @@ def test_dropout_needs_its_rate():
 
 def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
-  encoder = Encoder(features=(4, 4), bottleneck_channels=2, dtype=jnp.bfloat16)
+  encoder = ResNetEncoder(
+    features=(4, 4), bottleneck_channels=2, dtype=jnp.bfloat16
+  )
   x = jnp.zeros((1, 8, 8, 1))
   shapes = jax.eval_shape(
     partial(encoder.init_with_output, train=True), jax.random.key(0), x
@@ -687,7 +703,7 @@ def test_upsample_gain_is_of_transposed_convolutions_alone():
   """Their initial weights are twice as large, all others the same."""
   for kind in ("resnet", "conv"):
     one, two = (
-      jit(partial(step.init, build.recipe(c)))().vae.params["decoder"]
+      jit(partial(step.init, build.train_spec(c)))().vae.params["decoder"]
       for c in (
         mixed(kind, kind, model__upsample_gain=gain) for gain in (1.0, 2.0)
       )

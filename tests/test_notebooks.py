@@ -303,7 +303,7 @@ def test_show_takes_what_the_model_takes_and_gives():
 @pytest.fixture(scope="module")
 def model():
   config = conftest.flat()
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = conftest.state_of(recipe, 0)
   vae = {"params": state.vae.params, "batch_stats": state.vae.batch_stats}
   disc = {"params": state.disc.params, "batch_stats": state.disc.batch_stats}

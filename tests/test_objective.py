@@ -1,18 +1,17 @@
 """The terms against scipy's densities, hand formulas and Monte Carlo."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import elbo, jit, small
+from conftest import elbo, jit, modalities, output, small
 
-from gamix_jax import build, objective, train_metrics
+from gamix_jax import build, objectives, train_metrics
 from gamix_jax.errors import UserError
-from gamix_jax.objective import VAEOutput
+from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.modality import log_likelihood
 from gamix_jax.posterior import Gaussian, Mixture
 
 KINDS = ("l1", "l2", "bernoulli")
@@ -35,7 +34,8 @@ def test_error_is_a_mean_over_numbers(kind):
     "l2": (x - x_hat) ** 2,
     "bernoulli": -t * np.log(p) - (1 - t) * np.log1p(-p),
   }[kind]
-  got = objective.reconstruction_error(jnp.asarray(x), jnp.asarray(x_hat), kind)
+  image = modalities(kind, x.shape[1:])["image"]
+  got = image.error(jnp.asarray(x), jnp.asarray(x_hat))
   assert got.shape == (2, 3)
   np.testing.assert_allclose(got, each.mean((2, 3, 4)), rtol=1e-5)
 
@@ -54,20 +54,23 @@ def test_log_likelihood_is_a_normalised_density(kind):
     x = np.sign(x)
     p = scipy.special.expit(x_hat.astype(np.float64))
     each = scipy.stats.bernoulli.logpmf((x[None] + 1) / 2, p)
-  got = objective.log_likelihood(
-    jnp.asarray(x), jnp.asarray(x_hat), kind, weight
+  got = log_likelihood(
+    modalities(kind, x.shape[1:]),
+    {"image": jnp.asarray(x)},
+    {"image": jnp.asarray(x_hat)},
+    weight,
   )
   np.testing.assert_allclose(got, each.sum((2, 3, 4)), rtol=1e-5)
 
 
-def test_to_image():
+def test_the_mean_is_an_image():
   logits = jnp.asarray([-50.0, 0.0, 1.0, 50.0])
   p = scipy.special.expit(np.asarray(logits))
   np.testing.assert_allclose(
-    objective.to_image(logits, "bernoulli"), 2 * p - 1, atol=1e-6
+    LIKELIHOODS["bernoulli"].mean(logits), 2 * p - 1, atol=1e-6
   )
   for kind in ("l1", "l2"):
-    assert objective.to_image(logits, kind) is logits
+    assert LIKELIHOODS[kind].mean(logits) is logits
 
 
 def test_recon_weighs_the_draws():
@@ -75,8 +78,8 @@ def test_recon_weighs_the_draws():
   x, x_hat = pictures()
   w = np.array([[0.9, 0.5, 0.2], [0.1, 0.5, 0.8]], np.float32)
   each = np.abs(x - x_hat).mean((2, 3, 4))
-  p = VAEOutput(jnp.asarray(x), None, None, jnp.asarray(w), jnp.asarray(x_hat))
-  got = objective.recon(p, "l1")
+  p = output(*map(jnp.asarray, (x, 0, 0, w, x_hat)))
+  got = objectives.ELBO(modalities("l1", x.shape[1:])).recon(p)
   np.testing.assert_allclose(got, (w * each).sum(0).mean(), rtol=1e-6)
 
 
@@ -100,7 +103,7 @@ def test_collapse_against_monte_carlo():
     ratio = ratio.sum(-1)
     wanted = np.mean(np.sum(weights * ratio.mean(0), -1))
     error = 5 * ratio.std(0).max() / np.sqrt(z.shape[0])
-    assert abs(float(objective.collapse_penalty(q)) - wanted) < error
+    assert abs(float(objectives.collapse_penalty(q)) - wanted) < error
 
 
 def test_objectives_return_their_terms():
@@ -108,23 +111,29 @@ def test_objectives_return_their_terms():
     z = jnp.ones((q.components()[0].shape[1], 4, 3))
     w = q.components()[0].T
     x = jnp.zeros((4, 2, 2, 1))
-    p = VAEOutput(
-      x, q, z, w, jnp.full((z.shape[0], 4, 2, 2, 1), 0.25), spread=x
+    p = output(
+      x,
+      q,
+      z,
+      w,
+      jnp.full((z.shape[0], 4, 2, 2, 1), 0.25),
+      x_hat_var={"image": x},
     )
-    for name, row in objective.OBJECTIVES.items():
-      if type(q) not in row.families:
+    for name, row in objectives.OBJECTIVES.items():
+      if not row.accepts(type(q)):
         continue
-      terms_of = partial(row.function, form="means", kind="l1")
-      terms, _ = jax.eval_shape(terms_of, p)
+      objective = row(modalities("l1", x.shape[1:]))
+      terms, _, state = jax.eval_shape(objective, p, objective.init())
       assert set(terms) == set(row.terms), name
+      assert state == objective.init()
       assert all(v.shape == () for v in terms.values())
 
 
 def test_elbo_is_the_closed_form_of_a_gaussian():
   q = posteriors()[0]
   x = jnp.zeros((4, 2, 2, 1))
-  p = VAEOutput(x, q, None, jnp.ones((1, 4)), x[None])
-  terms, _ = objective.elbo(p, form="means", kind="l1")
+  p = output(x, q, None, jnp.ones((1, 4)), x[None])
+  terms, *_ = objectives.ELBO(modalities("l1", (2, 2, 1)))(p, {})
   mu, logvar = (np.asarray(v, np.float64) for v in (q.mu, q.logvar))
   each = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(-1)
   np.testing.assert_allclose(terms["kl"], each.mean(), rtol=1e-6)
@@ -146,7 +155,7 @@ def test_bce_by_hand():
   p_real, p_fake = (
     scipy.special.expit(v.astype(np.float64)) for v in (real, fake)
   )
-  got = objective.adversarial(*map(jnp.asarray, logits()), "bce")
+  got = objectives.ADVERSARIAL["bce"](*map(jnp.asarray, logits()))
 
   def over(each):
     return np.mean(np.sum(w * each.mean((2, 3, 4)), 0))
@@ -160,7 +169,7 @@ def test_bce_by_hand():
 
 def test_hinge_by_hand():
   real, fake, w = logits()
-  got = objective.adversarial(*map(jnp.asarray, logits()), "hinge")
+  got = objectives.ADVERSARIAL["hinge"](*map(jnp.asarray, logits()))
 
   def over(each):
     return np.mean(np.sum(w * each.mean((2, 3, 4)), 0))
@@ -181,7 +190,7 @@ def test_extreme_logits_are_finite(loss):
     value, gradient = jit(
       jax.value_and_grad(
         lambda v: sum(
-          objective.adversarial(v, v[None], jnp.ones((1, 2)), loss).values()
+          objectives.ADVERSARIAL[loss](v, v[None], jnp.ones((1, 2))).values()
         )
       )
     )(real)
@@ -226,7 +235,7 @@ def test_the_posteriors_health():
 def test_names_on_one_side_only_show_both_lists():
   c = small(weights__kl=1.0, weights__collapse_penalty=None)
   with pytest.raises(UserError) as e:
-    build.recipe(c)
+    build.train_spec(c)
   text = str(e.value)
   assert (
     "recon, population_kl, collapse_penalty, adversarial, real, fake;" in text
@@ -244,15 +253,15 @@ def test_names_on_one_side_only_show_both_lists():
 
 
 def test_weights_of_each_objective():
-  recipe = build.recipe(small())
-  assert recipe.vae_weights == {
+  recipe = build.train_spec(small())
+  assert recipe.weights.vae == {
     "recon": 5000.0,
     "population_kl": 1.0,
     "collapse_penalty": 0.2,
     "adversarial": 100.0,
   }
-  assert recipe.disc_weights == {"real": 100.0, "fake": 100.0}
-  assert list(build.recipe(elbo()).vae_weights) == [
+  assert recipe.weights.disc == {"real": 100.0, "fake": 100.0}
+  assert list(build.train_spec(elbo()).weights.vae) == [
     "recon",
     "kl",
     "adversarial",
@@ -261,14 +270,14 @@ def test_weights_of_each_objective():
 
 def test_unknown_names():
   with pytest.raises(UserError, match="gamix, elbo"):
-    objective.term_names("gamx", "bce")
+    objectives.term_names("gamx", "bce")
   with pytest.raises(UserError, match="bce, hinge, none"):
-    objective.term_names("gamix", "wgan")
+    objectives.term_names("gamix", "wgan")
   with pytest.raises(UserError, match="l1, l2, bernoulli"):
-    build.recipe(small(objective__reconstruction="mse"))
+    build.train_spec(small(objective__reconstruction="mse"))
 
 
 def test_weighted():
   terms = {"a": jnp.asarray(2.0), "b": jnp.asarray(3.0), "unused": jnp.ones(())}
-  assert float(objective.weighted_sum(terms, {"a": 10.0, "b": 0.5})) == 21.5
-  assert objective.weighted_sum(terms, {}) == 0
+  assert float(objectives.weighted_sum(terms, {"a": 10.0, "b": 0.5})) == 21.5
+  assert objectives.weighted_sum(terms, {}) == 0

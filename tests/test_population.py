@@ -14,8 +14,9 @@ import pytest
 import scipy.special
 from conftest import jit
 
-from gamix_jax import objective, population
+from gamix_jax import objectives
 from gamix_jax.errors import UserError
+from gamix_jax.objectives import population
 from gamix_jax.posterior import Gaussian, Mixture
 
 FORMS = tuple(population.FORMS)
@@ -535,7 +536,7 @@ def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
   def loss(mu, logvar):
     q = Gaussian(mu, logvar)
     kl, _ = population.population_kl(q, "means")
-    return kl + objective.collapse_penalty(q)
+    return kl + objectives.collapse_penalty(q)
 
   grads = jax.grad(loss, (0, 1))(mu, jnp.zeros_like(mu))
   for gradient in grads:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import jit
+from conftest import jit, modalities, output
 
-from gamix_jax import objective, population, posterior, train_metrics
+from gamix_jax import objectives, posterior, train_metrics
 from gamix_jax.errors import UserError
-from gamix_jax.objective import VAEOutput
+from gamix_jax.objectives import population
 from gamix_jax.posterior import Gaussian, Mixture, Posterior, base
 
 KEY = jax.random.key(3)
@@ -311,7 +311,9 @@ def test_importance_weighted_bounds_are_in_order():
   def of(q, eps):
     z, w = q.sample(KEY, eps.shape[0], eps)
     x_hat = jnp.square(z)[..., None, None]
-    return train_metrics.held_out(VAEOutput(x, q, z, w, x_hat), x, "l2", 2.0)
+    image = modalities("l2", (1, 1, 1))
+    p = output(x, q, z, w, x_hat)
+    return train_metrics.held_out(p, {"image": x}, image, 2.0)
 
   for n in (1, 5):
     bounds = of(q, noise(q, n))
@@ -335,8 +337,9 @@ def test_the_objective_siwae_is_minus_the_bound():
     eps = noise(q, t)
     z, w = q.sample(KEY, t, eps)
     x = jnp.full((b, 1, 1, 1), 1.2)
-    p = VAEOutput(x, q, z, w, jnp.square(z)[..., None, None], weight=2.0)
-    terms, _ = objective.siwae(p, form="means", kind="l2")
+    p = output(x, q, z, w, jnp.square(z)[..., None, None])
+    siwae = objectives.SIWAE(modalities("l2", (1, 1, 1)), recon_weight=2.0)
+    terms, *_ = siwae(p, {})
     values = (np.asarray(v, np.float64) for v in (z, w))
     z64, w64 = values
     weights, mu, var = (np.asarray(v, np.float64) for v in q.components())
@@ -402,7 +405,9 @@ def test_entropy_and_effective_components():
   assert "posterior/weights_entropy" not in train_metrics.posterior(gaussian())
 
 
-@pytest.mark.parametrize("name", [n for n in posterior.HEADS if n != "poisson"])
+@pytest.mark.parametrize(
+  "name", [n for n in posterior.POSTERIORS if n != "poisson"]
+)
 @pytest.mark.parametrize("level", [100.0, -100.0])
 def test_heads_keep_an_extreme_logvar_finite(name, level):
   head = posterior.head(name, components=1, latent=2)
@@ -440,7 +445,7 @@ def test_unknown_family_and_wrong_components():
     posterior.head("gauss", components=1, latent=2)
   with pytest.raises(UserError, match=r"posterior\.name=mixture"):
     posterior.head("gaussian", components=2, latent=2)
-  with pytest.raises(UserError, match="at least 1"):
+  with pytest.raises(UserError, match="1 or more"):
     posterior.head("mixture", components=0, latent=2)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from conftest import EVAE, alone, flat, jit
+from conftest import EVAE, alone, flat, jit, modalities, output
 from test_posterior import KEY, gaussian
 
-from gamix_jax import build, objective, posterior
+from gamix_jax import build, objectives, posterior
 from gamix_jax.errors import UserError
-from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Epanechnikov, EVAEPosterior, Gaussian
 from gamix_jax.posterior import epanechnikov as module
 
@@ -157,8 +156,8 @@ def term(r, width, batch, d):
     jnp.ones((batch, d)), jnp.full((batch, d), np.log(r**2 / 5)), width
   )
   x = jnp.zeros((batch, 2, 2, 1))
-  p = VAEOutput(x, q, None, jnp.ones((1, batch)), x[None])
-  terms, _ = objective.evae(p, form="means", kind="l1")
+  p = output(x, q, None, jnp.ones((1, batch)), x[None])
+  terms, *_ = objectives.EVAE(modalities("l1", (2, 2, 1)))(p, {})
   return float(terms["kernel"])
 
 
@@ -179,7 +178,10 @@ def test_a_point_reconstructs_as_an_autoencoder():
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (dict(EVAE, posterior__epanechnikov__prior="normal"), "gamix, elbo, exact"),
+    (
+      dict(EVAE, posterior__epanechnikov__prior="normal"),
+      "gamix, elbo, selbo, exact",
+    ),
     (dict(EVAE, posterior__name="gaussian"), "prior is set"),
     (dict(posterior__name="epanechnikov", posterior__components=2), "has one"),
     (
@@ -195,13 +197,13 @@ def test_a_point_reconstructs_as_an_autoencoder():
         posterior__name="epanechnikov",
         posterior__epanechnikov__prior="uniform",
       ),
-      "what is: evae",
+      "use one of evae",
     ),
   ],
 )
 def test_what_does_not_fit_is_refused(changes, words):
   with pytest.raises(UserError, match=words):
-    build.recipe(alone(flat, **changes))
+    build.train_spec(alone(flat, **changes))
 
 
 @pytest.mark.parametrize("prior", ["normal", "uniform", "gaussian"])

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import alone, elbo, flat, jit, run_of
+from conftest import alone, elbo, flat, jit, modalities, output, run_of
 from test_posterior import KEY
 
-from gamix_jax import build, objective, posterior
+from gamix_jax import build, objectives, posterior
 from gamix_jax.errors import UserError
-from gamix_jax.objective import VAEOutput
 from gamix_jax.posterior import Poisson, Posterior
 from gamix_jax.posterior import poisson as module
 
@@ -221,8 +220,8 @@ def test_the_kl_reaches_the_prior_and_the_encoder_alone():
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({}, "what is: elbo"),
-    (dict(posterior__components=2), "one component"),
+    ({}, "use one of elbo"),
+    (dict(posterior__components=2), "has one"),
     (dict(posterior__initial_logvar=-1.0), "no variance"),
     (dict(posterior__poisson__ramp="x"), "cubic, linear"),
     (dict(posterior__poisson__temperature=0.0), "> 0"),
@@ -231,12 +230,12 @@ def test_the_kl_reaches_the_prior_and_the_encoder_alone():
 )
 def test_what_does_not_fit_is_refused(changes, words):
   with pytest.raises(UserError, match=words):
-    build.recipe(alone(flat, posterior__name="poisson", **changes))
+    build.train_spec(alone(flat, posterior__name="poisson", **changes))
 
 
 def test_elbo_is_the_closed_form():
   q = of(np.array([0.3, 4.0]), prior=2.0)
   x = jnp.zeros((1, 2, 2, 1))
-  p = VAEOutput(x, q, None, jnp.ones((1, 1)), x[None])
-  terms, _ = objective.elbo(p, form="means", kind="l2")
+  p = output(x, q, None, jnp.ones((1, 1)), x[None])
+  terms, *_ = objectives.ELBO(modalities("l2", (2, 2, 1)))(p, {})
   np.testing.assert_allclose(terms["kl"], q.kl_divergence(None, None)[0])

@@ -107,12 +107,11 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
     )
   )(batch)
   # by hand, from the prior as it is
-  p = vae.with_prior(vae.encode(batch["image"])).prior
-  z, w = vae.encode(batch["image"]).sample(
-    jax.random.fold_in(run.recipe.key(0), 1), 4
-  )
+  q = vae.encode({"image": batch["image"]})
+  p = vae.with_prior(q).prior
+  z, w = q.sample(jax.random.fold_in(run.recipe.key(0), 1), 4)
   z64 = np.asarray(z, np.float64).reshape(-1, c.model.latent)
-  log_q = np.asarray(vae.encode(batch["image"]).log_prob(z), np.float64)
+  log_q = np.asarray(q.log_prob(z), np.float64)
   ratio = log_q - density(p, z64).reshape(z.shape[:2])
   np.testing.assert_allclose(
     found["kl"], (np.asarray(w) * ratio).sum(0), rtol=1e-3, atol=1e-3
@@ -129,12 +128,12 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
 )
 def test_what_does_not_fit_is_refused(changes, words):
   with pytest.raises(UserError, match=words):
-    build.recipe(elbo(flat, **changes))
+    build.train_spec(elbo(flat, **changes))
 
 
 def test_gamix_has_no_other_prior():
   with pytest.raises(UserError, match="gaussian/gamix"):
-    build.recipe(flat(prior__name="vamp"))
+    build.train_spec(flat(prior__name="vamp"))
 
 
 def test_surgery_with_a_learned_prior():

@@ -9,6 +9,7 @@ from program import config_of
 
 from gamix_jax import build, config, presets, step
 from gamix_jax.errors import UserError
+from gamix_jax.networks import DECODERS, ENCODERS
 
 ODD = (18, 7)
 SIZES = (28, 32, 64, 128, 256, (48, 96), *ODD)
@@ -23,7 +24,7 @@ def completed(name="folder", **changes):
 
 
 def parameters(c):
-  state = jax.eval_shape(functools.partial(step.init, build.recipe(c)))
+  state = jax.eval_shape(functools.partial(step.init, build.train_spec(c)))
   return sum(x.size for x in jax.tree.leaves(state.vae.params))
 
 
@@ -47,11 +48,12 @@ def test_networks_fit_every_size(size):
 def test_patches_divide_and_keep_work_at_a_few_scales():
   for size, preset in itertools.product((32, 64, 128, 256), presets.PRESETS):
     c = completed(data__image_size=size, preset=preset)
-    start = config.decoder_start(c)
+    encoder, decoder = ENCODERS[c.model.encoder], DECODERS[c.model.decoder]
+    start = decoder.start_shape(c.model, config.image_shape(c))
     assert start[:2] == (4, 4)
-    halvings = config.halvings(c)
-    assert halvings["encoder"] == halvings["decoder"]
-    assert c.model.patch * 2 ** halvings["encoder"] * 4 == size
+    halvings = encoder.halvings(c.model.encoder_features)
+    assert halvings == decoder.doublings(c.model.decoder_features)
+    assert c.model.patch * 2**halvings * 4 == size
 
 
 def test_a_given_key_is_kept():
@@ -110,7 +112,7 @@ def test_weights_and_ramps_go_with_the_objective(changes, terms, ramps):
   c = completed(**changes)
   assert {k for k, v in c.weights.items() if v is not None} == terms
   assert {k for k, v in c.ramp.items() if v} == ramps
-  build.recipe(c)
+  build.train_spec(c)
 
 
 def test_a_file_weights_the_terms_that_there_are():
@@ -145,7 +147,7 @@ def test_one_given_network_decides_the_other(kind):
   for name, other in (("encoder", "decoder"), ("decoder", "encoder")):
     c = completed(**{f"model__{name}": kind})
     assert c.model[other] == kind
-    build.recipe(c)
+    build.train_spec(c)
 
 
 def test_mistakes():

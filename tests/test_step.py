@@ -25,9 +25,10 @@ from conftest import (
 )
 from sklearn.datasets import load_digits
 
-from gamix_jax import build, config, objective, step
+from gamix_jax import build, config, objectives, step
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import UserError
+from gamix_jax.modality import to_float
 
 BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
@@ -90,8 +91,8 @@ def test_a_term_of_the_discriminator_reaches_it_alone(term):
 
 def test_every_term_of_every_objective_is_walked():
   terms = set()
-  for name in objective.OBJECTIVES:
-    terms |= {t for side in objective.term_names(name, "bce") for t in side}
+  for name in objectives.OBJECTIVES:
+    terms |= {t for side in objectives.term_names(name, "bce") for t in side}
   assert terms == {*REACH, "real", "fake"}
 
 
@@ -140,8 +141,8 @@ def test_both_updates_come_from_the_old_weights():
   after, _ = run.step(run.state, run.batch)
   assert all(moved(run.state.vae.params, after.vae.params).values())
   assert all(moved(run.state.disc.params, after.disc.params).values())
-  of_vae, _ = run.step(run.state, run.batch, run.recipe.vae_weights)
-  of_disc, _ = run.step(run.state, run.batch, run.recipe.disc_weights)
+  of_vae, _ = run.step(run.state, run.batch, run.recipe.weights.vae)
+  of_disc, _ = run.step(run.state, run.batch, run.recipe.weights.disc)
   assert_same(run.state.disc.params, of_vae.disc.params)
   assert_same(run.state.vae.params, of_disc.vae.params)
   assert_same((of_vae.vae, of_disc.disc), (after.vae, after.disc))
@@ -227,13 +228,13 @@ def test_a_ramp_grows_from_0_to_the_weight(term):
   n, weight = 6, 12.0
   c = RAMPED[term](**{f"ramp__{term}": n})
   c.weights[term] = weight
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   begin = 5 if term == "adversarial" else 0
   for t in (0, 4, 5, n - 1, n, n + begin - 1, n + begin, 3 * n):
-    weights = step._ramped(recipe, jnp.asarray(t, jnp.int32))
+    weights = recipe.weights.vae_at(jnp.asarray(t, jnp.int32))
     share = np.interp(t + 1, [begin, begin + n], [0, 1])
     np.testing.assert_allclose(weights[term], weight * share, rtol=1e-6)
-    others = {k: v for k, v in recipe.vae_weights.items() if k != term}
+    others = {k: v for k, v in recipe.weights.vae.items() if k != term}
     # `adversarial` has the discriminator's start and delay, which are 0 here.
     assert {k: float(weights[k]) for k in others} == others
 
@@ -255,9 +256,9 @@ def test_ramps_are_in_the_loss_and_not_in_the_terms():
       state, metrics = run.step(state, images(run.config, t))
     total = sum(
       weight
-      * min((t + 1) / run.recipe.ramps.get(k, 1), 1)
+      * min((t + 1) / run.recipe.weights.ramps.get(k, 1), 1)
       * np.float64(metrics[f"vae/{k}"])
-      for k, weight in run.recipe.vae_weights.items()
+      for k, weight in run.recipe.weights.vae.items()
     )
     np.testing.assert_allclose(metrics["vae/loss"], total, rtol=1e-5)
 
@@ -296,23 +297,23 @@ def test_a_ramp_goes_on_where_a_checkpoint_left_it(tmp_path):
 )
 def test_a_ramp_of_no_term_is_refused(make, term, words):
   with pytest.raises(UserError) as e:
-    build.recipe(make(**{f"ramp__{term}": 600}))
+    build.train_spec(make(**{f"ramp__{term}": 600}))
   for word in (f"ramp.{term}=600", *words):
     assert word in str(e.value)
 
 
 def test_the_bound_of_siwae_has_no_ramp():
   c = elbo(flat, ramp__kl=600)
-  build.recipe(c)
+  build.train_spec(c)
   c.objective.name = "siwae"
   with pytest.raises(UserError, match=r"ramp\.kl=600: .*--config\.ramp\.kl=0"):
-    build.recipe(c)
+    build.train_spec(c)
 
 
 def test_the_published_schedule_is_at_once():
   run = run_of(flat())
   _, m = run.step(run.state, run.batch)
-  weights = run.recipe.vae_weights
+  weights = run.recipe.weights.vae
   total = sum(weights[k] * m[f"vae/{k}"] for k in weights)
   np.testing.assert_allclose(m["vae/loss"], total, rtol=1e-5)
   total = 100 * (m["disc/real"] + m["disc/fake"])
@@ -354,11 +355,11 @@ def test_draws_are_a_function_of_seed_and_step():
 def test_bytes_and_floats_are_the_same_images():
   """0 is -1 and 255 is 1."""
   image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-  got = np.asarray(step.to_float(jnp.asarray(image)))
+  got = np.asarray(to_float(jnp.asarray(image)))
   np.testing.assert_allclose(got, image / 127.5 - 1, atol=1e-6)
   assert got.min() == -1
   assert got.max() == 1
-  np.testing.assert_array_equal(step.to_float(jnp.asarray(got)), got)
+  np.testing.assert_array_equal(to_float(jnp.asarray(got)), got)
 
 
 def test_no_discriminator():
@@ -374,7 +375,7 @@ def test_no_discriminator():
 
 def test_init_is_a_function_of_the_seed():
   recipes = [
-    build.recipe(flat(posterior__name=k)) for k in ("gaussian", "mixture")
+    build.train_spec(flat(posterior__name=k)) for k in ("gaussian", "mixture")
   ]
   first, of_mixture = (
     jit(lambda seed, r=r: step.init(dataclasses.replace(r, seed=seed)))
@@ -418,7 +419,7 @@ def test_a_batch_of_nan_is_skipped_and_counted():
 def test_one_network_is_skipped_without_the_other():
   """D's loss infinite: the VAE's update is its own."""
   run = run_of(flat())
-  weights = run.recipe.vae_weights | {"real": np.inf, "fake": 1.0}
+  weights = run.recipe.weights.vae | {"real": np.inf, "fake": 1.0}
   state, _ = run.step(run.state, run.batch, weights)
   assert_same(run.state.disc, state.disc)
   usual, _ = run.step(run.state, run.batch)
@@ -543,12 +544,13 @@ def test_eval_step():
     net = run.recipe.vae.bind(
       {"params": variables[0], "batch_stats": variables[1]}
     )
-    q = net.encode(x)
+    q = net.encode({"image": x})
     key = jax.random.fold_in(run.recipe.key(3), 1)
     z = q.mu[None] + jnp.exp(q.logvar / 2)[None] * jax.random.normal(
       key, (5, 8, 4)
     )
-    return q, z, net.decode(z), net.decode(q.mu[None])[0]
+    x_hat, shown = (net.decode(v)["image"] for v in (z, q.mu[None]))
+    return q, z, x_hat, shown[0]
 
   q, z, x_hat, shown = (
     jax.tree.map(lambda v: np.asarray(v, np.float64), v) for v in by_hand()

@@ -39,7 +39,7 @@ def wide(**changes):
 def lowered(platform=None, **changes):
   """The step of `wide`, not compiled: of this machine, or as on another."""
   c = wide(**changes)
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, recipe))
   shape = (c.data.batch_size, *config.image_shape(c))
   batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -114,7 +114,7 @@ def test_flops_of_other_networks(encoder, decoder, patch, input_norm):
     **{f"model__{k}": v for k, v in keys.items()},
   )
   config.check(c)
-  recipe = build.recipe(c)
+  recipe = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, recipe))
   batch = {"image": jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32)}
   gradients = jax.jit(lambda *args: step.gradients(recipe, *args)[1])

@@ -24,7 +24,7 @@ def examiner(monkeypatch):
 
   def make(base=small, **changes):
     c = base(data__source="synthetic:80", **changes)
-    recipe = build.recipe(c)
+    recipe = build.train_spec(c)
     test = data.open(c.data, "test", c.seed)
     assert len(test) == 20
     layout = mesh.ShardingPlan(

@@ -22,7 +22,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import cli, malloc, paths, presets
-from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 
 
@@ -41,8 +40,10 @@ def main() -> None:
   shared = presets.complete(given.config.copy_and_resolve_references())
   cli.use_compilation_cache()
   # Here, since the comparison uses JAX before its first training does this.
-  malloc.keep_freed_on_cpu(configs.layer_bytes(shared))
-  from gamix_jax.compare.loop import compare  # noqa: PLC0415  (flags come first)
+  from gamix_jax.networks import layer_bytes  # noqa: PLC0415  (flags come first)
+
+  malloc.keep_freed_on_cpu(layer_bytes(shared))
+  from gamix_jax.compare.loop import compare  # noqa: PLC0415
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = paths.resolve(given.workdir or f"runs/compare_{name}")

@@ -27,6 +27,7 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.metrics.distances import NEIGHBOURS
+from gamix_jax.posterior import POSTERIORS
 from gamix_jax.workdir import write_text
 from gamix_jax.writer import rows
 
@@ -170,7 +171,7 @@ def _judge(
     )
     for name in ("mutual_information", "population_kl"):
       numbers[name] = pieces[name]
-  if config.posterior.name == "poisson":
+  if POSTERIORS[config.posterior.name].family.discrete:
     numbers |= metrics.sparseness(q.mean())
   one = model.encode(images[:1])
   z, _ = one.sample(jax.random.key(0), config.objective.num_samples)

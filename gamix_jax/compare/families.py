@@ -7,11 +7,11 @@ have several, and its best ones be set against the other's.
 import math
 import re
 
-from gamix_jax import build, objective, presets
+from gamix_jax import build, objectives, presets
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.posterior import HEADS
+from gamix_jax.posterior import POSTERIORS
 
 FORM = "posterior[:components]/objective[:population][@term=weight...]"
 _SPEC = re.compile(
@@ -49,7 +49,7 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
     derived, weights = _derive(config, spec)
     presets.complete(derived)
     _weigh(derived, weights)
-    build.recipe(derived)
+    build.train_spec(derived)
   except UserError as e:
     raise UserError(f"--families={spec}: {e}") from e
   return derived
@@ -65,15 +65,15 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
   match = _SPEC.fullmatch(spec)
   if not match:
     raise UserError(
-      f"a family is {FORM}; posteriors are {', '.join(HEADS)}, objectives "
-      f"{', '.join(objective.OBJECTIVES)}."
+      f"a family is {FORM}; posteriors are {', '.join(POSTERIORS)}, objectives "
+      f"{', '.join(objectives.OBJECTIVES)}."
     )
   name, components, goal, population, weights = match.groups()
-  objective.term_names(goal, "none")  # or says which there are
-  terms = objective.OBJECTIVES[goal].terms
+  objectives.term_names(goal, "none")  # or says which there are
+  terms = objectives.OBJECTIVES[goal].terms
   if population and "population_kl" not in terms:
     have = [
-      k for k, o in objective.OBJECTIVES.items() if "population_kl" in o.terms
+      k for k, o in objectives.OBJECTIVES.items() if "population_kl" in o.terms
     ]
     raise UserError(
       f"objective {goal!r} has no population; what has: {', '.join(have)}."
@@ -91,7 +91,7 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
 def _weigh(config: ConfigDict, weights: str) -> None:
   """Gives a complete config the weights `@term=weight...`."""
   goal, loss = config.objective.name, config.adversarial.loss
-  terms = [t for of in objective.term_names(goal, loss) for t in of]
+  terms = [t for of in objectives.term_names(goal, loss) for t in of]
   seen = set()
   for part in weights.split("@")[1:]:
     term, text = part.split("=")
@@ -121,11 +121,11 @@ def _set_posterior(config, name, components, goal) -> None:
   elif section.name != name:
     section.components = default.components
   section.name = name
-  if name == "poisson":  # its one parameter is the rate
+  if POSTERIORS.choose(name).family.discrete:  # it has no variance
     section.initial_logvar = default.initial_logvar
-  for family in HEADS:
-    if family != name and family in section:
-      section[family].update(default[family])
+  for other in POSTERIORS:
+    if other != name and other in section:
+      section[other].update(default[other])
   if name == "epanechnikov":  # the one family of two priors
     own = section.epanechnikov
     if goal != "evae":
@@ -137,7 +137,7 @@ def _set_posterior(config, name, components, goal) -> None:
 def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
   """Of the terms of objectives; a preset's are left open."""
   default = configs.base().weights
-  known = {t for o in objective.OBJECTIVES.values() for t in o.terms}
+  known = {t for o in objectives.OBJECTIVES.values() for t in o.terms}
   for term in known | set(terms):
     if term not in terms:
       config.weights[term] = None
@@ -149,10 +149,9 @@ def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
   """None of a term that there is not; a preset's are left open."""
   if "population_kl" not in terms:
     config.ramp.population_kl = 0
-  given = [
-    config.ramp[t] for t in objective.PULLS if config.ramp[t] is not None
-  ]
+  pulls = {t for o in objectives.OBJECTIVES.values() for t in o.ramped}
+  given = [config.ramp[t] for t in pulls if config.ramp[t] is not None]
   steps = max(given, default=None)
-  ramped = objective.ramped(config.objective.name)
-  for term in objective.PULLS:
+  ramped = objectives.OBJECTIVES[config.objective.name].ramped
+  for term in pulls:
     config.ramp[term] = steps if term in ramped else 0

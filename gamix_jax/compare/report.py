@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gamix_jax import metrics, objective, workdir
+from gamix_jax import metrics, objectives, workdir
 from gamix_jax.compare import figure
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.evaluate import settings
@@ -275,12 +275,12 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
   yield f"On {', '.join(machines)}; {'; '.join(versions)}."
   for spec in families:
     own = next(c for (family, _), (_, c) in runs.items() if family == spec)
-    of_vae, of_disc = objective.term_names(
+    of_vae, of_disc = objectives.term_names(
       own.objective.name, own.adversarial.loss
     )
     weights = ", ".join(f"{k} {own.weights[k]:g}" for k in of_vae + of_disc)
     line = f"`{spec}`: weights {weights}"
-    if "population_kl" in objective.OBJECTIVES[own.objective.name].terms:
+    if "population_kl" in objectives.OBJECTIVES[own.objective.name].terms:
       line += f"; population {own.objective.population}"
     count = next((r for (f, _), r in done.items() if f == spec and r), None)
     if count:
@@ -355,14 +355,14 @@ def front(
   points = []
   for (posterior, goal), specs in lines.items():
     one = configs[specs[0]]
-    of_vae, of_disc = objective.term_names(
+    of_vae, of_disc = objectives.term_names(
       one.objective.name, one.adversarial.loss
     )
     terms = [
       t
       for t in of_vae + of_disc
       if len({configs[spec].weights[t] for spec in specs}) > 1
-    ] or [t for t in objective.OBJECTIVES[one.objective.name].terms[1:]]
+    ] or [t for t in objectives.OBJECTIVES[one.objective.name].terms[1:]]
     name = goal if len(posteriors) == 1 else f"{posterior}/{goal}"
     for spec in specs:
       weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
@@ -382,7 +382,7 @@ def _form(config: ConfigDict) -> tuple[str, str]:
   posterior, goal = config.posterior.name, config.objective.name
   if config.posterior.components > 1:
     posterior += f":{config.posterior.components}"
-  if "population_kl" in objective.OBJECTIVES[goal].terms:
+  if "population_kl" in objectives.OBJECTIVES[goal].terms:
     goal += f":{config.objective.population}"
   return posterior, goal
 

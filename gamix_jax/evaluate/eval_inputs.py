@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import gamix_jax
-from gamix_jax import data, inference, metrics, objective, pictures
+from gamix_jax import data, inference, metrics, pictures
 from gamix_jax.config import image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.inference.fitting import read_images
@@ -241,13 +241,5 @@ class EvalInputs:
   @property
   def likelihood(self) -> str:
     """What p(x | z) is, in words."""
-    config = self.model.config
-    n, kind = int(np.prod(image_shape(config))), config.objective.reconstruction
-    weight = config.weights.recon
-    if kind == "l1":
-      return f"Laplace noise of scale {n / weight:.6g}, pixels in [-1, 1]"
-    if kind == "l2":
-      return f"Gaussian noise of variance {n / weight / 2:.6g} in [-1, 1]"
-    assert kind in objective.RECONSTRUCTIONS
-    tempered = "" if weight == n else f", to the power {weight / n:.6g}"
-    return f"Bernoulli, grey levels as probabilities{tempered}"
+    image, weight = self.model.recipe.image, self.model.config.weights.recon
+    return image.likelihood.describe(image.size, weight)

@@ -232,7 +232,7 @@ class EvalRun:
 
     def measure():
       found = subject.model.bounds(x, settings.draws, subject.key(10))
-      continuous = subject.model.config.objective.reconstruction != "bernoulli"
+      continuous = subject.model.recipe.image.likelihood.continuous
       dims = int(np.prod(x.shape[1:]))
       for name, each in found.items():
         self.numbers.add(name, metrics.mean_and_error(each), "nats", **own)
@@ -258,13 +258,15 @@ class EvalRun:
     second = np.sum(weights[..., None] * (np.square(mu) + var), axis=1)
     spread = np.asarray(second, np.float64) - np.square(mean)
     self.moments = mean, spread
-    self.standard = vae.prior is None and vae.posterior.family.normal
+    self.standard = (
+      vae.prior is None and vae.posterior.posterior_type.standard_normal_prior
+    )
     for name, value in metrics.latent_report(mean, spread).items():
       numbers.add(name, value, "", **self._all)
     if len(mean) == 1:
       reason = "not defined: the means of one image do not vary"
       numbers.missing(["active_units"], reason, **self._all)
-    if subject.model.config.posterior.name == "poisson":
+    if subject.model.recipe.vae.posterior.posterior_type.discrete:
       for name, value in metrics.sparseness(mean).items():
         if np.isfinite(value):
           numbers.add(name, value, "", **self._all)

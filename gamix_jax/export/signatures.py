@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import build, objective
+from gamix_jax import build
 from gamix_jax.config import ConfigDict
 from gamix_jax.inference import Model
+from gamix_jax.modality import IMAGE
 from gamix_jax.posterior import Posterior
 
 PARTS = ("encoder", "decoder")
@@ -92,7 +93,7 @@ def part(model: Model, name: str) -> Part:
   if name == "encoder":
 
     def encode(x):
-      return describe(recipe.vae.apply(vae, x, method="encode"))
+      return describe(recipe.vae.apply(vae, {IMAGE: x}, method="encode"))
 
     def by_model(x):
       return jax.device_get(describe(model.encode(x)))
@@ -101,14 +102,14 @@ def part(model: Model, name: str) -> Part:
       function=encode,
       model=by_model,
       input="x",
-      shape=recipe.image_shape,
+      shape=recipe.image.shape,
       range=(-1.0, 1.0),
       **kind,
     )
 
   def decode(z):
-    x_hat = recipe.vae.apply(vae, z, method="decode")
-    image = objective.to_image(x_hat, recipe.reconstruction)
+    x_hat = recipe.vae.apply(vae, z, method="decode")[IMAGE]
+    image = recipe.image.likelihood.mean(x_hat)
     return {"image": jnp.clip(image, -1, 1)}
 
   return Part(
@@ -129,5 +130,5 @@ def in_float32(model: Model) -> Model:
   config.dtype = "float32"
   trees = jax.tree.map(lambda x: x.astype(np.float32), variables(model))
   return Model(
-    config, build.recipe(config), model.step, **trees, which=model.which
+    config, build.train_spec(config), model.step, **trees, which=model.which
   )

@@ -21,7 +21,7 @@ def images(
   Raises:
     UserError: another shape, type or range, a number that is not finite.
   """
-  x, shape = np.asarray(x), recipe.image_shape
+  x, shape = np.asarray(x), recipe.image.shape
   if x.shape[-3:] != shape or x.ndim not in (3, 4) or not x.size:
     size = ", ".join(map(str, shape))
     raise UserError(
@@ -41,7 +41,7 @@ def images(
 
 def batch(recipe: TrainSpec, x: ArrayLike, **kwargs) -> np.ndarray:
   """`images` as [b, h, w, c]: a single one has b = 1."""
-  return images(recipe, x, **kwargs).reshape(-1, *recipe.image_shape)
+  return images(recipe, x, **kwargs).reshape(-1, *recipe.image.shape)
 
 
 def single(recipe: TrainSpec, x: ArrayLike, what: str) -> np.ndarray:

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gamix_jax import mesh, objective
+from gamix_jax import mesh
 from gamix_jax.errors import UserError
+from gamix_jax.modality import IMAGE, to_float
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
-from gamix_jax.step import TrainSpec, to_float
+from gamix_jax.step import TrainSpec
 
 # Pixels on the devices at a time, unless told otherwise. A layer of 128
 # features is then half a GB.
@@ -39,7 +40,7 @@ class Runner:
   ) -> None:
     """Raises UserError if `batch_size` is under 1; None chooses it."""
     if batch_size is None:
-      batch_size = default_batch_size(recipe.image_shape)
+      batch_size = default_batch_size(recipe.image.shape)
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} must be 1 or more.")
     self.recipe, self.batch_size = recipe, batch_size
@@ -125,13 +126,14 @@ def at_least(n: int) -> int:
 
 
 def _encode(recipe: TrainSpec, vae: dict, x: jax.Array) -> Posterior:
-  return recipe.vae.apply(vae, to_float(x, recipe.dtype), method="encode")
+  x = {IMAGE: to_float(x, recipe.dtype)}
+  return recipe.vae.apply(vae, x, method="encode")
 
 
 def _decode(
   recipe: TrainSpec, vae: dict, z: jax.Array, *, raw: bool
 ) -> jax.Array:
-  x_hat = recipe.vae.apply(vae, z, method="decode")
+  x_hat = recipe.vae.apply(vae, z, method="decode")[IMAGE]
   return x_hat if raw else jnp.clip(_image(recipe, x_hat), -1, 1)
 
 
@@ -149,4 +151,4 @@ def _prior_draws(
 
 
 def _image(recipe: TrainSpec, x_hat: jax.Array) -> jax.Array:
-  return objective.to_image(x_hat, recipe.reconstruction)
+  return recipe.image.likelihood.mean(x_hat)

@@ -13,10 +13,11 @@ import scipy.special
 from gamix_jax import train_metrics
 from gamix_jax.errors import UserError
 from gamix_jax.inference.device import Runner, at_least
-from gamix_jax.objective import VAEOutput
+from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.networks import VAEOutput
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
-from gamix_jax.step import TrainSpec, to_float
+from gamix_jax.step import TrainSpec
 
 
 class Likelihood:
@@ -96,15 +97,15 @@ def _each(
 
   of_images = jax.vmap(draw, (0, 0, None), out_axes=1)
   z, w = jax.vmap(of_images, (None, None, 0))(q, index, draws)
-  x_hat = recipe.vae.apply(vae, z, method="decode")  # [t, s, b, h, w, c]
-  x = to_float(x, recipe.dtype)
+  x_hat = recipe.vae.apply(vae, z, method="decode")  # [t, s, b, ...]
+  x = {IMAGE: to_float(x, recipe.dtype)}
   q = q if prior is None else WithPrior(q, prior)
 
   def of_draw(z, w, x_hat):
     return train_metrics.bounds(
       VAEOutput(x, q, z, w, x_hat),
-      recipe.reconstruction,
-      recipe.vae_weights["recon"],
+      recipe.modalities,
+      recipe.weights.vae["recon"],
     )
 
   found = jax.vmap(of_draw)(z, w, x_hat)

@@ -52,7 +52,7 @@ def load(
   for key, value in (data or {}).items():
     if value:
       config.data[key] = value
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   state = jax.eval_shape(partial(init, recipe))
   if safetensors_io.is_exported(path):
     found = safetensors_io.read(path, state, which, step)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gamix_jax import objective, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.inference import arrays, maps, ways
@@ -17,6 +16,7 @@ from gamix_jax.inference.device import Runner
 from gamix_jax.inference.likelihood import Likelihood
 from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.inference.sources import Sources
+from gamix_jax.modality import to_float
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec
 
@@ -315,7 +315,7 @@ class Model:
         ln 1/S sum_s p(x, z_s) / q(z_s | x),    z_s ~ q(z | x)
 
     Burda et al., arXiv:1509.00519; of a mixture stratified (2003.01687). p(x |
-    z) is what the reconstruction term stands for, `objective.log_likelihood`.
+    z) is what the reconstruction term stands for, `modality.log_likelihood`.
 
     Args:
       x: [b, h, w, c] or one [h, w, c].
@@ -373,10 +373,8 @@ class Model:
     if by == "population":
       return -self._sources.log_density(self.encode(x).mean())
     x_hat = self.decode(self.encode(x).mean(), raw=True)
-    x = step.to_float(arrays.batch(self.recipe, x), self.recipe.dtype)
-    return np.asarray(
-      objective.reconstruction_error(x, x_hat, self.recipe.reconstruction)
-    )
+    x = to_float(arrays.batch(self.recipe, x), self.recipe.dtype)
+    return np.asarray(self.recipe.image.error(x, x_hat))
 
   def latent_map(
     self, x: ArrayLike, method: str = "pca", seed: int = 0

@@ -24,7 +24,7 @@ import numpy as np
 
 from gamix_jax import workdir
 from gamix_jax.errors import UserError
-from gamix_jax.posterior import Poisson, Posterior
+from gamix_jax.posterior import Posterior
 
 FORMAT = 1
 COMPONENTS = 10  # arXiv:1903.12436, appendix
@@ -82,7 +82,7 @@ def fit(
     )
   about = {**of, "format": FORMAT, "images": n, "seed": seed}
   population = jax.tree.map(np.asarray, q)
-  if isinstance(q, Poisson):  # of counts, which no Gaussian mixture makes
+  if q.discrete:  # counts, which no Gaussian mixture makes
     return LatentSamplers(about, population, None)
   z = draw_population(q, jax.random.key(seed), None)
   tried = [k for k in BY_BIC if 2 * k <= n] if several else [components]

@@ -12,6 +12,7 @@ from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.keras_weights import names
+from gamix_jax.networks.resnet import bottleneck_channels
 
 OPTIMIZERS = {"vae": "generator_optimizer", "disc": "discriminator_optimizer"}
 _FIRST_OF_DISC = "discriminator/layer0/conv/kernel"
@@ -219,7 +220,7 @@ def _keys_of_config(config: ConfigDict) -> dict[str, Any]:
     "data.channels": channels,
     "model.latent": model.latent,
     "model.bottleneck_channels": _head(
-      configs.bottleneck_channels(config), model.latent
+      bottleneck_channels(model), model.latent
     ),
     "model.encoder_features": tuple(model.encoder_features),
     "model.decoder_features": tuple(model.decoder_features),

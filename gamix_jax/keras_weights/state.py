@@ -54,7 +54,7 @@ def import_weights(
   """
   path = _free(workdir)
   _check_config(config)
-  recipe = build.recipe(config)
+  recipe = build.train_spec(config)
   abstract = jax.eval_shape(partial(init, recipe))
   found = read(weights, config, _shapes(config, abstract))
   state = to_state(found, recipe, abstract)

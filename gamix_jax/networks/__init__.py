@@ -1,18 +1,63 @@
 """THE PAPER, 2: encoder, decoder and discriminator, as functions.
 
 Images are [b, h, w, c] in [-1, 1]; the decoder's output is not bounded. Read
-`vae` first, then `resnet`.
+`vae` first, then `resnet`. A network is a class and a line below.
 """
 
+from flax import linen as nn
+
+from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.networks.conv import ConvDecoder, ConvEncoder
 from gamix_jax.networks.linear import LinearDecoder, LinearEncoder
 from gamix_jax.networks.mlp import MLPDecoder, MLPEncoder
-from gamix_jax.networks.parts import INPUT_NORMS, NORMS
+from gamix_jax.networks.parts import (
+  INPUT_NORMS,
+  NORMS,
+  Decoder,
+  Encoder,
+  check_divides,
+  check_features,
+)
 from gamix_jax.networks.patchgan import PatchDiscriminator
-from gamix_jax.networks.resnet import Decoder, Encoder
-from gamix_jax.networks.vae import VAE
+from gamix_jax.networks.resnet import ResNetDecoder, ResNetEncoder
+from gamix_jax.networks.vae import VAE, VAEOutput
+from gamix_jax.registry import Registry
+
+ENCODERS: Registry[type[Encoder]] = Registry("model.encoder")
+ENCODERS.register("resnet", ResNetEncoder)
+ENCODERS.register("conv", ConvEncoder)
+ENCODERS.register("mlp", MLPEncoder)
+ENCODERS.register("linear", LinearEncoder)
+
+DECODERS: Registry[type[Decoder]] = Registry("model.decoder")
+DECODERS.register("resnet", ResNetDecoder)
+DECODERS.register("conv", ConvDecoder)
+DECODERS.register("mlp", MLPDecoder)
+DECODERS.register("linear", LinearDecoder)
+
+DISCRIMINATORS: Registry[type[nn.Module]] = Registry("model.discriminator")
+DISCRIMINATORS.register("patchgan", PatchDiscriminator)
+
+
+def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
+  """Of a batch behind the encoder's first layer, in float32.
+
+  Args:
+    c: of the run.
+    batch_size: images at a time; the training's if left out.
+
+  Raises:
+    UserError: there is no such encoder.
+  """
+  encoder = ENCODERS.choose(c.model.encoder)
+  n = c.data.batch_size if batch_size is None else batch_size
+  return 4 * n * encoder.first_layer_size(c.model, image_shape(c))
+
 
 __all__ = [
+  "DECODERS",
+  "DISCRIMINATORS",
+  "ENCODERS",
   "INPUT_NORMS",
   "NORMS",
   "VAE",
@@ -25,4 +70,10 @@ __all__ = [
   "MLPDecoder",
   "MLPEncoder",
   "PatchDiscriminator",
+  "ResNetDecoder",
+  "ResNetEncoder",
+  "VAEOutput",
+  "check_divides",
+  "check_features",
+  "layer_bytes",
 ]

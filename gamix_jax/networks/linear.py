@@ -2,20 +2,23 @@
 
 With a Poisson posterior a linear decoder makes the VAE amortised sparse coding
 (Vafaii et al., arXiv:2405.14473): an image is a sum of dictionary elements,
-each taken z_d times. Both take the place of the ResNets.
+each taken z_d times.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gamix_jax.networks.parts import GLOROT
+from gamix_jax.config import ConfigDict
+from gamix_jax.networks.parts import GLOROT, Decoder, Encoder
 from gamix_jax.posterior.base import promote_f32
 
 
-class LinearEncoder(nn.Module):
+class LinearEncoder(Encoder):
   """Images [b, h, w, c] as they are: the posterior's head is the linear map."""
 
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -23,16 +26,21 @@ class LinearEncoder(nn.Module):
     return x
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(Decoder):
   """Latents [b, d] -> images [b, h, w, c], x_hat = Phi z, unbounded.
 
   Attributes:
     image_shape: (h, w, c).
   """
 
-  image_shape: tuple[int, int, int]
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  image_shape: tuple[int, int, int] = (1, 1, 1)
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    del model
+    return cls(image_shape=tuple(shape), **kind)
 
   @nn.compact
   def __call__(

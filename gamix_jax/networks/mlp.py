@@ -7,15 +7,22 @@ the number of pixels.
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 from flax import linen as nn
 
-from gamix_jax.networks.parts import NetworkModule
+from gamix_jax.config import ConfigDict
+from gamix_jax.networks.parts import (
+  Decoder,
+  Encoder,
+  NetworkModule,
+  check_features,
+)
 from gamix_jax.posterior.base import promote_f32
 
 
-class MLPEncoder(NetworkModule):
+class MLPEncoder(Encoder):
   """Images [b, h, w, c] -> features [b, features[-1]].
 
   Attributes:
@@ -24,8 +31,33 @@ class MLPEncoder(NetworkModule):
     input_norm: see `NetworkModule.normed_input`.
   """
 
+  keys = ("encoder_features", "input_norm", "norm")
+
   features: Sequence[int] = ()
   input_norm: str = "layer"
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    del shape
+    return cls(
+      features=check_features("encoder_features", model.encoder_features),
+      input_norm=model.input_norm,
+      norm=model.norm,
+      **kind,
+    )
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    del width, halvings
+    return hidden, hidden
+
+  @classmethod
+  def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
+    return max(math.prod(shape), model.encoder_features[0])
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -33,7 +65,7 @@ class MLPEncoder(NetworkModule):
     return hidden(self, x.reshape(x.shape[0], -1), train)
 
 
-class MLPDecoder(NetworkModule):
+class MLPDecoder(Decoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   Attributes:
@@ -41,8 +73,28 @@ class MLPDecoder(NetworkModule):
     image_shape: (h, w, c).
   """
 
+  keys = ("decoder_features", "norm")
+
   features: Sequence[int] = ()
   image_shape: tuple[int, int, int] = (1, 1, 1)
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    return cls(
+      features=check_features("decoder_features", model.decoder_features),
+      image_shape=tuple(shape),
+      norm=model.norm,
+      **kind,
+    )
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    del width, halvings
+    return hidden, hidden
 
   @nn.compact
   def __call__(self, z: jax.Array, train: bool) -> jax.Array:

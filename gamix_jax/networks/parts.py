@@ -5,12 +5,16 @@ Parameters are float32, convolutions and products in `dtype`.
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gamix_jax import ops
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
 from gamix_jax.posterior.base import expand_leading, promote_f32
 
 EPSILON = 1e-3  # of every normalisation, Keras' default
@@ -215,7 +219,150 @@ class NetworkModule(nn.Module):
     return dict(norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
 
 
-class SpatialEncoder(NetworkModule):
+class Encoder(NetworkModule):
+  """Observations -> features; `ENCODERS` has them by name.
+
+  Attributes:
+    keys: of the config's section `model` that it reads, beside its own.
+    settings: config keys of its own with defaults, `model.<name>.<key>`.
+    convolutional: whether a preset gives it patches and a normalisation.
+    latent_shape: (h', w', c) of the latents' grid: features [b, h', w', n] are
+      mapped to c latents at every place, d = h' w' c. None: features are one
+      vector, and so are latents.
+  """
+
+  keys: ClassVar[tuple[str, ...]] = ()
+  settings: ClassVar[dict[str, Any]] = {}
+  convolutional: ClassVar[bool] = False
+  latent_shape: tuple[int, int, int] | None = None
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    """The network of a config.
+
+    Args:
+      model: the section `model`.
+      shape: (h, w, c) of the images.
+      **kind: `dtype` and `param_dtype`.
+
+    Raises:
+      UserError: it cannot have these values.
+    """
+    del model, shape
+    return cls(**kind)
+
+  @classmethod
+  def keys_read(cls, model: ConfigDict) -> set[str]:
+    """`keys`, those alone that make a difference with these values."""
+    del model
+    return set(cls.keys)
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    """The widths that a preset gives it, from the image on.
+
+    Args:
+      width: channels of a convolution at the image.
+      hidden: width of a fully connected layer.
+      halvings: of the image, down to a grid of about 4.
+    """
+    del width, hidden, halvings
+    return ()
+
+  @classmethod
+  def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
+    """Numbers of an image behind its first layer, or of the image itself."""
+    del model
+    return math.prod(shape)
+
+  def __call__(
+    self, x: Float[Array, "b h w c"], train: bool
+  ) -> Float[Array, "b ... n"]:
+    """Features of images in [-1, 1]."""
+    raise NotImplementedError
+
+
+class Decoder(NetworkModule):
+  """Latents -> observations; `DECODERS` has them by name.
+
+  For the attributes see `Encoder`.
+  """
+
+  keys: ClassVar[tuple[str, ...]] = ()
+  settings: ClassVar[dict[str, Any]] = {}
+  convolutional: ClassVar[bool] = False
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    """See `Encoder.from_config`."""
+    del model, shape
+    return cls(**kind)
+
+  @classmethod
+  def keys_read(cls, model: ConfigDict) -> set[str]:
+    """See `Encoder.keys_read`."""
+    del model
+    return set(cls.keys)
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    """See `Encoder.preset_features`; up to the image."""
+    del width, hidden, halvings
+    return ()
+
+  def __call__(
+    self, z: Float[Array, "b d"], train: bool
+  ) -> Float[Array, "b h w c"]:
+    """The likelihood's parameters, unbounded, float32 or more."""
+    raise NotImplementedError
+
+
+def check_features(key: str, features: Sequence[int]) -> tuple[int, ...]:
+  """Widths of layers.
+
+  Raises:
+    UserError: there are none, or one is no whole number from 1 on.
+  """
+  if not features:
+    raise UserError(f"model.{key} is empty; give it a width.")
+  if not all(isinstance(v, int) and v > 0 for v in features):
+    raise UserError(
+      f"model.{key}={tuple(features)} must be whole numbers > 0, as (64, 128)."
+    )
+  return tuple(features)
+
+
+def check_divides(
+  key: str, shape: Sequence[int], patch: int, halvings: int
+) -> None:
+  """Refuses an image that a network cannot halve so often.
+
+  Raises:
+    UserError: with sizes that it can.
+  """
+  h, w, _ = shape
+  factor = patch * 2**halvings
+  for side in (h, w):
+    if side % factor:
+      below = side // factor * factor
+      fits = [s for s in (below, below + factor, below + 2 * factor) if s]
+      patches = f" in patches of model.patch={patch}" if patch > 1 else ""
+      raise UserError(
+        f"data.image_size={h if h == w else (h, w)}: model.{key} halves an "
+        f"image{patches} {halvings} times, which {side} does not divide by; "
+        f"sizes that do: {', '.join(map(str, fits))} (multiples of {factor})."
+      )
+
+
+class ConvolutionalEncoder(Encoder):
   """What encoders with convolutions have in common.
 
   Attributes:
@@ -225,9 +372,32 @@ class SpatialEncoder(NetworkModule):
     patch: side of the squares of pixels that are seen as channels.
   """
 
+  keys = ("encoder_features", "input_norm", "patch", "norm")
+  convolutional = True
+
   features: Sequence[int] = ()
   input_norm: str = "layer"
   patch: int = 1
+
+  @classmethod
+  def halvings(cls, features: Sequence[int]) -> int:
+    """How often it halves an image, beside the patches."""
+    return len(features)
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    features = check_features("encoder_features", model.encoder_features)
+    times = cls.halvings(features)
+    check_divides("encoder_features", shape, model.patch, times)
+    return cls(
+      features=features,
+      input_norm=model.input_norm,
+      patch=model.patch,
+      norm=model.norm,
+      **kind,
+    )
 
   def patches(self, x: jax.Array) -> jax.Array:
     """[b, h, w, c], normalised, as squares [b, h/p, w/p, p p c]."""
@@ -235,16 +405,19 @@ class SpatialEncoder(NetworkModule):
     return space_to_depth(x, self.patch) if self.patch > 1 else x
 
 
-class SpatialDecoder(NetworkModule):
+class ConvolutionalDecoder(Decoder):
   """What decoders with convolutions have in common.
 
   Attributes:
     features: channels, up to the image.
     start: shape (h', w', c') that latents are mapped to.
     channels: of the images.
-    patch: see `SpatialEncoder`.
+    patch: see `ConvolutionalEncoder`.
     upsample_gain: of the initial weights of the transposed convolutions.
   """
+
+  keys = ("decoder_features", "upsample_gain", "patch", "norm")
+  convolutional = True
 
   features: Sequence[int] = ()
   start: tuple[int, int, int] = (1, 1, 1)
@@ -252,7 +425,50 @@ class SpatialDecoder(NetworkModule):
   patch: int = 1
   upsample_gain: float = 1.0
 
-  def spread(self, z: jax.Array) -> jax.Array:
+  @classmethod
+  def doublings(cls, features: Sequence[int]) -> int:
+    """How often it doubles an image, beside the patches."""
+    return len(features)
+
+  @classmethod
+  def start_channels(cls, model: ConfigDict) -> int:
+    """Channels of the grid that latents are mapped to."""
+    return model.decoder_features[0]
+
+  @classmethod
+  def start_shape(
+    cls, model: ConfigDict, shape: Sequence[int]
+  ) -> tuple[int, int, int]:
+    """(h', w', c') of the grid that latents are mapped to."""
+    factor = model.patch * 2 ** cls.doublings(model.decoder_features)
+    h, w, _ = shape
+    return h // factor, w // factor, cls.start_channels(model)
+
+  @classmethod
+  def keys_read(cls, model: ConfigDict) -> set[str]:
+    unused = (
+      set() if cls.doublings(model.decoder_features) else {"upsample_gain"}
+    )
+    return set(cls.keys) - unused
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    features = check_features("decoder_features", model.decoder_features)
+    times = cls.doublings(features)
+    check_divides("decoder_features", shape, model.patch, times)
+    return cls(
+      features=features,
+      start=cls.start_shape(model, shape),
+      channels=shape[-1],
+      patch=model.patch,
+      upsample_gain=model.upsample_gain,
+      norm=model.norm,
+      **kind,
+    )
+
+  def to_grid(self, z: jax.Array) -> jax.Array:
     """Latents [b, d] -> [b, h', w', c'], linearly."""
     x = self.dense(math.prod(self.start), "dense")(z)
     return x.reshape(-1, *self.start)

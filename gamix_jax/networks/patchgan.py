@@ -1,12 +1,15 @@
 """The PatchGAN discriminator."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 from flax import linen as nn
 
-from gamix_jax.networks.parts import NetworkModule
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.networks.parts import NetworkModule, check_features
 from gamix_jax.posterior.base import promote_f32
 
 LEAKY_SLOPE = float(np.float32(0.3))  # Keras holds it in float32
@@ -19,9 +22,47 @@ class PatchDiscriminator(NetworkModule):
   with `group` and `none` it does not, for it would take the logits' level out.
   """
 
+  keys: ClassVar[tuple[str, ...]] = (
+    "discriminator_features",
+    "discriminator_strides",
+    "dropout",
+    "norm",
+  )
+  settings: ClassVar[dict[str, Any]] = {}
+
   features: Sequence[int] = ()
   strides: Sequence[int] = ()
   dropout: float = 0.0
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    """See `Encoder.from_config`."""
+    del shape
+    features = model.discriminator_features
+    strides = model.discriminator_strides
+    if len(features) != len(strides) or not features or features[-1] != 1:
+      raise UserError(
+        f"model.discriminator_features={features} and _strides={strides} must "
+        "be of one length, and the last of the features 1, the logit."
+      )
+    return cls(
+      features=check_features("discriminator_features", features),
+      strides=check_features("discriminator_strides", strides),
+      dropout=model.dropout,
+      norm=model.norm,
+      **kind,
+    )
+
+  @property
+  def joint(self) -> bool:
+    """Whether real and fake images go through it at once.
+
+    `batch` has statistics of both, and the published run has `affine`, whose
+    numbers stay what they are to the bit.
+    """
+    return self.norm in ("affine", "batch")
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -4,13 +4,17 @@ Pre-activation residual networks (He et al., arXiv:1603.05027) as the reference
 ran them.
 """
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import jax
 from flax import linen as nn
 
+from gamix_jax.config import ConfigDict
 from gamix_jax.networks.parts import (
+  ConvolutionalDecoder,
+  ConvolutionalEncoder,
   NetworkModule,
-  SpatialDecoder,
-  SpatialEncoder,
 )
 
 # Of these the value at a pixel does not depend on the other pixels, so a
@@ -106,7 +110,7 @@ class DecoderStage(NetworkModule):
     )(x, train)
 
 
-class Encoder(SpatialEncoder):
+class ResNetEncoder(ConvolutionalEncoder):
   """Images [b, h, w, c] -> features [b, h', w', bottleneck_channels].
 
   h' = h / (patch 2^(n - 1)) for n feature counts, the channels of the stem and
@@ -116,7 +120,34 @@ class Encoder(SpatialEncoder):
     bottleneck_channels: channels of the output.
   """
 
+  keys = (*ConvolutionalEncoder.keys, "bottleneck_channels")
+
   bottleneck_channels: int = 0
+
+  @classmethod
+  def halvings(cls, features: Sequence[int]) -> int:
+    return len(features) - 1
+
+  @classmethod
+  def from_config(
+    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
+  ) -> Self:
+    channels = bottleneck_channels(model)
+    return super().from_config(
+      model, shape, bottleneck_channels=channels, **kind
+    )
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    del hidden
+    return (width, *[2 * width] * halvings)
+
+  @classmethod
+  def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
+    h, w, _ = shape
+    return h * w // model.patch**2 * model.encoder_features[0]
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -134,15 +165,32 @@ class Encoder(SpatialEncoder):
     return self.conv(self.bottleneck_channels, 1, "head")(x)
 
 
-class Decoder(SpatialDecoder):
+class ResNetDecoder(ConvolutionalDecoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   The features are the channels of the stem and behind each doubling.
   """
 
+  keys = (*ConvolutionalDecoder.keys, "bottleneck_channels")
+
+  @classmethod
+  def doublings(cls, features: Sequence[int]) -> int:
+    return len(features) - 1
+
+  @classmethod
+  def start_channels(cls, model: ConfigDict) -> int:
+    return bottleneck_channels(model)
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    del hidden
+    return (*[2 * width] * halvings, width)
+
   @nn.compact
   def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-    x = self.spread(z)
+    x = self.to_grid(z)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(
       zip(self.features, self.features[1:], strict=False)
@@ -155,3 +203,8 @@ class Decoder(SpatialDecoder):
         **self.of_same_kind(),
       )(x, train)
     return self.image(x)
+
+
+def bottleneck_channels(model: ConfigDict) -> int:
+  """Channels of the encoder's output, and of the decoder's input."""
+  return model.bottleneck_channels or max(1, model.latent // 8)

@@ -1,27 +1,73 @@
 """Encoder, posterior head, decoder and prior in one."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float
 
-from gamix_jax.posterior import Mixture, Posterior, prior
+from gamix_jax.modality import IMAGE
+from gamix_jax.networks.parts import Decoder, Encoder
+from gamix_jax.posterior import Head, Mixture, Posterior, prior
+
+Observations = Mapping[str, jax.Array]  # by modality
+
+
+@struct.dataclass
+class VAEOutput:
+  """What one forward pass of a VAE leaves for its objective.
+
+  Attributes:
+    x: observations by modality, [b, ...], floats; images in [-1, 1].
+    q: their posterior.
+    z: draws [s, b, d], with weights w [s, b] that sum to 1 over s.
+    w: see z.
+    x_hat: the draws decoded, by modality, [s, b, ...].
+    x_hat_var: the variance of x_hat over z, by modality, [b, ...], where z is
+      the mean alone (num_samples=0).
+  """
+
+  x: Observations
+  q: Posterior
+  z: jax.Array
+  w: jax.Array
+  x_hat: Observations
+  x_hat_var: Observations | None = None
 
 
 class VAE(nn.Module):
-  """Encoder, posterior head and decoder; a prior where it is learned."""
+  """The VAE of one modality.
 
-  encoder: nn.Module
-  posterior: nn.Module  # features [b, n] -> Posterior; `prior_draws`
-  decoder: nn.Module
-  prior: nn.Module | None = None  # of posterior/prior.py; None: the head's own
+  Attributes:
+    encoder: observations -> features.
+    posterior: features -> q(z | x); also draws of its own prior.
+    decoder: latents -> the likelihood's parameters.
+    prior: of posterior/prior.py, where it is learned; None: the head's own.
+    modality: the key of its observations.
+  """
 
-  def encode(self, x: jax.Array, train: bool = False) -> Posterior:
-    """Images [b, h, w, c] in [-1, 1] -> q(z | x)."""
+  encoder: Encoder
+  posterior: Head
+  decoder: Decoder
+  prior: nn.Module | None = None
+  modality: str = IMAGE
+
+  def encode(self, x: Observations, train: bool = False) -> Posterior:
+    """Observations [b, ...] -> q(z | x)."""
+    return self._encode(x[self.modality], train)
+
+  def _encode(self, x: jax.Array, train: bool = False) -> Posterior:
     h = self.encoder(x, train)
-    return self.posterior(h.reshape(h.shape[0], -1))
+    if self.encoder.latent_shape is None:
+      h = h.reshape(h.shape[0], -1)
+    return self.posterior(h)
 
-  def decode(self, z: jax.Array, train: bool = False) -> jax.Array:
-    """Latents [..., d] -> x_hat [..., h, w, c], unbounded.
+  def decode(
+    self, z: Float[Array, "... b d"], train: bool = False
+  ) -> dict[str, jax.Array]:
+    """Latents -> x_hat [..., b, h, w, c], unbounded, by modality.
 
     The batch axis, the one before the last, stays outermost inside, so that a
     batch spread over devices stays where it is.
@@ -31,20 +77,13 @@ class VAE(nn.Module):
     b, s, d = z.shape
     x_hat = self.decoder(z.reshape(b * s, d), train)
     x_hat = jnp.moveaxis(x_hat.reshape(b, s, *x_hat.shape[1:]), 1, 0)
-    return x_hat.reshape(*lead, *x_hat.shape[2:])
-
-  def variance(self, var: jax.Array) -> jax.Array:
-    """Var x_hat [b, h, w, c] of independent latents of variance [b, d].
-
-    Of a linear decoder alone.
-    """
-    return self.decoder(var, square=True)
+    return {self.modality: x_hat.reshape(*lead, *x_hat.shape[2:])}
 
   def learned_prior(self) -> Mixture:
     """Of a model that has one; pseudo-inputs meet stored statistics."""
     if isinstance(self.prior, prior.MixturePrior):
       return self.prior()
-    return prior.vamp_mixture(self.encode(self.prior()))
+    return prior.vamp_mixture(self._encode(self.prior()))
 
   def with_prior(self, q: Posterior) -> Posterior:
     """q beside the prior that this model has."""
@@ -54,29 +93,40 @@ class VAE(nn.Module):
 
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
-  ) -> jax.Array:
-    """z [n, d] from the prior p(z)."""
+  ) -> Float[Array, "n d"]:
+    """z from the prior p(z)."""
     if self.prior is not None:
       return prior.draw(self.learned_prior(), key, n, temperature)
     return self.posterior.prior_draws(key, n, temperature)
 
   def __call__(
     self,
-    x: jax.Array,
+    x: Observations,
     key: jax.Array,
-    draws: int = 1,
+    num_samples: int = 1,
     train: bool = False,
     eps: jax.Array | None = None,
     step: jax.Array | None = None,
-  ) -> tuple[Posterior, jax.Array, jax.Array, jax.Array]:
-    """x [b, h, w, c] -> q, z [s, b, d], w [s, b], x_hat [s, b, h, w, c].
+  ) -> VAEOutput:
+    """One forward pass.
 
-    With draws=0 the one z is q's mean.
+    Args:
+      x: observations by modality, [b, ...].
+      key: of the draws.
+      num_samples: draws of z for each x, and component. 0: z is q's mean
+        alone, and x_hat's variance is computed, of a decoder that can.
+      train: whether batch statistics are the batch's own.
+      eps: noise in place of the key's, see `Posterior.sample`.
+      step: of the training, see `Posterior.sample`.
     """
     q = self.with_prior(self.encode(x, train))
-    if draws:
-      z, w = q.sample(key, draws, eps, step)
-    else:
-      z = q.mean()[None]
-      w = jnp.ones(z.shape[:2], z.dtype)
-    return q, z, w, self.decode(z, train)
+    if num_samples:
+      z, w = q.sample(key, num_samples, eps, step)
+      return VAEOutput(x, q, z, w, self.decode(z, train))
+    z = q.mean()[None]
+    w = jnp.ones(z.shape[:2], z.dtype)
+    x_hat = self.decode(z, train)
+    _, _, var = q.components()
+    # Latents are independent: the images' variance is the squared map's image.
+    x_hat_var = {self.modality: self.decoder(var[:, 0], square=True)}
+    return VAEOutput(x, q, z, w, x_hat, x_hat_var)

@@ -1,14 +1,13 @@
 """THE PAPER, 1: the posterior q(z | x).
 
-A family is a file here and a line in `HEADS`: a Flax module that turns the
-encoder's features [b, n] into a `Posterior`. Read `base` first.
+A family is a file here and a line below: a Flax module (`Head`) that turns the
+encoder's features into a `Posterior`. Read `base` first.
 """
 
-from flax import linen as nn
+from typing import Any
 
-from gamix_jax.errors import UserError
 from gamix_jax.posterior import prior
-from gamix_jax.posterior.base import Posterior, log_prior
+from gamix_jax.posterior.base import Head, Posterior, log_prior
 from gamix_jax.posterior.epanechnikov import (
   Epanechnikov,
   EpanechnikovHead,
@@ -17,17 +16,17 @@ from gamix_jax.posterior.epanechnikov import (
 from gamix_jax.posterior.gaussian import Gaussian, GaussianHead
 from gamix_jax.posterior.mixture import Mixture, MixtureHead
 from gamix_jax.posterior.poisson import Poisson, PoissonHead
+from gamix_jax.registry import Registry
 
-HEADS = {
-  "gaussian": GaussianHead,
-  "mixture": MixtureHead,
-  "epanechnikov": EpanechnikovHead,
-  "poisson": PoissonHead,
-}
+POSTERIORS: Registry[type[Head]] = Registry("posterior.name")
+POSTERIORS.register("gaussian", GaussianHead)
+POSTERIORS.register("mixture", MixtureHead)
+POSTERIORS.register("epanechnikov", EpanechnikovHead)
+POSTERIORS.register("poisson", PoissonHead)
 
 
-def head(name: str, **section) -> nn.Module:
-  """The module named by `config.posterior`: features [b, n] -> Posterior.
+def head(name: str, **section: Any) -> Head:
+  """The module named by `config.posterior`.
 
   Args:
     name: of the family.
@@ -35,25 +34,21 @@ def head(name: str, **section) -> nn.Module:
       name, of which the others' are not looked at.
 
   Raises:
-    UserError: if there is no such family, or it has not that many components.
+    UserError: there is no such family; it cannot have these values.
   """
-  if name not in HEADS:
-    raise UserError(
-      f"posterior.name={name!r} is not a posterior family; "
-      f"there are: {', '.join(HEADS)}."
-    )
   own = section.get(name, {})
-  common = {k: v for k, v in section.items() if k not in HEADS}
-  return HEADS[name](**common, **own)
+  common = {k: v for k, v in section.items() if k not in POSTERIORS}
+  return POSTERIORS.choose(name)(**common, **own)
 
 
 __all__ = [
-  "HEADS",
+  "POSTERIORS",
   "EVAEPosterior",
   "Epanechnikov",
   "EpanechnikovHead",
   "Gaussian",
   "GaussianHead",
+  "Head",
   "Mixture",
   "MixtureHead",
   "Poisson",

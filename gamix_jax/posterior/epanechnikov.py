@@ -24,6 +24,7 @@ from flax import struct
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
+from gamix_jax.registry import check_choice
 
 LOG_5 = 1.6094379124341003
 ENTROPY = 5 / 3 - 1.0986122886681098  # of the kernel at r = 1: 5/3 - ln 3
@@ -41,8 +42,10 @@ def quantile(v: jax.Array) -> jax.Array:
 
 
 @struct.dataclass
-class Epanechnikov(base.StandardNormalPrior):
+class Epanechnikov(base.Posterior):
   """mu and logvar = ln sigma^2 = ln (r^2 / 5), both [b, d]."""
+
+  closed_form_kl: ClassVar[bool] = True
 
   mu: jax.Array
   logvar: jax.Array
@@ -112,7 +115,9 @@ class EVAEPosterior(Epanechnikov):
     uniform: which.
   """
 
-  normal: ClassVar[bool] = False
+  closed_form_kl: ClassVar[bool] = False
+  standard_normal_prior: ClassVar[bool] = False
+  adds_prior_noise: ClassVar[bool] = True
 
   width: float = struct.field(pytree_node=False, default=0.1)
   uniform: bool = struct.field(pytree_node=False, default=True)
@@ -213,8 +218,8 @@ def smoothing(key, shape, width, uniform, dtype, eps=None) -> jax.Array:
   return width * (eps - 0.5) if uniform else width * eps
 
 
-class EpanechnikovHead(nn.Module):
-  """Two linear maps of the features [b, n] to mu and logvar [b, d].
+class EpanechnikovHead(base.Head):
+  """Two linear maps of the features to mu and logvar [b, d].
 
   The radius is sqrt(5) exp(logvar / 2), so that `logvar` and its clamp mean
   what they mean for a Gaussian; the paper does not say how its r stays
@@ -226,32 +231,19 @@ class EpanechnikovHead(nn.Module):
     width: B of the paper, 0.1 in its headline runs.
   """
 
-  latent: int
-  components: int = 1
-  initial_logvar: float = 0.0
+  family: ClassVar[type] = Epanechnikov
+
   prior: str = "normal"
   width: float = 0.1
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     super().__post_init__()
-    if self.components != 1:
-      raise UserError(
-        f"posterior.components={self.components}, but an Epanechnikov "
-        "posterior has one."
-      )
-    if self.prior not in PRIORS:
-      raise UserError(
-        f"posterior.epanechnikov.prior={self.prior!r} must be one of "
-        f"{', '.join(PRIORS)}."
-      )
+    check_choice("posterior.epanechnikov.prior", self.prior, PRIORS)
     if not self.width > 0:
       raise UserError(f"posterior.epanechnikov.width={self.width} must be > 0.")
 
   @property
-  def family(self) -> type[base.Posterior]:
-    """What it makes."""
+  def posterior_type(self) -> type[base.Posterior]:
     return Epanechnikov if self.prior == "normal" else EVAEPosterior
 
   @nn.compact
@@ -266,7 +258,7 @@ class EpanechnikovHead(nn.Module):
   ) -> jax.Array:
     """z [n, d]: of N(0, I), or of the prior of width B, and no kernel."""
     if self.prior == "normal":
-      return base.StandardNormalPriorHead.prior_draws(self, key, n, temperature)
+      return super().prior_draws(key, n, temperature)
     return temperature * smoothing(
       key,
       (n, self.latent),

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Gaussian(base.StandardNormalPrior):
+class Gaussian(base.Posterior):
   """mu and logvar = ln sigma^2, both [b, d]."""
+
+  closed_form_kl: ClassVar[bool] = True
+  allows_learned_prior: ClassVar[bool] = True
 
   mu: jax.Array
   logvar: jax.Array
@@ -50,24 +52,10 @@ class Gaussian(base.StandardNormalPrior):
     return base.normal_kl(self.mu, self.logvar)
 
 
-class GaussianHead(base.StandardNormalPriorHead, nn.Module):
-  """Two linear maps of the features [b, n] to mu and logvar [b, d]."""
+class GaussianHead(base.Head):
+  """Two linear maps of the features to mu and logvar [b, d]."""
 
   family: ClassVar[type] = Gaussian
-
-  latent: int
-  components: int = 1
-  initial_logvar: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.components != 1:
-      raise UserError(
-        f"posterior.components={self.components}, but a Gaussian posterior has "
-        "one; use --config.posterior.name=mixture for more."
-      )
 
   @nn.compact
   def __call__(self, features: jax.Array) -> Gaussian:

@@ -6,7 +6,6 @@ get an ordinary gradient and nothing is relaxed. With one component it is the
 Gaussian, to the bit.
 """
 
-from functools import partial
 from typing import ClassVar
 
 import jax
@@ -19,8 +18,11 @@ from gamix_jax.posterior import base
 
 
 @struct.dataclass
-class Mixture(base.StandardNormalPrior):
+class Mixture(base.Posterior):
   """logits [b, k] of pi, mu and logvar = ln sigma^2 [b, k, d]."""
+
+  has_components: ClassVar[bool] = True
+  allows_learned_prior: ClassVar[bool] = True
 
   logits: jax.Array
   mu: jax.Array
@@ -73,8 +75,8 @@ class Mixture(base.StandardNormalPrior):
     return base.kl_by_draws(self, z, w)
 
 
-class MixtureHead(base.StandardNormalPriorHead, nn.Module):
-  """Linear maps of the features [b, n] to logits, mu and logvar.
+class MixtureHead(base.Head):
+  """Linear maps of the features to logits, mu and logvar.
 
   `mu` and `logvar` are the Gaussian head's with k times the outputs.
 
@@ -88,20 +90,11 @@ class MixtureHead(base.StandardNormalPriorHead, nn.Module):
 
   family: ClassVar[type] = Mixture
 
-  latent: int
-  components: int = 1
-  initial_logvar: float = 0.0
   temperature: float = 1.0
   min_weight: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     super().__post_init__()
-    if self.components < 1:
-      raise UserError(
-        f"posterior.components={self.components}: a mixture has at least 1."
-      )
     if not self.temperature > 0 or not 0 <= self.min_weight < 1:
       raise UserError(
         f"posterior.mixture.temperature={self.temperature} must be > 0, "
@@ -110,11 +103,14 @@ class MixtureHead(base.StandardNormalPriorHead, nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array) -> Mixture:
-    k, d = self.components, self.latent
-    linear = partial(base.dense, self, features)
-    mu = linear("mu", k * d).reshape(-1, k, d)
-    logvar = linear("logvar", k * d, self.initial_logvar).reshape(-1, k, d)
-    logits = linear("logits", k) / self.temperature
+    k = self.components
+    mu = base.dense_components(self, features, "mu")
+    logvar = base.dense_components(
+      self, features, "logvar", self.initial_logvar
+    )
+    # A latent grid has one vector of weights, from its mean features.
+    pooled = jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
+    logits = base.dense(self, pooled, "logits", k) / self.temperature
     if self.min_weight and k > 1:
       pi = (1 - self.min_weight) * jax.nn.softmax(
         logits, axis=-1

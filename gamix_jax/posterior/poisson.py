@@ -24,6 +24,7 @@ from flax import struct
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
+from gamix_jax.registry import check_choice
 
 # Of an arrival beyond what is drawn.
 TAIL = 1e-5
@@ -106,7 +107,7 @@ def relaxed(
 
 
 @struct.dataclass
-class Poisson:
+class Poisson(base.Posterior):
   """log_rate = ln r dr(x), clamped, and log_prior_rate = ln r, both [b, d].
 
   Attributes:
@@ -120,8 +121,9 @@ class Poisson:
       at once, so no rate makes the step compile anew.
   """
 
-  normal: ClassVar[bool] = False
-  has_finite_elbo = True
+  discrete: ClassVar[bool] = True
+  closed_form_kl: ClassVar[bool] = True
+  standard_normal_prior: ClassVar[bool] = False
 
   log_rate: jax.Array
   log_prior_rate: jax.Array
@@ -206,8 +208,8 @@ def _log_pmf(z: jax.Array, log_rate: jax.Array) -> jax.Array:
   return jnp.sum(each, axis=-1)
 
 
-class PoissonHead(nn.Module):
-  """A linear map of the features [b, n] to ln dr, and the prior's ln r.
+class PoissonHead(base.Head):
+  """A linear map of the features to ln dr, and the prior's ln r.
 
   Attributes:
     ramp: a name of RAMPS.
@@ -218,33 +220,18 @@ class PoissonHead(nn.Module):
     bias: whether the map has one.
   """
 
-  latent: int
-  components: int = 1
-  initial_logvar: float = 0.0
   ramp: str = "cubic"
   temperature: float = 0.05
   temperature_steps: int = 1_000
   max_log_rate: float = 5.0
   initial_log_rate: float = -1.0
   bias: bool = True
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
 
   family: ClassVar[type] = Poisson
 
   def __post_init__(self):
     super().__post_init__()
-    if self.components != 1 or self.initial_logvar:
-      raise UserError(
-        f"posterior.components={self.components} and "
-        f"posterior.initial_logvar={self.initial_logvar}, but a Poisson "
-        "posterior has one component and no variance of its own."
-      )
-    if self.ramp not in RAMPS:
-      raise UserError(
-        f"posterior.poisson.ramp={self.ramp!r} must be one of "
-        f"{', '.join(RAMPS)}."
-      )
+    check_choice("posterior.poisson.ramp", self.ramp, RAMPS)
     if not 0 < self.temperature <= 1 or self.temperature_steps < 1:
       raise UserError(
         f"posterior.poisson.temperature={self.temperature} must be > 0 "
@@ -286,6 +273,7 @@ class PoissonHead(nn.Module):
     return (*(2**i for i in range(4, 16) if 2**i < last), last)
 
   def __call__(self, features: jax.Array) -> Poisson:
+    features = features.reshape(len(features), -1)  # of a grid, all places
     log_dr = base.promote_f32(self.log_residual(features))
     log_r = self._log_r()
     # Both ends: a rate of 1e-7 is silence already.

@@ -18,12 +18,13 @@ from flax import struct
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
 from gamix_jax.posterior.mixture import Mixture
+from gamix_jax.registry import check_choice
 
 PRIORS = ("normal", "mixture", "vamp")
 
 
 @struct.dataclass
-class WithPrior:
+class WithPrior(base.Posterior):
   """A posterior whose prior is not its family's own.
 
   Attributes:
@@ -31,8 +32,7 @@ class WithPrior:
     prior: one mixture: leaves [1, c] and [1, c, d].
   """
 
-  normal: ClassVar[bool] = False
-  has_finite_elbo = True
+  standard_normal_prior: ClassVar[bool] = False
 
   q: base.Posterior
   prior: Mixture
@@ -60,9 +60,6 @@ class WithPrior:
 
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     return self.q.components()
-
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
-    return base.kl_by_draws(self, z, w)
 
 
 def draw(prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0):
@@ -129,8 +126,7 @@ def make(
   Raises:
     UserError: there is no such prior; "normal" with components.
   """
-  if name not in PRIORS:
-    raise UserError(f"prior.name={name!r} must be one of {', '.join(PRIORS)}.")
+  check_choice("prior.name", name, PRIORS)
   if name == "normal":
     if components != 1:
       raise UserError(

@@ -32,6 +32,7 @@ import scipy.special
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
+from gamix_jax.registry import check_choice
 
 # Below any variance worth keeping, and above what float32 loses of 1.
 FLOOR = 1e-6
@@ -258,11 +259,7 @@ def check(form: str, batch_size: int) -> None:
   Raises:
     UserError: as said.
   """
-  if form not in FORMS:
-    raise UserError(
-      f"objective.population={form!r} is not a form of the population term; "
-      f"there are: {', '.join(FORMS)}."
-    )
+  check_choice("objective.population", form, FORMS)
   if batch_size < FORMS[form].images:
     raise UserError(
       f"data.batch_size={batch_size}: objective.population={form!r} needs a "

@@ -1,0 +1,102 @@
+"""What is observed: an entry of a batch, with its likelihood.
+
+A batch is a dict of arrays. `Modality` describes one of its entries; a model of
+images alone has the one entry "image".
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gamix_jax.likelihood import Likelihood
+from gamix_jax.posterior.base import expand_leading, promote_f32
+
+IMAGE = "image"
+
+
+def to_float(x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+  """uint8 to [-1, 1]; floats are in [-1, 1] already."""
+  if x.dtype == jnp.uint8:
+    return x.astype(dtype) / 127.5 - 1
+  return x.astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+  """One kind of observation.
+
+  Attributes:
+    shape: of one, the event axes: (h, w, c) of an image.
+    likelihood: p(x | z).
+    dtype: of it in a batch.
+    weight: of its reconstruction beside that of the other modalities.
+  """
+
+  shape: tuple[int, ...]
+  likelihood: Likelihood
+  dtype: Any = np.uint8
+  weight: float = 1.0
+
+  @property
+  def size(self) -> int:
+    """Numbers of one observation."""
+    return math.prod(self.shape)
+
+  def error(
+    self, x: Float[Array, "b ..."], x_hat: Float[Array, "..."]
+  ) -> Float[Array, "... b"]:
+    """The likelihood's error, the mean over the event axes."""
+    x_hat = promote_f32(x_hat)
+    each = self.likelihood.error(expand_leading(x, x_hat.ndim), x_hat)
+    return jnp.mean(each, axis=tuple(range(-len(self.shape), 0)))
+
+  def log_prob(
+    self,
+    x: Float[Array, "b ..."],
+    x_hat: Float[Array, "..."],
+    weight: float,
+  ) -> Float[Array, "... b"]:
+    """ln p(x | z) in nats of the density that weight * error stands for.
+
+    With n numbers, weight * mean |x - x_hat| is, up to its constant, minus the
+    log density of Laplace noise of scale n / weight; see each likelihood.
+    """
+    constant = self.likelihood.log_normalizer(self.size, weight)
+    return -weight * self.error(x, x_hat) - constant
+
+
+Modalities = Mapping[str, Modality]
+
+
+def log_likelihood(
+  modalities: Modalities,
+  x: Mapping[str, jax.Array],
+  x_hat: Mapping[str, jax.Array],
+  weight: float,
+) -> Float[Array, "... b"]:
+  """ln p(x | z) of all modalities, nats.
+
+  Args:
+    modalities: what is observed.
+    x: observations [b, ...] of each.
+    x_hat: decoded, [..., b, ...] of each.
+    weight: of the reconstruction term.
+  """
+  return sum_over(
+    m.log_prob(x[name], x_hat[name], weight * m.weight)
+    for name, m in modalities.items()
+  )
+
+
+def sum_over(values: Any) -> Any:
+  """The sum of one or more arrays, without a 0 to begin with."""
+  first, *others = values
+  for value in others:
+    first = first + value
+  return first

@@ -1,0 +1,126 @@
+"""THE PAPER, 3: the named terms; their weighted sum is the loss.
+
+All in nats per image, images in [-1, 1]. q(z | x_i) is image i's posterior,
+i = 1..B over the global batch, and w [s, b] are the weights of its s draws (see
+`Posterior.sample`), so that a mixture is scored stratum by stratum. Every
+objective has the term
+
+    recon    mean_i sum_s w_si mean over h, w, c of |x_i - x_hat_si|
+
+or that of another likelihood. An objective is a class in a file here and a line
+below. Read `base` first, then `gamix` and `population`.
+"""
+
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.objectives import population
+from gamix_jax.objectives.adversarial import (
+  ADVERSARIAL,
+  OF_DISCRIMINATOR,
+  OF_VAE,
+  AdversarialLoss,
+)
+from gamix_jax.objectives.base import Objective, Terms, weighted_sum
+from gamix_jax.objectives.elbo import ELBO, AnalyticELBO
+from gamix_jax.objectives.evae import EVAE
+from gamix_jax.objectives.gamix import Gamix, collapse_penalty
+from gamix_jax.objectives.siwae import SIWAE
+from gamix_jax.objectives.weights import TermWeights
+from gamix_jax.posterior import POSTERIORS, Posterior
+from gamix_jax.registry import Registry
+
+
+class _Objectives(Registry[type[Objective]]):
+  """With a weight and a ramp for every term of a user's own objective."""
+
+  def config_keys(self, name, part):
+    keys = super().config_keys(name, part)
+    for term in part.terms:
+      keys |= {f"weights.{term}": None, f"ramp.{term}": 0}
+    return keys
+
+
+OBJECTIVES = _Objectives("objective.name")
+OBJECTIVES.register("gamix", Gamix)
+OBJECTIVES.register("elbo", ELBO)
+OBJECTIVES.register("selbo", ELBO)
+OBJECTIVES.register("exact", AnalyticELBO)
+OBJECTIVES.register("siwae", SIWAE)
+OBJECTIVES.register("evae", EVAE)
+
+
+def term_names(
+  objective: str, adversarial_loss: str
+) -> tuple[list[str], list[str]]:
+  """The names of the VAE's terms and of the discriminator's.
+
+  Raises:
+    UserError: there is no such objective or adversarial loss.
+  """
+  of_vae = list(OBJECTIVES.choose(objective).terms)
+  if ADVERSARIAL.choose(adversarial_loss) is None:
+    return of_vae, []
+  return [*of_vae, *OF_VAE], list(OF_DISCRIMINATOR)
+
+
+def default_weights(config: ConfigDict, recon: float) -> dict[str, float]:
+  """A preset's weight for every term of a config, of a given `recon`."""
+  weights = {"recon": recon}
+  weights |= OBJECTIVES.choose(config.objective.name).default_weights(recon)
+  loss = ADVERSARIAL.choose(config.adversarial.loss)
+  return weights | (loss.default_weights(recon) if loss else {})
+
+
+def check_fit(config: ConfigDict, family: type[Posterior]) -> None:
+  """Refuses an objective that is not defined for a posterior or a prior.
+
+  Raises:
+    UserError: names the objectives that are.
+  """
+  name, section = config.objective.name, config.posterior
+  named = f"posterior.name={section.name!r}"
+  objective = OBJECTIVES.choose(name)
+  if not objective.accepts(family):
+    if section.name == "epanechnikov":  # the one family of several priors
+      prior = section.epanechnikov.prior
+      named += f" with posterior.epanechnikov.prior={prior!r}"
+    fit = [k for k, o in OBJECTIVES.items() if o.accepts(family)]
+    raise UserError(
+      f"objective.name={name!r} is not defined for {named}; use one of "
+      f"{', '.join(fit)}."
+    )
+  if config.prior.name == "normal":
+    return
+  if not (family.allows_learned_prior and objective.learned_prior):
+    fit = [k for k, o in OBJECTIVES.items() if o.learned_prior]
+    posteriors = [
+      k for k, head in POSTERIORS.items() if head.family.allows_learned_prior
+    ]
+    raise UserError(
+      f"prior.name={config.prior.name!r} is for the posteriors "
+      f"{', '.join(posteriors)} and the objectives {', '.join(fit)}; this is "
+      f"{section.name}/{name}."
+    )
+
+
+__all__ = [
+  "ADVERSARIAL",
+  "ELBO",
+  "EVAE",
+  "OBJECTIVES",
+  "OF_DISCRIMINATOR",
+  "OF_VAE",
+  "SIWAE",
+  "AdversarialLoss",
+  "AnalyticELBO",
+  "Gamix",
+  "Objective",
+  "TermWeights",
+  "Terms",
+  "check_fit",
+  "collapse_penalty",
+  "default_weights",
+  "population",
+  "term_names",
+  "weighted_sum",
+]

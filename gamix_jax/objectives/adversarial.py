@@ -1,0 +1,87 @@
+"""The discriminator's terms, of logits of patches.
+
+adversarial   mean_i sum_s w_si mean over patches of BCE(D(x_hat_si), real)
+real, fake    the same means of BCE(D(x), real) and BCE(D(x_hat), fake)
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gamix_jax.registry import Registry
+
+Terms = dict[str, jax.Array]
+OF_VAE, OF_DISCRIMINATOR = ("adversarial",), ("real", "fake")
+
+
+class AdversarialLoss:
+  """Scores of logits, of any shape: what each side wants low."""
+
+  def generator(self, fake: Array) -> Array:
+    """Of the VAE: that its images are taken for real."""
+    raise NotImplementedError
+
+  def real(self, logits: Array) -> Array:
+    """Of the discriminator: that real images are told."""
+    raise NotImplementedError
+
+  def fake(self, logits: Array) -> Array:
+    """Of the discriminator: that the VAE's images are told."""
+    raise NotImplementedError
+
+  def default_weights(self, recon: float) -> dict[str, float]:
+    """What a preset gives the terms beside a reconstruction's weight."""
+    # Adam divides a scale out: of the discriminator's own two it is free.
+    return {"adversarial": recon / 100, "real": 1.0, "fake": 1.0}
+
+  def __call__(
+    self,
+    logits_real: Float[Array, "b p q 1"],
+    logits_fake: Float[Array, "s b p q 1"],
+    w: Float[Array, "s b"],
+  ) -> Terms:
+    """`adversarial`, `real` and `fake`, each []."""
+
+    def over_patches(each):
+      return jnp.mean(each, axis=(-3, -2, -1))
+
+    def over_draws(each):
+      return jnp.mean(jnp.sum(w * over_patches(each), axis=0))
+
+    return {
+      "adversarial": over_draws(self.generator(logits_fake)),
+      "real": jnp.mean(over_patches(self.real(logits_real))),
+      "fake": over_draws(self.fake(logits_fake)),
+    }
+
+
+class BinaryCrossEntropy(AdversarialLoss):
+  """The published one; the VAE's is the non-saturating one."""
+
+  def generator(self, fake: Array) -> Array:
+    return self.real(fake)
+
+  def real(self, logits: Array) -> Array:
+    return jax.nn.softplus(-logits)
+
+  def fake(self, logits: Array) -> Array:
+    return jax.nn.softplus(logits)
+
+
+class Hinge(AdversarialLoss):
+  """Lim & Ye, arXiv:1705.02894; `adversarial` is minus the mean logit."""
+
+  def generator(self, fake: Array) -> Array:
+    return -fake
+
+  def real(self, logits: Array) -> Array:
+    return jax.nn.relu(1 - logits)
+
+  def fake(self, logits: Array) -> Array:
+    return jax.nn.relu(1 + logits)
+
+
+ADVERSARIAL: Registry[AdversarialLoss | None] = Registry("adversarial.loss")
+ADVERSARIAL.register("bce", BinaryCrossEntropy())
+ADVERSARIAL.register("hinge", Hinge())
+ADVERSARIAL["none"] = None  # no discriminator

@@ -1,0 +1,72 @@
+"""GAMIX: the population is pulled to the prior, single posteriors are not.
+
+    population_kl     1/2 sum_d ( m^2 + v - 1 - ln v )   and its other forms
+    collapse_penalty  mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )
+
+m and v are the mean and the variance of the population, see `population`.
+Source: arXiv:2309.13160, and the published code as it ran.
+"""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from gamix_jax.config import ConfigDict
+from gamix_jax.modality import Modalities
+from gamix_jax.networks import VAEOutput
+from gamix_jax.objectives import population
+from gamix_jax.objectives.base import Objective, State, Terms
+from gamix_jax.posterior import Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamix(Objective):
+  """The GAMIX objective.
+
+  Attributes:
+    population: the form of `population_kl`, one of `population.FORMS`.
+  """
+
+  population: str = "means"
+
+  terms = ("recon", "population_kl", "collapse_penalty")
+  ramped = ("collapse_penalty",)
+
+  @classmethod
+  def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
+    form = config.objective.population
+    population.check(form, config.data.batch_size)
+    return dataclasses.replace(
+      super().from_config(config, modalities), population=form
+    )
+
+  @classmethod
+  def accepts(cls, family: type[Posterior]) -> bool:
+    return family.standard_normal_prior
+
+  @classmethod
+  def default_weights(cls, recon: float) -> dict[str, float]:
+    return {
+      "population_kl": max(1.0, recon / 400),
+      "collapse_penalty": 0.2,
+    }
+
+  def __call__(
+    self, output: VAEOutput, state: State
+  ) -> tuple[Terms, dict[str, jax.Array], State]:
+    kl, info = population.population_kl(output.q, self.population)
+    terms = {
+      "recon": self.recon(output),
+      "population_kl": kl,
+      "collapse_penalty": collapse_penalty(output.q),
+    }
+    return terms, info, state
+
+
+def collapse_penalty(q: Posterior) -> jax.Array:
+  """mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 ), nats, []."""
+  weights, _, var = q.components()
+  each = 0.5 * jnp.sum(var - 1 - jnp.log(var), axis=-1)
+  return jnp.mean(jnp.sum(weights * each, axis=-1))

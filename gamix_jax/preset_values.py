@@ -1,0 +1,120 @@
+"""Values for the keys that a preset leaves open: sizes, weights, ramps."""
+
+import math
+from typing import Any
+
+from gamix_jax import config as configs
+from gamix_jax import objectives
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.networks import DECODERS, ENCODERS
+from gamix_jax.posterior import POSTERIORS
+from gamix_jax.presets import INITIAL_LOGVAR, ramp_steps
+
+
+def fill(config: ConfigDict) -> None:
+  """Fills the open keys in place, those first that others depend on.
+
+  Raises:
+    UserError: a name that is in no table.
+  """
+
+  def put(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+      if configs.get(config, key) is None:
+        configs.put(config, key, value)
+
+  put({"adversarial.loss": "none" if config.preset == "small" else "hinge"})
+  put({"adversarial.disc_start": config.steps // 2})
+  h, w, _ = image_shape(config)
+  model = config.model
+  kind = model.encoder or model.decoder or _kind(h, w, config.preset)
+  put({"model.encoder": kind, "model.decoder": model.decoder or kind})
+  put(_sizes(config))
+  # Counts have no variance to set.
+  discrete = POSTERIORS.choose(config.posterior.name).family.discrete
+  put({"posterior.initial_logvar": 0.0 if discrete else INITIAL_LOGVAR})
+  weights = default_weights(config)
+  weights |= {k: v for k, v in config.preset_weights.items() if v is not None}
+  of_vae, of_disc = objectives.term_names(
+    config.objective.name, config.adversarial.loss
+  )
+  put({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
+  late = objectives.OBJECTIVES[config.objective.name].ramped
+  length = ramp_steps(config)
+  put({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
+
+
+def _kind(height: int, width: int, preset: str) -> str:
+  """The networks that learn most from an image in a budget."""
+  if preset != "small":
+    return "resnet"
+  # At equal time they reconstruct as well and sample better than fully
+  # connected ones from 16x16 on, which remain for sizes that have no half.
+  return "mlp" if height % 2 or width % 2 else "conv"
+
+
+def _sizes(config: ConfigDict) -> dict[str, Any]:
+  """Sizes of networks whose kinds are known, for an image and a budget."""
+  model, preset = config.model, config.preset
+  h, w, channels = image_shape(config)
+  side = min(h, w)
+  encoder = ENCODERS.choose(model.encoder)
+  decoder = DECODERS.choose(model.decoder)
+  large = preset == "large"
+  latent = 16 if side <= 28 and channels == 1 else 64 if side <= 64 else 128
+  latent = model.latent or latent * (2 if large else 1)
+  convolutional = encoder.convolutional or decoder.convolutional
+  wanted = 1 if side < 28 else 2 if side < 64 else 4
+  patch = _patch(h, w, max(1, wanted // (4 if large else 1)))
+  patch = model.patch or (patch if convolutional else 1)
+  halvings, grid = 0, math.gcd(h // patch, w // patch)
+  while grid % 2 == 0 and grid > 4:
+    grid, halvings = grid // 2, halvings + 1
+  small = 32 if side <= 32 else 64
+  width = {"small": small, "base": 64, "large": 128}[preset]
+  hidden = {"small": 512, "base": 1024, "large": 2048}[preset]
+  halved = 1 if side < 32 else 2 if side < 128 else 3
+  disc = (32, 64, 64)[:halved]
+  values = {
+    "latent": latent,
+    "norm": "group" if convolutional else "none",
+    "patch": patch,
+    "encoder_features": encoder.preset_features(width, hidden, halvings),
+    "decoder_features": decoder.preset_features(width, hidden, halvings),
+    "discriminator_features": (*disc, 64, 1),
+    "discriminator_strides": (2,) * halved + (1, 1),
+  }
+  with_features = model.copy_and_resolve_references()
+  for key, value in values.items():
+    if with_features[key] is None:
+      with_features[key] = value
+  read = encoder.keys_read(with_features) | decoder.keys_read(with_features)
+  values |= {
+    "input_norm": "none" if "input_norm" in read else "layer",
+    "upsample_gain": 2.0 if "upsample_gain" in read else 1.0,
+    "bottleneck_channels": max(4, latent // 4)
+    if "bottleneck_channels" in read
+    else 0,
+  }
+  return {f"model.{k}": v for k, v in values.items()}
+
+
+def _patch(height: int, width: int, wanted: int) -> int:
+  """The largest power of two up to `wanted` that leaves even sides."""
+  patch = 1
+  while patch * 2 <= wanted and not (
+    height % (patch * 4) or width % (patch * 4)
+  ):
+    patch *= 2
+  return patch
+
+
+def default_weights(config: ConfigDict) -> dict[str, float]:
+  """A weight for every term, from the number of pixels and channels.
+
+  The published 5000 for `recon` belongs to 256x256x3 numbers (0.0254 each).
+  """
+  likelihood = LIKELIHOODS.choose(config.objective.reconstruction)
+  recon = likelihood.default_weight(math.prod(image_shape(config)))
+  return objectives.default_weights(config, recon)
