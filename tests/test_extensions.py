@@ -6,6 +6,7 @@ Each example is one file and one line that registers it; each trains through
 
 import re
 import shlex
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -120,14 +121,14 @@ def test_a_part_brings_its_keys(forgotten):
   table = Registry("posterior.name")
 
   class Mine:
-    settings = {"width": 2}
+    settings: ClassVar = {"width": 2}
 
   Mine.__module__ = "mine"
   assert table.register("mine")(Mine) is Mine
   c = config.base()
   assert c.extensions == ("mine",)
   assert c.posterior.mine.width == 2
-  with pytest.raises(UserError, match="posterior.name='other' must be one of"):
+  with pytest.raises(UserError, match="must be one of mine"):
     table.choose("other")
 
   class Theirs(Mine):
