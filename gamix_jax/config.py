@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
@@ -271,7 +272,6 @@ POSITIVE = (
   "eval_every",
   "eval_images",
   "eval_draws",
-  "data.batch_size",
   "model.latent",
   "posterior.components",
   "prior.components",
@@ -322,10 +322,6 @@ def check(config: ConfigDict) -> None:
   """
   check_keys(config)
   _check_ranges(config)
-  if config.data.channels not in (1, 3):
-    raise UserError(
-      f"data.channels={config.data.channels}: 1 is grey and 3 is colour."
-    )
   profiled(config)
   for key, value in flat(config).items():
     if value is None and not key.startswith(("weights.", "preset_weights.")):
@@ -333,7 +329,7 @@ def check(config: ConfigDict) -> None:
         f"{key} is None: give it a value, or let --config.preset=base (small, "
         "large) choose one."
       )
-  check_image_size(config)
+  check_data(config)
   _check_features(config.model)
   _check_sizes(config)
 
@@ -379,19 +375,13 @@ def _is_number(value: Any) -> bool:
   return abs(value) <= sys.float_info.max  # NaN is not
 
 
-def check_image_size(config: ConfigDict) -> None:
-  """Refuses what is no size of an image.
+def check_data(config: ConfigDict) -> None:
+  """Checks the section `data`, which presets and networks depend on.
 
   Raises:
-    UserError: as said.
+    UserError: a value that is not of its type or out of its range.
   """
-  size = config.data.image_size
-  pair = size if isinstance(size, tuple | list) else (size, size)
-  whole = all(_is_a(s, int) and s > 0 for s in pair)
-  if len(pair) != len("hw") or not whole:
-    raise UserError(
-      f"data.image_size={size!r} is neither a side nor a pair (height, width)."
-    )
+  Settings.of(config.data)
 
 
 def _check_sizes(config: ConfigDict) -> None:

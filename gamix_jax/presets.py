@@ -81,7 +81,7 @@ def complete(config: ConfigDict) -> ConfigDict:
       raise UserError(
         f"preset={config.preset!r} must be one of {', '.join(PRESETS)}."
       )
-    configs.check_image_size(config)
+    configs.check_data(config)
     _fill(config)
   configs.check(config)
   return config

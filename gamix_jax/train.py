@@ -121,8 +121,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
-  train_set = data.open(config.data, "train", config.seed)
-  test_set = data.open(config.data, "test", config.seed)
+  train_set = data.open_dataset(config.data, "train", config.seed)
+  test_set = data.open_dataset(config.data, "test", config.seed)
   fingerprint = data.fingerprint(train_set, test_set)
 
   with (
@@ -183,7 +183,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
 
 def _make_absolute(section: ConfigDict) -> None:
   """Paths that mean the same wherever a later command is started."""
-  section.source = data.absolute(section.source)
+  section.source = data.resolve_source(section.source)
   if section.cache not in ("none", "memory"):
     section.cache = str(paths.resolve(section.cache))
 

@@ -46,10 +46,12 @@ def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
   """
   differing = configs.differences(old, new)
   was, now = old.data.fingerprint, new.data.fingerprint
-  if now == data.ANY or not (was and now):
+  if now == data.ANY_FINGERPRINT or not (was and now):
     differing.pop("data.fingerprint", None)
-  same = data.absolute(old.data.source) == data.absolute(new.data.source)
-  if same or now == data.ANY or (was and was == now):
+  same = data.resolve_source(old.data.source) == data.resolve_source(
+    new.data.source
+  )
+  if same or now == data.ANY_FINGERPRINT or (was and was == now):
     differing.pop("data.source", None)
   return differing
 
@@ -80,7 +82,7 @@ def prepare(
       trained on other images or with other values of keys that matter; the
       message lists them.
   """
-  if config.data.fingerprint != data.ANY:
+  if config.data.fingerprint != data.ANY_FINGERPRINT:
     config.data.fingerprint = fingerprint
   check(path, config)
   probe = path / ".probe"  # one name: a killed run leaves one at most
@@ -113,7 +115,7 @@ def check(path: Path, config: ConfigDict) -> None:
     old = configs.read(saved)
     differing = _fixed(old, config)
     if "data.fingerprint" in differing:
-      raise data.other_images(config.data.source, old.data.source)
+      raise data.fingerprint_error(config.data.source, old.data.source)
     if differing:
       shown = [
         f"{key}: {was!r} there, {now!r} now"

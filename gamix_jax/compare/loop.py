@@ -76,11 +76,11 @@ def compare(
 
 def _fingerprint(section: ConfigDict, seed: int) -> str:
   """Of the images that all runs of a seed have to have."""
-  if section.fingerprint == data.ANY:
-    return data.ANY
+  if section.fingerprint == data.ANY_FINGERPRINT:
+    return data.ANY_FINGERPRINT
   section = dict(section, cache="none")  # nothing is decoded for it
   return data.fingerprint(
-    *(data.open(section, split, seed) for split in ("train", "test"))
+    *(data.open_dataset(section, split, seed) for split in ("train", "test"))
   )
 
 

@@ -31,32 +31,33 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gamix_jax import marks
-from gamix_jax.data.notes import listed, shown
-from gamix_jax.data.sources import fingerprint, hash_split
+from gamix_jax.data.formatting import listed, printable
+from gamix_jax.data.settings import Settings
+from gamix_jax.data.source import Source, hash_parts, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (
+IMAGE_SUFFIXES = (
   *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
   *(".bmp", ".tif", ".tiff"),
 )
-TRAINS = ("train", "training")
-TESTS = ("test", "testing", "val", "valid", "validation")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _HELP = (
   "Give a folder of JPEG, PNG, WebP, BMP or TIFF images:"
   " --config.data.source=folder:/path/to/images"
 )
-_ENDS = 4096  # bytes at a file's start, and at its end, that tell it
-_SPECIAL = (
+_END_BYTES = 4096  # bytes at a file's start, and at its end, that tell it
+_SPECIAL_FILES = (
   (stat.S_ISFIFO, "a named pipe"),
   (stat.S_ISSOCK, "a socket"),
   (stat.S_ISCHR, "a device"),
@@ -64,31 +65,64 @@ _SPECIAL = (
   (stat.S_ISDIR, "a folder"),
 )
 # Faults of the machine, not of a file.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class Folder:
+class Folder(Source):
   """Image files of one split, in the order of their relative paths."""
 
-  def __init__(
-    self,
-    root: Path,
-    files: Mapping[str, bytes],
-    labels: Sequence[int],
-    label_names: Sequence[str],
-    broken: Mapping[str, str],
-    total: int,
-  ):
-    """`files`: {path relative to `root`: a hash of the file's two ends}."""
-    self._root, self._files, self._labels = root, tuple(files), labels
-    self._ends = tuple(files.values())
-    self.label_names, self.broken, self.total = label_names, broken, total
+  takes_path = True
+
+  def __init__(self, path: str, split: str, settings: Settings, seed: int):
+    """Lists the folder, checks how each file begins, and takes one split.
+
+    Raises:
+      UserError: the folder is missing, unreadable, or holds no images.
+    """
+    del seed
+    self._root = root = _root(path)
+    heads = _heads(root, *_walk(root))
+    broken = {f: head.fault for f, head in heads.items() if head.fault}
+    files = list(heads)
+    if len(broken) == len(files):
+      named = "; ".join(f"{printable(f)}: {broken[f]}" for f in files[:3])
+      raise UserError(
+        f"None of the {len(files)} image files in {printable(root)} is an image"
+        f" ({named}). {_HELP}"
+      )
+
+    train, test = _split_folders(root, files, settings.test_fraction)
+    if by_folder := bool(train):
+      wanted = train if split == "train" else test
+      chosen = [f for f in files if _top(f) in wanted]
+      used = [f for f in files if _top(f) in train | test]
+    else:
+      keep = hash_split(printable(root), files, settings.test_fraction, split)
+      chosen = [f for f, kept in zip(files, keep, strict=True) if kept]
+      used = files
+    self._files = tuple(f for f in chosen if f not in broken)
+    if not self._files:
+      raise UserError(
+        f"The {split} split of {printable(root)} has no readable image. {_HELP}"
+      )
+
+    def label(file: str) -> str | None:
+      parents = file.split("/")[1 if by_folder else 0 : -1]
+      return parents[-1] if parents else None
+
+    names = sorted({n for f in used if (n := label(f)) is not None})
+    index = {n: i for i, n in enumerate(names)} | {None: -1}
+    self._ends = tuple(heads[f].ends for f in self._files)
+    self._labels = [index[label(f)] for f in self._files]
+    self.label_names = tuple(map(printable, names))
+    self.broken = {printable(f): broken[f] for f in used if f in broken}
+    self.total = len(used)
 
   def __len__(self) -> int:
     """Number of images."""
     return len(self._files)
 
-  def __getitem__(self, i: int) -> tuple[bytes, int]:
+  def __getitem__(self, i: int) -> dict[str, Any]:
     """A whole file, undecoded, and its label.
 
     Raises:
@@ -96,20 +130,31 @@ class Folder:
     """
     path = self._root / self._files[i]
     try:
-      return path.read_bytes(), self._labels[i]
+      return {"image": path.read_bytes(), "label": self._labels[i]}
     except OSError as e:
       raise _gone(path, e) from e
 
-  def classes(self) -> np.ndarray:
+  def labels(self) -> np.ndarray:
     """The labels."""
     return np.asarray(self._labels)
 
   def name(self, i: int) -> str:
     """Path relative to the folder."""
-    return shown(self._files[i])
+    return printable(self._files[i])
 
-  def identity(self) -> str:
-    """A hash of names, labels, sizes and times of change, not of content."""
+  def fingerprint(self) -> str:
+    """Of relative names, names of labels, sizes, and both ends of each file."""
+    names = (*self.label_names, "")  # -1 is the last
+    return hash_parts(
+      part
+      for file, label, ends in zip(
+        self._files, self._labels, self._ends, strict=True
+      )
+      for part in (os.fsencode(file), names[label].encode(), ends)
+    )
+
+  def cache_key(self) -> str:
+    """Of names, labels, sizes and times of change; files are not read again."""
     h = hashlib.sha256(os.fsencode(self._root))
     for file, label in zip(self._files, self._labels, strict=True):
       try:
@@ -120,72 +165,11 @@ class Folder:
       h.update(os.fsencode(file) + entry.encode())
     return h.hexdigest()
 
-  def fingerprint(self) -> str:
-    """Of relative names, names of labels, sizes, and both ends of each file."""
-    names = (*self.label_names, "")  # -1 is the last
-    return fingerprint(
-      part
-      for file, label, ends in zip(
-        self._files, self._labels, self._ends, strict=True
-      )
-      for part in (os.fsencode(file), names[label].encode(), ends)
-    )
-
 
 def _gone(path: Path, e: OSError) -> UserError:
   return UserError(
-    f"Cannot read {shown(path)}, which was there at the start: {e.strerror}."
-    " Put it back, or start again without it."
-  )
-
-
-def open_folder(path: str, test_fraction: float, split: str) -> Folder:
-  """Lists the folder, checks how each file begins, and takes one split.
-
-  Raises:
-    UserError: the folder is missing, unreadable, or holds no images.
-  """
-  root = _root(path)
-  heads = _heads(root, *_walk(root))
-  broken = {f: head.fault for f, head in heads.items() if head.fault}
-  files = list(heads)
-  if len(broken) == len(files):
-    named = "; ".join(f"{shown(f)}: {broken[f]}" for f in files[:3])
-    raise UserError(
-      f"None of the {len(files)} image files in {shown(root)} is an image"
-      f" ({named}). {_HELP}"
-    )
-
-  train, test = _split_folders(root, files, test_fraction)
-  if by_folder := bool(train):
-    wanted = train if split == "train" else test
-    chosen = [f for f in files if _top(f) in wanted]
-    used = [f for f in files if _top(f) in train | test]
-  else:
-    out = hash_split(shown(root), files, test_fraction)
-    chosen = [
-      f for f, t in zip(files, out, strict=True) if t == (split == "test")
-    ]
-    used = files
-  chosen = [f for f in chosen if f not in broken]
-  if not chosen:
-    raise UserError(
-      f"The {split} split of {shown(root)} has no readable image. {_HELP}"
-    )
-
-  def label(file: str) -> str | None:
-    parents = file.split("/")[1 if by_folder else 0 : -1]
-    return parents[-1] if parents else None
-
-  names = sorted({n for f in used if (n := label(f)) is not None})
-  index = {n: i for i, n in enumerate(names)} | {None: -1}
-  return Folder(
-    root,
-    {f: heads[f].ends for f in chosen},
-    [index[label(f)] for f in chosen],
-    tuple(map(shown, names)),
-    {shown(f): broken[f] for f in used if f in broken},
-    len(used),
+    f"Cannot read {printable(path)}, which was there at the start:"
+    f" {e.strerror}. Put it back, or start again without it."
   )
 
 
@@ -201,19 +185,24 @@ def _root(path: str) -> Path:
     mode = root.stat().st_mode
     if stat.S_ISREG(mode):
       raise UserError(
-        f"{shown(root)} is a file, not a folder. Unpack it if it is an archive"
-        f" (unzip {shown(root.name)} -d images) and give the folder."
+        f"{printable(root)} is a file, not a folder. Unpack it if it is an"
+        f" archive (unzip {printable(root.name)} -d images) and give the"
+        " folder."
       )
     if not stat.S_ISDIR(mode):
-      raise UserError(f"{shown(root)} is {_kind(mode)}, not a folder. {_HELP}")
+      raise UserError(
+        f"{printable(root)} is {_kind(mode)}, not a folder. {_HELP}"
+      )
     while wrapped := _wrapped(root):
       root = root / wrapped
     return root
   except (FileNotFoundError, ValueError) as e:  # of a NUL in it
-    raise UserError(f"The folder {shown(root)} does not exist. {_HELP}") from e
+    raise UserError(
+      f"The folder {printable(root)} does not exist. {_HELP}"
+    ) from e
   except OSError as e:
     raise UserError(
-      f"Cannot read the folder {shown(e.filename or root)}: {e.strerror}."
+      f"Cannot read the folder {printable(e.filename or root)}: {e.strerror}."
     ) from e
 
 
@@ -269,7 +258,7 @@ def _hidden(name: str) -> bool:
 
 
 def _named_as_image(name: str) -> bool:
-  return name.lower().endswith(ENDINGS) and not _hidden(name)
+  return name.lower().endswith(IMAGE_SUFFIXES) and not _hidden(name)
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
@@ -283,7 +272,7 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
   ours: list[str] = []
 
   def fail(e: OSError) -> None:
-    where = shown(e.filename or root)
+    where = printable(e.filename or root)
     raise UserError(f"Cannot read the folder {where}: {e.strerror}.") from e
 
   seen = set()  # links may lead in a circle
@@ -353,7 +342,7 @@ def _heads(
     if names:
       log.info(
         "%s: %s %s (%d): %s",
-        *(shown(root), did, what, len(names), listed(names)),
+        *(printable(root), did, what, len(names), listed(names)),
       )
 
   tell(foreign, "files that are not images by their names")
@@ -370,7 +359,7 @@ def _heads(
     what = f"no image files among its {n}" if n else "no files"
     if ours:
       what += f" but those that gamix_jax wrote in {listed(ours, 3)}"
-    raise UserError(f"The folder {shown(root)} holds {what}. {_HELP}")
+    raise UserError(f"The folder {printable(root)} holds {what}. {_HELP}")
   return found
 
 
@@ -386,13 +375,13 @@ def _look(path: str) -> _Head:
       return _Head(special=_kind(mode))
     with open(path, "rb", buffering=0) as f:
       size = os.fstat(f.fileno()).st_size
-      head, tail = f.read(_ENDS), b""
-      if size > _ENDS:
-        f.seek(max(_ENDS, size - _ENDS))
-        tail = f.read(_ENDS)
+      head, tail = f.read(_END_BYTES), b""
+      if size > _END_BYTES:
+        f.seek(max(_END_BYTES, size - _END_BYTES))
+        tail = f.read(_END_BYTES)
   except OSError as e:
-    if e.errno in _EXHAUSTED:
-      raise UserError(f"Cannot read {shown(path)}: {e.strerror}.") from e
+    if e.errno in _OUT_OF_RESOURCES:
+      raise UserError(f"Cannot read {printable(path)}: {e.strerror}.") from e
     return _Head(fault=_unreadable(path, e))
   h = hashlib.blake2b(b"%d\0" % size, digest_size=8)
   h.update(head)
@@ -402,12 +391,12 @@ def _look(path: str) -> _Head:
 
 def _unreadable(path: str, e: OSError) -> str:
   if e.errno == errno.ENOENT and os.path.islink(path):
-    return f"a link to {shown(os.readlink(path))}, which does not exist"
+    return f"a link to {printable(os.readlink(path))}, which does not exist"
   return f"cannot be read ({e.strerror})"
 
 
 def _kind(mode: int) -> str:
-  return next((word for is_, word in _SPECIAL if is_(mode)), "no file")
+  return next((word for is_, word in _SPECIAL_FILES if is_(mode)), "no file")
 
 
 def _fault(head: bytes) -> str:
@@ -445,19 +434,19 @@ def _split_folders(
     found = ({t for t in tops if t.lower() == word} for word in words)
     return next(filter(None, found), set())
 
-  train, test = named(TRAINS), named(TESTS)
+  train, test = named(TRAIN_FOLDERS), named(TEST_FOLDERS)
   if not (train and test):
     log.info(
       "%s: no folders train and test in it, so %s of the images are held out,"
       " by a hash of their names",
-      *(shown(root), f"{100 * test_fraction:g} %"),
+      *(printable(root), f"{100 * test_fraction:g} %"),
     )
     return set(), set()
   used = train | test
   rest = [f for f in files if _top(f) not in used]
   log.info(
     "%s: trained on %s, held out %s%s",
-    *(shown(root), _folders(train), _folders(test)),
+    *(printable(root), _folders(train), _folders(test)),
     f"; {len(rest)} images elsewhere are not used: {listed(rest, 3)}"
     if rest
     else "",
@@ -466,4 +455,4 @@ def _split_folders(
 
 
 def _folders(names: set[str]) -> str:
-  return " and ".join(f"{shown(name)}/" for name in sorted(names))
+  return " and ".join(f"{printable(name)}/" for name in sorted(names))

@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 
 from gamix_jax.data import levels
-from gamix_jax.data.notes import shown
+from gamix_jax.data.formatting import printable
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import Arrays, hash_split
+from gamix_jax.data.source import ArraySource, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -66,67 +66,58 @@ _HELP = (
 Files = Mapping[tuple[str, str], Path]
 
 
-def open_idx(path: str, settings: Settings, split: str) -> Arrays:
-  """Reads one split of a set of idx files.
+class Idx(ArraySource):
+  """One split of a set of idx files, read into memory."""
 
-  Args:
-    path: the folder; or the folder, a slash and a set's prefix.
-    settings: `test_fraction` is held out of the training images where there are
-      no test images; `range` says what is black and white, see `levels`.
-    split: "train" or "test".
+  takes_path = True
+  takes_range = True
 
-  Returns:
-    uint8 [n, h, w] images and int32 [n] labels, -1 where there are none.
+  def __init__(self, path: str, split: str, settings: Settings, seed: int):
+    """Reads uint8 [n, h, w] images and int32 [n] labels, -1 without labels.
 
-  Raises:
-    UserError: no such folder or set, several sets and none named, a file
-      that is missing, truncated, corrupt or not of the expected type, or
-      pixels whose range is in doubt.
-  """
-  try:
-    where, prefix, files = _find(path)
-  except OSError as e:
-    raise UserError(
-      f"{shown(path)} cannot be read: {e.strerror or e}. {_HELP}"
-    ) from e
-  if ("train", "images") not in files:
-    raise UserError(
-      f"{where} has {_listed(files)}, but no training images. Add"
-      f" {_join(prefix, 'train-images-idx3-ubyte.gz')} to the folder."
-    )
-  for part in ("train", "test"):
-    labels = files.get((part, "labels"))
-    if labels and (part, "images") not in files:
+    Args:
+      path: the folder; or the folder, a slash and a set's prefix.
+      split: "train" or "test".
+      settings: `test_fraction` of the training images is held out where there
+        are no test images; `range` says what is black and white, see `levels`.
+      seed: not used.
+
+    Raises:
+      UserError: no such folder or set, several sets and none named, a file
+        that is missing, truncated, corrupt or not of the expected type, or
+        pixels whose range is in doubt.
+    """
+    del seed
+    try:
+      where, prefix, files = _find(path)
+    except OSError as e:
       raise UserError(
-        f"{labels} has no file of {part} images beside it. Add that, or remove"
-        " the labels file to hold out a share of the training images."
+        f"{printable(path)} cannot be read: {e.strerror or e}. {_HELP}"
+      ) from e
+    _check_set(where, prefix, files)
+    has_test = ("test", "images") in files
+    chosen = split if has_test else "train"
+    file = files[chosen, "images"]
+    images = _read(file, "images")
+    ends = levels.find_range([images], settings.stated_range, printable(file))
+    labels = _labels(files, chosen, len(images))
+    total = len(images)
+    if has_test:
+      other = "train" if split == "test" else "test"
+      total += _shape(files[other, "images"], "images")[0]
+    else:
+      log.info(
+        "%s: no test images in it, so %g %% are held out, by a hash of their"
+        " index",
+        *(printable(where), 100 * settings.test_fraction),
       )
-  has_test = ("test", "images") in files
-  chosen = split if has_test else "train"
-  images = _read(files[chosen, "images"], "images")
-  stated = None if settings.range == "auto" else settings.range
-  ends = levels.black_and_white(
-    [images], stated, shown(files[chosen, "images"])
-  )
-  labels = _labels(files, chosen, len(images))
-  total = len(images)
-  if has_test:
-    other = "train" if split == "test" else "test"
-    total += _shape(files[other, "images"], "images")[0]
-  else:
-    log.info(
-      "%s: no test images in it, so %g %% are held out, by a hash of their"
-      " index",
-      *(shown(where), 100 * settings.test_fraction),
-    )
-    names = [str(i) for i in range(total)]
-    test = hash_split(shown(where), names, settings.test_fraction)
-    keep = test if split == "test" else ~test
-    images, labels = images[keep], labels[keep]
-  if prefix.lower().startswith("emnist"):
-    images = np.ascontiguousarray(images.transpose(0, 2, 1))
-  images = levels.eight_bit(images, *ends)
-  return Arrays(images, labels, shown(files[chosen, "images"].name), total)
+      names = [str(i) for i in range(total)]
+      keep = hash_split(printable(where), names, settings.test_fraction, split)
+      images, labels = images[keep], labels[keep]
+    if prefix.lower().startswith("emnist"):
+      images = np.ascontiguousarray(images.transpose(0, 2, 1))
+    images = levels.to_uint8(images, *ends)
+    super().__init__(images, labels, title=printable(file.name), total=total)
 
 
 # ------------------------------------------------------------------- the files
@@ -185,6 +176,22 @@ def _default_set(folder: Path) -> tuple[Path, str, Files]:
     )
   ((prefix, files),) = sets.items()
   return folder, prefix, files
+
+
+def _check_set(where: Path, prefix: str, files: Files) -> None:
+  """Raises UserError unless each file has the others that it needs."""
+  if ("train", "images") not in files:
+    raise UserError(
+      f"{where} has {_listed(files)}, but no training images. Add"
+      f" {_join(prefix, 'train-images-idx3-ubyte.gz')} to the folder."
+    )
+  for part in ("train", "test"):
+    labels = files.get((part, "labels"))
+    if labels and (part, "images") not in files:
+      raise UserError(
+        f"{labels} has no file of {part} images beside it. Add that, or remove"
+        " the labels file to hold out a share of the training images."
+      )
 
 
 def _sets(folder: Path) -> dict[str, Files]:

@@ -14,10 +14,10 @@ from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST = 1 << 16  # from this number on a label cannot be that of a class
+MAX_CLASSES = 1 << 16  # from this number on a label cannot be that of a class
 
 
-def numbers(
+def encode(
   arrays: Sequence[np.ndarray], where: str
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
   """Labels of the splits of one set, as numbers.
@@ -41,7 +41,7 @@ def numbers(
   if all(a.dtype.kind in "iu" for a in flat):
     small = [a[a != -1] if a.dtype.kind == "i" else a for a in flat]
     small = [a for a in small if len(a)]
-    if all(a.min() >= 0 and a.max() < MOST for a in small):
+    if all(a.min() >= 0 and a.max() < MAX_CLASSES for a in small):
       return [a.astype(np.int32) for a in flat], ()
   elif any(a.dtype.kind in "iu" for a in flat):
     raise UserError(f"{where}: the labels are numbers in one split only.")

@@ -19,9 +19,9 @@ from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NOISE = 1e-3  # of the range
+TOLERANCE = 1e-3  # of the range
 # Of a dtype's kind, the first that fits is taken.
-KNOWN = {
+KNOWN_RANGES = {
   "b": ((0, 1),),
   "u": ((0, 255),),
   "i": ((0, 255),),
@@ -29,7 +29,7 @@ KNOWN = {
 }
 
 
-def black_and_white(
+def find_range(
   arrays: Sequence[np.ndarray],
   stated: tuple[float, float] | None,
   where: str,
@@ -72,13 +72,13 @@ def black_and_white(
 
 
 def _fit(low: float, high: float, black: float, white: float) -> bool:
-  noise = NOISE * (white - black)
+  noise = TOLERANCE * (white - black)
   return black - noise <= low and high <= white + noise
 
 
 def _known(dtype: np.dtype) -> tuple[tuple[float, float], ...]:
   wide = ((0, 65535),) if dtype == np.uint16 else ()
-  return (*KNOWN[dtype.kind], *wide)
+  return (*KNOWN_RANGES[dtype.kind], *wide)
 
 
 def _evident(
@@ -97,13 +97,13 @@ def _evident(
 
 def _choices(dtype: np.dtype, low, high) -> str:
   """Ranges that may be meant, as flags: those found, and the known that fit."""
-  whole = (0 if low > -NOISE else low, high)
+  whole = (0 if low > -TOLERANCE else low, high)
   fitting = [r for r in _known(dtype) if _fit(float(low), float(high), *r)]
   choices = dict.fromkeys([whole, *fitting])
   return " or ".join(f'"({b!s},{w!s})"' for b, w in choices if b < w)
 
 
-def eight_bit(images: np.ndarray, black: float, white: float) -> np.ndarray:
+def to_uint8(images: np.ndarray, black: float, white: float) -> np.ndarray:
   """uint8, `black` to 0 and `white` to 255; a slice at a time to save memory.
 
   What lies outside is clipped.

@@ -29,9 +29,9 @@ import numpy as np
 
 from gamix_jax.data import labels as labels_lib
 from gamix_jax.data import levels
-from gamix_jax.data.notes import listed, shown
+from gamix_jax.data.formatting import listed, printable
 from gamix_jax.data.settings import Settings, is_range
-from gamix_jax.data.sources import Arrays, hash_split
+from gamix_jax.data.source import ArraySource, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -42,49 +42,57 @@ LABELS = ("y_train", "train_labels", "labels", "y")
 TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
 _WANTED = {*IMAGES, *LABELS, *TEST_IMAGES, *TEST_LABELS, "range"}
-_PACKED = 1100  # times smaller than what it holds, at most, is a zip's member
+_MAX_RATIO = 1100  # of an array to its compressed size in a zip file
 _HELP = "Write it with numpy.savez(path, images=..., labels=...)."
 
 
-def open_npz(path: str, settings: Settings, split: str) -> Arrays:
-  """Reads the archive and takes one split.
+class Npz(ArraySource):
+  """One split of an archive, read into memory."""
 
-  Raises:
-    UserError: it is missing or no archive, or the arrays are not images.
-  """
-  file = _file(path)
-  where = shown(file)
-  entries = _load(file)
-  key = _first(entries, IMAGES)
-  if key is None:
-    raise UserError(
-      f"{where} has no images: it holds {listed(entries) or 'nothing'}, and"
-      f" none of {', '.join(IMAGES)}."
+  takes_path = True
+  takes_range = True
+
+  def __init__(self, path: str, split: str, settings: Settings, seed: int):
+    """Reads the archive and takes one split.
+
+    Raises:
+      UserError: it is missing or no archive, or the arrays are not images.
+    """
+    del seed
+    file = _file(path)
+    where = printable(file)
+    entries = _load(file)
+    key = _first(entries, IMAGES)
+    if key is None:
+      raise UserError(
+        f"{where} has no images: it holds {listed(entries) or 'nothing'}, and"
+        f" none of {', '.join(IMAGES)}."
+      )
+    test_key = _first(entries, TEST_IMAGES)
+    keys = {"train": key} | ({"test": test_key} if test_key else {})
+    images = {k: _check(entries[v], where, v) for k, v in keys.items()}
+    labels, names = _labels(entries, images, where)
+    stated = settings.stated_range or _stated(entries, where)
+    ends = levels.find_range(list(images.values()), stated, where)
+    total = sum(map(len, images.values()))
+    chosen = split if test_key else "train"
+    x, y = images[chosen], labels[chosen]
+    if test_key is None:
+      log.info(
+        "%s: no test images in it, so %g %% are held out, by a hash of their"
+        " index",
+        *(where, 100 * settings.test_fraction),
+      )
+      indices = [str(i) for i in range(total)]
+      keep = hash_split(where, indices, settings.test_fraction, split)
+      x, y = x[keep], y[keep]
+    super().__init__(
+      levels.to_uint8(x, *ends),
+      y,
+      title=f"{printable(file.name)}/{keys[chosen]}",
+      total=total,
+      label_names=names,
     )
-  test_key = _first(entries, TEST_IMAGES)
-  keys = {"train": key} | ({"test": test_key} if test_key else {})
-  images = {k: _check(entries[v], where, v) for k, v in keys.items()}
-  labels, names = _labels(entries, images, where)
-  stated = settings.range
-  if stated == "auto":
-    stated = _stated(entries, where)
-  ends = levels.black_and_white(list(images.values()), stated, where)
-  total = sum(map(len, images.values()))
-  chosen = split if test_key else "train"
-  x, y = images[chosen], labels[chosen]
-  if test_key is None:
-    log.info(
-      "%s: no test images in it, so %g %% are held out, by a hash of their"
-      " index",
-      *(where, 100 * settings.test_fraction),
-    )
-    test = hash_split(
-      where, [str(i) for i in range(total)], settings.test_fraction
-    )
-    keep = test if split == "test" else ~test
-    x, y = x[keep], y[keep]
-  what = f"{shown(file.name)}/{keys[chosen]}"
-  return Arrays(levels.eight_bit(x, *ends), y, what, total, names)
 
 
 # -------------------------------------------------------------------- the file
@@ -106,7 +114,7 @@ def _file(path: str) -> Path:
     there = False
   what = "is no file" if there else "does not exist"
   raise UserError(
-    f"The file {shown(file)} {what}."
+    f"The file {printable(file)} {what}."
     " Give one with --config.data.source=npz:/path/to/images.npz"
   )
 
@@ -130,20 +138,20 @@ def _load(file: Path) -> Mapping[str, np.ndarray]:
       with zipfile.ZipFile(f) as archive:
         return _members(archive, size)
   except UserError as e:
-    raise UserError(f"{shown(file)}: {e}") from e
+    raise UserError(f"{printable(file)}: {e}") from e
   except MemoryError as e:
     raise UserError(
-      f"{shown(file)} does not fit into memory. Unpack it to image files and"
-      " use --config.data.source=folder:<path>"
+      f"{printable(file)} does not fit into memory. Unpack it to image"
+      " files and use --config.data.source=folder:<path>"
     ) from e
   # A damaged archive is met with whatever comes first: OSError, ValueError,
   # zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError,
   # RuntimeError (it is encrypted), ...
   except Exception as e:
     said = getattr(e, "strerror", None) or str(e) or type(e).__name__
-    reason = shown(said.splitlines()[0][:100])
+    reason = printable(said.splitlines()[0][:100])
     raise UserError(
-      f"{shown(file)} cannot be read as a numpy archive: {reason}. If it is"
+      f"{printable(file)} cannot be read as a numpy archive: {reason}. If it is"
       f" damaged, get it again. {_HELP}"
     ) from e
 
@@ -158,10 +166,10 @@ def _members(archive: zipfile.ZipFile, whole: int) -> Mapping[str, np.ndarray]:
   arrays = {}
   for key in [k for k in there if k in _WANTED] or there:
     member = there[key]
-    packed = 1 if member.compress_type == zipfile.ZIP_STORED else _PACKED
+    packed = 1 if member.compress_type == zipfile.ZIP_STORED else _MAX_RATIO
     size = min(member.file_size, packed * min(member.compress_size, whole))
     with archive.open(member) as f:
-      arrays[key] = _array(f, size, shown(key))
+      arrays[key] = _array(f, size, printable(key))
   return arrays
 
 
@@ -260,7 +268,7 @@ def _labels(
         f" but labels are one for each of the {n} images, [{n}]. Fix it or"
         " leave it out."
       )
-  made, names = labels_lib.numbers(
+  made, names = labels_lib.encode(
     [entries[key] for key in there.values()],
     f"{where}: {' and '.join(there.values())}",
   )

@@ -10,7 +10,7 @@ from gamix_jax.errors import UserError
 RESIZES = ("area", "linear", "cubic", "nearest")
 # Slips of those who mean data.cache to be off or on; a folder that is called
 # so can be given as ./None.
-NO_FOLDERS = (
+NOT_FOLDERS = (
   *("", "none", "memory", "null", "true", "false", "yes", "no", "on", "off"),
   *("0", "1"),
 )
@@ -121,7 +121,7 @@ class Settings:
       isinstance(self.cache, str)
       and (
         self.cache in ("none", "memory")
-        or self.cache.strip().lower() not in NO_FOLDERS
+        or self.cache.strip().lower() not in NOT_FOLDERS
       ),
       '"none", "memory" or a folder',
     )
@@ -155,6 +155,11 @@ class Settings:
     if isinstance(self.image_size, int):
       return self.image_size, self.image_size, self.channels
     return self.image_size[0], self.image_size[1], self.channels
+
+  @property
+  def stated_range(self) -> tuple[float, float] | None:
+    """(black, white); None where `range` is "auto"."""
+    return None if self.range == "auto" else self.range
 
 
 def _is_int(x: Any) -> bool:

@@ -181,7 +181,7 @@ def held_out(model: Model) -> np.ndarray:
   Raises:
     UserError: the data are not there.
   """
-  dataset = data.open(model.config.data, "test", model.config.seed)
+  dataset = data.open_dataset(model.config.data, "test", model.config.seed)
   images, _ = read_images(dataset, range(min(len(dataset), IMAGES)))
   return images
 
