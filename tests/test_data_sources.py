@@ -195,6 +195,103 @@ def test_mistakes_in_the_section():
   )
 
 
+class Stripes(data.Source):
+  """A source with nothing but what every source needs."""
+
+  takes_path = True
+
+  def __init__(self, rest, split, settings, seed):
+    del settings, seed
+    self.rest, self._first = rest, 0 if split == "train" else 20
+
+  def __len__(self):
+    return 20
+
+  def __getitem__(self, i):
+    i += self._first
+    return {"image": np.full((4, 6), i, np.uint8), "label": i % 3}
+
+
+@pytest.fixture
+def sources(monkeypatch):
+  """The table, as it was again afterwards."""
+  for name, opener in data.SOURCES.items():
+    monkeypatch.setitem(data.SOURCES, name, opener)
+  before = set(data.SOURCES)
+  yield data.SOURCES
+  for name in data.SOURCES.keys() - before:
+    del data.SOURCES[name]
+
+
+def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
+  """One class and one line: all that the other sources have works."""
+  sources.register("stripes")(Stripes)
+  monkeypatch.chdir(tmp_path)
+  assert data.resolve_source("stripes:a/b") == f"stripes:{tmp_path}/a/b"
+  c = section("stripes:x", channels=1)
+  train, test = (data.open_dataset(c, s) for s in ("train", "test"))
+  assert train.source.rest == "x"
+  assert pixels(train).max((1, 2, 3)).tolist() == list(range(20))
+  assert train[4]["label"] == train.labels()[4] == 1
+  assert train.fingerprint() != test.fingerprint()
+  c.fingerprint = data.fingerprint(train, test)
+  for c.cache in ("none", "memory", str(tmp_path / "c"), str(tmp_path / "c")):
+    opened = data.open_dataset(c, "train")
+    np.testing.assert_array_equal(pixels(opened), pixels(train))
+  c.exclude_labels = (1,)
+  assert set(data.open_dataset(c, "train").labels()) == {0, 2}
+  stream = data.batches(train, batch_size=4, seed=0, train=False, workers=1)
+  assert next(stream)["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+  stream.close()
+  c.range = (0, 1)
+  says(lambda: data.open_dataset(c, "train"), "data.range", "npz", "stripes")
+  with pytest.raises(ValueError, match="stripes"):
+    sources.register("stripes", Stripes)
+
+
+def test_the_default_fingerprint_is_of_images_and_labels(sources):
+  """And so is the cache's key, which is the same by default."""
+  x = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
+  made = []
+
+  class Given(data.Source):
+    def __init__(self, images, labels):
+      self._images, self._labels = images, labels
+
+    def __len__(self):
+      return len(self._images)
+
+    def __getitem__(self, i):
+      return {"image": self._images[i], "label": self._labels[i]}
+
+  for images, labels in (
+    (x, [0] * 5),
+    (x[::-1], [0] * 5),
+    (x.reshape(5, 2, 8), [0] * 5),
+    (x, [0, 0, 0, 0, 1]),
+    (x[:4], [0] * 4),
+    ([image.tobytes() for image in x], [0] * 5),
+  ):
+    source = Given(images, labels)
+    assert source.fingerprint() == Given(images, labels).fingerprint()
+    assert source.cache_key() == source.fingerprint()
+    made.append(source.fingerprint())
+  assert len(set(made)) == len(made) and all(len(m) == 16 for m in made)
+
+
+def test_a_function_as_a_source(sources):
+  @sources.register("noise")
+  def open_noise(rest, split, settings, seed):
+    rng = np.random.default_rng((seed, split == "test"))
+    shape = (int(rest), *settings.shape)
+    return data.ArraySource(rng.integers(0, 256, shape, np.uint8))
+
+  train = data.open_dataset(section("noise:7"), "train", 3)
+  assert pixels(train).shape == (7, 8, 8, 3)
+  assert train.labels().tolist() == [-1] * 7 and train.label_names == ()
+  assert data.resolve_source("noise:7") == "noise:7"
+
+
 def hundred(root):
   """97 good images, one text, one empty, one cut short."""
   names = [f"{i:02}.png" for i in range(97)]
