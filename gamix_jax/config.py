@@ -381,7 +381,7 @@ def check_data(config: ConfigDict) -> None:
   Raises:
     UserError: a value that is not of its type or out of its range.
   """
-  Settings.of(config.data)
+  Settings.from_config(config.data)
 
 
 def _check_sizes(config: ConfigDict) -> None:

@@ -185,7 +185,7 @@ def test_pipes_sockets_and_devices_are_named(tmp_path, caplog):
   with caplog.at_level(logging.INFO, "gamix_jax"):
     dataset = data.open_dataset(section(f"folder:{tmp_path}"), "train")
   assert dataset.source.total == 20 and dataset.broken == {}
-  text = "no file (2): null.png (a device), pipe.jpg (a named pipe)"
+  text = "not a file (2): null.png (a device), pipe.jpg (a named pipe)"
   assert text in caplog.text
   for source in ("folder", "npz"):
     c = section(f"{source}:{tmp_path}/pipe.jpg")
@@ -393,6 +393,8 @@ def test_absolute(tmp_path, monkeypatch):
 def test_a_folder_called_none():
   for slip in ("None", "", "True", "false", " none", "0"):
     with pytest.raises(UserError, match=r"data\.cache.*none"):
-      Settings.of({**section("digits"), "cache": slip})
+      Settings.from_config({**section("digits"), "cache": slip})
   for fine in ("none", "memory", "./None", "nonesuch"):
-    assert Settings.of({**section("digits"), "cache": fine}).cache == fine
+    assert (
+      Settings.from_config({**section("digits"), "cache": fine}).cache == fine
+    )

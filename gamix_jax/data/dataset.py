@@ -45,7 +45,7 @@ class Dataset:
     self.source, self.settings, self.split = source, settings, split
     self.label_names = tuple(source.label_names)
     self.broken: dict[str, str] = {}
-    self._transform = ImageTransform.of(settings)
+    self._transform = ImageTransform.from_settings(settings)
     self._logged = 0  # number of broken files in the last warning
     self.report_broken(source.broken)
 

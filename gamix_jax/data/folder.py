@@ -1,27 +1,27 @@
 """`folder:<path>`: JPEG, PNG, WebP, BMP and TIFF files at any depth.
 
-Splits. Where the folder has `train` or `training` and one of `test`,
-`testing`, `val`, `valid` or `validation` (the first of these that is there),
-in any case of letters, they are used; otherwise a fixed share is held out by
-a hash of each file's relative path. Which of the two is logged. A folder that
-holds nothing but one other folder is looked into, since archives unpack so.
+Splits. If the folder contains `train` or `training` and one of `test`,
+`testing`, `val`, `valid` or `validation` (the first of these that is there), in
+upper or lower case, they are the splits. Otherwise a fixed share of the files
+is held out by a hash of their relative paths. The log says which. A folder that
+contains nothing but one other folder stands for that one, since archives unpack
+so.
 
-Labels. The name of the innermost folder below the split's root; -1 for a
-file that lies in the root itself.
+Labels. The name of the innermost folder below the split's folder; -1 for a file
+directly in it.
 
-What is no image is one of three things, and named in the log each time:
+What is not an image of the user is one of three kinds, and the log names it:
 
-  foreign   files that are not images by their ending, hidden ones (macOS
-            leaves `._name.jpg` beside `name.jpg`), and pipes, sockets and
-            devices whatever their name: left out and not counted.
+  foreign   files without the suffix of an image, hidden files (macOS puts
+            `._name.jpg` beside `name.jpg`), and pipes, sockets and devices of
+            any name: left out and not counted.
   ours      folders that this program writes (workdirs, caches, generated
-            images; see `marks`) and its pictures: left out and not counted.
-            A folder of nothing but such pictures is what was asked for, so
-            they are read. That is asked of `<path>` alone, not of what is
-            below it.
-  broken    files with an image's ending that cannot be read (no permission, a
-            link to nothing), are empty or do not begin as an image: left out
-            and counted, see `data.max_corrupt_fraction`.
+            images; see `marks`) and its pictures: left out and not counted. If
+            `<path>` itself has nothing but such pictures, they are what the
+            user asked for, and they are read.
+  broken    files with the suffix of an image that cannot be read (no
+            permission, a dangling link), are empty or do not begin as an image:
+            left out and counted, see `data.max_corrupt_fraction`.
 """
 
 import concurrent.futures
@@ -56,7 +56,7 @@ _HELP = (
   "Give a folder of JPEG, PNG, WebP, BMP or TIFF images:"
   " --config.data.source=folder:/path/to/images"
 )
-_END_BYTES = 4096  # bytes at a file's start, and at its end, that tell it
+_END_BYTES = 4096  # bytes that are read at the start and at the end of a file
 _SPECIAL_FILES = (
   (stat.S_ISFIFO, "a named pipe"),
   (stat.S_ISSOCK, "a socket"),
@@ -64,7 +64,7 @@ _SPECIAL_FILES = (
   (stat.S_ISBLK, "a device"),
   (stat.S_ISDIR, "a folder"),
 )
-# Faults of the machine, not of a file.
+# Errors of the system, not of a file.
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -177,7 +177,7 @@ def _gone(path: Path, e: OSError) -> UserError:
 
 
 def _root(path: str) -> Path:
-  """The folder meant by `path`, looked into where it only wraps another."""
+  """The folder at `path`; if it only wraps another one, that one."""
   if not path:
     raise UserError(f"data.source=folder: names no folder. {_HELP}")
   root = resolve(path)
@@ -207,7 +207,7 @@ def _root(path: str) -> Path:
 
 
 def _wrapped(root: Path) -> str | None:
-  """The one folder in it, where users put nothing else into it."""
+  """The name of the only folder in it, if the user has nothing else in it."""
   entries = [e for e in os.scandir(root) if not _hidden(e.name)]
   if marks.is_output(root, [e.name for e in entries]):
     users = _has_images
@@ -221,23 +221,23 @@ def _wrapped(root: Path) -> str | None:
 
 
 def _is_ours(entry: os.DirEntry) -> bool:
-  """Whether all of it was written by this program."""
+  """Whether this program wrote all of it."""
   if not _is_folder(entry):
-    return _named_as_image(entry.name) and _look(entry.path).ours
+    return _named_as_image(entry.name) and _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return True
   return (
     bool(below)
-    and not entry.is_symlink()  # they may lead in a circle
+    and not entry.is_symlink()  # links may form a circle
     and all(_hidden(e.name) or _is_ours(e) for e in below)
   )
 
 
 def _has_images(entry: os.DirEntry) -> bool:
-  """Whether there is an image in it that this program did not write."""
+  """Whether it contains an image that this program did not write."""
   if not _is_folder(entry):
-    return _named_as_image(entry.name) and not _look(entry.path).ours
+    return _named_as_image(entry.name) and not _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return False
@@ -247,7 +247,7 @@ def _has_images(entry: os.DirEntry) -> bool:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-  """As `entry.is_dir()`, which fails at a link to itself."""
+  """As `entry.is_dir()`, which raises for a link to itself."""
   return entry.is_dir(follow_symlinks=False) or (
     entry.is_symlink() and os.path.isdir(entry.path)
   )
@@ -262,7 +262,9 @@ def _named_as_image(name: str) -> bool:
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
-  """Below `root`, relative and sorted: image files, foreign files, our folders.
+  """Image files, foreign files and our folders below `root`.
+
+  Paths are relative to `root` and sorted.
 
   Raises:
     UserError: a folder cannot be read.
@@ -275,7 +277,7 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
     where = printable(e.filename or root)
     raise UserError(f"Cannot read the folder {where}: {e.strerror}.") from e
 
-  seen = set()  # links may lead in a circle
+  seen = set()  # links may form a circle
   for at, folders, names in os.walk(root, followlinks=True, onerror=fail):
     here = Path(at)
     try:
@@ -302,13 +304,13 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 class _Head(NamedTuple):
-  """What the two ends of a file tell.
+  """What is known of a file after reading its two ends.
 
   Attributes:
-    fault: why it is no image; empty where it begins as one.
-    special: what it is instead of a file; empty for a file.
+    fault: why it is not an image; empty if it begins as one.
+    special: what it is if it is not a regular file; else empty.
     ours: whether this program wrote it.
-    ends: a hash of its size and its ends.
+    ends: a hash of its size and its two ends.
   """
 
   fault: str = ""
@@ -320,17 +322,19 @@ class _Head(NamedTuple):
 def _heads(
   root: Path, files: Sequence[str], foreign: Sequence[str], ours: Sequence[str]
 ) -> dict[str, _Head]:
-  """Those of `files` that are files of the user; what is left out is logged.
+  """The user's own files among `files`; logs what is left out.
 
   Raises:
-    UserError: none is.
+    UserError: there are none.
   """
-  # Threads, since on a network drive each file is a wait.
+  # Threads, since each file may take a round trip on a network drive.
   parts = [files[i : i + 256] for i in range(0, len(files), 256)]
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    looked = pool.map(lambda part: [_look(f"{root}/{f}") for f in part], parts)
+    inspected = pool.map(
+      lambda part: [_inspect(f"{root}/{f}") for f in part], parts
+    )
     found = dict(
-      zip(files, (head for part in looked for head in part), strict=True)
+      zip(files, (head for part in inspected for head in part), strict=True)
     )
   special = [f"{f} ({h.special})" for f, h in found.items() if h.special]
   found = {f: head for f, head in found.items() if not head.special}
@@ -338,22 +342,22 @@ def _heads(
   asked_for = marked if len(marked) == len(found) else []
   found = {f: h for f, h in found.items() if asked_for or not h.ours}
 
-  def tell(names: Sequence[str], what: str, did: str = "left out") -> None:
+  def log_files(names: Sequence[str], what: str, did: str = "left out") -> None:
     if names:
       log.info(
         "%s: %s %s (%d): %s",
         *(printable(root), did, what, len(names), listed(names)),
       )
 
-  tell(foreign, "files that are not images by their names")
-  tell(special, "what is no file")
-  tell(ours, "folders that gamix_jax wrote")
+  log_files(foreign, "files that are not images by their names")
+  log_files(special, "what is not a file")
+  log_files(ours, "folders that gamix_jax wrote")
   if asked_for:
-    tell(
+    log_files(
       marked, "pictures that gamix_jax wrote, as there are no others", "read"
     )
   else:
-    tell(marked, "pictures that gamix_jax wrote")
+    log_files(marked, "pictures that gamix_jax wrote")
   if not found:
     n = len(foreign) + len(special)
     what = f"no image files among its {n}" if n else "no files"
@@ -363,15 +367,15 @@ def _heads(
   return found
 
 
-def _look(path: str) -> _Head:
-  """Looks at a file's two ends.
+def _inspect(path: str) -> _Head:
+  """Reads a file's two ends.
 
   Raises:
-    UserError: the machine cannot open any more files.
+    UserError: the system cannot open any more files.
   """
   try:
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):  # to open a pipe would be to wait for it
+    if not stat.S_ISREG(mode):  # opening a pipe would block
       return _Head(special=_kind(mode))
     with open(path, "rb", buffering=0) as f:
       size = os.fstat(f.fileno()).st_size
@@ -396,7 +400,7 @@ def _unreadable(path: str, e: OSError) -> str:
 
 
 def _kind(mode: int) -> str:
-  return next((word for is_, word in _SPECIAL_FILES if is_(mode)), "no file")
+  return next((word for is_, word in _SPECIAL_FILES if is_(mode)), "not a file")
 
 
 def _fault(head: bytes) -> str:
@@ -406,7 +410,11 @@ def _fault(head: bytes) -> str:
 
 
 def has_image_header(head: bytes) -> bool:
-  """Whether 16 bytes can begin a file of a format that `decode` reads."""
+  """Whether a file that begins so may be of a format that `decode` reads.
+
+  Args:
+    head: the file's first 16 bytes or more.
+  """
   return head.startswith(
     (
       *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"),
@@ -419,7 +427,7 @@ def has_image_header(head: bytes) -> bool:
 
 
 def _top(file: str) -> str:
-  """The folder of the root that a file is in; empty in the root itself."""
+  """The top-level folder of a file; empty for a file in the root itself."""
   top, slash, _ = file.partition("/")
   return top if slash else ""
 
@@ -427,7 +435,7 @@ def _top(file: str) -> str:
 def _split_folders(
   root: Path, files: Sequence[str], test_fraction: float
 ) -> tuple[set[str], set[str]]:
-  """Folders of the root that are the two splits; none where one is missing."""
+  """Top-level folders that are the two splits; none if one is missing."""
   tops = {top for f in files if (top := _top(f))}
 
   def named(words: Sequence[str]) -> set[str]:

@@ -1,24 +1,25 @@
-"""`idx:<folder>`: MNIST's own files, and those of its relatives.
+"""`idx:<folder>`: the files of MNIST and data sets like it.
 
-A folder holds one file for each split and kind, gzip-compressed or not:
+A folder contains one file for each split and kind, compressed with gzip or not:
 
   train-images-idx3-ubyte[.gz]   train-labels-idx1-ubyte[.gz]
   t10k-images-idx3-ubyte[.gz]    t10k-labels-idx1-ubyte[.gz]
 
-MNIST, Fashion-MNIST and KMNIST use these names. `test` for `t10k` and a dot
-before `idx` are accepted too. EMNIST puts the name of the set first, as in
-`emnist-balanced-train-images-idx3-ubyte.gz`; where a folder holds several sets,
-`idx:<folder>/emnist-balanced` says which. `idx:<folder>` alone means the set
-without a prefix, or the only one there is.
+MNIST, Fashion-MNIST and KMNIST use these names. `test` in place of `t10k` and a
+dot before `idx` are accepted too. EMNIST has the name of the set first, as in
+`emnist-balanced-train-images-idx3-ubyte.gz`. If a folder contains several sets,
+`idx:<folder>/emnist-balanced` chooses one. `idx:<folder>` alone means the set
+without a prefix, or the only one.
 
 Without test images a fixed share of the training images is held out by a hash
-of their index. Without a labels file every label of that split is -1.
+of their index. Without a labels file all labels of that split are -1.
 
-EMNIST's files store each image transposed; sets whose name begins with
+EMNIST's files store each image transposed, so sets whose name begins with
 `emnist` are transposed back.
 
 The format: two zero bytes, a byte for the type (8: unsigned bytes), a byte for
-the number of axes, each axis as a big-endian uint32, then the values.
+the number of axes, the size of each axis as a big-endian uint32, then the
+values.
 """
 
 import gzip
@@ -40,7 +41,7 @@ from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-# Of the third byte of a file; only the first is ever read.
+# By the third byte of a file. Only unsigned bytes are supported.
 DTYPES = {
   0x08: "unsigned bytes",
   0x09: "signed bytes",
@@ -124,7 +125,7 @@ class Idx(ArraySource):
 
 
 def _find(path: str) -> tuple[Path, str, Files]:
-  """What to call the set in a message, its prefix and its files."""
+  """A set's path for messages, its prefix and its files."""
   given = resolve(path)
   if not path:
     raise UserError(f"data.source=idx: names no folder. {_HELP}")
@@ -195,10 +196,10 @@ def _check_set(where: Path, prefix: str, files: Files) -> None:
 
 
 def _sets(folder: Path) -> dict[str, Files]:
-  """{prefix: files} of a folder.
+  """The sets in a folder: {prefix: files}.
 
-  Of two files that are the same part of a set the one that is not compressed
-  is taken, then the first by name.
+  If two files are the same part of a set, the uncompressed one is used, then
+  the first one by name.
   """
   found = [
     (match, file)
@@ -226,7 +227,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _labels(files: Files, split: str, n: int) -> np.ndarray:
-  """The split's labels, int32 [n]; -1 without a file."""
+  """The split's labels, int32 [n]; all -1 without a file."""
   file = files.get((split, "labels"))
   if file is None:
     return np.full(n, -1, np.int32)
@@ -241,7 +242,7 @@ def _labels(files: Files, split: str, n: int) -> np.ndarray:
 
 
 def _read(file: Path, kind: str) -> np.ndarray:
-  """A file's values: uint8 [n, h, w] of images, uint8 [n] of labels.
+  """A file's values: uint8 [n, h, w] for images, uint8 [n] for labels.
 
   Raises:
     UserError: the file cannot be read, is of another type, or is shorter or
@@ -267,7 +268,7 @@ def _read(file: Path, kind: str) -> np.ndarray:
 
 
 def _shape(file: Path, kind: str) -> tuple[int, ...]:
-  """The shape of what `_read` returns, for which only the header is read."""
+  """The shape of what `_read` returns; reads only the header."""
   return _parsed(_bytes(file, _header_bytes(kind)), file, kind)
 
 
@@ -276,7 +277,7 @@ def _header_bytes(kind: str) -> int:
 
 
 def _parsed(data: bytes, file: Path, kind: str) -> tuple[int, ...]:
-  """The shape that the header in `data` states; its type is checked."""
+  """The shape in the header of `data`, whose type is checked."""
   axes = AXES[kind]
   expected = f"0x{0x0800 + axes:08x} ({_type(0x08, axes)})"
   magic = int.from_bytes(data[:4])
@@ -307,8 +308,8 @@ def _type(code: int, axes: int) -> str:
   return f"{DTYPES[code]}, {axes} {'axis' if axes == 1 else 'axes'}"
 
 
-def _bytes(file: Path, most: int = -1) -> bytes:
-  """What a file holds, unpacked if it is gzip whatever its name; or its start.
+def _bytes(file: Path, limit: int = -1) -> bytes:
+  """A file's content or its first bytes, unpacked if the content is gzip.
 
   Raises:
     UserError: it cannot be read or unpacked.
@@ -318,9 +319,9 @@ def _bytes(file: Path, most: int = -1) -> bytes:
       packed = raw.read(2) == _GZIP
       raw.seek(0)
       if not packed:
-        return raw.read(most)
+        return raw.read(limit)
       with gzip.open(raw) as unpacked:
-        return unpacked.read(most)
+        return unpacked.read(limit)
   except EOFError as e:
     raise UserError(
       f"{file} is truncated: its gzip data ends after"

@@ -1,21 +1,21 @@
-"""`npz:<path>`: images in a numpy archive (or a single `.npy`).
+"""`npz:<path>`: images in a NumPy archive (or a single `.npy`).
 
-Entries, the first name that is there:
+Entries; of several names, the first one that is there:
 
-  images   x_train, train_images, images, x, data, arr_0 (of an array that was
-           saved without a name): [n, h, w] or [n, h, w, c], c 1 or 3
+  images   x_train, train_images, images, x, data, arr_0 (NumPy's name for an
+           array saved without one): [n, h, w] or [n, h, w, c], c 1 or 3
   labels   y_train, train_labels, labels, y: numbers, strings or one-hot, see
            `labels`; optional
   test     x_test, test_images; y_test, test_labels. Without them a fixed
            share of the images is held out by a hash of their index.
   range    two numbers, optional: the values that mean black and white
 
-`data.range` comes before `range`. Without both, the numbers of all images
-together say what is black and white, or the archive is refused; see `levels`.
-Which numbers were found and what they were taken for is logged.
+`data.range` takes precedence over the entry `range`. Without both, the range is
+judged by the numbers of all images, or the archive is refused; see `levels`.
+The log says which numbers were found and which range was chosen.
 
-An archive is checked before it is read: no more memory is asked for than its
-size can fill.
+An archive is checked before it is read: no array is allocated that is larger
+than the file can fill.
 """
 
 import logging
@@ -120,14 +120,14 @@ def _file(path: str) -> Path:
 
 
 def _load(file: Path) -> Mapping[str, np.ndarray]:
-  """The arrays of an archive that are wanted, or all if none is.
+  """The arrays of an archive with known names, or all if there are none.
 
   Raises:
-    UserError: it is damaged, or something else.
+    UserError: the file is damaged or not an archive.
   """
   try:
     with file.open("rb") as f, warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+      warnings.simplefilter("ignore")  # about headers that Python 2 wrote
       size = file.stat().st_size
       if not size:
         raise UserError(f"there is nothing in the file. {_HELP}")
@@ -144,12 +144,12 @@ def _load(file: Path) -> Mapping[str, np.ndarray]:
       f"{printable(file)} does not fit into memory. Unpack it to image"
       " files and use --config.data.source=folder:<path>"
     ) from e
-  # A damaged archive is met with whatever comes first: OSError, ValueError,
+  # A damaged archive raises whatever comes first: OSError, ValueError,
   # zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError,
   # RuntimeError (it is encrypted), ...
   except Exception as e:
-    said = getattr(e, "strerror", None) or str(e) or type(e).__name__
-    reason = printable(said.splitlines()[0][:100])
+    text = getattr(e, "strerror", None) or str(e) or type(e).__name__
+    reason = printable(text.splitlines()[0][:100])
     raise UserError(
       f"{printable(file)} cannot be read as a numpy archive: {reason}. If it is"
       f" damaged, get it again. {_HELP}"
@@ -174,16 +174,16 @@ def _members(archive: zipfile.ZipFile, whole: int) -> Mapping[str, np.ndarray]:
 
 
 def _array(f: IO[bytes], size: int, key: str) -> np.ndarray:
-  """The array of a `.npy`, if the file can be as large as it says.
+  """The array of a `.npy` file.
 
   Args:
     f: the file, at its start.
-    size: bytes that it can have.
-    key: for messages.
+    size: the most bytes that it can have.
+    key: the array's name, for messages.
 
   Raises:
-    UserError: a header that asks for more, or for Python objects.
-    Exception: of any kind, from what is damaged.
+    UserError: the header asks for more than `size`, or for Python objects.
+    Exception: of any kind, if the file is damaged.
   """
   version = np.lib.format.read_magic(f)
   read = {
@@ -211,7 +211,7 @@ def _array(f: IO[bytes], size: int, key: str) -> np.ndarray:
       f"{key} ends after {len(data):,} of {need:,} bytes. It is damaged; get it"
       f" again. {_HELP}"
     )
-  f.read(1)  # at its end an archive compares the member's sum
+  f.read(1)  # zipfile verifies a member's checksum at its end
   values = np.frombuffer(data, dtype) if need else np.empty(count, dtype)
   if fortran:
     return values.reshape(shape[::-1]).transpose()
@@ -252,10 +252,10 @@ def _labels(
   images: Mapping[str, np.ndarray],
   where: str,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """int32 labels of each split, -1 without, and the classes' names.
+  """int32 labels of each split, all -1 without, and the names of classes.
 
   Raises:
-    UserError: they are not one for each image, or no labels.
+    UserError: there is not one label for each image, or they are not labels.
   """
   keys = {"train": LABELS, "test": TEST_LABELS}
   found = {k: _first(entries, keys[k]) for k in images}
@@ -279,10 +279,10 @@ def _labels(
 def _stated(
   entries: Mapping[str, np.ndarray], where: str
 ) -> tuple[float, float] | None:
-  """What the archive says of its range.
+  """The archive's own range; None if it has none.
 
   Raises:
-    UserError: it is no range.
+    UserError: it is not a range.
   """
   if "range" not in entries:
     return None

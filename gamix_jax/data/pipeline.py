@@ -82,7 +82,7 @@ def open_dataset(
   """
   if split not in ("train", "test"):
     raise ValueError(f"split must be train or test, not {split!r}")
-  settings = Settings.of(config)
+  settings = Settings.from_config(config)
   source = open_source(settings, split, seed)
   if split == "train":
     source = exclude_labels(source, settings)

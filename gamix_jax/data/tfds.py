@@ -1,13 +1,13 @@
-"""`tfds:<name>`: TensorFlow Datasets, read at random and without TensorFlow.
+"""`tfds:<name>`: TensorFlow Datasets with random access and without TensorFlow.
 
-The data set is prepared once as array_record (under ~/tensorflow_datasets, or
-TFDS_DATA_DIR) in a process of its own. Preparing needs TensorFlow where the
-builder gives images as arrays (MNIST, CIFAR-10), and then that process hides
-the accelerators from it; the process that trains never imports it.
+The data set is prepared once as array_record (in ~/tensorflow_datasets or
+TFDS_DATA_DIR), in a separate process. Preparing needs TensorFlow if the builder
+yields images as arrays (MNIST, CIFAR-10). That process hides the accelerators
+from TensorFlow, and the process that trains never imports it.
 
-Test images are those of the split `test` or `validation`, otherwise a share
-held out by a hash of the index. The image is the feature `image`, or the only
-image there is; the label is `label` where that is a class.
+Test images are those of the split `test` or `validation`; without one, a share
+is held out by a hash of the index. The image is the feature `image` or the only
+image feature. The label is the feature `label` if that is a class.
 """
 
 import concurrent.futures
@@ -232,7 +232,7 @@ def _check_random_access(builder: Any, name: str) -> None:
   found = [f.value for f in builder.info.available_file_formats()]
   if "array_record" not in found:
     raise UserError(
-      f"tfds:{name} lies in {builder.data_dir} as {', '.join(found)}, which"
+      f"tfds:{name} is in {builder.data_dir} as {', '.join(found)}, which"
       " cannot be read at random. Move that folder away, or set TFDS_DATA_DIR"
       " to another place, and it is prepared as array_record."
     )

@@ -62,7 +62,9 @@ class View:
       self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
     self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
-    self._prepare = ImageTransform.of(data.Settings.of(model.config.data))
+    self._prepare = ImageTransform.from_settings(
+      data.Settings.from_config(model.config.data)
+    )
     self._map = self._draw_map()
 
   # --- an image ------------------------------------------------------------

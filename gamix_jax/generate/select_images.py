@@ -51,8 +51,8 @@ def images(
 
 
 def _file(config: ConfigDict, name: str) -> np.ndarray:
-  settings = data.Settings.of(config.data)
-  prepare = ImageTransform.of(settings)
+  settings = data.Settings.from_config(config.data)
+  prepare = ImageTransform.from_settings(settings)
   try:
     return prepare(paths.resolve(name).read_bytes())
   except OSError as e:
