@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace) -> dict[tuple, list[float]]:
     for name in options.source.split(","):
       source = write(name, place, options)
       for cache in CACHES:
-        dataset = data.open(
+        dataset = data.open_dataset(
           dict(
             source=source,
             image_size=options.size,

@@ -17,6 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from gamix_jax import registry
+from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
@@ -247,7 +248,6 @@ POSITIVE = (
   "eval_every",
   "eval_images",
   "eval_draws",
-  "data.batch_size",
   "model.latent",
   "posterior.components",
   "prior.components",
@@ -298,10 +298,6 @@ def check(config: ConfigDict) -> None:
   """
   check_keys(config)
   _check_ranges(config)
-  if config.data.channels not in (1, 3):
-    raise UserError(
-      f"data.channels={config.data.channels}: 1 is grey and 3 is colour."
-    )
   profiled(config)
   for key, value in flat(config).items():
     if value is None and not key.startswith(("weights.", "preset_weights.")):
@@ -309,7 +305,7 @@ def check(config: ConfigDict) -> None:
         f"{key} is None: give it a value, or let --config.preset=base (small, "
         "large) choose one."
       )
-  check_image_size(config)
+  check_data(config)
 
 
 def check_keys(config: ConfigDict) -> None:
@@ -355,19 +351,13 @@ def _is_number(value: Any) -> bool:
   return abs(value) <= sys.float_info.max  # NaN is not
 
 
-def check_image_size(config: ConfigDict) -> None:
-  """Refuses what is no size of an image.
+def check_data(config: ConfigDict) -> None:
+  """Checks the section `data`, which presets and networks depend on.
 
   Raises:
-    UserError: as said.
+    UserError: a value that is not of its type or out of its range.
   """
-  size = config.data.image_size
-  pair = size if isinstance(size, tuple | list) else (size, size)
-  whole = all(_is_a(s, int) and s > 0 for s in pair)
-  if len(pair) != len("hw") or not whole:
-    raise UserError(
-      f"data.image_size={size!r} is neither a side nor a pair (height, width)."
-    )
+  Settings.from_config(config.data)
 
 
 # ---------------------------------------------------------- keys and files

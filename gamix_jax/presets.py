@@ -76,7 +76,7 @@ def complete(config: ConfigDict) -> ConfigDict:
   configs.check_keys(config)
   if config.preset:
     check_choice("preset", config.preset, PRESETS)
-    configs.check_image_size(config)
+    configs.check_data(config)
     from gamix_jax import preset_values  # noqa: PLC0415  (JAX)
 
     preset_values.fill(config)

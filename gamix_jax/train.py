@@ -14,6 +14,7 @@ from clu import parameter_overview
 from gamix_jax import (
   build,
   data,
+  files,
   hosts,
   mesh,
   paths,
@@ -24,7 +25,7 @@ from gamix_jax import (
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 from gamix_jax.monitor import HealthMonitor
 from gamix_jax.profile import Profile
 from gamix_jax.progress import HELD_OUT, Progress
@@ -119,8 +120,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
-  train_set = data.open(config.data, "train", config.seed)
-  test_set = data.open(config.data, "test", config.seed)
+  train_set = data.open_dataset(config.data, "train", config.seed)
+  test_set = data.open_dataset(config.data, "test", config.seed)
   fingerprint = data.fingerprint(train_set, test_set)
 
   with (
@@ -181,7 +182,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
 
 def _make_absolute(section: ConfigDict) -> None:
   """Paths that mean the same wherever a later command is started."""
-  section.source = data.absolute(section.source)
+  section.source = data.resolve_source(section.source)
   if section.cache not in ("none", "memory"):
     section.cache = str(paths.resolve(section.cache))
 
@@ -303,7 +304,7 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
     max_lines=None,
   )
   if hosts.is_main_process():
-    workdir.write_text(path / "parameters.txt", table + "\n")
+    files.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape

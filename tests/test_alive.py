@@ -63,7 +63,9 @@ def median_error():
   c = config_of("digits")
   train, test = (
     np.stack([s[i]["image"] for i in range(len(s))]) / 127.5 - 1
-    for s in (data.open(c.data, split, c.seed) for split in ("train", "test"))
+    for s in (
+      data.open_dataset(c.data, split, c.seed) for split in ("train", "test")
+    )
   )
   return np.mean(np.abs(test - np.median(train, axis=0)))
 

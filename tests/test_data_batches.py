@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gamix_jax import data
-from gamix_jax.data.batches import gather
+from gamix_jax.data.batches import flip_horizontally
 from gamix_jax.data.index_sampler import IndexSampler
 from gamix_jax.errors import UserError
 
@@ -37,8 +37,8 @@ def dataset(tmp_path_factory):
     batch_size=8,
     max_corrupt_fraction=0.5,
   )
-  ds = data.open(settings, "train")
-  broken = root / ds._source.name(5)
+  ds = data.open_dataset(settings, "train")
+  broken = root / ds.source.name(5)
   broken.write_bytes(broken.read_bytes()[:300])
   return ds
 
@@ -63,22 +63,21 @@ def same(a, b):
       np.testing.assert_array_equal(x[k], y[k])
 
 
-def test_shapes(dataset):
-  (batch,) = take(dataset, 1)
-  assert batch["image"].shape == (8, 8, 8, 3)
-  assert batch["image"].dtype == np.uint8
-  assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
-
-
 def test_the_rows_are_the_images_mirrored_or_not(dataset):
+  """And each has its image's label; another image stands in with its own."""
   order = IndexSampler(len(dataset), 8, 3, shuffle=True, flip=True)
   for t, batch in enumerate(take(dataset, 9)):
+    assert batch["image"].shape == (8, 8, 8, 3)
+    assert batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
     for row, (i, flip) in enumerate(
       zip(order.rows(t), order.flips(t), strict=True)
     ):
-      image = dataset[int(i)]["image"]
+      image, label = dataset[int(i)]["image"], dataset[int(i)]["label"]
       want = image[:, ::-1] if flip else image
       np.testing.assert_array_equal(batch["image"][row], want)
+      read = int(i) + (int(i) == 5)  # image 5 is broken
+      assert batch["label"][row] == label == dataset.labels()[read]
   flips = np.concatenate([order.flips(t) for t in range(200)])
   assert 0.45 < flips.mean() < 0.55
 
@@ -121,20 +120,20 @@ def test_workers_and_hosts_and_resuming_change_nothing(dataset):
       for t in range(8)
     ]
     same(joined, straight)
-  assert len(dataset.skipped) == 1  # also told when a worker met it
+  assert len(dataset.broken) == 1  # also if a worker found it
 
 
-def test_workers_tell_what_they_skipped(dataset):
-  fresh = data.open(dataset.settings, "train")
+def test_workers_report_broken_files(dataset):
+  fresh = data.open_dataset(dataset.settings, "train")
   take(fresh, 8, workers=1)
-  assert fresh.skipped == [dataset._source.name(5)]
+  assert list(fresh.broken) == [dataset.source.name(5)]
 
 
 @pytest.mark.parametrize("cache", ["memory", "folder"])
 def test_cached_batches_are_the_same(dataset, tmp_path, cache):
   cache = str(tmp_path) if cache == "folder" else cache
   settings = {**vars(dataset.settings), "cache": cache}
-  got = take(data.open(settings, "train"), 8, workers=2)
+  got = take(data.open_dataset(settings, "train"), 8, workers=2)
   same(got, take(dataset, 8))
 
 
@@ -148,14 +147,14 @@ def test_no_shuffle_no_flip(dataset):
 
 def test_a_small_set_fills_the_batch(caplog):
   settings = dict(source="synthetic:3", image_size=8, channels=1, batch_size=8)
-  (batch,) = take(data.open(settings, "train"), 1, flip=False)
+  (batch,) = take(data.open_dataset(settings, "train"), 1, flip=False)
   assert len({row.tobytes() for row in batch["image"]}) == 3
   assert "3 images" in caplog.text
 
 
 def test_uneven_hosts():
   settings = dict(source="synthetic", image_size=8, channels=1, batch_size=8)
-  dataset = data.open(settings, "train")
+  dataset = data.open_dataset(settings, "train")
   with pytest.raises(UserError, match="3 hosts"):
     take(dataset, 1, process_count=3)
   with pytest.raises(UserError, match="3 hosts"):
@@ -199,7 +198,7 @@ SCRIPT = """
 import sys, time
 from gamix_jax import data
 if __name__ == "__main__":
-  ds = data.open(dict(source="synthetic", image_size=8, channels=3,
+  ds = data.open_dataset(dict(source="synthetic", image_size=8, channels=3,
                       batch_size=8), "train")
   stream = data.batches(ds, batch_size=8, seed=0, workers=2)
   next(stream), next(stream), next(stream)
@@ -263,8 +262,8 @@ def test_a_program_that_forgets_to_close_ends(tmp_path):
 
 @pytest.mark.parametrize("cache", ["none", "memory", "folder"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gathered_at_once_is_row_by_row(tmp_path, cache, channels):
-  """To the byte: pixels, labels, mirrored rows, repeated rows; all its own."""
+def test_a_batch_is_its_images(tmp_path, cache, channels):
+  """To the byte: pixels and labels, also of repeated rows; arrays are new."""
   images = np.random.default_rng(0).integers(0, 256, (40, 6, 10, 3), np.uint8)
   np.savez(tmp_path / "x.npz", images=images, labels=np.arange(40))
   settings = dict(
@@ -275,25 +274,33 @@ def test_gathered_at_once_is_row_by_row(tmp_path, cache, channels):
     batch_size=9,
     cache=str(tmp_path / "cache") if cache == "folder" else cache,
   )
-  dataset = data.open(settings, "train")
-  rng = np.random.default_rng(1)
-  index = rng.integers(0, len(dataset), 9)
+  dataset = data.open_dataset(settings, "train")
+  index = np.random.default_rng(1).integers(0, len(dataset), 9)
   index[1] = index[0]
-  for flips in (None, np.zeros(9, bool), np.ones(9, bool), rng.random(9) < 0.5):
-    with ThreadPoolExecutor(3) as pool:
-      got = gather(dataset, index, flips, pool)
-    assert got["broken"] == []
-    for row, i in enumerate(index):
-      image, label, _ = dataset.fetch(int(i))
-      if flips is not None and flips[row]:
-        image = image[:, ::-1]
-      np.testing.assert_array_equal(got["image"][row], image)
-      assert got["label"][row] == label
-    assert got["image"].dtype == np.uint8 and got["label"].dtype == np.int32
-    for array in (got["image"], got["label"]):
-      assert array.flags.owndata and array.flags.c_contiguous
-      again = gather(dataset, index, flips)
-      assert not np.shares_memory(array, again["image"])
+  with ThreadPoolExecutor(3) as pool:
+    got = dataset.load_batch(index, pool)
+  assert got.keys() == {"image", "label"} and dataset.broken == {}
+  for row, i in enumerate(index):
+    item = dataset.load(int(i))
+    np.testing.assert_array_equal(got["image"][row], item["image"])
+    assert got["label"][row] == item["label"]
+    if channels == 3:
+      np.testing.assert_array_equal(item["image"], images[item["label"]])
+  assert got["image"].dtype == np.uint8 and got["label"].dtype == np.int32
+  again = dataset.load_batch(index)
+  for key, array in got.items():
+    assert array.flags.owndata and array.flags.c_contiguous
+    assert not np.shares_memory(array, again[key])
+    np.testing.assert_array_equal(array, again[key])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flip_horizontally(channels):
+  shape = (5, 6, 10, channels)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  np.testing.assert_array_equal(
+    flip_horizontally(images), images[:, :, ::-1, :]
+  )
 
 
 def test_threads_end_with_the_batches(dataset):

@@ -66,9 +66,9 @@ def test_damaged_arrays(tmp_path, name):
   for _ in range(TIMES):
     file.write_bytes(damaged(ARRAYS[name], rng))
     try:
-      dataset = data.open(c, "train")
-      images, labels, _ = dataset.take(np.arange(len(dataset)))
-      assert images.shape[1:] == (4, 4, 1) and labels.dtype == np.int32
+      dataset = data.open_dataset(c, "train")
+      batch = dataset.load_batch(np.arange(len(dataset)))
+      assert batch["image"].shape == (len(dataset), 4, 4, 1)
     except UserError as e:
       refused += 1
       assert name in str(e) and len(str(e)) < 600
@@ -87,14 +87,14 @@ def test_damaged_images(tmp_path, form):
     (tmp_path / f"{i:03}.png").write_bytes(damaged(raw, rng))
     (tmp_path / f"{i:03}good.png").write_bytes(raw)
   c = section(f"folder:{tmp_path}", image_size=4, max_corrupt_fraction=1.0)
-  skipped = {}
+  broken = {}
   for split in ("train", "test"):
-    dataset = data.open(c, split)
+    dataset = data.open_dataset(c, split)
     assert pixels(dataset).shape == (len(dataset), 4, 4, 3)
-    skipped |= dataset._broken
-  assert TIMES / 5 < len(skipped) <= TIMES
-  assert not any("good" in name for name in skipped)
-  for why in skipped.values():
+    broken |= dataset.broken
+  assert TIMES / 5 < len(broken) <= TIMES
+  assert not any("good" in name for name in broken)
+  for why in broken.values():
     assert why and not re.search(r"\b0x|object at|<_io", why), why
 
 
@@ -110,13 +110,17 @@ def test_headers_that_ask_for_too_much(tmp_path):
       archive.writestr("images.npy", raw)
   for name in ("a.npy", "0.npz", "8.npz"):
     c = section(f"npz:{tmp_path}/{name}")
-    says(lambda c=c: data.open(c, "train"), name, "64,000,000,000,000 bytes")
+    says(
+      lambda c=c: data.open_dataset(c, "train"),
+      name,
+      "64,000,000,000,000 bytes",
+    )
 
 
 def test_an_archive_of_another_kind(tmp_path):
   def opening(raw):
     (tmp_path / "x.npz").write_bytes(raw)
-    return lambda: data.open(section(f"npz:{tmp_path}/x.npz"), "train")
+    return lambda: data.open_dataset(section(f"npz:{tmp_path}/x.npz"), "train")
 
   says(opening(b""), "nothing in the file")
   says(opening(b"<html>404</html>"), "cannot be read", "numpy.savez")
@@ -132,7 +136,9 @@ def test_fortran_order_and_big_endian_are_read(tmp_path):
   x = np.asfortranarray(PIXELS.astype(">f8"))
   np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:1])
   c = section(f"npz:{tmp_path}/x.npz", channels=1, image_size=6)
-  np.testing.assert_array_equal(pixels(data.open(c, "train"))[..., 0], PIXELS)
+  np.testing.assert_array_equal(
+    pixels(data.open_dataset(c, "train"))[..., 0], PIXELS
+  )
 
 
 # -------------------------------------------------------------------- limits
@@ -179,13 +185,13 @@ def test_many_pixels(tmp_path, caplog):
   SMALL.resize((50, 40)).save(tmp_path / "scan.png")
   c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1, max_pixels=100)
   for split in ("train", "test"):
-    pixels(data.open(c, split))
+    pixels(data.open_dataset(c, split))
   line = "scan.png: 50x40 pixels are more than the limit data.max_pixels=100"
   assert line in caplog.text
   caplog.clear()
   c.max_pixels = 2000
   for split in ("train", "test"):
-    pixels(data.open(c, split))
+    pixels(data.open_dataset(c, split))
   assert "scan.png" not in caplog.text
 
 
@@ -200,7 +206,7 @@ def test_a_limit_is_part_of_a_cache(tmp_path):
   )
   seen = set()
   for c.max_pixels in (64, 128):
-    found = [pixels(data.open(c, s)) for s in ("train", "test")]
+    found = [pixels(data.open_dataset(c, s)) for s in ("train", "test")]
     seen.add(3 in np.concatenate(found))
   assert seen == {False, True}
 
@@ -208,13 +214,13 @@ def test_a_limit_is_part_of_a_cache(tmp_path):
 def test_no_memory_is_said(tmp_path, monkeypatch):
   for i in range(9):
     SMALL.save(tmp_path / f"{i}.png")
-  dataset = data.open(section(f"folder:{tmp_path}"), "train")
+  dataset = data.open_dataset(section(f"folder:{tmp_path}"), "train")
 
   def fail(*args):
     raise MemoryError
 
   monkeypatch.setattr(ImageTransform, "_decode", fail)
-  says(lambda: dataset[0], dataset._source.name(0), "data.max_pixels")
+  says(lambda: dataset[0], dataset.source.name(0), "data.max_pixels")
 
 
 def test_warnings_of_pillow_break_nothing():
@@ -262,7 +268,9 @@ def test_tiff_and_bmp(tmp_path, caplog):
   (tmp_path / "x.gif").write_bytes(encode(SMALL, "GIF"))
   caplog.set_level(logging.INFO, "gamix_jax")
   c = section(f"folder:{tmp_path}", image_size=(8, 10))
-  found = np.concatenate([pixels(data.open(c, s)) for s in ("train", "test")])
+  found = np.concatenate(
+    [pixels(data.open_dataset(c, s)) for s in ("train", "test")]
+  )
   assert len(found) == 16
   assert (found == np.asarray(SMALL)).all()
   assert "not images by their names (1): x.gif" in caplog.text

@@ -52,7 +52,9 @@ def mnist(
 
 
 def opened(source, split="train", **changes):
-  return data.open(section(f"idx:{source}", channels=1, **changes), split)
+  return data.open_dataset(
+    section(f"idx:{source}", channels=1, **changes), split
+  )
 
 
 def assert_is(dataset, images, labels):
@@ -78,7 +80,7 @@ def test_the_values_and_names(tmp_path, name, test):
     dataset = opened(tmp_path, split)
     assert_is(dataset, *made[split])
     assert dataset.label_names == ()
-    assert dataset._source.total == 13
+    assert dataset.source.total == 13
 
 
 def test_images_are_not_square(tmp_path):
@@ -132,9 +134,9 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
   found = {}
   for split in ("train", "test"):
     dataset = opened(tmp_path / "a", split, test_fraction=0.3)
-    kept = dataset.classes()
+    kept = dataset.labels()
     assert_is(dataset, x[kept], kept)
-    assert dataset._source.total == 60
+    assert dataset.source.total == 60
     found[split] = set(kept.tolist())
   assert found["train"] | found["test"] == set(range(60))
   assert not found["train"] & found["test"]
@@ -148,7 +150,9 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
     longer[: len(found["test"])], x[sorted(found["test"])][..., None]
   )
   archive = section(f"npz:{tmp_path}/b.npz", channels=1, test_fraction=0.3)
-  np.testing.assert_array_equal(longer, pixels(data.open(archive, "test")))
+  np.testing.assert_array_equal(
+    longer, pixels(data.open_dataset(archive, "test"))
+  )
 
 
 def test_the_unpacked_file_and_content_are_what_counts(tmp_path):
@@ -197,7 +201,7 @@ def test_mistakes_with_the_folder(tmp_path):
   says(lambda: opened(raw), "t10k-labels-idx1-ubyte", "no file of test images")
   write(tmp_path / "one", file.name, noise(0, 1, 8, 8))
   says(lambda: opened(tmp_path / "one"), "one each")
-  says(lambda: data.open(section("idy:x"), "train"), "idx:<folder>")
+  says(lambda: data.open_dataset(section("idy:x"), "train"), "'idy'", "idx")
 
 
 IMAGES = idx(noise(0, 6, 8, 8))
@@ -272,9 +276,10 @@ def test_the_real_ones():
   first = {"train": [5, 0, 4, 1, 9], "test": [7, 2, 1, 0, 4]}
   for split, count in counts.items():
     dataset = opened(MNIST, split, image_size=28)
-    assert np.bincount(dataset.classes()).tolist() == count
+    assert np.bincount(dataset.labels()).tolist() == count
     assert [dataset[i]["label"] for i in range(5)] == first[split]
-    assert dataset._source.total == 70_000
-  x = opened(MNIST, image_size=28)._source.images / np.float32(255)
+    assert dataset.source.total == 70_000
+  train = opened(MNIST, image_size=28)
+  x = train.load_batch(np.arange(len(train)))["image"] / np.float32(255)
   assert x.mean() == pytest.approx(0.1307, abs=1e-4)
   assert x.std() == pytest.approx(0.3081, abs=1e-4)

@@ -22,7 +22,7 @@ def opened(tmp_path, images, changes=None, **entries):
     **entries,
   )  # fmt: skip
   c = section(f"npz:{tmp_path}/x.npz", channels=1, **(changes or {}))
-  return data.open(c, "train")
+  return data.open_dataset(c, "train")
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_splits_of_two_ranges(tmp_path):
   np.savez(tmp_path / "x.npz", x_train=x, x_test=SMOOTH)
   c = section(f"npz:{tmp_path}/x.npz", channels=1)
   for split in ("train", "test"):
-    says(lambda s=split: data.open(c, s), "in doubt")
+    says(lambda s=split: data.open_dataset(c, s), "in doubt")
 
 
 def test_idx_is_judged_alike(tmp_path, caplog):
   x = np.round(SMOOTH * 16).astype(np.uint8)
   write(tmp_path, "train-images-idx3-ubyte.gz", x)
   c = section(f"idx:{tmp_path}", channels=1)
-  says(lambda: data.open(c, "train"), "in doubt", "(0,16)")
+  says(lambda: data.open_dataset(c, "train"), "in doubt", "(0,16)")
   c.range = (0, 16)
   caplog.set_level(logging.INFO, "gamix_jax")
-  assert pixels(data.open(c, "train")).max() == 255
+  assert pixels(data.open_dataset(c, "train")).max() == 255
   assert "from 0 to 16, black is 0 and white 16 (stated)" in caplog.text
 
 
@@ -129,12 +129,14 @@ def test_the_setting(tmp_path):
   assert config.base().data.range == "auto"
   for wrong in ("all", (1, 0), (0, 0), (0,), (0, "1"), (0, float("nan"))):
     says(
-      lambda w=wrong: data.open(section("digits", range=w), "train"),
+      lambda w=wrong: data.open_dataset(section("digits", range=w), "train"),
       "data.range",
     )
-  says(lambda: data.open(section("digits", range=(0, 16)), "train"), "npz")
+  says(
+    lambda: data.open_dataset(section("digits", range=(0, 16)), "train"), "npz"
+  )
   with pytest.raises(UserError, match="max_pixels"):
-    data.open(section("digits", max_pixels=0), "train")
+    data.open_dataset(section("digits", max_pixels=0), "train")
 
 
 # -------------------------------------------------------------------- labels
@@ -149,7 +151,7 @@ def labelled(tmp_path, labels, test=None, **changes):
     y_test=test,
   )  # fmt: skip
   c = section(f"npz:{tmp_path}/x.npz", channels=1, **changes)
-  return data.open(c, "train"), data.open(c, "test")
+  return data.open_dataset(c, "train"), data.open_dataset(c, "test")
 
 
 K = np.arange(12) % 3
@@ -177,18 +179,20 @@ K = np.arange(12) % 3
 )
 def test_labels_are_kept(tmp_path, labels, numbers, names):
   train, test = labelled(tmp_path, labels, labels[4:6])
-  got = train.take(np.arange(12))[1]
+  got = train.load_batch(np.arange(12))["label"]
   assert got.dtype == np.int32
   if names == ("$x", "cat", "dog"):  # dog, cat, $x
     numbers = np.array([2, 1, 0])[K]
   np.testing.assert_array_equal(got, numbers)
-  np.testing.assert_array_equal(test.take(np.arange(2))[1], numbers[4:6])
+  np.testing.assert_array_equal(
+    test.load_batch(np.arange(2))["label"], numbers[4:6]
+  )
   assert train.label_names == test.label_names == names
 
 
 def test_classes_of_large_numbers_are_left_out_by_name(tmp_path):
   train, test = labelled(tmp_path, K + 2**33, exclude_labels=(2**33 + 1,))
-  assert set(train.classes()) == {0, 2}
+  assert set(train.labels()) == {0, 2}
   assert train.excluded == test.excluded == (1,)
 
 

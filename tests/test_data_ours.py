@@ -22,7 +22,7 @@ from gamix_jax.generate import folder as generated
 def colours(source, **changes):
   """The red of each image, of both splits: what tells them apart."""
   c = section(f"folder:{source}", **changes)
-  found = [pixels(data.open(c, split)) for split in ("train", "test")]
+  found = [pixels(data.open_dataset(c, split)) for split in ("train", "test")]
   return [sorted(x[:, 0, 0, 0].tolist()) for x in found]
 
 
@@ -110,7 +110,7 @@ def test_generated_images_alone_are_what_was_asked_for(tmp_path, caplog):
   generated.save(target, noise(12), {"source": "prior"})
   c = section(f"folder:{target}")
   with caplog.at_level(logging.INFO, "gamix_jax"):
-    found = [pixels(data.open(c, s)) for s in ("train", "test")]
+    found = [pixels(data.open_dataset(c, s)) for s in ("train", "test")]
   want = {x.tobytes() for x in pictures.to_uint8(noise(12))}
   assert {x.tobytes() for part in found for x in part} == want
   assert "read pictures that gamix_jax wrote" in caplog.text
@@ -118,7 +118,7 @@ def test_generated_images_alone_are_what_was_asked_for(tmp_path, caplog):
   shutil.rmtree(target)
   workdir(tmp_path / "second")
   says(
-    lambda: data.open(section(f"folder:{tmp_path}"), "train"),
+    lambda: data.open_dataset(section(f"folder:{tmp_path}"), "train"),
     "no files but those that gamix_jax wrote in run, second",
   )
 
@@ -161,7 +161,7 @@ def test_words_for_the_splits(tmp_path, caplog, train, test):
     assert colours(tmp_path) == [[1, 2], [3]]
   line = f"trained on {train}/, held out {test}/; 1 images elsewhere are not"
   assert line in caplog.text and "extra/4.png" in caplog.text
-  opened = data.open(section(f"folder:{tmp_path}"), "test")
+  opened = data.open_dataset(section(f"folder:{tmp_path}"), "test")
   assert opened.label_names == ("a", "b")
 
 
@@ -169,7 +169,9 @@ def test_a_split_by_hash_is_said(tmp_path, caplog):
   photos(tmp_path / "train")
   photos(tmp_path / "dev")
   with caplog.at_level(logging.INFO, "gamix_jax"):
-    data.open(section(f"folder:{tmp_path}", test_fraction=0.25), "train")
+    data.open_dataset(
+      section(f"folder:{tmp_path}", test_fraction=0.25), "train"
+    )
   assert "so 25 % of the images are held out, by a hash" in caplog.text
 
 
@@ -181,13 +183,13 @@ def test_pipes_sockets_and_devices_are_named(tmp_path, caplog):
   os.mkfifo(tmp_path / "pipe.jpg")
   os.symlink("/dev/null", tmp_path / "null.png")
   with caplog.at_level(logging.INFO, "gamix_jax"):
-    dataset = data.open(section(f"folder:{tmp_path}"), "train")
-  assert dataset._source.total == 20 and dataset.skipped == []
-  text = "no file (2): null.png (a device), pipe.jpg (a named pipe)"
+    dataset = data.open_dataset(section(f"folder:{tmp_path}"), "train")
+  assert dataset.source.total == 20 and dataset.broken == {}
+  text = "not a file (2): null.png (a device), pipe.jpg (a named pipe)"
   assert text in caplog.text
   for source in ("folder", "npz"):
     c = section(f"{source}:{tmp_path}/pipe.jpg")
-    says(lambda c=c: data.open(c, "train"), "pipe.jpg")
+    says(lambda c=c: data.open_dataset(c, "train"), "pipe.jpg")
 
 
 def test_links_to_nothing_count_as_broken(tmp_path, caplog):
@@ -195,12 +197,16 @@ def test_links_to_nothing_count_as_broken(tmp_path, caplog):
   os.symlink("nowhere.jpg", tmp_path / "a.jpg")
   os.symlink("b.jpg", tmp_path / "b.jpg")
   c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
-  dataset = data.open(c, "train")
-  assert dataset.skipped == ["a.jpg", "b.jpg"]
+  dataset = data.open_dataset(c, "train")
+  assert list(dataset.broken) == ["a.jpg", "b.jpg"]
   assert "a.jpg: a link to nowhere.jpg, which does not exist" in caplog.text
   assert "b.jpg: cannot be read (Too many levels" in caplog.text
   c.max_corrupt_fraction = 0.05
-  says(lambda: data.open(c, "train"), "2 of the 22", "a link to nowhere.jpg")
+  says(
+    lambda: data.open_dataset(c, "train"),
+    "2 of the 22",
+    "a link to nowhere.jpg",
+  )
 
 
 def test_an_unreadable_file_counts_as_broken(tmp_path, monkeypatch, caplog):
@@ -213,7 +219,7 @@ def test_an_unreadable_file_counts_as_broken(tmp_path, monkeypatch, caplog):
 
   monkeypatch.setattr(folder_lib, "open", refuse, raising=False)
   c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
-  assert data.open(c, "train").skipped == ["07.png"]
+  assert list(data.open_dataset(c, "train").broken) == ["07.png"]
   assert "07.png: cannot be read (Permission denied)" in caplog.text
 
 
@@ -221,7 +227,9 @@ def test_ten_skipped_files_are_named_then_counted(tmp_path, caplog):
   photos(tmp_path)
   for i in range(13):
     (tmp_path / f"bad{i:02}.jpg").write_bytes(b"" if i % 2 else b"<html>")
-  data.open(section(f"folder:{tmp_path}", max_corrupt_fraction=0.5), "train")
+  data.open_dataset(
+    section(f"folder:{tmp_path}", max_corrupt_fraction=0.5), "train"
+  )
   assert "bad00.jpg: does not begin as an image" in caplog.text
   assert "bad09.jpg: empty" in caplog.text
   assert "bad10.jpg" not in caplog.text and "and 3 more" in caplog.text
@@ -232,12 +240,12 @@ def test_files_met_one_by_one_are_named_up_to_ten(tmp_path, caplog):
   for i in range(50):
     file = tmp_path / f"{i:02}.png"
     file.write_bytes(file.read_bytes()[:50])
-  dataset = data.open(
+  dataset = data.open_dataset(
     section(f"folder:{tmp_path}", max_corrupt_fraction=0.9), "train"
   )
   for i in range(len(dataset)):
     dataset[i]
-  n = len(dataset.skipped)
+  n = len(dataset.broken)
   assert 30 < n <= 50 and caplog.text.count("cannot be decoded") == 10
   counted = [r.args[1] for r in caplog.records if "skipped" in r.msg]
   assert counted == sorted(counted) and counted[-1] > n / 2
@@ -255,14 +263,14 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
     pass
   caplog.set_level(logging.INFO, "gamix_jax")
   c = section(f"folder:{tmp_path}", max_corrupt_fraction=0.1)
-  dataset = data.open(c, "train")
+  dataset = data.open_dataset(c, "train")
   assert dataset.label_names == ("$th\\xe9", "caf\\xe9")
-  assert dataset.skipped == ["caf\\xe9/bad\\xe9.png"]
+  assert list(dataset.broken) == ["caf\\xe9/bad\\xe9.png"]
   caplog.text.encode()  # strictly
   for word in ("caf\\xe9", "caf\udce9"):  # as shown, or as the shell gives it
     c.exclude_labels = (word,)
-    left = data.open(c, "train")
-    assert set(left.classes()) == {0}
+    left = data.open_dataset(c, "train")
+    assert set(left.labels()) == {0}
     assert left.excluded == (1,)
 
 
@@ -277,10 +285,10 @@ def numbered(root):
 
 
 def left(root, excluded):
-  dataset = data.open(
+  dataset = data.open_dataset(
     section(f"folder:{root}", exclude_labels=excluded), "train"
   )
-  names = {dataset.label_names[k] for k in dataset.classes()}
+  names = {dataset.label_names[k] for k in dataset.labels()}
   assert {dataset.label_names[k] for k in dataset.excluded}.isdisjoint(names)
   return {str(k) for k in range(1, 12)} - names
 
@@ -298,7 +306,7 @@ def test_classes_are_left_out_by_name_first(tmp_path):
   says(lambda: left(root, (12,)), "no images of class 12")
   for k in (3, "3"):
     c = section("digits", channels=1, exclude_labels=(k,))
-    assert set(data.open(c, "train").classes()) == set(range(10)) - {3}
+    assert set(data.open_dataset(c, "train").labels()) == set(range(10)) - {3}
 
 
 # -------------------------------------------------------------- fingerprints
@@ -306,7 +314,7 @@ def test_classes_are_left_out_by_name_first(tmp_path):
 
 def prints(source, **changes):
   c = section(source, **changes)
-  return [data.open(c, s).fingerprint() for s in ("train", "test")]
+  return [data.open_dataset(c, s).fingerprint() for s in ("train", "test")]
 
 
 def test_a_fingerprint_is_of_what_is_in_the_files(tmp_path):
@@ -379,12 +387,14 @@ def test_absolute(tmp_path, monkeypatch):
     "synthetic:9": "synthetic:9",
     "flickr:x": "flickr:x",
   }.items():
-    assert data.absolute(source) == want
+    assert data.resolve_source(source) == want
 
 
 def test_a_folder_called_none():
   for slip in ("None", "", "True", "false", " none", "0"):
     with pytest.raises(UserError, match=r"data\.cache.*none"):
-      Settings.of({**section("digits"), "cache": slip})
+      Settings.from_config({**section("digits"), "cache": slip})
   for fine in ("none", "memory", "./None", "nonesuch"):
-    assert Settings.of({**section("digits"), "cache": fine}).cache == fine
+    assert (
+      Settings.from_config({**section("digits"), "cache": fine}).cache == fine
+    )

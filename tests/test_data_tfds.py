@@ -90,7 +90,9 @@ def place(tmp_path, monkeypatch):
 
 def opened(name, split="train", **how):
   how = {"image_size": (20, 24), "crop": "none", "channels": 3} | how
-  return data.open(dict(source=f"tfds:{name}", batch_size=4, **how), split)
+  return data.open_dataset(
+    dict(source=f"tfds:{name}", batch_size=4, **how), split
+  )
 
 
 def test_reads_what_was_prepared(place):
@@ -165,7 +167,7 @@ def test_prepares_in_a_process_of_its_own(place):
     "import sys; from gamix_jax import data, errors\n"
     "if __name__ == '__main__':\n"
     "  try:\n"
-    "    data.open(dict(source='tfds:celeb_a_hq/256', image_size=8,"
+    "    data.open_dataset(dict(source='tfds:celeb_a_hq/256', image_size=8,"
     " channels=3, batch_size=4), 'train')\n"
     "  except errors.UserError as e:\n"
     "    print(e)\n"

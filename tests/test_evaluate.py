@@ -94,7 +94,7 @@ def test_numbers_are_those_of_the_model(judged, numbers):
   folder, _ = judged
   found = numbers["numbers"]
   model = gamix_jax.load(folder)
-  test = data.open(model.config.data, "test")
+  test = data.open_dataset(model.config.data, "test")
   x = np.stack([test[i]["image"] for i in range(len(test))])
   labels = np.array([test[i]["label"] for i in range(len(test))])
   odd = labels == DIGIT
@@ -211,18 +211,18 @@ def test_mistakes(program, flags, words):
 
 def test_excluded_labels():
   c = config_of("digits").data
-  whole = data.open(c, "train")
+  whole = data.open_dataset(c, "train")
   assert not whole.excluded
   c.exclude_labels = (3, "7")
   c.cache = "none"
-  part = data.open(c, "train")
+  part = data.open_dataset(c, "train")
   kept = [i for i in range(len(whole)) if whole[i]["label"] not in (3, 7)]
   assert len(part) == len(kept)
   for i in (0, 100, len(kept) - 1):
     np.testing.assert_array_equal(part[i]["image"], whole[kept[i]]["image"])
-    assert part[i]["label"] == part.classes()[i] == whole[kept[i]]["label"]
-  test = data.open(c, "test")
-  assert test.excluded == (3, 7) and {3, 7} <= set(test.classes())
+    assert part[i]["label"] == part.labels()[i] == whole[kept[i]]["label"]
+  test = data.open_dataset(c, "test")
+  assert test.excluded == (3, 7) and {3, 7} <= set(test.labels())
   from gamix_jax.data import cache
 
   assert cache._key(part) != cache._key(whole)
@@ -232,7 +232,7 @@ def test_excluded_labels():
   ):
     c.source, c.exclude_labels = source, (label,)
     with pytest.raises(UserError, match=words):
-      data.open(c, "train")
+      data.open_dataset(c, "train")
   with pytest.raises(UserError, match="a tuple of classes"):
-    data.open({**c, "exclude_labels": 3}, "train")
+    data.open_dataset({**c, "exclude_labels": 3}, "train")
   assert configs.base().data.exclude_labels == ()

@@ -27,6 +27,7 @@ import gamix_jax
 from gamix_jax import cli, config, data, hosts, validation
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
+from gamix_jax.files import PART
 
 STEPS = 20
 # A line of gloo's, or the end of one that another of its threads broke.
@@ -254,7 +255,7 @@ def test_a_host_reads_its_rows_and_one_writes(program, tmp_path):
 
   ours = {"metrics.jsonl", "tensorboard", "images", "parameters.txt"}
   assert ours <= {
-    re.sub(r"^\.|(\.\d+)?\.part$", "", name) for name in written(first)
+    re.sub(rf"^{re.escape(PART)}\d+-", "", name) for name in written(first)
   }
   assert written(second) <= {"checkpoints"}
 
@@ -263,7 +264,9 @@ def assert_read_its_rows(events, images, run, host):
   """Of what is trained on its rows; of what is held out no more than said."""
   c = config.from_json((run / "config.json").read_text())
   size = c.data.batch_size
-  train, test = (data.open(c.data, k, c.seed) for k in ("train", "test"))
+  train, test = (
+    data.open_dataset(c.data, k, c.seed) for k in ("train", "test")
+  )
   assert len(train) + len(test) == 400
   opened = collections.Counter(
     Path(p).name for kind, p in events if kind == "read" and p.endswith(".png")
@@ -276,9 +279,9 @@ def assert_read_its_rows(events, images, run, host):
   order = IndexSampler(len(train), size, c.seed, shuffle=True, flip=False)
   rows_of = local_rows(size, host, 2)
   mine = [
-    {train._source.name(k) for k in order.rows(t)[rows_of]} for t in range(9)
+    {train.source.name(k) for k in order.rows(t)[rows_of]} for t in range(9)
   ]
-  of_test = [test._source.name(k) for k in range(len(test))]
+  of_test = [test.source.name(k) for k in range(len(test))]
   trained = read - set(of_test)
   assert set.union(*mine[:3]) <= trained <= set.union(*mine)
   # Those in pictures, which every process draws, and its rows of the numbers.

@@ -131,7 +131,7 @@ def test_run_ends_well(job):
     about = checkpoints.about(3)
   c = complete_config_of("digits", "tiny")
   c.adversarial.loss = "bce"
-  splits = [data.open(c.data, split) for split in ("train", "test")]
+  splits = [data.open_dataset(c.data, split) for split in ("train", "test")]
   c.data.fingerprint = data.fingerprint(*splits)
   wanted = config.flat(presets.complete(c))
   saved = (run / "config.json").read_text()

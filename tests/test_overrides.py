@@ -129,7 +129,7 @@ def test_a_section_is_no_key(parsed, section, value):
       for value in ("(64", "64,x", "(64.5,)", "x", "((1,),)", "-1")
     ),
     *(
-      (f"data.image_size={value}", "neither a side nor a pair")
+      (f"data.image_size={value}", r"an int or \(height, width\)")
       for value in ("", "None", "(8,8", "1e1", "8,8,8", "x", "True")
     ),
     *(

@@ -158,7 +158,7 @@ def test_what_counts_as_changed(monkeypatch, tmp_path):
   assert keys((a, "1:2"), (b, "1:2")) == []  # moved
   assert keys((a, "1:2"), (a, "1:3")) == ["data.fingerprint"]
   assert keys((a, "1:2"), (b, "1:3")) == ["data.fingerprint", "data.source"]
-  assert keys((a, "1:2"), (b, data.ANY)) == []
+  assert keys((a, "1:2"), (b, data.ANY_FINGERPRINT)) == []
   # A run of before fingerprints, with the path as it was typed.
   assert keys(("folder:a", ""), (a, "1:2")) == []
   assert keys(("folder:a", ""), (b, "1:2")) == ["data.source"]
@@ -174,9 +174,9 @@ def test_load_takes_where_the_images_are_now(program, places):
   source = f"folder:{places}/now"
   model = inference.load(places / "run", data={"source": source})
   assert model.config.data.source == source
-  opened = data.open(model.config.data, "test")
+  opened = data.open_dataset(model.config.data, "test")
   assert len(opened) > 0
   wrong = {"source": f"folder:{places}/there/images"}
   model = inference.load(places / "run", data=wrong)
   with pytest.raises(UserError, match="does not hold the images"):
-    data.open(model.config.data, "test")
+    data.open_dataset(model.config.data, "test")

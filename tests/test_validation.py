@@ -25,7 +25,7 @@ def examiner(monkeypatch):
   def make(base=small, **changes):
     c = base(data__source="synthetic:80", **changes)
     recipe = build.train_spec(c)
-    test = data.open(c.data, "test", c.seed)
+    test = data.open_dataset(c.data, "test", c.seed)
     assert len(test) == 20
     layout = mesh.ShardingPlan(
       mesh.create_mesh(c.data.batch_size), c.mesh.fsdp_min_size

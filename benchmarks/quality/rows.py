@@ -114,7 +114,7 @@ def source(task: Task, given: str | None) -> str:
   if not given:
     return "digits"
   name, colon, _ = given.partition(":")
-  if colon and name in (*data.SOURCES, "idx"):
+  if colon and name in data.SOURCES:
     return given
   if given.endswith(".npz"):
     return f"npz:{given}"
@@ -151,18 +151,17 @@ def read(config: ConfigDict) -> Images:
   are sorted by class, as many that are spread evenly over it.
 
   Raises:
-    UserError: as `data.open`.
+    UserError: as `data.open_dataset`.
   """
   arrays = []
   for split, most in (("train", None), ("test", JUDGED)):
-    dataset = data.open(config.data, split, config.seed)
+    dataset = data.open_dataset(config.data, split, config.seed)
     n = len(dataset)
     rows = np.arange(min(n, most or n))
     if len(rows) < n and config.data.source.startswith("folder:"):
       rows = np.linspace(0, n - 1, len(rows)).astype(int)
-    images, labels, broken = dataset.take(rows)
-    dataset.note(broken)
-    arrays += [images, labels]
+    batch = dataset.load_batch(rows)
+    arrays += [batch["image"], batch["label"]]
   digest = hashlib.sha256()
   for a in arrays:
     digest.update(repr(a.shape).encode())

@@ -25,10 +25,10 @@ from gamix_jax import (
 )
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
+from gamix_jax.files import write_text
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.posterior import POSTERIORS
-from gamix_jax.workdir import write_text
 from gamix_jax.writer import rows
 
 RESULTS = "results.json"
@@ -81,10 +81,10 @@ def extractor(config: ConfigDict, cache: Path) -> Any:
     cache: a folder where a trained classifier is kept.
 
   Raises:
-    UserError: as `data.open`; images too small.
+    UserError: as `data.open_dataset`; images too small.
   """
   own = settings.base().eval
-  train_set = data.open(config.data, "train", config.seed)
+  train_set = data.open_dataset(config.data, "train", config.seed)
   images = eval_inputs.some_images(train_set, own.train_images, own.seed)
   return eval_inputs.extractor("auto", images, own.seed, cache)
 
@@ -107,7 +107,7 @@ def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
   trained = train.train(config, str(folder))
   if not trained:
     return None
-  test_set = data.open(config.data, "test", config.seed)
+  test_set = data.open_dataset(config.data, "test", config.seed)
   n = min(config.eval_images, len(test_set))
   images, _ = read_images(test_set, range(n))
   model = inference.load(folder)
@@ -196,7 +196,7 @@ def _protocol(config, model, used, held_out) -> dict[str, Any]:
   section = config.data.copy_and_resolve_references()
   section.cache = "none"  # only counted
   return {
-    "train_images": len(data.open(section, "train", config.seed)),
+    "train_images": len(data.open_dataset(section, "train", config.seed)),
     "held_out_images": held_out,
     "used_images": used,
     "parameters": {

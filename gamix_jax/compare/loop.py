@@ -9,7 +9,7 @@ from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 
@@ -76,11 +76,11 @@ def compare(
 
 def _fingerprint(section: ConfigDict, seed: int) -> str:
   """Of the images that all runs of a seed have to have."""
-  if section.fingerprint == data.ANY:
-    return data.ANY
+  if section.fingerprint == data.ANY_FINGERPRINT:
+    return data.ANY_FINGERPRINT
   section = dict(section, cache="none")  # nothing is decoded for it
   return data.fingerprint(
-    *(data.open(section, split, seed) for split in ("train", "test"))
+    *(data.open_dataset(section, split, seed) for split in ("train", "test"))
   )
 
 

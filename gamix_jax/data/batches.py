@@ -1,8 +1,8 @@
-"""Batches of rows that `order` names, made ahead in the background.
+"""Batches of the rows that `IndexSampler` chooses, prepared in the background.
 
-Grain moves the work to threads or to processes. An element of its stream is
-a whole batch, made from (seed, step), so neither the number of workers nor
-the step it starts at can change what is in it.
+Grain moves the work to a thread or to processes. An element of its stream is a
+whole batch, a function of (seed, step), so neither the number of workers nor
+the first step changes what is in it.
 """
 
 import concurrent.futures
@@ -25,57 +25,61 @@ from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_ENDLESS = 1 << 40  # steps
-_MOST_THREADS = 8  # of one process; more would wait for the interpreter
-_PREFETCH = 2  # batches ready ahead, and as many a worker
+_MAX_STEPS = 1 << 40
+_MAX_THREADS = 8  # of one process; more would wait for the interpreter
+_PREFETCH = 2  # batches ready ahead, and as many for each worker
 
 
 class _Steps:
-  """A random-access sequence whose element t is the batch of step t."""
+  """A sequence whose element t is this host's rows of the batch of step t."""
 
   def __init__(
     self,
     dataset: Dataset,
-    order: IndexSampler,
+    sampler: IndexSampler,
     rows: slice,
     pool: concurrent.futures.Executor | None,
   ):
-    self._dataset, self._order, self._rows = dataset, order, rows
+    self._dataset, self._sampler, self._rows = dataset, sampler, rows
     self._pool = pool
 
   def __len__(self) -> int:
-    return _ENDLESS
+    return _MAX_STEPS
 
   def __getitem__(self, t: int) -> dict[str, Any]:
-    index = self._order.rows(t)[self._rows]
-    flips = self._order.flips(t)[self._rows]
+    return self._load(t)
+
+  def _load(self, t: int, report: Any = None) -> dict[str, np.ndarray]:
+    index = self._sampler.rows(t)[self._rows]
+    flips = self._sampler.flips(t)[self._rows]
+    batch = self._dataset.load_batch(index, self._pool, report)
+    if flips.any():
+      batch["image"][flips] = flip_horizontally(batch["image"][flips])
+    return batch
+
+
+class _WorkerSteps(_Steps):
+  """The same in a worker process.
+
+  Errors and broken files are elements of the batch: an exception would arrive
+  wrapped in the worker's traceback, and the worker's data set is a copy.
+  """
+
+  def __getitem__(self, t: int) -> dict[str, Any]:
+    broken: dict[str, str] = {}
     try:
-      return gather(self._dataset, index, flips, self._pool)
+      batch = self._load(t, broken.update)
     except UserError as e:
-      # Raised again where it can be read: an exception of a worker process
-      # arrives wrapped in that process's traceback.
       return {"error": str(e)}
+    return batch | {"broken": list(broken.items())}
 
 
-def gather(
-  dataset: Dataset,
-  index: np.ndarray,
-  flips: np.ndarray | None = None,
-  pool: concurrent.futures.Executor | None = None,
-) -> dict[str, Any]:
-  """Images, labels and the broken files met, of the given rows."""
-  images, labels, broken = dataset.take(index, pool)
-  if flips is not None and flips.any():
-    images[flips] = _mirrored(images[flips])
-  return {"image": images, "label": labels, "broken": broken}
-
-
-def _mirrored(images: np.ndarray) -> np.ndarray:
-  """uint8 [b, h, w, c] left-right."""
+def flip_horizontally(images: np.ndarray) -> np.ndarray:
+  """uint8 [b, h, w, c], each mirrored left-right."""
   import cv2  # noqa: PLC0415
 
-  # One image under the other: OpenCV turns that about in a twentieth of the
-  # time that NumPy needs for pixels of three bytes.
+  # As one tall image, which OpenCV flips in a twentieth of the time that NumPy
+  # needs for pixels of three bytes.
   b, h, w, c = images.shape
   tall = images.reshape(b * h, w, c)
   return cv2.flip(tall, 1).reshape(images.shape)
@@ -90,17 +94,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     stream: Any,
     pool: concurrent.futures.Executor | None = None,
   ):
-    """`stream` yields what `_Steps` makes, with the threads of `pool`."""
+    """`stream` yields batches of `_Steps`, which uses the threads of `pool`."""
     self._dataset, self._streams = dataset, [stream]
-    # Also at the interpreter's end, where grain's own clean-up comes too late.
+    # Also at interpreter exit, where grain's own clean-up comes too late.
     self._close = weakref.finalize(self, _close_and_forget, self._streams, pool)
 
   def __next__(self) -> dict[str, np.ndarray]:
     """This host's rows of the next step.
 
     Returns:
-      {"image": uint8 [b_local, h, w, c], "label": int32 [b_local]}. Never
-      write into them: a device may share their memory.
+      {"image": uint8 [b_local, h, w, c], "label": int32 [b_local]}. Do not
+      write to the arrays: a device may share their memory.
 
     Raises:
       UserError: a file is gone, too many are broken, or a worker died.
@@ -113,18 +117,18 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       if "Worker process" not in str(e):
         raise
       raise UserError(
-        "A process that decodes images ended: killed for want of memory, or"
+        "A process that decodes images ended: it ran out of memory, or was"
         " started from a script without `if __name__ == '__main__':`. Fewer"
-        " --config.data.workers (0: none) need less."
+        " --config.data.workers (0: none) need less memory."
       ) from e
-    if "error" in batch:
+    if "error" in batch:  # of `_WorkerSteps`
       raise UserError(batch["error"])
-    self._dataset.note(batch.pop("broken"))
-    # A worker's arrays lie in shared memory, of which a container has little.
+    self._dataset.report_broken(dict(batch.pop("broken", ())))
+    # A worker's arrays are in shared memory, of which a container has little.
     return {k: v if v.flags.owndata else v.copy() for k, v in batch.items()}
 
   def close(self) -> None:
-    """Stops what works in the background; a second call does nothing."""
+    """Ends the thread or processes; a second call does nothing."""
     self._close()
 
 
@@ -152,16 +156,16 @@ def batches(  # noqa: PLR0913
   """This host's rows of the batches of steps start, start + 1, ...
 
   Args:
-    dataset: from `open`.
+    dataset: from `open_dataset`.
     batch_size: of the global batch.
-    seed: of order and mirroring.
-    start: the first step handed out.
-    train: shuffled and mirrored; otherwise in order and never mirrored.
-    flip: mirror half of the rows left-right.
-    workers: processes that decode; 0: threads of this one. None are started
-      for a cached data set.
-    process_index: this host.
-    process_count: hosts; each gets a contiguous share of the rows.
+    seed: of the order and of mirroring.
+    start: the first step.
+    train: whether to shuffle; otherwise images are in order and not mirrored.
+    flip: whether to mirror half of the rows left-right.
+    workers: processes that decode; 0: threads of this one. A cached data set
+      needs none, and none are started.
+    process_index: index of this host.
+    process_count: number of hosts; each gets a contiguous share of the rows.
 
   Raises:
     UserError: the batch does not divide by the hosts.
@@ -172,17 +176,19 @@ def batches(  # noqa: PLR0913
       "A batch of %d from %d images: each comes several times in every batch.",
       *(batch_size, len(dataset)),
     )
-  order = IndexSampler(
+  sampler = IndexSampler(
     len(dataset), batch_size, seed, shuffle=train, flip=train and flip
   )
   import grain  # noqa: PLC0415  (takes 2 s)
 
   pool = None if workers else _threads(dataset)
-  steps = grain.MapDataset.source(_Steps(dataset, order, rows, pool))[start:]
-  stream = steps.to_iter_dataset(
+  in_workers = workers > 0 and not dataset.in_memory
+  steps = _WorkerSteps if in_workers else _Steps
+  stream = grain.MapDataset.source(steps(dataset, sampler, rows, pool))[start:]
+  stream = stream.to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
   )
-  if workers and not dataset.in_memory:
+  if in_workers:
     _parse_flags()
     options = grain.MultiprocessingOptions(
       num_workers=workers, per_worker_buffer_size=_PREFETCH
@@ -192,11 +198,11 @@ def batches(  # noqa: PLR0913
 
 
 def _threads(dataset: Dataset) -> concurrent.futures.Executor | None:
-  """To decode in; None where nothing is decoded.
+  """To decode in; None where nothing is decoded or there is one core.
 
-  Pillow and OpenCV let go of the interpreter while they work.
+  Pillow and OpenCV release the interpreter's lock while they work.
   """
-  count = min(os.cpu_count() or 1, _MOST_THREADS)
+  count = min(os.cpu_count() or 1, _MAX_THREADS)
   if dataset.in_memory or count == 1:
     return None
   return concurrent.futures.ThreadPoolExecutor(count, "decode")
@@ -211,14 +217,14 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every image once, in order, in batches of one size.
 
-  The last batch is filled with its last image; these rows have mask 0.
+  The last batch is padded with the last image; these rows have mask 0.
 
   Args:
-    dataset: from `open`.
+    dataset: from `open_dataset`.
     batch_size: of the global batch.
-    process_index: this host.
-    process_count: hosts; each gets a contiguous share of every batch's rows,
-      and all get the same number of batches.
+    process_index: index of this host.
+    process_count: number of hosts; each gets a contiguous share of the rows of
+      every batch, and all get the same number of batches.
 
   Yields:
     {"image": uint8 [b_local, h, w, c], "label": int32 [b_local],
@@ -231,8 +237,7 @@ def eval_batches(
   with _threads(dataset) or contextlib.nullcontext() as pool:
     for first in range(0, len(dataset), batch_size):
       index = np.arange(first, first + batch_size)[rows]
-      batch = gather(dataset, index.clip(max=len(dataset) - 1), None, pool)
-      dataset.note(batch.pop("broken"))
+      batch = dataset.load_batch(index.clip(max=len(dataset) - 1), pool)
       yield batch | {"mask": (index < len(dataset)).astype(np.float32)}
 
 
@@ -245,11 +250,11 @@ def _parse_flags() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Runs first in a worker process: one thread, and an end with its parent.
+  """Runs first in a worker process: uses one thread, and ends with the parent.
 
-  A parent that is killed cannot stop its workers, so each asks who its
-  parent is. (Linux could send a signal instead, but at the end of the thread
-  that started the worker, not of the process.)
+  A parent that is killed cannot stop its workers, so each checks whether it
+  still has the same parent. (Linux can send a signal instead, but does so when
+  the thread that started the worker ends, not the process.)
   """
   del index, count
   import cv2  # noqa: PLC0415

@@ -1,51 +1,53 @@
-"""A split of a source as prepared images, by index.
+"""One split of a source as prepared images, by index.
 
-The rule for broken images. What does not even begin as an image is left out
-of the index when the source is opened. What turns out broken when decoded
-keeps its index, and the next whole image in order stands in for it. Both are
-functions of the files alone, so the batches do not depend on when, where or
-by which worker a broken file was met.
+Broken images. A file that does not begin as an image gets no index when the
+source is opened. A file that turns out to be broken when it is decoded keeps
+its index, and the next readable image in order takes its place. Both depend on
+the files alone, so batches do not depend on when or by which worker a broken
+file was found.
 """
 
 import concurrent.futures
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gamix_jax.data.decode import BrokenImage, ImageTransform
-from gamix_jax.data.notes import MOST, reasons, shown
+from gamix_jax.data.formatting import MAX_LISTED, printable, reasons
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import Source, excluded, open_source
+from gamix_jax.data.source import Source, excluded_labels
 from gamix_jax.errors import UserError
 
-ANY = "any"  # in place of a fingerprint
 log = logging.getLogger(__name__)
 
-Broken = list[tuple[str, str]]  # files by name, and what ails each
+Broken = Mapping[str, str]  # broken files: {name: reason}
 
 
 class Dataset:
   """Random access: `dataset[i]` is {"image": uint8 [h, w, c], "label": int}.
 
   Attributes:
-    settings: what it was made from.
+    source: the raw images.
+    settings: the section `data`.
     split: "train" or "test".
     label_names: name of class i at i; empty where there are none.
+    broken: the broken files found so far: {name: reason}.
+    in_memory: whether images are looked up and not decoded.
   """
 
-  in_memory = False  # whether `fetch` only looks up
+  in_memory = False
 
   def __init__(self, source: Source, settings: Settings, split: str):
     """Raises UserError if too many of the source's files are broken."""
-    self._source, self.settings, self.split = source, settings, split
-    self._prepare = ImageTransform.of(settings)
+    self.source, self.settings, self.split = source, settings, split
     self.label_names = tuple(source.label_names)
-    self._broken: dict[str, str] = {}
-    self._told = 0  # of them, when their number was logged last
-    self.note(source.broken.items())
+    self.broken: dict[str, str] = {}
+    self._transform = ImageTransform.from_settings(settings)
+    self._logged = 0  # number of broken files in the last warning
+    self.report_broken(source.broken)
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -55,176 +57,133 @@ class Dataset:
   @property
   def excluded(self) -> tuple[int, ...]:
     """Labels of the classes that training leaves out (tests have them)."""
-    return tuple(excluded(self._source, self.settings))
-
-  @property
-  def skipped(self) -> list[str]:
-    """Names of the broken files met so far."""
-    return list(self._broken)
+    names = list(self.label_names)
+    return tuple(excluded_labels(self.settings.exclude_labels, names))
 
   @functools.cached_property
   def _fingerprint(self) -> str:
-    return self._source.fingerprint()
+    return self.source.fingerprint()
 
   def fingerprint(self) -> str:
-    """Tells the split's data from any other, wherever they lie: 16 hex digits.
+    """Identifies the split's images, wherever they are: 16 hex digits.
 
-    A function of the source alone: `exclude_labels`, `cache` and what images
-    are made into change nothing. Of image files it sees names, sizes and both
-    ends; of arrays every number.
+    A function of the source alone; `exclude_labels`, `cache` and how images
+    are resized change nothing. See `Source.fingerprint`.
     """
     return self._fingerprint
 
-  def classes(self) -> np.ndarray:
+  def labels(self) -> np.ndarray:
     """The label of every image, int [n]; nothing is decoded for it."""
-    return np.asarray(self._source.classes())
+    return np.asarray(self.source.labels())
 
   def __len__(self) -> int:
     """Number of images in this split."""
-    return len(self._source)
+    return len(self.source)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    """Image i: uint8 [h, w, c], and its label, -1 where it has none."""
-    image, label, broken = self.fetch(range(len(self))[i])
-    self.note(broken)
-    return {"image": image, "label": label}
+    """As `load`; i may be negative."""
+    return self.load(range(len(self))[i])
 
-  def fetch(self, i: int) -> tuple[np.ndarray, int, Broken]:
-    """Image, label, and the broken files it stands in for.
+  def load(self, i: int) -> dict[str, Any]:
+    """Image i, 0 <= i < len(self).
 
-    Changes nothing, so that threads and worker processes may call it; `note`
-    the names in the process that trains.
+    Returns:
+      {"image": uint8 [h, w, c], "label": int, -1 for none}.
 
     Raises:
-      UserError: a file is gone, does not fit into memory, or too many in a row
+      UserError: a file is gone or does not fit into memory, or too many files
         are broken.
     """
-    broken: Broken = []
-    for k in range(len(self)):
-      j = (i + k) % len(self)
-      raw, label = self._source[j]
-      try:
-        return self._prepare(raw), label, broken
-      except BrokenImage as e:
-        broken.append((self._source.name(j), str(e)))
-      except MemoryError as e:
-        raise UserError(
-          f"There is no memory to decode {self._source.name(j)}. Give this"
-          " more, or leave out such images: --config.data.max_pixels=N"
-        ) from e
-      self._check(dict(broken))
-    raise UserError(
-      f"No image of {shown(self.settings.source)} can be decoded."
-    )
+    item, broken = self._load(i)
+    self.report_broken(broken)
+    return item
 
-  def take(
+  def load_batch(
     self,
-    index: np.ndarray,
+    rows: np.ndarray,
     pool: concurrent.futures.Executor | None = None,
-  ) -> tuple[np.ndarray, np.ndarray, Broken]:
-    """`fetch` of many: uint8 [b, h, w, c], int32 [b], broken files.
+    report: Callable[[Broken], None] | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Several images.
 
     Args:
-      index: of the images, [b].
-      pool: threads to decode in; None: this one.
+      rows: indices of the images, int [b].
+      pool: threads to decode in; None: the calling one.
+      report: called with the broken files; None: `report_broken`.
+
+    Returns:
+      {"image": uint8 [b, h, w, c], "label": int32 [b]}, new arrays.
 
     Raises:
-      UserError: as `fetch`, for the first image in order that has to.
+      UserError: as `load`, for the first of the images that fails.
     """
-    images = np.empty((len(index), *self.shape), np.uint8)
-    labels = np.empty(len(index), np.int32)
-    broken: Broken = []
-    found = (pool.map if pool else map)(self.fetch, map(int, index))
-    for row, (image, label, names) in enumerate(found):
-      images[row], labels[row] = image, label
-      broken.extend(names)
-    return images, labels, broken
+    images = np.empty((len(rows), *self.shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
+    broken: dict[str, str] = {}
+    loaded = (pool.map if pool else map)(self._load, map(int, rows))
+    for k, (item, found) in enumerate(loaded):
+      images[k], labels[k] = item["image"], item["label"]
+      broken |= found
+    (report or self.report_broken)(broken)
+    return {"image": images, "label": labels}
 
-  def note(self, broken: Iterable[tuple[str, str]]) -> None:
-    """Counts broken files, each once; logs the first ten, then their number.
+  def _load(self, i: int) -> tuple[dict[str, Any], Broken]:
+    """Image i and the broken files that it takes the place of.
+
+    Changes nothing, so any thread may call it.
+    """
+    broken: dict[str, str] = {}
+    for k in range(len(self)):
+      j = (i + k) % len(self)
+      raw = self.source[j]
+      try:
+        image = self._transform(raw["image"])
+      except BrokenImage as e:
+        broken[self.source.name(j)] = str(e)
+      except MemoryError as e:
+        raise UserError(
+          f"There is no memory to decode {self.source.name(j)}. Give this"
+          " more, or leave out such images: --config.data.max_pixels=N"
+        ) from e
+      else:
+        return {"image": image, "label": raw.get("label", -1)}, broken
+      self._check_broken(broken)
+    raise UserError(
+      f"No image of {printable(self.settings.source)} can be decoded."
+    )
+
+  def report_broken(self, found: Broken) -> None:
+    """Adds to `broken`; logs the first ten files, then their number.
 
     The number is logged whenever it has doubled.
 
     Raises:
-      UserError: more than `settings.max_corrupt_fraction` of all files are.
+      UserError: more than `settings.max_corrupt_fraction` of all files are
+        broken.
     """
-    new = {k: why for k, why in sorted(broken) if k not in self._broken}
+    new = {k: why for k, why in sorted(found.items()) if k not in self.broken}
     if not new:
       return
-    before = len(self._broken)
-    self._broken.update(new)
-    self._check(self._broken)
-    if before >= MOST and len(self._broken) < 2 * self._told:
+    before = len(self.broken)
+    self.broken.update(new)
+    self._check_broken(self.broken)
+    if before >= MAX_LISTED and len(self.broken) < 2 * self._logged:
       return
-    self._told = len(self._broken)
+    self._logged = len(self.broken)
     log.warning(
       "%s: skipped %d broken of %d files:%s",
-      *(shown(self.settings.source), len(self._broken), self._source.total),
-      reasons(new, MOST - before) if before < MOST else "",
+      *(printable(self.settings.source), len(self.broken), self.source.total),
+      reasons(new, MAX_LISTED - before) if before < MAX_LISTED else "",
     )
 
-  def _check(self, broken: Mapping[str, str]) -> None:
-    share = self.settings.max_corrupt_fraction
-    if len(broken) > share * self._source.total:
+  def _check_broken(self, broken: Broken) -> None:
+    """Raises UserError if these are too many."""
+    limit = self.settings.max_corrupt_fraction
+    if len(broken) > limit * self.source.total:
       first = [f"{name}: {why}" for name, why in list(broken.items())[:3]]
       names = "; ".join(first) + ("; ..." if len(broken) > 3 else "")
       raise UserError(
-        f"{len(broken)} of the {self._source.total} files of"
-        f" {shown(self.settings.source)} are broken ({names}): more than"
-        f" data.max_corrupt_fraction={share}. Fix or remove them, or raise it."
+        f"{len(broken)} of the {self.source.total} files of"
+        f" {printable(self.settings.source)} are broken ({names}): more than"
+        f" data.max_corrupt_fraction={limit}. Fix or remove them, or raise it."
       )
-
-
-def fingerprint(train: Dataset, test: Dataset) -> str:
-  """Of both splits, as `data.fingerprint` has it."""
-  return f"{train.fingerprint()}:{test.fingerprint()}"
-
-
-def _check_fingerprint(dataset: Dataset) -> None:
-  """Refuses other images than the configuration knows.
-
-  Raises:
-    UserError: as said; it names what helps.
-  """
-  known = dataset.settings.fingerprint
-  if known in ("", ANY):
-    return
-  train, _, test = known.partition(":")
-  if dataset.fingerprint() != {"train": train, "test": test}[dataset.split]:
-    raise other_images(dataset.settings.source)
-
-
-def other_images(source: str, trained_on: str = "") -> UserError:
-  """The error of a source that is not what a run was trained on."""
-  there = f" ({trained_on})" if trained_on else ""
-  return UserError(
-    f"data.source={source} does not hold the images that the run was trained"
-    f" on{there}. Say where they lie now:"
-    " --config.data.source=<source>; or take these all the same:"
-    f" --config.data.fingerprint={ANY}"
-  )
-
-
-def open_dataset(
-  config: Settings | Mapping[str, Any], split: str, seed: int = 0
-) -> Dataset:
-  """Opens one split of the data the configuration names.
-
-  Args:
-    config: the section `data`, whole: a ConfigDict, any mapping, or Settings.
-    split: "train" or "test". What is held out never depends on the seed.
-    seed: makes the images of the synthetic source; others ignore it.
-
-  Raises:
-    UserError: whatever the user can fix, in one or two lines.
-  """
-  if split not in ("train", "test"):
-    raise ValueError(f"split must be train or test, not {split!r}")
-  settings = Settings.of(config)
-  dataset = Dataset(open_source(settings, split, seed), settings, split)
-  _check_fingerprint(dataset)
-  if settings.cache == "none":
-    return dataset
-  from gamix_jax.data import cache  # noqa: PLC0415
-
-  return cache.cached(dataset)

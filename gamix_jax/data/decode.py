@@ -1,22 +1,22 @@
-"""One image: bytes or an array in, uint8 [h, w, c] of the wanted size out.
+"""One image: from bytes or an array to uint8 [h, w, c] of the size asked for.
 
-The only decoder, for folders and TFDS alike, is Pillow: unlike OpenCV it
-refuses a truncated file (OpenCV returns it half grey), and it knows palettes,
-CMYK and alpha. OpenCV resizes. What becomes of the unusual:
+Pillow decodes all files, those of TFDS as well. Unlike OpenCV, it refuses a
+truncated file (OpenCV returns it half grey) and supports palettes, CMYK and
+alpha. OpenCV resizes. Special cases:
 
-  EXIF orientation   respected
-  alpha, palette     laid on white, since colours under full transparency are
+  EXIF orientation   applied
+  alpha, palette     drawn on white, since colours under full transparency are
                      arbitrary
-  16-bit             scaled to 8 bit (65535 -> 255), not clipped
+  16-bit             scaled to 8 bits (65535 -> 255), not clipped
   32-bit, float      broken: nothing says which number is white
   CMYK, YCCK JPEG    converted without ICC profile; Adobe's inversion undone
-  animation, pages   the first
-  text in a PNG      not read, so of any length
-  large JPEG         decoded at 1/2, 1/4 or 1/8 (exact in the DCT) where
-                     resize is "area" and the window that is kept stays at
-                     least twice the target's size
-  many pixels        broken from more than `max_pixels` on, in place of
-                     Pillow's own limit, which is smaller and cannot be set
+  animation, pages   the first one
+  text in a PNG      not read, so it may have any length
+  large JPEG         decoded at 1/2, 1/4 or 1/8 (exact in the DCT) if `resize`
+                     is "area" and the cropped part stays at least twice as
+                     large as the image asked for
+  many pixels        broken if there are more than `max_pixels`, which replaces
+                     Pillow's own, smaller limit
 """
 
 import dataclasses
@@ -36,22 +36,24 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_SWAPPED = 5  # orientations from this on swap height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_ORIENTED = (b"Raw profile type", b"XML:com.adobe.xmp")  # texts that may say it
-_MOST_SUMMED = 1 << 23  # pixels that OpenCV adds up in 32 bits
-_LONG_TEXT = 1 << 20  # bytes, from which on Pillow may refuse one
+# Texts that may give the orientation.
+_ORIENTATION_TEXTS = (b"Raw profile type", b"XML:com.adobe.xmp")
+_MAX_SUMMED = 1 << 23  # pixels that OpenCV can sum in 32 bits
+_LONG_TEXT = 1 << 20  # bytes; Pillow may refuse a longer text
 
-# Here, since every process that decodes imports this: `max_pixels` decides.
+# `max_pixels` decides instead. Set here, since every process that decodes
+# imports this module.
 Image.MAX_IMAGE_PIXELS = None
-_quietly = threading.Lock()
+_warnings_lock = threading.Lock()
 
 
 class BrokenImage(Exception):
-  """These bytes are no image, or not a whole one; says why, in plain words."""
+  """The bytes are not an image, or not a complete one; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-  """Decode, crop, convert, resize; see `Settings` for what the words mean."""
+  """Decode, crop, convert, resize; see `Settings` for the attributes."""
 
   shape: tuple[int, int, int]  # height, width, channels
   crop: str | int
@@ -59,8 +61,8 @@ class ImageTransform:
   max_pixels: int = 1 << 28
 
   @classmethod
-  def of(cls, settings: Settings) -> Self:
-    """As a data set's settings say."""
+  def from_settings(cls, settings: Settings) -> Self:
+    """The transform of a data set's settings."""
     return cls(
       *(settings.shape, settings.crop, settings.resize, settings.max_pixels)
     )
@@ -90,7 +92,7 @@ class ImageTransform:
     return self._resize(_convert(image, self.shape[2]))
 
   def _window(self, h: float, w: float) -> tuple[float, float]:
-    """Height and width of what is kept of an [h, w] image."""
+    """Height and width of the part of an [h, w] image that is kept."""
     if self.crop == "none":
       return h, w
     th, tw, _ = self.shape
@@ -99,25 +101,25 @@ class ImageTransform:
     return high, high * tw / th
 
   def _decoded(self, raw: bytes) -> tuple[np.ndarray, float]:
-    """`_decode`, with any error of Pillow as BrokenImage."""
+    """As `_decode`; any error of Pillow becomes BrokenImage."""
     try:
       try:
         return self._decode(raw)
       except Warning:
-        # Of a harmless fault, where warnings are errors. The filters belong to
-        # the whole process, so one thread at a time changes them.
-        with _quietly, warnings.catch_warnings():
+        # Raised for a harmless fault if warnings are errors. The filters are
+        # global to the process, so one thread at a time changes them.
+        with _warnings_lock, warnings.catch_warnings():
           warnings.simplefilter("ignore")
           return self._decode(raw)
     except (BrokenImage, MemoryError):
       raise
-    # Pillow's plugins meet garbage with whatever comes first (OSError,
-    # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...).
+    # Pillow's plugins raise whatever comes first on garbage: OSError,
+    # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...
     except Exception as e:
-      raise BrokenImage(_in_words(e)) from e
+      raise BrokenImage(_reason(e)) from e
 
   def _decode(self, raw: bytes) -> tuple[np.ndarray, float]:
-    """The pixels, uint8 [h, w] or [h, w, 3], and the scale they came at."""
+    """The pixels, uint8 [h, w] or [h, w, 3], and the scale of decoding."""
     data = io.BytesIO(_without_text(raw))
     with Image.open(data, formats=FORMATS) as file:
       width = file.width
@@ -126,19 +128,19 @@ class ImageTransform:
           f"{width}x{file.height} pixels are more than the limit"
           f" data.max_pixels={self.max_pixels}"
         )
-      turned = file.getexif().get(_EXIF_ORIENTATION, 1)
-      self._draft(file, swapped=turned >= _EXIF_SWAPPED)
+      orientation = file.getexif().get(_EXIF_ORIENTATION, 1)
+      self._draft(file, swapped=orientation >= _EXIF_SWAPPED)
       scale = file.width / width
-      # exif_transpose copies even where there is nothing to turn.
-      image = file if turned == 1 else ImageOps.exif_transpose(file)
+      # exif_transpose copies even if there is nothing to rotate.
+      image = file if orientation == 1 else ImageOps.exif_transpose(file)
       return _eight_bit(image, file.format), scale
 
   def _draft(self, image: Image.Image, *, swapped: bool) -> None:
-    """Has a JPEG decoded smaller, and grey, where that loses nothing.
+    """Lets a JPEG be decoded smaller, and in grey, where that loses nothing.
 
     Args:
-      image: a file that is open but not decoded.
-      swapped: it will be turned by 90 degrees afterwards.
+      image: a file that is open but not decoded yet.
+      swapped: whether it will be rotated by 90 degrees afterwards.
     """
     if image.format != "JPEG":
       return
@@ -158,7 +160,7 @@ class ImageTransform:
     th, tw, c = self.shape
     if self.resize == "area":
       small = (min(w, tw), min(h, th))
-      if w * h > _MOST_SUMMED * small[0] * small[1]:
+      if w * h > _MAX_SUMMED * small[0] * small[1]:
         fewer = (min(w, tw << 10), min(h, th << 10))
         image = cv2.resize(image, fewer, interpolation=cv2.INTER_AREA)
       if small != (w, h):
@@ -176,24 +178,24 @@ class ImageTransform:
 
 
 def _without_text(raw: bytes) -> bytes:
-  """A PNG less its texts; Pillow would unpack them all, and refuse long ones.
+  """A PNG without its texts, except those that may give the orientation.
 
-  Those that may say how the image is turned are kept.
+  Pillow would unpack all texts, and refuse long ones.
   """
   if not raw.startswith(_PNG):
     return raw
   kept, at = [raw[: len(_PNG)]], len(_PNG)
   while at + 12 <= len(raw):
     size, kind = int.from_bytes(raw[at : at + 4]), raw[at + 4 : at + 8]
-    short = size <= _LONG_TEXT and raw.startswith(_ORIENTED, at + 8)
+    short = size <= _LONG_TEXT and raw.startswith(_ORIENTATION_TEXTS, at + 8)
     if kind not in _TEXTS or short:
       kept.append(raw[at : at + 12 + size])
     at += 12 + size
   return b"".join([*kept, raw[at:]])
 
 
-def _in_words(e: Exception) -> str:
-  """What an error of Pillow says, for users."""
+def _reason(e: Exception) -> str:
+  """An error of Pillow as a reason for users."""
   if isinstance(e, UnidentifiedImageError):
     return f"no whole image of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
   text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(e)).strip()

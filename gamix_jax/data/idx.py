@@ -1,24 +1,25 @@
-"""`idx:<folder>`: MNIST's own files, and those of its relatives.
+"""`idx:<folder>`: the files of MNIST and data sets like it.
 
-A folder holds one file for each split and kind, gzip-compressed or not:
+A folder contains one file for each split and kind, compressed with gzip or not:
 
   train-images-idx3-ubyte[.gz]   train-labels-idx1-ubyte[.gz]
   t10k-images-idx3-ubyte[.gz]    t10k-labels-idx1-ubyte[.gz]
 
-MNIST, Fashion-MNIST and KMNIST use these names. `test` for `t10k` and a dot
-before `idx` are accepted too. EMNIST puts the name of the set first, as in
-`emnist-balanced-train-images-idx3-ubyte.gz`; where a folder holds several sets,
-`idx:<folder>/emnist-balanced` says which. `idx:<folder>` alone means the set
-without a prefix, or the only one there is.
+MNIST, Fashion-MNIST and KMNIST use these names. `test` in place of `t10k` and a
+dot before `idx` are accepted too. EMNIST has the name of the set first, as in
+`emnist-balanced-train-images-idx3-ubyte.gz`. If a folder contains several sets,
+`idx:<folder>/emnist-balanced` chooses one. `idx:<folder>` alone means the set
+without a prefix, or the only one.
 
 Without test images a fixed share of the training images is held out by a hash
-of their index. Without a labels file every label of that split is -1.
+of their index. Without a labels file all labels of that split are -1.
 
-EMNIST's files store each image transposed; sets whose name begins with
+EMNIST's files store each image transposed, so sets whose name begins with
 `emnist` are transposed back.
 
 The format: two zero bytes, a byte for the type (8: unsigned bytes), a byte for
-the number of axes, each axis as a big-endian uint32, then the values.
+the number of axes, the size of each axis as a big-endian uint32, then the
+values.
 """
 
 import gzip
@@ -32,15 +33,15 @@ from pathlib import Path
 import numpy as np
 
 from gamix_jax.data import levels
-from gamix_jax.data.notes import shown
+from gamix_jax.data.formatting import printable
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.sources import Arrays, hash_split
+from gamix_jax.data.source import ArraySource, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
 log = logging.getLogger(__name__)
 
-# Of the third byte of a file; only the first is ever read.
+# By the third byte of a file. Only unsigned bytes are supported.
 DTYPES = {
   0x08: "unsigned bytes",
   0x09: "signed bytes",
@@ -66,74 +67,65 @@ _HELP = (
 Files = Mapping[tuple[str, str], Path]
 
 
-def open_idx(path: str, settings: Settings, split: str) -> Arrays:
-  """Reads one split of a set of idx files.
+class Idx(ArraySource):
+  """One split of a set of idx files, read into memory."""
 
-  Args:
-    path: the folder; or the folder, a slash and a set's prefix.
-    settings: `test_fraction` is held out of the training images where there are
-      no test images; `range` says what is black and white, see `levels`.
-    split: "train" or "test".
+  takes_path = True
+  takes_range = True
 
-  Returns:
-    uint8 [n, h, w] images and int32 [n] labels, -1 where there are none.
+  def __init__(self, path: str, split: str, settings: Settings, seed: int):
+    """Reads uint8 [n, h, w] images and int32 [n] labels, -1 without labels.
 
-  Raises:
-    UserError: no such folder or set, several sets and none named, a file
-      that is missing, truncated, corrupt or not of the expected type, or
-      pixels whose range is in doubt.
-  """
-  try:
-    where, prefix, files = _find(path)
-  except OSError as e:
-    raise UserError(
-      f"{shown(path)} cannot be read: {e.strerror or e}. {_HELP}"
-    ) from e
-  if ("train", "images") not in files:
-    raise UserError(
-      f"{where} has {_listed(files)}, but no training images. Add"
-      f" {_join(prefix, 'train-images-idx3-ubyte.gz')} to the folder."
-    )
-  for part in ("train", "test"):
-    labels = files.get((part, "labels"))
-    if labels and (part, "images") not in files:
+    Args:
+      path: the folder; or the folder, a slash and a set's prefix.
+      split: "train" or "test".
+      settings: `test_fraction` of the training images is held out where there
+        are no test images; `range` says what is black and white, see `levels`.
+      seed: not used.
+
+    Raises:
+      UserError: no such folder or set, several sets and none named, a file
+        that is missing, truncated, corrupt or not of the expected type, or
+        pixels whose range is in doubt.
+    """
+    del seed
+    try:
+      where, prefix, files = _find(path)
+    except OSError as e:
       raise UserError(
-        f"{labels} has no file of {part} images beside it. Add that, or remove"
-        " the labels file to hold out a share of the training images."
+        f"{printable(path)} cannot be read: {e.strerror or e}. {_HELP}"
+      ) from e
+    _check_set(where, prefix, files)
+    has_test = ("test", "images") in files
+    chosen = split if has_test else "train"
+    file = files[chosen, "images"]
+    images = _read(file, "images")
+    ends = levels.find_range([images], settings.stated_range, printable(file))
+    labels = _labels(files, chosen, len(images))
+    total = len(images)
+    if has_test:
+      other = "train" if split == "test" else "test"
+      total += _shape(files[other, "images"], "images")[0]
+    else:
+      log.info(
+        "%s: no test images in it, so %g %% are held out, by a hash of their"
+        " index",
+        *(printable(where), 100 * settings.test_fraction),
       )
-  has_test = ("test", "images") in files
-  chosen = split if has_test else "train"
-  images = _read(files[chosen, "images"], "images")
-  stated = None if settings.range == "auto" else settings.range
-  ends = levels.black_and_white(
-    [images], stated, shown(files[chosen, "images"])
-  )
-  labels = _labels(files, chosen, len(images))
-  total = len(images)
-  if has_test:
-    other = "train" if split == "test" else "test"
-    total += _shape(files[other, "images"], "images")[0]
-  else:
-    log.info(
-      "%s: no test images in it, so %g %% are held out, by a hash of their"
-      " index",
-      *(shown(where), 100 * settings.test_fraction),
-    )
-    names = [str(i) for i in range(total)]
-    test = hash_split(shown(where), names, settings.test_fraction)
-    keep = test if split == "test" else ~test
-    images, labels = images[keep], labels[keep]
-  if prefix.lower().startswith("emnist"):
-    images = np.ascontiguousarray(images.transpose(0, 2, 1))
-  images = levels.eight_bit(images, *ends)
-  return Arrays(images, labels, shown(files[chosen, "images"].name), total)
+      names = [str(i) for i in range(total)]
+      keep = hash_split(printable(where), names, settings.test_fraction, split)
+      images, labels = images[keep], labels[keep]
+    if prefix.lower().startswith("emnist"):
+      images = np.ascontiguousarray(images.transpose(0, 2, 1))
+    images = levels.to_uint8(images, *ends)
+    super().__init__(images, labels, title=printable(file.name), total=total)
 
 
 # ------------------------------------------------------------------- the files
 
 
 def _find(path: str) -> tuple[Path, str, Files]:
-  """What to call the set in a message, its prefix and its files."""
+  """A set's path for messages, its prefix and its files."""
   given = resolve(path)
   if not path:
     raise UserError(f"data.source=idx: names no folder. {_HELP}")
@@ -187,11 +179,27 @@ def _default_set(folder: Path) -> tuple[Path, str, Files]:
   return folder, prefix, files
 
 
-def _sets(folder: Path) -> dict[str, Files]:
-  """{prefix: files} of a folder.
+def _check_set(where: Path, prefix: str, files: Files) -> None:
+  """Raises UserError unless each file has the others that it needs."""
+  if ("train", "images") not in files:
+    raise UserError(
+      f"{where} has {_listed(files)}, but no training images. Add"
+      f" {_join(prefix, 'train-images-idx3-ubyte.gz')} to the folder."
+    )
+  for part in ("train", "test"):
+    labels = files.get((part, "labels"))
+    if labels and (part, "images") not in files:
+      raise UserError(
+        f"{labels} has no file of {part} images beside it. Add that, or remove"
+        " the labels file to hold out a share of the training images."
+      )
 
-  Of two files that are the same part of a set the one that is not compressed
-  is taken, then the first by name.
+
+def _sets(folder: Path) -> dict[str, Files]:
+  """The sets in a folder: {prefix: files}.
+
+  If two files are the same part of a set, the uncompressed one is used, then
+  the first one by name.
   """
   found = [
     (match, file)
@@ -219,7 +227,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _labels(files: Files, split: str, n: int) -> np.ndarray:
-  """The split's labels, int32 [n]; -1 without a file."""
+  """The split's labels, int32 [n]; all -1 without a file."""
   file = files.get((split, "labels"))
   if file is None:
     return np.full(n, -1, np.int32)
@@ -234,7 +242,7 @@ def _labels(files: Files, split: str, n: int) -> np.ndarray:
 
 
 def _read(file: Path, kind: str) -> np.ndarray:
-  """A file's values: uint8 [n, h, w] of images, uint8 [n] of labels.
+  """A file's values: uint8 [n, h, w] for images, uint8 [n] for labels.
 
   Raises:
     UserError: the file cannot be read, is of another type, or is shorter or
@@ -260,7 +268,7 @@ def _read(file: Path, kind: str) -> np.ndarray:
 
 
 def _shape(file: Path, kind: str) -> tuple[int, ...]:
-  """The shape of what `_read` returns, for which only the header is read."""
+  """The shape of what `_read` returns; reads only the header."""
   return _parsed(_bytes(file, _header_bytes(kind)), file, kind)
 
 
@@ -269,7 +277,7 @@ def _header_bytes(kind: str) -> int:
 
 
 def _parsed(data: bytes, file: Path, kind: str) -> tuple[int, ...]:
-  """The shape that the header in `data` states; its type is checked."""
+  """The shape in the header of `data`, whose type is checked."""
   axes = AXES[kind]
   expected = f"0x{0x0800 + axes:08x} ({_type(0x08, axes)})"
   magic = int.from_bytes(data[:4])
@@ -300,8 +308,8 @@ def _type(code: int, axes: int) -> str:
   return f"{DTYPES[code]}, {axes} {'axis' if axes == 1 else 'axes'}"
 
 
-def _bytes(file: Path, most: int = -1) -> bytes:
-  """What a file holds, unpacked if it is gzip whatever its name; or its start.
+def _bytes(file: Path, limit: int = -1) -> bytes:
+  """A file's content or its first bytes, unpacked if the content is gzip.
 
   Raises:
     UserError: it cannot be read or unpacked.
@@ -311,9 +319,9 @@ def _bytes(file: Path, most: int = -1) -> bytes:
       packed = raw.read(2) == _GZIP
       raw.seek(0)
       if not packed:
-        return raw.read(most)
+        return raw.read(limit)
       with gzip.open(raw) as unpacked:
-        return unpacked.read(most)
+        return unpacked.read(limit)
   except EOFError as e:
     raise UserError(
       f"{file} is truncated: its gzip data ends after"

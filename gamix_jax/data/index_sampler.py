@@ -1,20 +1,22 @@
 """The batch of step t, a function of (seed, t) alone.
 
-Positions p = t B + row count through the data set over and over; position p
-is image perm_e[p mod n] of epoch e = p div n, perm_e being a permutation
-drawn from (seed, e). So an epoch holds every image once, a batch may straddle
-two epochs, and a data set smaller than a batch fills it by repeating. Row r of
-step t is mirrored by bit r of a draw from (seed, t).
+Row r of step t has position p = t B + r, counted over all epochs. Position p is
+image perm_e[p mod n] of epoch e = p div n, where perm_e is a permutation drawn
+from (seed, e). So an epoch has every image once, a batch may have images of two
+epochs, and a data set smaller than a batch repeats in it. Whether row r of step
+t is mirrored is drawn from (seed, t).
 
-Every host computes the same global rows and takes its own. Starting at step t
+Every host computes the same global rows and uses its own. Starting at any step
 costs nothing.
+
+These draws decide which batches a resumed run sees: they must not change.
 """
 
 import numpy as np
 
 from gamix_jax.errors import UserError
 
-_ORDER, _FLIP = 0, 1  # what a draw is for
+_ORDER, _FLIP = 0, 1  # what a draw decides
 
 
 def _rng(seed: int, what: int, t: int) -> np.random.Generator:
@@ -53,7 +55,7 @@ class IndexSampler:
     if found is None:
       found = _rng(self._seed, _ORDER, epoch).permutation(self._n)
       # A batch needs two epochs at most, unless the set is tiny. A new dict
-      # rather than a change, since threads read this one.
+      # instead of a change, since other threads read this one.
       kept = {e: p for e, p in self._epochs.items() if abs(e - epoch) <= 1}
       self._epochs = kept | {epoch: found}
     return found

@@ -1,8 +1,8 @@
-"""Labels as archives have them, as the numbers that this package counts with.
+"""Labels in arrays of any type, as class numbers and names.
 
-A label is kept as it is where it is a number from 0 to 65,535, which may be
-the number of a class. Words, and numbers that cannot, get the numbers 0, 1,
-... in their order, and are the classes' names. -1 is no label, always.
+Labels that are numbers from 0 to 65,535 stay as they are. All others, words or
+numbers out of that range, are sorted and numbered 0, 1, ...; they are the names
+of the classes then. -1 always means no label.
 """
 
 import logging
@@ -14,25 +14,25 @@ from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST = 1 << 16  # from this number on a label cannot be that of a class
+MAX_CLASSES = 1 << 16  # a label from this number on is not a class number
 
 
-def numbers(
+def encode(
   arrays: Sequence[np.ndarray], where: str
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-  """Labels of the splits of one set, as numbers.
+  """Class numbers of the labels of one data set.
 
   Args:
-    arrays: labels [n] or [n, 1]: whole numbers of any type, booleans, strings;
-      or one-hot [n, k].
-    where: for messages.
+    arrays: the labels of each split: [n] or [n, 1] of whole numbers of any
+      type, booleans or strings; or one-hot [n, k].
+    where: the source, for messages.
 
   Returns:
-    int32 [n] of each, and the classes' names, empty where the numbers are
-    their names.
+    int32 [n] for each split, and the names of the classes, empty where labels
+    stay as they are.
 
   Raises:
-    UserError: they are something else.
+    UserError: the arrays are something else.
   """
   flat = [_flat(a, where) for a in arrays]
   none = sum(int((a == -1).sum()) for a in flat if a.dtype.kind == "i")
@@ -41,7 +41,7 @@ def numbers(
   if all(a.dtype.kind in "iu" for a in flat):
     small = [a[a != -1] if a.dtype.kind == "i" else a for a in flat]
     small = [a for a in small if len(a)]
-    if all(a.min() >= 0 and a.max() < MOST for a in small):
+    if all(a.min() >= 0 and a.max() < MAX_CLASSES for a in small):
       return [a.astype(np.int32) for a in flat], ()
   elif any(a.dtype.kind in "iu" for a in flat):
     raise UserError(f"{where}: the labels are numbers in one split only.")
@@ -53,7 +53,7 @@ def numbers(
 
 
 def _places(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Where each label is in the sorted values: int32 [n]; -1 stays."""
+  """The index of each label in the sorted values: int32 [n]; -1 stays -1."""
   places = np.searchsorted(values, labels).astype(np.int32)
   if labels.dtype.kind == "i":
     places[labels == -1] = -1
@@ -67,13 +67,13 @@ def _word(value: np.generic) -> str:
 
 
 def _flat(labels: np.ndarray, where: str) -> np.ndarray:
-  """[n], of whole numbers or words.
+  """The labels as an array [n] of whole numbers or words.
 
   Raises:
     UserError: they are neither.
   """
   kind = labels.dtype.kind
-  # Floats that hold whole numbers exactly; nan is none.
+  # Floats that are whole numbers exactly, which nan is not.
   whole = kind == "f" and bool(
     ((labels == np.floor(labels)) & (np.abs(labels) < 2.0**53)).all()
   )

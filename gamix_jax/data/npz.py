@@ -1,21 +1,21 @@
-"""`npz:<path>`: images in a numpy archive (or a single `.npy`).
+"""`npz:<path>`: images in a NumPy archive (or a single `.npy`).
 
-Entries, the first name that is there:
+Entries; of several names, the first one that is there:
 
-  images   x_train, train_images, images, x, data, arr_0 (of an array that was
-           saved without a name): [n, h, w] or [n, h, w, c], c 1 or 3
+  images   x_train, train_images, images, x, data, arr_0 (NumPy's name for an
+           array saved without one): [n, h, w] or [n, h, w, c], c 1 or 3
   labels   y_train, train_labels, labels, y: numbers, strings or one-hot, see
            `labels`; optional
   test     x_test, test_images; y_test, test_labels. Without them a fixed
            share of the images is held out by a hash of their index.
   range    two numbers, optional: the values that mean black and white
 
-`data.range` comes before `range`. Without both, the numbers of all images
-together say what is black and white, or the archive is refused; see `levels`.
-Which numbers were found and what they were taken for is logged.
+`data.range` takes precedence over the entry `range`. Without both, the range is
+judged by the numbers of all images, or the archive is refused; see `levels`.
+The log says which numbers were found and which range was chosen.
 
-An archive is checked before it is read: no more memory is asked for than its
-size can fill.
+An archive is checked before it is read: no array is allocated that is larger
+than the file can fill.
 """
 
 import logging
@@ -29,9 +29,9 @@ import numpy as np
 
 from gamix_jax.data import labels as labels_lib
 from gamix_jax.data import levels
-from gamix_jax.data.notes import listed, shown
+from gamix_jax.data.formatting import listed, printable
 from gamix_jax.data.settings import Settings, is_range
-from gamix_jax.data.sources import Arrays, hash_split
+from gamix_jax.data.source import ArraySource, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -42,49 +42,57 @@ LABELS = ("y_train", "train_labels", "labels", "y")
 TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
 _WANTED = {*IMAGES, *LABELS, *TEST_IMAGES, *TEST_LABELS, "range"}
-_PACKED = 1100  # times smaller than what it holds, at most, is a zip's member
+_MAX_RATIO = 1100  # of an array to its compressed size in a zip file
 _HELP = "Write it with numpy.savez(path, images=..., labels=...)."
 
 
-def open_npz(path: str, settings: Settings, split: str) -> Arrays:
-  """Reads the archive and takes one split.
+class Npz(ArraySource):
+  """One split of an archive, read into memory."""
 
-  Raises:
-    UserError: it is missing or no archive, or the arrays are not images.
-  """
-  file = _file(path)
-  where = shown(file)
-  entries = _load(file)
-  key = _first(entries, IMAGES)
-  if key is None:
-    raise UserError(
-      f"{where} has no images: it holds {listed(entries) or 'nothing'}, and"
-      f" none of {', '.join(IMAGES)}."
+  takes_path = True
+  takes_range = True
+
+  def __init__(self, path: str, split: str, settings: Settings, seed: int):
+    """Reads the archive and takes one split.
+
+    Raises:
+      UserError: it is missing or no archive, or the arrays are not images.
+    """
+    del seed
+    file = _file(path)
+    where = printable(file)
+    entries = _load(file)
+    key = _first(entries, IMAGES)
+    if key is None:
+      raise UserError(
+        f"{where} has no images: it holds {listed(entries) or 'nothing'}, and"
+        f" none of {', '.join(IMAGES)}."
+      )
+    test_key = _first(entries, TEST_IMAGES)
+    keys = {"train": key} | ({"test": test_key} if test_key else {})
+    images = {k: _check(entries[v], where, v) for k, v in keys.items()}
+    labels, names = _labels(entries, images, where)
+    stated = settings.stated_range or _stated(entries, where)
+    ends = levels.find_range(list(images.values()), stated, where)
+    total = sum(map(len, images.values()))
+    chosen = split if test_key else "train"
+    x, y = images[chosen], labels[chosen]
+    if test_key is None:
+      log.info(
+        "%s: no test images in it, so %g %% are held out, by a hash of their"
+        " index",
+        *(where, 100 * settings.test_fraction),
+      )
+      indices = [str(i) for i in range(total)]
+      keep = hash_split(where, indices, settings.test_fraction, split)
+      x, y = x[keep], y[keep]
+    super().__init__(
+      levels.to_uint8(x, *ends),
+      y,
+      title=f"{printable(file.name)}/{keys[chosen]}",
+      total=total,
+      label_names=names,
     )
-  test_key = _first(entries, TEST_IMAGES)
-  keys = {"train": key} | ({"test": test_key} if test_key else {})
-  images = {k: _check(entries[v], where, v) for k, v in keys.items()}
-  labels, names = _labels(entries, images, where)
-  stated = settings.range
-  if stated == "auto":
-    stated = _stated(entries, where)
-  ends = levels.black_and_white(list(images.values()), stated, where)
-  total = sum(map(len, images.values()))
-  chosen = split if test_key else "train"
-  x, y = images[chosen], labels[chosen]
-  if test_key is None:
-    log.info(
-      "%s: no test images in it, so %g %% are held out, by a hash of their"
-      " index",
-      *(where, 100 * settings.test_fraction),
-    )
-    test = hash_split(
-      where, [str(i) for i in range(total)], settings.test_fraction
-    )
-    keep = test if split == "test" else ~test
-    x, y = x[keep], y[keep]
-  what = f"{shown(file.name)}/{keys[chosen]}"
-  return Arrays(levels.eight_bit(x, *ends), y, what, total, names)
 
 
 # -------------------------------------------------------------------- the file
@@ -106,20 +114,20 @@ def _file(path: str) -> Path:
     there = False
   what = "is no file" if there else "does not exist"
   raise UserError(
-    f"The file {shown(file)} {what}."
+    f"The file {printable(file)} {what}."
     " Give one with --config.data.source=npz:/path/to/images.npz"
   )
 
 
 def _load(file: Path) -> Mapping[str, np.ndarray]:
-  """The arrays of an archive that are wanted, or all if none is.
+  """The arrays of an archive with known names, or all if there are none.
 
   Raises:
-    UserError: it is damaged, or something else.
+    UserError: the file is damaged or not an archive.
   """
   try:
     with file.open("rb") as f, warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+      warnings.simplefilter("ignore")  # about headers that Python 2 wrote
       size = file.stat().st_size
       if not size:
         raise UserError(f"there is nothing in the file. {_HELP}")
@@ -130,20 +138,20 @@ def _load(file: Path) -> Mapping[str, np.ndarray]:
       with zipfile.ZipFile(f) as archive:
         return _members(archive, size)
   except UserError as e:
-    raise UserError(f"{shown(file)}: {e}") from e
+    raise UserError(f"{printable(file)}: {e}") from e
   except MemoryError as e:
     raise UserError(
-      f"{shown(file)} does not fit into memory. Unpack it to image files and"
-      " use --config.data.source=folder:<path>"
+      f"{printable(file)} does not fit into memory. Unpack it to image"
+      " files and use --config.data.source=folder:<path>"
     ) from e
-  # A damaged archive is met with whatever comes first: OSError, ValueError,
+  # A damaged archive raises whatever comes first: OSError, ValueError,
   # zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError,
   # RuntimeError (it is encrypted), ...
   except Exception as e:
-    said = getattr(e, "strerror", None) or str(e) or type(e).__name__
-    reason = shown(said.splitlines()[0][:100])
+    text = getattr(e, "strerror", None) or str(e) or type(e).__name__
+    reason = printable(text.splitlines()[0][:100])
     raise UserError(
-      f"{shown(file)} cannot be read as a numpy archive: {reason}. If it is"
+      f"{printable(file)} cannot be read as a numpy archive: {reason}. If it is"
       f" damaged, get it again. {_HELP}"
     ) from e
 
@@ -158,24 +166,24 @@ def _members(archive: zipfile.ZipFile, whole: int) -> Mapping[str, np.ndarray]:
   arrays = {}
   for key in [k for k in there if k in _WANTED] or there:
     member = there[key]
-    packed = 1 if member.compress_type == zipfile.ZIP_STORED else _PACKED
+    packed = 1 if member.compress_type == zipfile.ZIP_STORED else _MAX_RATIO
     size = min(member.file_size, packed * min(member.compress_size, whole))
     with archive.open(member) as f:
-      arrays[key] = _array(f, size, shown(key))
+      arrays[key] = _array(f, size, printable(key))
   return arrays
 
 
 def _array(f: IO[bytes], size: int, key: str) -> np.ndarray:
-  """The array of a `.npy`, if the file can be as large as it says.
+  """The array of a `.npy` file.
 
   Args:
     f: the file, at its start.
-    size: bytes that it can have.
-    key: for messages.
+    size: the most bytes that it can have.
+    key: the array's name, for messages.
 
   Raises:
-    UserError: a header that asks for more, or for Python objects.
-    Exception: of any kind, from what is damaged.
+    UserError: the header asks for more than `size`, or for Python objects.
+    Exception: of any kind, if the file is damaged.
   """
   version = np.lib.format.read_magic(f)
   read = {
@@ -203,7 +211,7 @@ def _array(f: IO[bytes], size: int, key: str) -> np.ndarray:
       f"{key} ends after {len(data):,} of {need:,} bytes. It is damaged; get it"
       f" again. {_HELP}"
     )
-  f.read(1)  # at its end an archive compares the member's sum
+  f.read(1)  # zipfile verifies a member's checksum at its end
   values = np.frombuffer(data, dtype) if need else np.empty(count, dtype)
   if fortran:
     return values.reshape(shape[::-1]).transpose()
@@ -244,10 +252,10 @@ def _labels(
   images: Mapping[str, np.ndarray],
   where: str,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """int32 labels of each split, -1 without, and the classes' names.
+  """int32 labels of each split, all -1 without, and the names of classes.
 
   Raises:
-    UserError: they are not one for each image, or no labels.
+    UserError: there is not one label for each image, or they are not labels.
   """
   keys = {"train": LABELS, "test": TEST_LABELS}
   found = {k: _first(entries, keys[k]) for k in images}
@@ -260,7 +268,7 @@ def _labels(
         f" but labels are one for each of the {n} images, [{n}]. Fix it or"
         " leave it out."
       )
-  made, names = labels_lib.numbers(
+  made, names = labels_lib.encode(
     [entries[key] for key in there.values()],
     f"{where}: {' and '.join(there.values())}",
   )
@@ -271,10 +279,10 @@ def _labels(
 def _stated(
   entries: Mapping[str, np.ndarray], where: str
 ) -> tuple[float, float] | None:
-  """What the archive says of its range.
+  """The archive's own range; None if it has none.
 
   Raises:
-    UserError: it is no range.
+    UserError: it is not a range.
   """
   if "range" not in entries:
     return None

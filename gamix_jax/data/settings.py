@@ -1,4 +1,4 @@
-"""The section `data` of the configuration, checked."""
+"""The section `data` of the configuration: its values and their checks."""
 
 import dataclasses
 import difflib
@@ -8,9 +8,9 @@ from typing import Any
 from gamix_jax.errors import UserError
 
 RESIZES = ("area", "linear", "cubic", "nearest")
-# Slips of those who mean data.cache to be off or on; a folder that is called
-# so can be given as ./None.
-NO_FOLDERS = (
+# Typed by users who mean to turn data.cache off or on. A folder with such a
+# name can be given as ./None.
+NOT_FOLDERS = (
   *("", "none", "memory", "null", "true", "false", "yes", "no", "on", "off"),
   *("0", "1"),
 )
@@ -18,38 +18,40 @@ NO_FOLDERS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """Which images, and what is made of each before it joins a batch.
+  """Which images to use, and how each is prepared for a batch.
 
   Attributes:
-    source: `digits`, `synthetic[:<n>]`, `folder:<path>`, `idx:<folder>`,
-      `npz:<path>` or `tfds:<name>`.
-    fingerprint: of both splits, as `dataset.fingerprint` makes it. Images with
-      another one are refused. "" and "any" take whatever there is.
-    image_size: of the images handed out: an int (a square) or
-      (height, width), pixels.
-    channels: of the images handed out: 1 (grey, ITU-R 601 luma) or 3 (RGB).
-    batch_size: of the global batch; all hosts' rows together.
-    crop: before resizing. "square": the largest centred window of the
-      target's shape, so a square for a square target. An int: a centred
-      window of the target's shape that is so many pixels high, or the largest
-      that fits where the image is smaller. "none": the whole image, stretched
-      where its shape is not the target's.
+    source: the name of a source in `SOURCES`, with what it opens after a
+      colon: `digits`, `synthetic[:<n>]`, `folder:<path>`, `idx:<folder>`,
+      `npz:<path>`, `tfds:<name>`.
+    fingerprint: of both splits, as from `data.fingerprint`. Images with another
+      one are refused. "" and "any" accept all images.
+    image_size: of prepared images, in pixels: an int (a square) or
+      (height, width).
+    channels: of prepared images: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+    batch_size: of the global batch, the rows of all hosts together.
+    crop: before resizing. "square": the largest centred window with the aspect
+      ratio of `image_size`, so a square for square images. An int: a centred
+      window with that aspect ratio and this height in pixels, or the largest
+      that fits in a smaller image. "none": the whole image, stretched if its
+      aspect ratio is another.
     resize: "area" averages the source pixels under each target pixel when
       shrinking and is linear when enlarging; "linear", "cubic" and "nearest"
-      look only at neighbours, so they alias when shrinking.
-    flip: mirror left-right with probability 1/2, in training only.
-    cache: "none", "memory", or a folder for a memory-mapped file: where the
-      prepared images are kept, so that each is decoded once.
-    workers: processes that decode. 0: threads of this one. Not needed, and
-      not started, where `cache` holds the images.
-    test_fraction: share held out by hash where the source has no test split.
+      use only neighbours, so they alias when shrinking.
+    flip: whether to mirror left-right with probability 1/2, in training only.
+    cache: where prepared images are kept, so that each is decoded once:
+      "none", "memory", or a folder for a memory-mapped file.
+    workers: number of processes that decode; 0: threads of this one. Cached
+      images need none, and none are started.
+    test_fraction: share that is held out by hash if the source has no test
+      split.
     max_corrupt_fraction: share of the source's files that may be unreadable.
     exclude_labels: classes, by name or number, that are left out of the
-      training split, to be told from the others afterwards.
-    range: of the numbers in `npz:` and `idx:`, (black, white). "auto": judged
+      training split; the test split has them.
+    range: (black, white) of the numbers in `npz:` and `idx:`. "auto": judged
       by the numbers, which must leave no doubt; see `levels`.
-    max_pixels: of an image file, height times width. A larger one counts as
-      broken and is not decoded.
+    max_pixels: largest height times width of an image file. A larger one counts
+      as broken and is not decoded.
   """
 
   source: str
@@ -69,8 +71,12 @@ class Settings:
   max_pixels: int = 1 << 28
 
   @classmethod
-  def of(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
-    """Settings from the section itself (a ConfigDict or any mapping)."""
+  def from_config(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
+    """Settings from the section itself, a ConfigDict or any mapping.
+
+    Raises:
+      UserError: an unknown key, or a value out of its range.
+    """
     if isinstance(config, cls):
       return config
     config = dict(**config)
@@ -121,7 +127,7 @@ class Settings:
       isinstance(self.cache, str)
       and (
         self.cache in ("none", "memory")
-        or self.cache.strip().lower() not in NO_FOLDERS
+        or self.cache.strip().lower() not in NOT_FOLDERS
       ),
       '"none", "memory" or a folder',
     )
@@ -151,10 +157,15 @@ class Settings:
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """(height, width, channels) of every image handed out."""
+    """(height, width, channels) of every prepared image."""
     if isinstance(self.image_size, int):
       return self.image_size, self.image_size, self.channels
     return self.image_size[0], self.image_size[1], self.channels
+
+  @property
+  def stated_range(self) -> tuple[float, float] | None:
+    """(black, white); None where `range` is "auto"."""
+    return None if self.range == "auto" else self.range
 
 
 def _is_int(x: Any) -> bool:
@@ -162,7 +173,7 @@ def _is_int(x: Any) -> bool:
 
 
 def _is_range(x: Any) -> bool:
-  """Two numbers, black under white, that float32 can tell apart."""
+  """Whether it is two numbers, the first smaller, that differ in float32."""
   return (
     isinstance(x, list | tuple)
     and len(x) == 2
@@ -172,5 +183,5 @@ def _is_range(x: Any) -> bool:
 
 
 def is_range(black: float, white: float) -> bool:
-  """Whether numbers can lie between these: finite, the first one smaller."""
+  """Whether these are finite, the first smaller, and differ in float32."""
   return -1e30 < black < white < 1e30 and white - black > 1e-30

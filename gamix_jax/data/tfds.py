@@ -1,13 +1,13 @@
-"""`tfds:<name>`: TensorFlow Datasets, read at random and without TensorFlow.
+"""`tfds:<name>`: TensorFlow Datasets with random access and without TensorFlow.
 
-The data set is prepared once as array_record (under ~/tensorflow_datasets, or
-TFDS_DATA_DIR) in a process of its own. Preparing needs TensorFlow where the
-builder gives images as arrays (MNIST, CIFAR-10), and then that process hides
-the accelerators from it; the process that trains never imports it.
+The data set is prepared once as array_record (in ~/tensorflow_datasets or
+TFDS_DATA_DIR), in a separate process. Preparing needs TensorFlow if the builder
+yields images as arrays (MNIST, CIFAR-10). That process hides the accelerators
+from TensorFlow, and the process that trains never imports it.
 
-Test images are those of the split `test` or `validation`, otherwise a share
-held out by a hash of the index. The image is the feature `image`, or the only
-image there is; the label is `label` where that is a class.
+Test images are those of the split `test` or `validation`; without one, a share
+is held out by a hash of the index. The image is the feature `image` or the only
+image feature. The label is the feature `label` if that is a class.
 """
 
 import concurrent.futures
@@ -20,40 +20,63 @@ from typing import Any
 
 import numpy as np
 
-from gamix_jax.data.cache import exclusive
-from gamix_jax.data.sources import WHOLE, fingerprint, hash_split
+from gamix_jax import files
+from gamix_jax.data.settings import Settings
+from gamix_jax.data.source import Source, hash_parts, hash_split
 from gamix_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_TESTS = ("test", "validation")
+_TEST_SPLITS = ("test", "validation")
 _CELEBA = (
   " For CelebA, whose download often fails by quota: get img_align_celeba.zip"
   " by hand (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), then `unzip"
   " img_align_celeba.zip -d celeba` and --config.data.source=folder:celeba"
 )
 _AGAIN = "Delete that folder to have the data set prepared again."
-_WAYS_OUT = (
+_ALTERNATIVES = (
   " Prepare it where there is a network and copy its folder to {place}, or use"
   " --config.data.source=folder:<path> or npz:<path>."
 )
 
 
-class Tfds:
+class Tfds(Source):
   """One split of a prepared data set; each process opens it for itself."""
 
-  broken = WHOLE
+  def __init__(self, name: str, split: str, settings: Settings, seed: int):
+    """Opens one split; prepares the data set first if that was not done.
 
-  def __init__(self, folder: Path, split: str, index: np.ndarray, total: int):
-    """`index`: which records of the TFDS split `split` are ours."""
-    self._folder, self._split, self._index = folder, split, index
-    self.total = total
+    Raises:
+      UserError: there is no such data set, it cannot be prepared, or it holds
+        no images.
+    """
+    del seed
+    if not name:
+      raise UserError("data.source=tfds: names no data set, as in tfds:celeb_a")
+    builder = _builder(name)
+    if not builder.is_prepared():
+      _prepare_in_subprocess(name)
+      builder = _builder(name)
+    self._folder = Path(builder.data_dir)
     self._records: Any = None
-    builder = _read(folder)
-    self._full_name = builder.info.full_name  # with configuration and version
-    self._image, self._label = _features(builder)
-    names = builder.info.features[self._label].names if self._label else ()
-    self.label_names = tuple(names)
+    try:
+      builder = _read(self._folder)
+      _check_random_access(builder, name)
+      self._image, self._label = _features(builder)
+      self._split, self._index, self.total = _select(
+        builder, name, split, settings.test_fraction
+      )
+      # With configuration and version.
+      self._full_name = builder.info.full_name
+      if self._label:
+        self.label_names = tuple(builder.info.features[self._label].names)
+    except UserError:
+      raise
+    except Exception as e:  # of any kind, if a file is damaged
+      raise UserError(
+        f"tfds:{name} in {self._folder} cannot be read: {_first_line(e)}."
+        f" {_AGAIN}"
+      ) from e
 
   def __getstate__(self) -> dict[str, Any]:
     """Without the open files, for a worker process."""
@@ -63,85 +86,61 @@ class Tfds:
     """Number of images."""
     return len(self._index)
 
-  def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
-    """The encoded image as it lies in the record, and its label."""
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """The encoded image, as it is in the record, and its label."""
     if self._records is None:
-      self._records = _source(_read(self._folder), self._split, self._image)
+      self._records = _data_source(
+        _read(self._folder), self._split, self._image
+      )
     try:
       record = self._records[int(self._index[i])]
       label = int(record[self._label]) if self._label else -1
-      return record[self._image], label
-    except Exception as e:  # of any kind, from a file that is damaged
+      return {"image": record[self._image], "label": label}
+    except Exception as e:  # of any kind, if a file is damaged
       raise UserError(
         f"Cannot read record {self._index[i]} of {self._folder}:"
         f" {_first_line(e)}. {_AGAIN}"
       ) from e
 
-  def classes(self) -> np.ndarray:
-    """The labels, out of every record."""
-    if not self._label:
-      return np.full(len(self), -1)
-    return np.array([self[i][1] for i in range(len(self))])
+  def labels(self) -> np.ndarray:
+    """The labels; read from every record if there are any."""
+    return super().labels() if self._label else np.full(len(self), -1)
 
   def name(self, i: int) -> str:
     """Split and index of the record."""
     return f"{self._split}[{self._index[i]}]"
 
-  def identity(self) -> str:
-    """Folder, files, their sizes and times, and the records taken."""
-    files = sorted(p for p in self._folder.iterdir() if p.is_file())
-    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    index = self._index.tolist()
-    return repr((str(self._folder), stats, self._split, index))
-
   def fingerprint(self) -> str:
     """Of name, version, split and number of images."""
     of = (self._full_name, self._split, len(self))
-    return fingerprint([repr(of).encode()])
+    return hash_parts([repr(of).encode()])
+
+  def cache_key(self) -> str:
+    """Folder, files, their sizes and times, and the indices of the records."""
+    found = sorted(p for p in self._folder.iterdir() if p.is_file())
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+    index = self._index.tolist()
+    return repr((str(self._folder), stats, self._split, index))
 
 
-def open_tfds(name: str, test_fraction: float, split: str) -> Tfds:
-  """Opens one split, and has the data set prepared if it is not.
-
-  Raises:
-    UserError: there is no such data set, it cannot be prepared, or it holds
-      no images.
-  """
-  if not name:
-    raise UserError("data.source=tfds: names no data set, as in tfds:celeb_a")
-  builder = _builder(name)
-  if not builder.is_prepared():
-    _prepare_elsewhere(name)
-    builder = _builder(name)
-  folder = Path(builder.data_dir)
-  try:
-    return _opened(name, folder, test_fraction, split)
-  except UserError:
-    raise
-  except Exception as e:  # of any kind, from a file that is damaged
-    raise UserError(
-      f"tfds:{name} in {folder} cannot be read: {_first_line(e)}. {_AGAIN}"
-    ) from e
-
-
-def _opened(name: str, folder: Path, test_fraction: float, split: str) -> Tfds:
-  builder = _read(folder)
-  _random_access(builder, name)
-  splits = {k: s.num_examples for k, s in builder.info.splits.items()}
-  test = next((s for s in _TESTS if splits.get(s)), None)
-  if "train" in splits and test is not None:
+def _select(
+  builder: Any, name: str, split: str, test_fraction: float
+) -> tuple[str, np.ndarray, int]:
+  """The TFDS split to read, indices of its records, and the images in all."""
+  sizes = {k: s.num_examples for k, s in builder.info.splits.items()}
+  test = next((s for s in _TEST_SPLITS if sizes.get(s)), None)
+  if "train" in sizes and test is not None:
     used = "train" if split == "train" else test
-    index = np.arange(splits[used])
-    return Tfds(folder, used, index, splits["train"] + splits[test])
-  used = "train" if splits.get("train") else max(splits, key=splits.get)
+    return used, np.arange(sizes[used]), sizes["train"] + sizes[test]
+  used = "train" if sizes.get("train") else max(sizes, key=sizes.get)
   log.info(
     "tfds:%s: no test images in it, so %g %% of %s are held out, by a hash of"
     " their index",
     *(name, 100 * test_fraction, used),
   )
-  names = [f"{used}/{i}" for i in range(splits[used])]
-  keep = hash_split(f"tfds:{name}", names, test_fraction) == (split == "test")
-  return Tfds(folder, used, np.flatnonzero(keep), splits[used])
+  names = [f"{used}/{i}" for i in range(sizes[used])]
+  keep = hash_split(f"tfds:{name}", names, test_fraction, split)
+  return used, np.flatnonzero(keep), sizes[used]
 
 
 def _first_line(e: Exception) -> str:
@@ -161,7 +160,7 @@ def prepare(name: str) -> None:
   place = folder.parent
   try:
     place.mkdir(parents=True, exist_ok=True)
-    with exclusive(place / ".gamix_jax.lock"):
+    with files.exclusive(place / ".gamix_jax.lock"):
       if builder.is_prepared():
         return  # by another process, while we waited
       builder.download_and_prepare(file_format="array_record")
@@ -180,11 +179,11 @@ def prepare(name: str) -> None:
       f"tfds:{name} could not be downloaded and prepared"
       f" ({type(e).__name__}: {reason[:200]})."
       + (_CELEBA if name.startswith("celeb_a") else "")
-      + _WAYS_OUT.format(place=place)
+      + _ALTERNATIVES.format(place=place)
     ) from e
 
 
-def _prepare_elsewhere(name: str) -> None:
+def _prepare_in_subprocess(name: str) -> None:
   """Runs `prepare` in a fresh process, which may import TensorFlow."""
   log.warning("Preparing tfds:%s once; this can take long.", name)
   context = multiprocessing.get_context("spawn")
@@ -229,11 +228,11 @@ def _read(folder: Path) -> Any:
   return tfds.builder_from_directory(folder)
 
 
-def _random_access(builder: Any, name: str) -> None:
+def _check_random_access(builder: Any, name: str) -> None:
   found = [f.value for f in builder.info.available_file_formats()]
   if "array_record" not in found:
     raise UserError(
-      f"tfds:{name} lies in {builder.data_dir} as {', '.join(found)}, which"
+      f"tfds:{name} is in {builder.data_dir} as {', '.join(found)}, which"
       " cannot be read at random. Move that folder away, or set TFDS_DATA_DIR"
       " to another place, and it is prepared as array_record."
     )
@@ -257,7 +256,7 @@ def _features(builder: Any) -> tuple[str, str | None]:
   return image, "label" if is_class else None
 
 
-def _source(builder: Any, split: str, image: str) -> Any:
+def _data_source(builder: Any, split: str, image: str) -> Any:
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   decoders = {image: tfds.decode.SkipDecoding()}

@@ -157,20 +157,20 @@ class EvalInputs:
       split: "test" or "train".
 
     Raises:
-      UserError: as `inference.load`, as `data.open`; another split.
+      UserError: as `inference.load`, as `data.open_dataset`; another split.
     """
     if split not in ("test", "train"):
       raise UserError(f"--split={split} must be one of test, train.")
     self.model = inference.load(workdir, which, step, data=data_now)
     self.settings, self.split, self.workdir = settings, split, workdir
     config = self.model.config
-    test = data.open(config.data, "test", config.seed)
-    train = data.open(config.data, "train", config.seed)
+    test = data.open_dataset(config.data, "test", config.seed)
+    train = data.open_dataset(config.data, "train", config.seed)
     self.train = some_images(train, settings.train_images, settings.seed)
     judged = {"test": test, "train": train}[split]
     known, odd = None, np.arange(0)
     if judged.excluded:
-      out = np.isin(judged.classes(), judged.excluded)
+      out = np.isin(judged.labels(), judged.excluded)
       known, odd = np.flatnonzero(~out), np.flatnonzero(out)
     take = partial(some_images, judged, seed=settings.seed)
     self.images = take(settings.images, among=known)

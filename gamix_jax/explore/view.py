@@ -62,7 +62,9 @@ class View:
       self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
     self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
-    self._prepare = ImageTransform.of(data.Settings.of(model.config.data))
+    self._prepare = ImageTransform.from_settings(
+      data.Settings.from_config(model.config.data)
+    )
     self._map = self._draw_map()
 
   # --- an image ------------------------------------------------------------
@@ -181,7 +183,7 @@ def held_out(model: Model) -> np.ndarray:
   Raises:
     UserError: the data are not there.
   """
-  dataset = data.open(model.config.data, "test", model.config.seed)
+  dataset = data.open_dataset(model.config.data, "test", model.config.seed)
   images, _ = read_images(dataset, range(min(len(dataset), IMAGES)))
   return images
 

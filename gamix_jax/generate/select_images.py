@@ -15,7 +15,7 @@ from gamix_jax.inference.fitting import read_images
 
 def first(config: ConfigDict, n: int) -> tuple[np.ndarray, np.ndarray, tuple]:
   """The first n held-out images (or all), their labels, the labels' names."""
-  dataset = data.open(config.data, "test", config.seed)
+  dataset = data.open_dataset(config.data, "test", config.seed)
   x, labels = read_images(dataset, range(min(n, len(dataset))))
   return x, labels, dataset.label_names
 
@@ -31,7 +31,7 @@ def images(
 
   Raises:
     UserError: an index the split has not, a file that is missing or broken;
-      as `data.open`.
+      as `data.open_dataset`.
   """
   dataset = None
   found = []
@@ -40,7 +40,7 @@ def images(
       found.append(_file(config, word))
       continue
     if dataset is None:
-      dataset = data.open(config.data, "test", config.seed)
+      dataset = data.open_dataset(config.data, "test", config.seed)
     if not 0 <= int(word) < len(dataset):
       raise UserError(
         f"--images={word}: the test split has images 0 to {len(dataset) - 1}."
@@ -51,8 +51,8 @@ def images(
 
 
 def _file(config: ConfigDict, name: str) -> np.ndarray:
-  settings = data.Settings.of(config.data)
-  prepare = ImageTransform.of(settings)
+  settings = data.Settings.from_config(config.data)
+  prepare = ImageTransform.from_settings(settings)
   try:
     return prepare(paths.resolve(name).read_bytes())
   except OSError as e:

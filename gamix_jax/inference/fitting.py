@@ -64,7 +64,7 @@ def ensure_fitted(
     ) and (images is None or images == there["images"])
     if fits:
       return
-  dataset = data.open(config.data, "train", config.seed)
+  dataset = data.open_dataset(config.data, "train", config.seed)
   n = min(images or IMAGES, len(dataset))
   rng = np.random.default_rng(config.seed % 2**63)
   chosen = np.sort(rng.permutation(len(dataset))[:n])

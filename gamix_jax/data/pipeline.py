@@ -1,0 +1,116 @@
+"""The table of sources, and opening what the configuration names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gamix_jax.data.builtin import Digits, Synthetic
+from gamix_jax.data.cache import cached
+from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.folder import Folder
+from gamix_jax.data.idx import Idx
+from gamix_jax.data.npz import Npz
+from gamix_jax.data.settings import Settings
+from gamix_jax.data.source import Source, exclude_labels
+from gamix_jax.data.tfds import Tfds
+from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
+from gamix_jax.registry import Registry
+
+# What `data.source` names before the colon. Called with (rest, split,
+# settings, seed), see `Source`; a function has the class's default flags.
+SOURCES: Registry[Callable[[str, str, Settings, int], Source]] = Registry(
+  "data.source"
+)
+SOURCES.register("digits", Digits)
+SOURCES.register("synthetic", Synthetic)
+SOURCES.register("folder", Folder)
+SOURCES.register("idx", Idx)
+SOURCES.register("npz", Npz)
+SOURCES.register("tfds", Tfds)
+
+ANY_FINGERPRINT = "any"  # as `data.fingerprint`: all images are accepted
+
+
+def resolve_source(source: str) -> str:
+  """`data.source` with an absolute path, so that it holds in every folder.
+
+  A source without a path, or one that is not in the table, stays as it is.
+
+  Raises:
+    UserError: `~name` of a user whom this machine does not know.
+  """
+  name, _, rest = source.partition(":")
+  if rest and _flag(SOURCES.get(name), "takes_path"):
+    return f"{name}:{resolve(rest)}"
+  return source
+
+
+def _flag(opener: Any, name: str) -> bool:
+  """A flag of `Source`; functions do not have it."""
+  return getattr(opener, name, False)
+
+
+def open_source(settings: Settings, split: str, seed: int) -> Source:
+  """The source that `settings.source` names, without any classes left out.
+
+  Raises:
+    UserError: no source has that name, or it cannot be opened.
+  """
+  name, _, rest = settings.source.partition(":")
+  opener = SOURCES.choose(name)
+  if settings.stated_range and not _flag(opener, "takes_range"):
+    users = [k for k, v in SOURCES.items() if _flag(v, "takes_range")]
+    raise UserError(
+      f"data.range={settings.range} is for {', '.join(users)}; {name} knows"
+      " what is black and what is white. Leave it out."
+    )
+  return opener(rest, split, settings, seed)
+
+
+def open_dataset(
+  config: Settings | Mapping[str, Any], split: str, seed: int = 0
+) -> Dataset:
+  """Opens one split of the data that the configuration names.
+
+  Args:
+    config: the section `data`, whole: a ConfigDict, any mapping, or Settings.
+    split: "train" or "test". What is held out never depends on the seed.
+    seed: makes the images of the synthetic source; others ignore it.
+
+  Raises:
+    UserError: whatever the user can fix, in one or two lines.
+  """
+  if split not in ("train", "test"):
+    raise ValueError(f"split must be train or test, not {split!r}")
+  settings = Settings.from_config(config)
+  source = open_source(settings, split, seed)
+  if split == "train":
+    source = exclude_labels(source, settings)
+  dataset = Dataset(source, settings, split)
+  _check_fingerprint(dataset)
+  return dataset if settings.cache == "none" else cached(dataset)
+
+
+def fingerprint(train: Dataset, test: Dataset) -> str:
+  """Of both splits, as `data.fingerprint` has it."""
+  return f"{train.fingerprint()}:{test.fingerprint()}"
+
+
+def _check_fingerprint(dataset: Dataset) -> None:
+  """Raises UserError unless these are the images that the settings expect."""
+  expected = dataset.settings.fingerprint
+  if expected in ("", ANY_FINGERPRINT):
+    return
+  train, _, test = expected.partition(":")
+  if dataset.fingerprint() != {"train": train, "test": test}[dataset.split]:
+    raise fingerprint_error(dataset.settings.source)
+
+
+def fingerprint_error(source: str, trained_on: str = "") -> UserError:
+  """The error for a source without the images that a run was trained on."""
+  there = f" ({trained_on})" if trained_on else ""
+  return UserError(
+    f"data.source={source} does not hold the images that the run was trained"
+    f" on{there}. Give the source that does: --config.data.source=<source>; or"
+    f" accept these: --config.data.fingerprint={ANY_FINGERPRINT}"
+  )
