@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Iterator, Mapping
 
-from gamix_jax import objectives, presets
+from gamix_jax import objectives, preset_values
 from gamix_jax.config import ConfigDict
 from gamix_jax.posterior import POSTERIORS
 
@@ -20,7 +20,7 @@ COLLAPSED_SHARE = 0.5
 DEAD_AFTER, DEAD_AT_END = 500, 100
 DEAD_KL = 0.5  # nats an image
 DEAD_SHARE = 0.05  # of the variance over images that reconstructions explain
-# Of a start that wakes codes, with `presets`' initial variance and ramp: all of
+# Of a start that wakes codes, with `preset_values`' initial variance and ramp: all of
 # it together, none alone. Found on MNIST at 16x16.
 WAKING_RATE, WAKING_WARMUP = 2e-3, 50
 WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
@@ -119,9 +119,11 @@ class HealthMonitor:
     """Keys and values of a start that wakes codes, where they differ."""
     c = self._config
     discrete = POSTERIORS[c.posterior.name].family.discrete  # has no variance
-    if not discrete and c.posterior.initial_logvar > presets.INITIAL_LOGVAR:
-      yield "posterior.initial_logvar", f"{presets.INITIAL_LOGVAR:g}"
-    length = presets.ramp_steps(c)
+    if (
+      not discrete and c.posterior.initial_logvar > preset_values.INITIAL_LOGVAR
+    ):
+      yield "posterior.initial_logvar", f"{preset_values.INITIAL_LOGVAR:g}"
+    length = preset_values.ramp_steps(c)
     for term in objectives.OBJECTIVES[c.objective.name].ramped:
       if c.ramp[term] < length:
         yield f"ramp.{term}", f"{length}"

@@ -9,7 +9,11 @@ from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.likelihood import LIKELIHOODS
 from gamix_jax.networks import DECODERS, ENCODERS
 from gamix_jax.posterior import POSTERIORS
-from gamix_jax.presets import INITIAL_LOGVAR, ramp_steps
+
+RAMP_STEPS = 600
+# Of the final steps, so that a short run has its full weights for most of it.
+RAMP_SHARE = 0.25
+INITIAL_LOGVAR = -4.0
 
 
 def fill(config: ConfigDict) -> None:
@@ -43,6 +47,11 @@ def fill(config: ConfigDict) -> None:
   late = objectives.OBJECTIVES[config.objective.name].ramped
   length = ramp_steps(config)
   put({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
+
+
+def ramp_steps(config: ConfigDict) -> int:
+  """How long the ramps of a start that wakes are, in a run of these steps."""
+  return min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
 
 
 def _kind(height: int, width: int, preset: str) -> str:

@@ -34,10 +34,6 @@ OPEN = (
   "adversarial.loss",
   "adversarial.disc_start",
 )
-RAMP_STEPS = 600
-# Of the final steps, so that a short run has its full weights for most of it.
-RAMP_SHARE = 0.25
-INITIAL_LOGVAR = -4.0
 
 
 def ours(config: ConfigDict, preset: str) -> ConfigDict:
@@ -82,11 +78,6 @@ def complete(config: ConfigDict) -> ConfigDict:
     preset_values.fill(config)
   configs.check(config)
   return config
-
-
-def ramp_steps(config: ConfigDict) -> int:
-  """How long the ramps of a start that wakes are, in a run of these steps."""
-  return min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
