@@ -20,8 +20,8 @@ COLLAPSED_SHARE = 0.5
 DEAD_AFTER, DEAD_AT_END = 500, 100
 DEAD_KL = 0.5  # nats an image
 DEAD_SHARE = 0.05  # of the variance over images that reconstructions explain
-# Of a start that wakes codes, with `preset_values`' initial variance and ramp: all of
-# it together, none alone. Found on MNIST at 16x16.
+# Of a start that wakes codes, beside the initial variance and the ramp of
+# `preset_values`: all of it together, none alone. Found on MNIST at 16x16.
 WAKING_RATE, WAKING_WARMUP = 2e-3, 50
 WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import optax
@@ -160,13 +161,12 @@ def _discriminate(recipe, params, net, x, x_hat, key):
   Draws lie beside their image along the batch, not behind all images, so that
   on a mesh every device looks at its own images.
   """
-  b = len(x)
 
   def rows(each):
-    return jnp.moveaxis(each, 1, 0).reshape(-1, *x.shape[1:])
+    return einops.rearrange(each, "s b ... -> (b s) ...")
 
   def by_draw(logits):
-    return jnp.moveaxis(logits.reshape(b, -1, *logits.shape[1:]), 1, 0)
+    return einops.rearrange(logits, "(b s) ... -> s b ...", b=len(x))
 
   def of(images, key):
     return _apply(recipe.disc, params, net, images, rngs={"dropout": key})

@@ -139,7 +139,9 @@ def test_weights_go_with_the_number_of_pixels():
 
 def test_ramps_end_within_a_quarter_of_a_short_run():
   assert completed(steps=100).ramp.collapse_penalty == 25
-  assert completed(steps=10**6).ramp.collapse_penalty == preset_values.RAMP_STEPS
+  assert (
+    completed(steps=10**6).ramp.collapse_penalty == preset_values.RAMP_STEPS
+  )
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "resnet"])

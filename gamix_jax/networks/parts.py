@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -134,18 +135,14 @@ def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
 
   The pixel (i, j) of a square has the channels (i p + j) c + (0, ..., c - 1).
   """
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-  x = jnp.swapaxes(x, 2, 3)
-  return x.reshape(b, h // patch, w // patch, patch * patch * c)
+  to_channels = "b (h i) (w j) c -> b h w (i j c)"
+  return einops.rearrange(x, to_channels, i=patch, j=patch)
 
 
 def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
   """[b, h, w, p p c] -> [b, h p, w p, c]: the inverse of `space_to_depth`."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, patch, patch, c // patch**2)
-  x = jnp.swapaxes(x, 2, 3)
-  return x.reshape(b, h * patch, w * patch, c // patch**2)
+  to_pixels = "b h w (i j c) -> b (h i) (w j) c"
+  return einops.rearrange(x, to_pixels, i=patch, j=patch)
 
 
 class NetworkModule(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -72,12 +73,10 @@ class VAE(nn.Module):
     The batch axis, the one before the last, stays outermost inside, so that a
     batch spread over devices stays where it is.
     """
-    lead = z.shape[:-1]
-    z = jnp.moveaxis(z.reshape(-1, *z.shape[-2:]), 1, 0)  # [b, s, d]
-    b, s, d = z.shape
-    x_hat = self.decoder(z.reshape(b * s, d), train)
-    x_hat = jnp.moveaxis(x_hat.reshape(b, s, *x_hat.shape[1:]), 1, 0)
-    return {self.modality: x_hat.reshape(*lead, *x_hat.shape[2:])}
+    *lead, b, _ = z.shape
+    x_hat = self.decoder(einops.rearrange(z, "... b d -> (b ...) d"), train)
+    x_hat = einops.rearrange(x_hat, "(b s) ... -> s b ...", b=b)
+    return {self.modality: x_hat.reshape(*lead, b, *x_hat.shape[2:])}
 
   def learned_prior(self) -> Mixture:
     """Of a model that has one; pseudo-inputs meet stored statistics."""

@@ -9,6 +9,7 @@ moments are made of.
 import math
 from typing import Any, ClassVar
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -194,13 +195,10 @@ def dense_components(
   bias: float = 0.0,
 ) -> Float[Array, "b k d"]:
   """`dense` to a latent of every component, inside a head."""
-  k, d = head.components, head.latent
-  mapped = dense(head, features, name, k * d, bias)
-  *grid, _ = features.shape[1:]
-  if not grid:
-    return mapped.reshape(-1, k, d)
-  by_place = mapped.reshape(len(mapped), math.prod(grid), k, -1)
-  return jnp.swapaxes(by_place, 1, 2).reshape(-1, k, d)
+  k = head.components
+  mapped = dense(head, features, name, k * head.latent, bias)
+  places = math.prod(features.shape[1:-1])
+  return einops.rearrange(mapped, "b (p k c) -> b k (p c)", p=places, k=k)
 
 
 def location_and_scale(
