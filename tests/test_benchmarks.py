@@ -86,8 +86,9 @@ def test_networks_of_the_twin(changes):
   @jit
   def ours(x, z):
     vae = run.recipe.vae
-    q = vae.apply(variables, x, method="encode")
-    return q.mu, q.logvar, vae.apply(variables, z[None], method="decode")[0]
+    q = vae.apply(variables, {"image": x}, method="encode")
+    x_hat = vae.apply(variables, z[None], method="decode")["image"]
+    return q.mu, q.logvar, x_hat[0]
 
   theirs = torch_networks.VAE(c)
   torch_weights.load(theirs, net.params, net.batch_stats)

@@ -26,7 +26,10 @@ SHAPE = (8, 8, 1)
 def of(recipe, params, stats, method, *args):
   """A second opinion: the module itself, not jitted, not in chunks."""
   variables = {"params": params, "batch_stats": stats}
-  return recipe.vae.apply(variables, *args, method=method)
+  if method == "encode":
+    args = ({"image": args[0]},)
+  out = recipe.vae.apply(variables, *args, method=method)
+  return out["image"] if method == "decode" else out
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def test_load_gives_the_weights_asked_for(run, images, which, step, wanted):
 
 def test_every_public_name_of_a_model(run, model):
   folder, recipe, _ = run
-  assert model.recipe.image_shape == recipe.image_shape == SHAPE
+  assert model.recipe.image.shape == recipe.image.shape == SHAPE
   assert gamix_jax.load(folder).batch_size == 256
   assert isinstance(model, gamix_jax.Model)
 
