@@ -14,6 +14,7 @@ from clu import parameter_overview
 from gamix_jax import (
   build,
   data,
+  files,
   hosts,
   mesh,
   paths,
@@ -25,7 +26,7 @@ from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 from gamix_jax.monitor import HealthMonitor
 from gamix_jax.profile import Profile
 from gamix_jax.progress import HELD_OUT, Progress
@@ -300,7 +301,7 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
     max_lines=None,
   )
   if hosts.is_main_process():
-    workdir.write_text(path / "parameters.txt", table + "\n")
+    files.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape

@@ -7,19 +7,16 @@ tensorboard/     the same, and pictures and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
 profile/         a trace of some steps, where `config.profile` asks for one
-.lock            who trains here now, see `lock`
+.lock            who trains here now, see `files.Lock`
 """
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from gamix_jax import config as configs
-from gamix_jax import data
+from gamix_jax import data, files
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 
 # What a run may be continued with a new value of: it changes what is shown
 # and kept, or how fast it goes, and no number of the training.
@@ -90,6 +87,8 @@ def prepare(
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire()
+    for folder in (path, path / "images"):
+      files.delete_parts(folder)
     probe.write_text("")
     probe.unlink(missing_ok=True)
   except OSError as e:
@@ -100,7 +99,7 @@ def prepare(
   check(path, config)  # another run may have begun it in between
   config.data.fingerprint = fingerprint
   (path / "images").mkdir(exist_ok=True)
-  write_text(path / "config.json", configs.to_json(config))
+  files.write_text(path / "config.json", configs.to_json(config))
 
 
 def check(path: Path, config: ConfigDict) -> None:
@@ -131,44 +130,3 @@ def check(path: Path, config: ConfigDict) -> None:
       f"--workdir={path} has checkpoints but no config.json, so it cannot be "
       "told what they are of; give another --workdir."
     )
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-  """Around what writes a file of a run.
-
-  Raises:
-    UserError: in place of an OSError; it names the file.
-  """
-  try:
-    yield
-  except OSError as e:
-    raise UserError(
-      f"{e.strerror or e} while writing {path}; what was complete before is "
-      "kept.\nFix that, and the same command continues the run."
-    ) from e
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a file, as UTF-8, whole or not at all.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-  """Writes a file whole or not at all.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  # Its own, since two commands may write the same file at a time.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-  with writing(path):
-    try:
-      temporary.write_bytes(data)
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)

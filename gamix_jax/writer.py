@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gamix_jax import pictures
-from gamix_jax.workdir import write_bytes, writing
+from gamix_jax.files import write_bytes, writing
 
 # tensorboardX imports torch where there is one: a second of every start, for
 # types that nobody here hands over. None makes that an ImportError.

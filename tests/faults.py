@@ -14,6 +14,8 @@ from pathlib import Path
 from program import ROOT, SMALL, WARNINGS, numbers
 from test_resume import assert_equal
 
+from gamix_jax.files import PART
+
 CHILD = Path(__file__).with_name("faults_child.py")
 LIMIT = 120  # seconds, on a machine that is busy; a start takes six
 STEP = re.compile(r"\s*(\d+)/\d+ ")
@@ -154,7 +156,7 @@ def leftovers(workdir):
   return sorted(
     str(p.relative_to(workdir))
     for p in workdir.rglob("*")
-    if "tmp" in p.name or p.name.endswith(".part") or "probe" in p.name
+    if "tmp" in p.name or p.name.startswith(PART) or "probe" in p.name
   )
 
 

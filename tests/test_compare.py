@@ -27,6 +27,7 @@ from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import eval_inputs, settings
+from gamix_jax.files import PART
 from gamix_jax.posterior import HEADS
 
 # ------------------------------------------------------------ families
@@ -678,7 +679,7 @@ def test_png(folder):
       assert min(image.size) > 500
       assert len(np.unique(np.asarray(image.convert("L")))) > 50
   for path in folder.rglob("*"):
-    assert not path.name.endswith(".part")
+    assert not path.name.startswith(PART)
 
 
 def test_again_trains_nothing(program, folder):

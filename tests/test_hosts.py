@@ -27,6 +27,7 @@ import gamix_jax
 from gamix_jax import cli, config, data, hosts, validation
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
+from gamix_jax.files import PART
 
 STEPS = 20
 # A line of gloo's, or the end of one that another of its threads broke.
@@ -254,7 +255,7 @@ def test_a_host_reads_its_rows_and_one_writes(program, tmp_path):
 
   ours = {"metrics.jsonl", "tensorboard", "images", "parameters.txt"}
   assert ours <= {
-    re.sub(r"^\.|(\.\d+)?\.part$", "", name) for name in written(first)
+    re.sub(rf"^{re.escape(PART)}\d+-", "", name) for name in written(first)
   }
   assert written(second) <= {"checkpoints"}
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "gamix_jax"
 FLOORS = (
   (
     "errors",
-    "lock",
+    "files",
     "malloc",
     "marks",
     "paths",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from functools import partial
 
@@ -17,6 +18,7 @@ from damage import damages
 import gamix_jax
 from gamix_jax import build, inference
 from gamix_jax.errors import UserError
+from gamix_jax.files import PART
 from gamix_jax.inference import samplers
 from gamix_jax.posterior import Gaussian, Mixture, Poisson
 
@@ -206,7 +208,7 @@ def test_samplers_are_written_whole_or_not_at_all(run, images):
   model = gamix_jax.load(run, "raw", batch_size=32)
   folder = run / "samplers"
   folder.mkdir(exist_ok=True)
-  (folder / ".raw_10.npz.part").symlink_to("/dev/full")
+  (folder / f"{PART}{os.getpid()}-raw_10.npz").symlink_to("/dev/full")
   with pytest.raises(UserError, match="No space"):
     model.fit_samplers(images, components=1)
   assert not [p.name for p in folder.iterdir() if "raw" in p.name]

@@ -13,14 +13,14 @@ import pytest
 from faults import FLAGS, assert_one_won, twice, watched
 from program import assert_refused
 
-from gamix_jax import lock
+from gamix_jax import files
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 Lock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 time.sleep(60)
@@ -55,7 +55,7 @@ def test_the_second_is_refused_and_touches_nothing(tmp_path):
   with Lock(tmp_path) as second:
     second.check()
     second.acquire()
-  assert [p.name for p in tmp_path.iterdir()] == [lock.NAME]
+  assert [p.name for p in tmp_path.iterdir()] == [files.LOCK_FILE]
 
 
 def test_looking_makes_no_file(tmp_path):
@@ -75,7 +75,9 @@ def test_the_system_frees_it_when_its_holder_is_killed(tmp_path):
     holder.send_signal(signal.SIGKILL)
   with Lock(tmp_path) as mine:
     mine.acquire()
-    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+    assert (
+      json.loads((tmp_path / files.LOCK_FILE).read_text())["pid"] == os.getpid()
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
@@ -93,7 +95,7 @@ def test_without_locks_that_is_said(tmp_path, monkeypatch, caplog, number):
 def test_another_host_that_did_not_end_in_order_is_named(tmp_path, caplog):
   """As on a file system whose locks are seen by their own host alone."""
   held = {"pid": 7, "host": "another", "since": "yesterday"}
-  (tmp_path / lock.NAME).write_text(json.dumps(held))
+  (tmp_path / files.LOCK_FILE).write_text(json.dumps(held))
   with Lock(tmp_path) as mine:
     mine.acquire()
   assert "process 7 on another" in caplog.text
@@ -108,7 +110,7 @@ def test_another_host_that_did_not_end_in_order_is_named(tmp_path, caplog):
 def test_a_damaged_note_of_the_holder_says_less(tmp_path, text):
   with Lock(tmp_path) as first:
     first.acquire()
-    (tmp_path / lock.NAME).write_bytes(text)
+    (tmp_path / files.LOCK_FILE).write_bytes(text)
     with pytest.raises(UserError, match="in use"):
       Lock(tmp_path).acquire()
 

@@ -25,6 +25,7 @@ from program import (
 
 from gamix_jax import config
 from gamix_jax.checkpoint import Checkpoints, checksums
+from gamix_jax.files import PART
 
 TINY = "--config=configs/digits.py:tiny"
 ALONE = (
@@ -41,13 +42,6 @@ def many_broken(folder):
 def full_metrics(folder):
   (folder / "run").mkdir()
   (folder / "run" / "metrics.jsonl").symlink_to("/dev/full")
-  return [*SMALL, f"--workdir={folder}/run"]
-
-
-def full_pictures(folder):
-  (folder / "run" / "images").mkdir(parents=True)
-  part = folder / "run" / "images" / ".samples_0000003.png.part"
-  part.symlink_to("/dev/full")
   return [*SMALL, f"--workdir={folder}/run"]
 
 
@@ -278,7 +272,7 @@ PLACES = {
 # what the pictures of three steps come to.
 FULL = {
   "metrics.jsonl": (full_metrics, ["metrics.jsonl"]),
-  "pictures": (full_pictures, ["images/samples_0000003.png"]),
+  "pictures": (disk("4k", "run/images"), ["run/images", ".png"]),
   "events": (
     disk("4k", "run/tensorboard", "--config.steps=60"),
     ["run/tensorboard"],
@@ -389,7 +383,7 @@ def test_full_disk(job, said):
   if not (run / "metrics.jsonl").is_symlink():
     assert [r["step"] for r in rows(run)][:1] == [1]  # and each line parses
   for path in run.rglob("*"):
-    assert not path.name.endswith(".part"), path
+    assert not path.name.startswith(PART), path
     assert "orbax-checkpoint-tmp" not in path.name, path
   for path in (run / "images").glob("*.png"):
     with Image.open(path) as image:

@@ -1,10 +1,13 @@
 """Grids of images, read back by Pillow."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from gamix_jax import pictures
+from gamix_jax.files import PART
 
 
 def test_to_uint8():
@@ -62,7 +65,7 @@ def test_save_png_whole_or_not_at_all(tmp_path):
   path = tmp_path / "a.png"
   pictures.save_png(path, old)
   before = path.read_bytes()
-  (tmp_path / ".a.png.part").symlink_to("/dev/full")
+  (tmp_path / f"{PART}{os.getpid()}-a.png").symlink_to("/dev/full")
   with pytest.raises(OSError, match="No space"):
     pictures.save_png(path, new)
   assert path.read_bytes() == before

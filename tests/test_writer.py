@@ -9,7 +9,7 @@ import pytest
 from damage import damages
 from program import events
 
-from gamix_jax import workdir
+from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.writer import Writer
 
@@ -142,10 +142,10 @@ def test_a_picture_that_cannot_be_written(folder):
 
 def test_write_text_whole_or_not_at_all(tmp_path):
   path = tmp_path / "a.txt"
-  workdir.write_text(path, "old")
-  part = tmp_path / f".a.txt.{os.getpid()}.part"
+  files.write_text(path, "old")
+  part = tmp_path / f"{files.PART}{os.getpid()}-a.txt"
   part.symlink_to("/dev/full")
   with pytest.raises(UserError, match=r"No space left on device.*a\.txt"):
-    workdir.write_text(path, "new")
+    files.write_text(path, "new")
   assert path.read_text() == "old"
   assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

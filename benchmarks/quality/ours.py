@@ -23,7 +23,7 @@ from ml_collections import config_flags
 import gamix_jax
 from benchmarks.quality import child
 from benchmarks.quality.rows import Images, Task
-from gamix_jax import cli, pictures, presets, step, workdir
+from gamix_jax import cli, files, pictures, presets, step
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
@@ -124,7 +124,7 @@ class Ours:
       )
     facts = used | _write_images(folder, name, steps, images)
     facts["settings"] = settings
-    workdir.write_text(file, json.dumps(facts, indent=1) + "\n")
+    files.write_text(file, json.dumps(facts, indent=1) + "\n")
     return facts
 
   def _times(self, out: Path, images: Images) -> "Timing":
@@ -176,7 +176,7 @@ class Timing:
   def add(self, steps: int, took: float) -> None:
     """A run's CPU-seconds."""
     self.times.append((steps, took))
-    workdir.write_text(self._path, json.dumps(self.times) + "\n")
+    files.write_text(self._path, json.dumps(self.times) + "\n")
 
   def steps_for(self, seconds: float) -> int:
     """How many steps fit into so many CPU-seconds; runs some if need be.

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.quality import child, judge, ours, peer
 from benchmarks.quality.rows import JUDGED
-from gamix_jax import workdir
+from gamix_jax import files
 
 HEAD = (
   *("row", "side", "CPU-s used", "images seen", "parameters", "MAE"),
@@ -128,6 +128,6 @@ def write(out: Path, found: dict[str, Any]) -> str:
   protocol = PROTOCOL.format(cores=cores)
   parts += [textwrap.fill(p, 80) for p in protocol.split("\n\n")]
   text = "\n\n".join(parts) + "\n"
-  workdir.write_text(out / "quality.md", text)
-  workdir.write_text(out / "quality.json", json.dumps(found, indent=1) + "\n")
+  files.write_text(out / "quality.md", text)
+  files.write_text(out / "quality.json", json.dumps(found, indent=1) + "\n")
   return text

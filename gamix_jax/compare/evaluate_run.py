@@ -25,9 +25,9 @@ from gamix_jax import (
 )
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
+from gamix_jax.files import write_text
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.metrics.distances import NEIGHBOURS
-from gamix_jax.workdir import write_text
 from gamix_jax.writer import rows
 
 RESULTS = "results.json"

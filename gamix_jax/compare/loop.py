@@ -9,7 +9,7 @@ from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
-from gamix_jax.lock import Lock
+from gamix_jax.files import Lock
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gamix_jax import metrics, objective, workdir
+from gamix_jax import files, metrics, objective
 from gamix_jax.compare import figure
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.evaluate import settings
@@ -436,8 +436,8 @@ def write(
   for title, sentences in parts.items():
     head = f"\n## {title}\n\n" if title else "\n"
     text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
-  workdir.write_text(root / TABLE, text)
-  workdir.write_text(root / NUMBERS, to_csv(lines, done, families))
+  files.write_text(root / TABLE, text)
+  files.write_text(root / NUMBERS, to_csv(lines, done, families))
   panels = {
     q.label: {spec: of_family(done, spec, q.key) for spec in families}
     for q in lines
@@ -452,7 +452,7 @@ def write(
   }
   lines_at = {"sharpness, reconstructions": held_out[0]}
   if len(points) > 1:
-    with workdir.writing(root / FRONT):
+    with files.writing(root / FRONT):
       figure.front(root / FRONT, points, f"fd_{features}, samples")
-  with workdir.writing(root / FIGURE):
+  with files.writing(root / FIGURE):
     figure.save(root / FIGURE, panels, folders, lines_at)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gamix_jax import pictures, workdir
+from gamix_jax import files, pictures
 from gamix_jax.evaluate import figure
 from gamix_jax.evaluate.results import Number
 from gamix_jax.evaluate.run_metrics import EvalRun
@@ -292,10 +292,10 @@ def write(folder: Path, measured: EvalRun) -> None:
   Raises:
     UserError: a file cannot be written.
   """
-  with workdir.writing(folder):
+  with files.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
   numbers, subject = measured.numbers, measured.subject
-  workdir.write_text(folder / NUMBERS, numbers.to_json())
+  files.write_text(folder / NUMBERS, numbers.to_json())
   images = dict(_pictures(folder, measured))
   text = f"# Evaluation of step {subject.model.step:,}\n\n"
   text += f"{_own({'protocol': numbers.protocol})}.\n"
@@ -312,7 +312,7 @@ def write(folder: Path, measured: EvalRun) -> None:
     f"another training. `{NUMBERS}` holds every number with its whole "
     "protocol.\n"
   )
-  workdir.write_text(folder / REPORT, text)
+  files.write_text(folder / REPORT, text)
 
 
 def _pictures(
@@ -332,15 +332,15 @@ def _pictures(
     name = f"samples_{source}.png"
     made[name] = ("Samples", f"samples, source {source}", x[:SAMPLES])
   for name, (title, caption, x) in made.items():
-    with workdir.writing(folder / name):
+    with files.writing(folder / name):
       pictures.save_png(folder / name, pictures.grid(x, columns))
     yield name, (title, caption)
-  with workdir.writing(folder / "latents.png"):
+  with files.writing(folder / "latents.png"):
     path = folder / "latents.png"
     figure.latent(path, *measured.moments, measured.standard)
   yield "latents.png", ("Latents", "variances and correlations of the codes")
   if measured.scores:
     odd = named(f"held out: {', '.join(measured.subject.excluded)}")
-    with workdir.writing(folder / "anomalies.png"):
+    with files.writing(folder / "anomalies.png"):
       figure.anomaly(folder / "anomalies.png", measured.scores, odd)
     yield "anomalies.png", ("Anomalies", "scores of the two sets of images")

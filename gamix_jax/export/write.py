@@ -13,7 +13,7 @@ import numpy as np
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import safetensors_io, workdir
+from gamix_jax import files, safetensors_io
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
 from gamix_jax.inference import Model
@@ -77,7 +77,7 @@ def check(what: str, form: str) -> None:
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
   """A folder whose files come to lie in `out` if all goes well."""
-  with workdir.writing(out):
+  with files.writing(out):
     there = out.is_dir()
     part = out / f".part-{os.getpid()}"
     try:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import workdir
+from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Poisson, Posterior
 
@@ -180,7 +180,7 @@ def save(file: Path, samplers: LatentSamplers) -> None:
   if samplers.gmm is not None:
     arrays |= {f"gmm_{k}": getattr(samplers.gmm, k) for k in _ARRAYS}
   temporary = file.with_name(f".{file.name}.part")
-  with workdir.writing(file):
+  with files.writing(file):
     file.parent.mkdir(exist_ok=True)
     try:
       with temporary.open("wb") as out:
