@@ -1,13 +1,12 @@
 """Grids of images as PNG."""
 
 import math
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from gamix_jax import marks
+from gamix_jax import files, marks
 
 SMALL_SIDE = 64  # images under this are enlarged, each pixel to a square
 LINE = 2  # pixels between images
@@ -46,7 +45,7 @@ def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-  """Writes uint8 [h, w, c], whole or not at all, and marked as ours.
+  """Writes uint8 [h, w, c] as PNG, complete or not at all, with our mark.
 
   Raises:
     OSError: it cannot be written.
@@ -54,9 +53,5 @@ def save_png(path: Path, image: np.ndarray) -> None:
   if image.shape[-1] > 1:
     image = image[..., ::-1]  # cv2 keeps colours the other way round
   _, data = cv2.imencode(".png", image)
-  temporary = path.with_name(f".{path.name}.part")
-  try:
+  with files.atomic(path) as temporary:
     temporary.write_bytes(marks.mark(data.tobytes()))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

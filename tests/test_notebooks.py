@@ -384,7 +384,7 @@ def test_unpack_is_whole_or_nothing(tmp_path, monkeypatch):
   at = whole.index(inside["faces/1.jpg"])
   for broken in (whole[:-200], whole[:at] + b"no" + whole[at + 2 :]):
     archive.write_bytes(broken)
-    with pytest.raises(UserError, match="no whole zip"):
+    with pytest.raises(UserError, match="is damaged"):
       notebook.unpack(archive, folder)
     assert list(folder.parent.glob("*")) == []
   archive.write_bytes(whole)
