@@ -1,4 +1,4 @@
-"""The house: imports only go down, TensorFlow stays out, files stay short."""
+"""The house: imports only go down, TensorFlow stays out, documents are true."""
 
 import ast
 import importlib.util
@@ -131,9 +131,8 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
     assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
     words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)
     assert words == "left out"
-  # The first state, the step, the evaluation and the pictures are the large
-  # ones among the hits.
-  assert int(hits) >= 4
+  # The second start asked the cache for its programs, and compiled none.
+  assert int(hits) > 0
   assert int(misses) == 0
 
 
