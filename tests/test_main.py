@@ -232,7 +232,7 @@ def test_tensorboard(job):
       Image.open(io.BytesIO(value.image.encoded_image_string)) as image,
       Image.open(run / "images" / f"{name}_{step:07d}.png") as file,
     ):
-      np.testing.assert_array_equal(image.convert("L"), file)
+      np.testing.assert_array_equal(image, file)
   assert {name for name, _ in kinds["histo"]} == {
     *("population/mean", "population/var"),
   }
