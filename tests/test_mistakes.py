@@ -323,7 +323,7 @@ def jobs(program, request, tmp_path_factory):
     program, TABLE, names, root, lambda name: name not in FROM_THE_START
   )
   for mounted in root.glob("*/run"):
-    for place in (mounted / "tensorboard", mounted):
+    for place in (mounted / "images", mounted / "tensorboard", mounted):
       if os.path.ismount(place):
         subprocess.run(["umount", place], check=True)
 
