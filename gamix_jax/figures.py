@@ -1,7 +1,6 @@
-"""What all figures have in common: words as they are, files whole."""
+"""Shared by all figures: names as literal text, atomic PNG files."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +9,14 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gamix_jax import marks
+from gamix_jax import files, marks
 
-LONGEST = 48  # letters of a name that are shown
+LONGEST = 48  # letters of a name that a figure shows
 
 
 @contextlib.contextmanager
 def literal() -> Iterator[None]:
-  """Around (or above, as a decorator) what makes a figure and writes it.
+  """Context manager or decorator for code that draws and saves a figure.
 
   A class called `$x_1$` is drawn like that, and not as a formula. A letter
   that the font lacks is drawn as a box, without a warning.
@@ -31,9 +30,9 @@ def literal() -> Iterator[None]:
 
 
 def named(name: str, longest: int = LONGEST) -> str:
-  r"""A user's name of something in a line of its own, at most so long.
+  r"""A user's name for something, in one line of at most `longest` letters.
 
-  What cannot be printed (a line's end, a byte that is not UTF-8) is written as
+  Unprintable characters (a newline, a byte that is not UTF-8) are escaped as
   in Python: `\n`, `\udce9`.
   """
   shown = "".join(
@@ -43,16 +42,13 @@ def named(name: str, longest: int = LONGEST) -> str:
 
 
 def save(fig: Figure, path: Path) -> None:
-  """Writes a figure as PNG, whole or not at all.
+  """Writes a figure as PNG, complete or not at all.
 
   Raises:
     OSError: it cannot be written.
   """
   FigureCanvasAgg(fig)
-  temporary = path.with_name(f".{path.name}.part")
-  try:
-    # Without the library's version in it, the file is a function of the data.
+  with files.atomic(path) as temporary:
+    # The metadata leaves out matplotlib's version, so that the file depends on
+    # the data alone.
     fig.savefig(temporary, format="png", metadata=marks.METADATA)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

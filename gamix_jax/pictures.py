@@ -1,28 +1,27 @@
-"""Grids of images as PNG."""
+"""Images as uint8, in grids, and as PNG files."""
 
 import math
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from gamix_jax import marks
+from gamix_jax import files, marks
 
-SMALL_SIDE = 64  # images under this are enlarged, each pixel to a square
+SMALL_SIDE = 64  # pixels; smaller images are enlarged
 LINE = 2  # pixels between images
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-  """[-1, 1] to 0..255, clipped; what is no number is black."""
+  """Maps [-1, 1] to 0..255, clipped; NaN becomes black."""
   x = np.nan_to_num(np.asarray(x), nan=-1)
   return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-  """Images [n, h, w, c] in [-1, 1] in rows of `columns`: uint8 [H, W, c].
+  """Lays images [n, h, w, c] in [-1, 1] out in a grid, uint8 [H, W, c].
 
-  Small images are enlarged by a whole factor, so that pixels stay pixels.
+  Small images are enlarged by a whole factor, each pixel to a square.
   """
   images = to_uint8(images)
   n, h, w, c = images.shape
@@ -38,7 +37,13 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
-  """Rows of `above` over rows of `below`, as one list for `grid`."""
+  """Rows of `above` over rows of `below`, as one batch for `grid`.
+
+  Args:
+    above: [n, h, w, c].
+    below: of the same shape.
+    columns: images per row of the grid; images that fill no row are left out.
+  """
   n = len(above) // columns * columns
   shape = (n // columns, columns, *above.shape[1:])
   both = np.stack([above[:n].reshape(shape), below[:n].reshape(shape)], axis=1)
@@ -46,17 +51,13 @@ def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-  """Writes uint8 [h, w, c], whole or not at all, and marked as ours.
+  """Writes uint8 [h, w, c], c 1 or 3, as PNG with our mark, or nothing.
 
   Raises:
     OSError: it cannot be written.
   """
   if image.shape[-1] > 1:
-    image = image[..., ::-1]  # cv2 keeps colours the other way round
+    image = image[..., ::-1]  # OpenCV's order is blue, green, red
   _, data = cv2.imencode(".png", image)
-  temporary = path.with_name(f".{path.name}.part")
-  try:
+  with files.atomic(path) as temporary:
     temporary.write_bytes(marks.mark(data.tobytes()))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""A model's weights as safetensors beside its config: a folder to hand on.
+"""A model's weights as safetensors, in a folder with its config.
 
-model.safetensors   every array, under its dotted name:
+model.safetensors   every array under its dotted name:
                     vae.params.decoder.dense.kernel, vae.batch_stats...,
-                    disc.params...; and in the header, what it is of
+                    disc.params...; the header has step, weights and checksum
 config.json         every key of the run
 
-`gamix_jax.load(folder)` opens it as it opens a workdir. encoder.safetensors and
-decoder.safetensors are parts under the same names, for other programs.
+`gamix_jax.load(folder)` opens it like a workdir. encoder.safetensors and
+decoder.safetensors hold a part under the same names, for other programs.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from gamix_jax.step import TrainState
 
 FILE = "{what}.safetensors"
 FORMAT = "gamix_jax.safetensors_io.1"
-# Of `vae`, under "params" and "batch_stats"; the head is of the encoder, which
-# is of no use without it. A learned prior is in neither.
+# {what to export: modules of `vae`, None for all}. The posterior's head belongs
+# to the encoder, which is useless without it. A learned prior is in neither.
 PARTS = {
   "model": None,
   "encoder": ("encoder", "posterior"),
@@ -36,9 +36,9 @@ PARTS = {
 
 
 def is_exported(folder: Path) -> bool:
-  """Whether a folder holds exported weights, whole or of a part.
+  """Whether a folder holds exported weights, of a model or a part of one.
 
-  A workdir does not, whatever was exported into it: it goes on training.
+  A workdir does not, even if weights were exported into it.
   """
   return not (folder / "checkpoints").exists() and any(
     (folder / FILE.format(what=what)).is_file() for what in PARTS
@@ -48,7 +48,12 @@ def is_exported(folder: Path) -> bool:
 def flat(
   trees: Mapping[str, Any], what: str = "model"
 ) -> dict[str, np.ndarray]:
-  """{dotted name: array} of {"vae": ..., "disc": ...}, or of a part."""
+  """The arrays of a model, or of a part, by dotted name.
+
+  Args:
+    trees: {"vae": {"params", "batch_stats"}, "disc": the same or empty}.
+    what: a key of PARTS.
+  """
   arrays = traverse_util.flatten_dict(dict(trees), sep=".")
   arrays = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
   if (heads := PARTS[what]) is None:
@@ -60,8 +65,8 @@ def flat(
   }
 
 
-def _sum(arrays: Mapping[str, np.ndarray]) -> str:
-  """A checksum: a flipped bit is still a whole safetensors file."""
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 of names and arrays; safetensors itself has no checksum."""
   found = hashlib.sha256()
   for name in sorted(arrays):
     value = arrays[name]
@@ -77,32 +82,33 @@ def write(
   trees: Mapping[str, Any],
   about: Mapping[str, str],
 ) -> None:
-  """Writes the two files into a folder that is there.
+  """Writes <what>.safetensors and config.json into an existing folder.
 
   Args:
-    folder: theirs.
+    folder: where to.
     what: a key of PARTS.
     config: the run's.
     trees: {"vae": {"params", "batch_stats"}, "disc": the same or empty}.
-    about: what else the header says; "step" and "which" among it.
+    about: more text for the header; `read` needs "step" and "which".
 
   Raises:
-    OSError: they cannot be written.
+    OSError: a file cannot be written.
   """
   from safetensors.numpy import save  # noqa: PLC0415
 
   arrays = {k: np.ascontiguousarray(v) for k, v in flat(trees, what).items()}
-  header = {**about, "format": FORMAT, "what": what, "sha256": _sum(arrays)}
+  header = {**about, "format": FORMAT, "what": what}
+  header["sha256"] = _checksum(arrays)
   data = save(arrays, metadata=header)
   (folder / FILE.format(what=what)).write_bytes(data)
   (folder / "config.json").write_text(configs.to_json(config))
 
 
 def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The arrays and the header of a file that `write` wrote.
+  """Reads the arrays and the header of a file that `write` wrote.
 
   Raises:
-    UserError: it is damaged, or not of this program.
+    UserError: it is damaged, or another program or version wrote it.
   """
   from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
@@ -112,7 +118,7 @@ def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except OSError as e:
     raise UserError(f"{path} cannot be read ({e.strerror or e}).") from e
-  # Of a damaged header: also a type that NumPy has not, a size of no array.
+  # A damaged header may name an unknown dtype or an impossible shape.
   except (SafetensorError, TypeError, ValueError, LookupError) as e:
     raise UserError(f"{path} is damaged ({e}); export it again.") from e
   if header.get("format") != FORMAT:
@@ -120,10 +126,10 @@ def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       f"{path} was not written by this version of gamix_jax.export (its format "
       f"is {header.get('format')!r}, not {FORMAT!r})."
     )
-  whole = _sum(arrays) == header.get("sha256") and "which" in header
-  if not whole or not header.get("step", "").isdecimal():
+  intact = _checksum(arrays) == header.get("sha256") and "which" in header
+  if not intact or not header.get("step", "").isdecimal():
     raise UserError(
-      f"{path} is damaged (its checksum is another one); export it again."
+      f"{path} is damaged (its checksum does not match); export it again."
     )
   return arrays, header
 
@@ -131,33 +137,36 @@ def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def read(
   folder: Path, shapes: TrainState, which: str, step: int | None
 ) -> tuple[int, dict[str, Any], dict[str, Any]]:
-  """The step, and the VAE's and the discriminator's NumPy arrays.
+  """Reads a model from model.safetensors.
 
   Args:
-    folder: with model.safetensors.
-    shapes: the state that the folder's config makes.
-    which: "ema" or "raw", as it was exported.
-    step: as it was exported; None takes what is there.
+    folder: where it is.
+    shapes: the abstract state of the folder's config.
+    which: "ema" or "raw"; the weights that were exported.
+    step: the step that was exported; None accepts any.
+
+  Returns:
+    The step, and the NumPy arrays of the VAE and of the discriminator.
 
   Raises:
-    UserError: a part alone is there, other weights or another step, a damaged
-      file, or one that does not fit the config.
+    UserError: the folder holds only a part, other weights or another step; the
+      file is damaged or does not fit the config.
   """
   path = folder / FILE.format(what="model")
   if not path.is_file():
     raise UserError(
-      f"{folder} holds a part of a model alone; a part is for other programs.\n"
-      "Export the whole with --what=model --format=safetensors to load it."
+      f"{folder} holds only a part of a model, which is for other programs.\n"
+      "Export with --what=model --format=safetensors to load it here."
     )
   arrays, header = contents(path)
   if which != header["which"]:
     raise UserError(
-      f"{folder} holds the {header['which']!r} weights alone; say "
-      f"which={header['which']!r}, or export it with --which={which}."
+      f"{folder} holds only the {header['which']!r} weights; use "
+      f"which={header['which']!r}, or export with --which={which}."
     )
   if step is not None and step != int(header["step"]):
     raise UserError(
-      f"{folder} holds step {header['step']} alone, not step {step}."
+      f"{folder} holds only step {header['step']}, not step {step}."
     )
   wanted = {
     "vae": {

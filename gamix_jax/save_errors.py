@@ -1,4 +1,4 @@
-"""Why a save failed, in the operating system's words, and no others besides."""
+"""Why a save failed, said once: in the operating system's words."""
 
 import errno
 import logging
@@ -26,12 +26,17 @@ _REASONS = {
 def reason(error: BaseException) -> str | None:
   """The operating system's words for a failure that the user can fix.
 
-  The array writer (tensorstore) hands them on as text only.
+  Args:
+    error: as raised by a save; its causes are searched too.
+
+  Returns:
+    For instance "No space left on device"; None for any other error.
   """
   seen: BaseException | None = error
   while seen is not None:
     if isinstance(seen, OSError) and seen.errno in _REASONS:
       return _REASONS[seen.errno]
+    # tensorstore, which writes the arrays, passes on the text alone.
     for words in _REASONS.values():
       if words in str(seen):
         return words
@@ -39,73 +44,47 @@ def reason(error: BaseException) -> str | None:
   return None
 
 
-# Normal here: not every step has been evaluated, `save` waits by itself, the
-# loop says that it was asked to stop, and a kill may have left an older step
-# half deleted, which goes with the next.
-_NORMAL = (
-  "did not provide metrics",
-  "Waiting for previous save",
-  "Reached preemption sync point",
-  "Metadata file does not exist",
-)
-
-
-class _Quiet(logging.Filter):
-  """Drops what Orbax logs of a failed save: `Checkpoints` raises it.
-
-  A user who is told in two lines that the disk is full is not to find them
-  under three tracebacks.
-  """
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    if f"{os.sep}orbax{os.sep}" not in record.pathname:
-      return True
-    text = str(record.msg)
-    return not (record.exc_info or any(words in text for words in _NORMAL))
-
-
-# Of a save that failed, the writes still under way: each reports by itself,
-# to an event loop that Orbax has left or at its own end.
-_LEFT = "Event loop is closed"
-_LOST = "exception was never retrieved"
-_NEVER_BEGUN = "coroutine '.*' was never awaited"
-
-
-def _told_otherwise(record: logging.LogRecord) -> bool:
-  error = record.exc_info[1] if record.exc_info else None
-  lost = _LOST in str(record.msg)
-  return not (lost and error is not None and reason(error))
-
-
-class _Unraisable:
-  """Hands on all but what the array files cannot tell the loop they left.
-
-  Of a save that failed, that the loop is closed; of a read that failed, that
-  the other reads were given up.
-  """
-
-  def __init__(self, others):
-    self._others = others
-
-  def __call__(self, what) -> None:
-    kind, error = what.exc_type, what.exc_value
-    left = kind is RuntimeError and str(error) == _LEFT
-    given_up = isinstance(getattr(error, "__cause__", None), GeneratorExit)
-    if not (left or given_up):
-      self._others(what)
-
-
 def silence_orbax() -> None:
-  """Drops what Orbax reports by itself of a save or a read that failed.
+  """Stops Orbax from reporting failed saves and reads by itself.
+
+  `Checkpoints` raises one error with the reason. Without this, a user with a
+  full disk would find its two lines below dozens of tracebacks: of Orbax's log,
+  and of writes in progress that were abandoned with the save.
 
   It changes the process (log filters, `sys.unraisablehook`, a warnings filter),
-  so commands call it at their start, and the library never does. A second call
+  so commands call it when they start, and the library never does. A second call
   changes nothing.
   """
-  log = logging.getLogger("absl")
-  if not any(isinstance(f, _Quiet) for f in log.filters):
-    log.addFilter(_Quiet())
-  logging.getLogger("asyncio").addFilter(_told_otherwise)
-  if not isinstance(sys.unraisablehook, _Unraisable):
-    sys.unraisablehook = _Unraisable(sys.unraisablehook)
-  warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
+  logging.getLogger("absl").addFilter(_not_from_orbax)
+  logging.getLogger("asyncio").addFilter(_not_a_failed_write)
+  if not isinstance(sys.unraisablehook, _UnraisableHook):
+    sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+  warnings.filterwarnings(
+    "ignore", "coroutine '.*' was never awaited", RuntimeWarning
+  )
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _not_a_failed_write(record: logging.LogRecord) -> bool:
+  """False for an abandoned write whose error nobody waited for."""
+  error = record.exc_info[1] if record.exc_info else None
+  return error is None or reason(error) is None
+
+
+class _UnraisableHook:
+  """Drops the errors of abandoned reads and writes; passes on all others."""
+
+  def __init__(self, previous) -> None:
+    self._previous = previous
+
+  def __call__(self, unraisable) -> None:
+    kind, error = unraisable.exc_type, unraisable.exc_value
+    # A write ends after Orbax has closed the event loop that waited for it.
+    closed = kind is RuntimeError and str(error) == "Event loop is closed"
+    # A read is given up because another one failed.
+    given_up = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+    if not (closed or given_up):
+      self._previous(unraisable)

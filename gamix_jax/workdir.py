@@ -1,13 +1,13 @@
-"""A run's folder: what it was started with, and that it goes on as that.
+"""The workdir of a run: created with its config, and checked when it goes on.
 
 config.json      every key
 parameters.txt   every parameter's name and shape
-metrics.jsonl    one object a line: step and scalars
-tensorboard/     the same, and pictures and histograms
+metrics.jsonl    one JSON object per line: step and scalars
+tensorboard/     the same, with images and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
-profile/         a trace of some steps, where `config.profile` asks for one
-.lock            who trains here now, see `files.Lock`
+profile/         a trace of some steps, if `config.profile` asks for one
+.lock            the process that trains here now, see `files.Lock`
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
 
-# What a run may be continued with a new value of: it changes what is shown
-# and kept, or how fast it goes, and no number of the training.
-FREE = (
+# Keys that a run may be continued with a new value of. They change what is
+# shown and kept or how fast it goes, but no number of the training.
+RESUMABLE_KEYS = (
   "log_every",
   "eval_every",
   "eval_images",
@@ -35,14 +35,17 @@ FREE = (
   "mesh.fsdp_min_size",
   "profile",
 )
-SHOWN = 8  # differing keys named in a message
+_SHOWN = 8  # differing keys named in a message
 
 
 def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
-  """{key: (old value, new value)} of the keys that differ.
+  """The keys that differ between two configs of a run.
 
-  Data that were moved are the same data: fingerprints say so, where both are
-  known. Where `new` takes any data, they never differ.
+  Data that were moved to another place do not differ if both fingerprints are
+  known and equal. If `new` accepts any data, no data differ.
+
+  Returns:
+    {key: (old value, new value)}.
   """
   differing = configs.differences(old, new)
   was, now = old.data.fingerprint, new.data.fingerprint
@@ -56,36 +59,36 @@ def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
   return differing
 
 
-def _fixed(old: ConfigDict, new: ConfigDict) -> dict:
-  """The keys that differ and may not."""
+def _not_resumable(old: ConfigDict, new: ConfigDict) -> dict:
+  """The differing keys that a run cannot be continued with."""
   differing = changed(old, new)
-  free = set(FREE)
-  # With constant rates a longer run begins as the shorter one did.
+  resumable = set(RESUMABLE_KEYS)
+  # With constant rates the first steps of a longer run are the same.
   if all(new.optim[net].schedule == "constant" for net in new.optim):
-    free.add("steps")
-  return {k: v for k, v in differing.items() if k not in free}
+    resumable.add("steps")
+  return {k: v for k, v in differing.items() if k not in resumable}
 
 
 def prepare(
   path: Path, config: ConfigDict, lock: Lock, fingerprint: str
 ) -> None:
-  """Makes the folder this config's: new, or one that it was begun with.
+  """Creates and locks the workdir, or checks that a run may go on in it.
 
   Args:
-    path: the folder.
+    path: the workdir.
     config: complete; its data.fingerprint is set here.
-    lock: of that folder; held afterwards. Until it is, nothing is written.
-    fingerprint: of the images at hand.
+    lock: of that folder; acquired here, before anything is written.
+    fingerprint: of the images of this run.
 
   Raises:
-    UserError: it cannot be written to, is in use, holds something else, or was
-      trained on other images or with other values of keys that matter; the
-      message lists them.
+    UserError: the folder cannot be written to, is in use, holds something
+      else, or was trained on other images or with another config; the message
+      lists the keys that differ.
   """
   if config.data.fingerprint != data.ANY_FINGERPRINT:
     config.data.fingerprint = fingerprint
   check(path, config)
-  probe = path / ".probe"  # one name: a killed run leaves one at most
+  probe = path / ".probe"  # a fixed name: killed runs leave at most one
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire()
@@ -105,21 +108,24 @@ def prepare(
 
 
 def check(path: Path, config: ConfigDict) -> None:
-  """Refuses a folder that is not this config's; writes nothing.
+  """Checks that a run with this config may go on in a folder; writes nothing.
+
+  A folder that is missing or holds no run passes.
 
   Raises:
-    UserError: as `prepare`, of what the folder holds.
+    UserError: the folder holds checkpoints without a config.json, or was
+      trained on other images or with another config.
   """
   saved = path / "config.json"
   if saved.exists():
     old = configs.read(saved)
-    differing = _fixed(old, config)
+    differing = _not_resumable(old, config)
     if "data.fingerprint" in differing:
       raise data.fingerprint_error(config.data.source, old.data.source)
     if differing:
       shown = [
         f"{key}: {was!r} there, {now!r} now"
-        for key, (was, now) in list(differing.items())[:SHOWN]
+        for key, (was, now) in list(differing.items())[:_SHOWN]
       ]
       more = len(differing) - len(shown)
       raise UserError(
@@ -129,6 +135,6 @@ def check(path: Path, config: ConfigDict) -> None:
       )
   elif path.is_dir() and (path / "checkpoints").exists():
     raise UserError(
-      f"--workdir={path} has checkpoints but no config.json, so it cannot be "
-      "told what they are of; give another --workdir."
+      f"--workdir={path} has checkpoints but no config.json, so their config "
+      "is unknown; give another --workdir."
     )

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, PNG."""
+"""Writes a run's metrics and images: metrics.jsonl, TensorBoard and PNG."""
 
 import contextlib
 import json
@@ -6,38 +6,32 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from gamix_jax import pictures
 from gamix_jax.files import write_bytes, writing
-
-# tensorboardX imports torch where there is one: a second of every start, for
-# types that nobody here hands over. None makes that an ImportError.
-_hidden = {"torch": None} if "torch" not in sys.modules else {}
-sys.modules.update(_hidden)
-try:
-  from tensorboardX import summary
-  from tensorboardX.proto.event_pb2 import Event, SessionLog
-  from tensorboardX.record_writer import RecordWriter
-finally:
-  for _name in _hidden:
-    del sys.modules[_name]
-
 
 log = logging.getLogger(__name__)
 
 
 class Writer:
-  """Writes what a run reports; on a continued run, from its step on."""
+  """Writes what a run reports; a continued run goes on after its step."""
 
   def __init__(self, folder: Path, step: int):
-    """Drops what an interrupted run wrote after `step`.
+    """Opens the files.
+
+    Args:
+      folder: the workdir.
+      step: the last step of the checkpoint; what an interrupted run wrote
+        about later steps is dropped.
 
     Raises:
       UserError: the folder cannot be written to.
@@ -54,14 +48,14 @@ class Writer:
       raise
 
   def _open_board(self, step: int) -> RecordWriter:
-    # Not SummaryWriter: it writes in a thread, which a full disk ends without
-    # a word to this one, which then waits for it for ever.
+    # Not a SummaryWriter: its thread ends without an error on a full disk, and
+    # the next call waits for it for ever.
     with writing(self._events):
       self._events.mkdir(exist_ok=True)
       name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-      name += f".{len(list(self._events.iterdir()))}"  # never one there is
+      name += f".{len(list(self._events.iterdir()))}"  # never an existing name
       board = RecordWriter(str(self._events / f"events.out.tfevents.{name}"))
-    # TensorBoard is to forget what an interrupted run told of later steps.
+    # TensorBoard drops what an interrupted run wrote about later steps.
     start = SessionLog(status=SessionLog.START)
     for head in (
       Event(file_version="brain.Event:2"),
@@ -72,21 +66,21 @@ class Writer:
     return board
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """One line of metrics.jsonl; non-finite numbers become null there."""
+    """Writes a line of metrics.jsonl; non-finite numbers become null."""
     finite = {k: v for k, v in values.items() if math.isfinite(v)}
     line = {"step": step} | {k: finite.get(k) for k in values}
     self._append(f"{json.dumps(line)}\n".encode())
     self._show(step, [summary.scalar(k, v) for k, v in finite.items()])
 
   def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-    """Arrays [d], one number a latent."""
+    """Writes histograms of arrays [d]; arrays with NaN are left out."""
     finite = {k: v for k, v in values.items() if np.all(np.isfinite(v))}
     self._show(
       step, [summary.histogram(k, v, "auto") for k, v in finite.items()]
     )
 
   def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
-    """uint8 [h, w, c] each, to images/<name>_<step>.png and TensorBoard."""
+    """Writes uint8 [h, w, c] to images/<name>_<step>.png and TensorBoard."""
     for name, image in panels.items():
       path = self._folder / "images" / f"{name}_{step:07d}.png"
       with writing(path):
@@ -97,17 +91,17 @@ class Writer:
     )
 
   def close(self) -> None:
-    """Everything is on disk afterwards.
+    """Closes the files.
 
     Raises:
-      UserError: something is not.
+      UserError: the last writes failed.
     """
     self._file.close()
     with writing(self._events):
       self._board.close()
 
   def _append(self, line: bytes) -> None:
-    """A whole line or nothing of it."""
+    """Appends a whole line or nothing."""
     with writing(self._jsonl):
       begin, rest = os.fstat(self._file.fileno()).st_size, memoryview(line)
       try:
@@ -118,7 +112,7 @@ class Writer:
           self._file.truncate(begin)
         raise
 
-  def _show(self, step: int, summaries: list) -> None:
+  def _show(self, step: int, summaries: list[Any]) -> None:
     with writing(self._events):
       for each in summaries:
         event = Event(wall_time=time.time(), step=step, summary=each)
@@ -127,23 +121,23 @@ class Writer:
 
 
 class NullWriter:
-  """Of a process that is not the first: what it reports, the first writes."""
+  """Writes nothing: the writer of all processes but the main one."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def close(self) -> None:
-    """Nothing."""
+    """Does nothing."""
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-  """The lines of metrics.jsonl that are whole, as objects with their step.
+  """The undamaged lines of metrics.jsonl, as objects with a "step".
 
   Raises:
     OSError: the file cannot be read.
@@ -153,7 +147,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-  """A line of metrics.jsonl; None of what is none."""
+  """A line of metrics.jsonl as an object; None if it is damaged."""
   try:
     row = json.loads(line)
   except (ValueError, RecursionError):
@@ -163,14 +157,14 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _truncate_after(path: Path, step: int) -> None:
-  """Keeps the lines up to a step, and no line that is damaged."""
+  """Drops the lines after a step and damaged lines."""
   if not path.is_file():
     return
   with writing(path):
     lines = path.read_bytes().split(b"\n")
   found = [_row(line) for line in lines]
-  # The last is what stands behind the last line's end: nothing, or what a
-  # kill in the middle of a write left.
+  # The last is what follows the last newline: nothing, or the part of a line
+  # that was written before a kill.
   damaged = sum(row is None for row in found[:-1])
   if damaged:
     log.warning("%s: %d damaged lines are left out.", path, damaged)

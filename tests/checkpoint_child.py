@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gamix_jax import save_errors
-from gamix_jax.checkpoint import Checkpoints, Preemption, checksums
+from gamix_jax.checkpoint import Checkpoints, Preemption, integrity
 from gamix_jax.errors import UserError
 
 
@@ -74,7 +74,7 @@ def die(directory, where):
   if where == "delete":
     shutil.rmtree = half
   else:
-    setattr(checksums, where, kill)
+    setattr(integrity, where, kill)
   store.save(2, sharded(mesh(1)))
   store.wait()
   say("alive")

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gamix_jax import mesh, step, train, validation
-from gamix_jax.checkpoint import checksums
+from gamix_jax.checkpoint import integrity
 
 
 def die():
@@ -47,7 +47,7 @@ def arrays(count):
 
 def commit(count):
   """kill -9 in a save: its files are complete but for the sums and the name."""
-  after_calls(checksums, "write", count, die, first=True)
+  after_calls(integrity, "write_checksums", count, die, first=True)
 
 
 def ask():

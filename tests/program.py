@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from gamix_jax import presets
 
@@ -296,13 +297,15 @@ def complete_config_of(name: str, variant: str = ""):
 
 
 def events(folder):
-  """The records of TensorBoard's files: length, check, data, check."""
+  """The records of TensorBoard's files: size, checksum, data, checksum."""
   for path in sorted(folder.glob("events.out.tfevents.*")):
     file = io.BytesIO(path.read_bytes())
     while head := file.read(12):
-      (size,) = struct.unpack("<Q", head[:8])
-      yield Event.FromString(file.read(size))
-      assert len(file.read(4)) == 4
+      size, check = struct.unpack("<QI", head)
+      assert check == masked_crc32c(head[:8])
+      data = file.read(size)
+      assert file.read(4) == struct.pack("<I", masked_crc32c(data))
+      yield Event.FromString(data)
 
 
 # ------------------------------------------------------------ images

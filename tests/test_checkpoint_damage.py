@@ -9,12 +9,13 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 from damage import damages
+from etils import epath
 from test_checkpoint import equal, files_of
 
-from gamix_jax.checkpoint import Checkpoints, checksums, content, reader
-from gamix_jax.checkpoint.reader import Reader
+from gamix_jax.checkpoint import Checkpoints, integrity, store
 from gamix_jax.errors import UserError
 
 COPIES = 500
@@ -48,7 +49,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture
 def copy(two, tmp_path, monkeypatch):
-  monkeypatch.setattr(reader, "_FLUX", 0.0)  # nobody is deleting here
+  monkeypatch.setattr(store, "DELETION_SECONDS", 0.0)  # nobody is deleting here
   directory = tmp_path / "copy"
   shutil.copytree(two, directory)
   return directory
@@ -103,63 +104,60 @@ def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
   step = copy / "2"
   LOST[what](step)
   if summed and what != "everything":  # of no files there are no sums
-    checksums.write(reader.epath.Path(step))
-    assert checksums.verify(reader.epath.Path(step)) is None
-    assert content.verify(reader.epath.Path(step)) is not None
-  with Checkpoints(copy, keep=3) as store:
-    found, state = store.restore(ABSTRACT)
+    integrity.write_checksums(epath.Path(step))
+    assert integrity.verify_files(epath.Path(step)) is None
+    assert integrity.verify_arrays(epath.Path(step)) is not None
+  with Checkpoints(copy, keep=3) as checkpoints:
+    found, state = checkpoints.restore(ABSTRACT)
     assert found == 1
     equal(state, make(1))
     assert "step 2" in caplog.text
     assert "damaged" in caplog.text
-    store.save(2, make(2))
+    checkpoints.save(2, make(2))
   assert (copy / "damaged" / "2").is_dir()
-  with Checkpoints(copy, keep=3) as store:
-    equal(store.restore(ABSTRACT)[1], make(2))
+  with Checkpoints(copy, keep=3) as checkpoints:
+    equal(checkpoints.restore(ABSTRACT)[1], make(2))
 
 
 def test_a_step_that_fails_when_it_is_read_is_set_aside(copy, monkeypatch):
   """Whatever the reason: here one that no check before can see."""
-  read = Checkpoints._read
+  read = ocp.Checkpointer.restore
 
-  def fail(self, step, wanted):
-    if step == 2:
+  def fail(self, folder, **kwargs):
+    if folder == epath.Path(copy / "2" / "state"):
       raise RuntimeError("the array writer's own words\nand more of them")
-    return read(self, step, wanted)
+    return read(self, folder, **kwargs)
 
-  monkeypatch.setattr(Checkpoints, "_read", fail)
-  with Checkpoints(copy, keep=3) as store:
-    assert store.restore(ABSTRACT)[0] == 1
+  monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+  with Checkpoints(copy, keep=3) as checkpoints:
+    assert checkpoints.restore(ABSTRACT)[0] == 1
     with pytest.raises(UserError, match="step 2: it cannot be read"):
-      store.restore(ABSTRACT, 2)
+      checkpoints.restore(ABSTRACT, 2)
 
 
 def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
   tmp_path, monkeypatch
 ):
   """As when another program deletes files while they are being written."""
-  write_sums = checksums.write
+  verify = integrity.verify_arrays
 
-  def lose(folder):
-    raise AssertionError(f"{folder} is not whole")
-
-  find = content.verify
+  def write(folder):
+    raise AssertionError(f"{folder} is not complete")
 
   def lose_first(folder):
     shutil.rmtree(folder / "state" / "ocdbt.process_0")
-    return find(folder)
+    return verify(folder)
 
-  with Checkpoints(tmp_path, keep=1) as store:
-    store.save(1, make(1))
-    store.wait()
-    monkeypatch.setattr(content, "verify", lose_first)
-    monkeypatch.setattr(checksums, "write", lose)
-    store.save(2, make(2))
-    with pytest.raises(UserError, match="came out incomplete"):
-      store.wait()
-    monkeypatch.setattr(content, "verify", find)
-    monkeypatch.setattr(checksums, "write", write_sums)
-    assert store.restore(ABSTRACT)[0] == 1
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(1, make(1))
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+      patch.setattr(integrity, "verify_arrays", lose_first)
+      patch.setattr(integrity, "write_checksums", write)
+      checkpoints.save(2, make(2))
+      with pytest.raises(UserError, match="came out incomplete"):
+        checkpoints.wait()
+    assert checkpoints.restore(ABSTRACT)[0] == 1
   assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
@@ -173,19 +171,19 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
     n = COPIES // len(files) + 1
     for data in damages(whole, n, seed=i):
       path.write_bytes(data)
-      saved = (step / checksums.NAME).read_bytes()
-      if summed and path.name != checksums.NAME:
-        checksums.write(reader.epath.Path(step))
-      with Checkpoints(copy, keep=3) as store:
+      saved = (step / integrity.CHECKSUMS).read_bytes()
+      if summed and path.name != integrity.CHECKSUMS:
+        integrity.write_checksums(epath.Path(step))
+      with Checkpoints(copy, keep=3) as checkpoints:
         try:
-          found, state = store.restore(ABSTRACT)
+          found, state = checkpoints.restore(ABSTRACT)
         except UserError:  # of another model, as a damaged `about` has it
           assert "about" in str(path)
         else:
           changed += found == 1
           if not summed or found == 1:
             equal(state, make(found))
-      (step / checksums.NAME).write_bytes(saved)
+      (step / integrity.CHECKSUMS).write_bytes(saved)
       path.write_bytes(whole)
   assert changed > COPIES / 10
 
@@ -195,9 +193,9 @@ def test_a_name_is_never_a_pattern(tmp_path):
   for name in ("lr [1]", "a?b", "star*", "{x,y}", "per%20cent #1", "ä 図"):
     directory = tmp_path / name / "checkpoints"
     (directory / "7.orbax-checkpoint-tmp-3").mkdir(parents=True)
-    with Checkpoints(directory, keep=1) as store:
-      store.save(1, make(1))
-      store.save(2, make(2))
+    with Checkpoints(directory, keep=1) as checkpoints:
+      checkpoints.save(1, make(1))
+      checkpoints.save(2, make(2))
     assert [p.name for p in directory.iterdir()] == ["2"]
     equal(Checkpoints(directory, keep=1).restore(ABSTRACT)[1], make(2))
 
@@ -205,47 +203,47 @@ def test_a_name_is_never_a_pattern(tmp_path):
 def test_readers_beside_a_run_always_get_a_whole_step(tmp_path):
   """One that keeps its newest step alone, and saves all the time."""
   last, seen, failures = 60, [], []
-  with Checkpoints(tmp_path, keep=1) as store:
-    store.save(1, make(1))
-    store.wait()
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(1, make(1))
+    checkpoints.wait()
 
     def go_on():
       try:
         for step in range(2, last + 1):
-          store.save(step, make(step))
-          store.wait()
+          checkpoints.save(step, make(step))
+          checkpoints.wait()
       except Exception as error:
         failures.append(error)
 
     run = threading.Thread(target=go_on)
     run.start()
     while run.is_alive():
-      step, state = Reader(tmp_path).restore(ABSTRACT)
+      step, state = Checkpoints(tmp_path, keep=1).restore(ABSTRACT)
       equal(state, make(step))
       seen.append(step)
     run.join()
   assert failures == []
   assert seen == sorted(seen)
   assert len(set(seen)) > 3
-  assert Reader(tmp_path).restore(ABSTRACT)[0] == last
+  assert Checkpoints(tmp_path, keep=1).restore(ABSTRACT)[0] == last
 
 
 def test_a_step_that_is_deleted_while_it_is_read_is_no_damage(
   copy, monkeypatch, caplog
 ):
   """The reader goes on to the newest there is then."""
-  read = Reader._read
-  with Checkpoints(copy.parent / "more", keep=1) as store:
-    store.save(3, make(3))
+  read = ocp.Checkpointer.restore
+  with Checkpoints(copy.parent / "more", keep=1) as checkpoints:
+    checkpoints.save(3, make(3))
 
-  def lose(self, step, wanted):
-    if step == 2:
+  def lose(self, folder, **kwargs):
+    if folder == epath.Path(copy / "2" / "state"):
       shutil.copytree(copy.parent / "more" / "3", copy / "3")
       shutil.rmtree(copy / "2")
-    return read(self, step, wanted)
+    return read(self, folder, **kwargs)
 
-  monkeypatch.setattr(Reader, "_read", lose)
-  step, state = Reader(copy).restore(ABSTRACT)
+  monkeypatch.setattr(ocp.Checkpointer, "restore", lose)
+  step, state = Checkpoints(copy, keep=1).restore(ABSTRACT)
   assert step == 3
   equal(state, make(3))
   assert caplog.text == ""
@@ -253,7 +251,12 @@ def test_a_step_that_is_deleted_while_it_is_read_is_no_damage(
 
 def test_steps_that_vanish_for_ever_end_in_a_message(copy, monkeypatch):
   """No endless wait for a run that is faster than its readers."""
-  names = iter(range(10, 1000))
-  monkeypatch.setattr(Reader, "_folders", lambda self: [next(names)])
+  steps = iter(range(10, 1000))
+
+  def replace(folder):
+    folder.rename(copy / str(next(steps)))
+    return "gone"
+
+  monkeypatch.setattr(integrity, "verify", replace)
   with pytest.raises(UserError, match="faster than they could be read"):
-    Reader(copy).restore(ABSTRACT)
+    Checkpoints(copy, keep=1).restore(ABSTRACT)

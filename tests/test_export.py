@@ -268,7 +268,7 @@ def test_parts_hold_their_arrays(model, tmp_path):
   assert names["encoder"].keys() | names["decoder"].keys() == of_vae
   assert any(k.startswith("disc.params.") for k in names["model"])
   with pytest.raises(
-    UserError, match=r"part of a model alone[^$]*--what=model"
+    UserError, match=r"only a part of a model[^$]*--what=model"
   ):
     gamix_jax.load(tmp_path / "encoder")
 
@@ -290,7 +290,7 @@ def test_a_model_without_a_discriminator(tmp_path):
 def test_weights_that_are_refused(model, exported, tmp_path):
   for kwargs, words in (
     ({"which": "raw"}, "which='ema'"),
-    ({"step": 4}, "step 5 alone"),
+    ({"step": 4}, "only step 5"),
   ):
     with pytest.raises(UserError, match=words):
       gamix_jax.load(exported, **kwargs)

@@ -37,7 +37,7 @@ from program import ROOT, SMALL, files, hundred, numbers, rows
 from test_resume import arrays
 
 from gamix_jax import hosts
-from gamix_jax.checkpoint import Checkpoints, checksums
+from gamix_jax.checkpoint import Checkpoints, integrity
 from gamix_jax.errors import UserError
 from gamix_jax.step import finite
 
@@ -80,7 +80,7 @@ def assert_whole(workdir):
   assert leftovers(workdir) == []
   steps = complete(workdir)
   for done in steps:
-    assert checksums.verify(workdir / "checkpoints" / str(done)) is None
+    assert integrity.verify(workdir / "checkpoints" / str(done)) is None
   return max(steps)
 
 
@@ -240,8 +240,8 @@ def test_damage_to_all(program, straight, fault, tmp_path):
   assert "Traceback" not in err
   *named, last, advice = err.rstrip("\n").split("\n")
   assert len(named) == STEPS // EVERY
-  assert "No checkpoint to continue from" in last
-  assert "Put a good copy there, or start anew in another workdir" in advice
+  assert "Every checkpoint in" in last
+  assert "or start a new run in another workdir" in advice
   for path, content in before.items():
     assert path.read_bytes() == content
   assert numbers(run) == numbers(straight)
@@ -438,7 +438,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog, number, told):
   def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(checksums, "write", full)
+  monkeypatch.setattr(integrity, "write_checksums", full)
   store = Checkpoints(tmp_path / "checkpoints", keep=1)
   with pytest.raises(UserError, match="numbers"), store:
     store.save(1, {"x": jnp.zeros(2)})

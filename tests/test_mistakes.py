@@ -24,7 +24,7 @@ from program import (
 )
 
 from gamix_jax import config
-from gamix_jax.checkpoint import Checkpoints, checksums
+from gamix_jax.checkpoint import Checkpoints, integrity
 from gamix_jax.files import PART
 
 TINY = "--config=configs/digits.py:tiny"
@@ -323,7 +323,7 @@ def jobs(program, request, tmp_path_factory):
     program, TABLE, names, root, lambda name: name not in FROM_THE_START
   )
   for mounted in root.glob("*/run"):
-    for place in (mounted / "tensorboard", mounted):
+    for place in (mounted / "images", mounted / "tensorboard", mounted):
       if os.path.ismount(place):
         subprocess.run(["umount", place], check=True)
 
@@ -401,7 +401,7 @@ def test_absurd_learning_rate(job):
     steps = store.steps()
   assert steps
   for step in steps:
-    assert checksums.verify(checkpoints / str(step)) is None
+    assert integrity.verify(checkpoints / str(step)) is None
   skipped = [r["nonfinite/consecutive"] for r in rows(folder / "run")]
   begin = skipped.index(1)
   assert skipped[begin : begin + 3] == [1, 2, 3]

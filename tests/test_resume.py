@@ -162,7 +162,12 @@ def when(process, line_begins):
 
 
 def killed_run(program, folder, rng):
-  """Kills a run again and again at random moments; when it was killed."""
+  """Kills a run KILLS times at random moments.
+
+  Returns:
+    For each kill, the step that the run began from and the names that were in
+    its checkpoint directory afterwards.
+  """
   flags = TABLE["many"](folder)
   moments = []
   for _ in range(KILLS):
@@ -190,7 +195,7 @@ def killed_run(program, folder, rng):
 
 @of("many")
 def test_kills(runs, program, tmp_path):
-  """Ten kills, some of them in the middle of a save, on the way to the end."""
+  """KILLS kills, one or more of them in a save, then on to the last step."""
   (straight,) = runs
   moments = killed_run(program, tmp_path, random.Random(0))
   in_a_save = [m for m in moments if any("tmp" in name for name in m[1])]

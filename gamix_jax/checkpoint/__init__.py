@@ -1,9 +1,9 @@
-"""What survives a run: checkpoints, and the signal that asks for a last one.
+"""Checkpoints, and stopping with a last one on SIGTERM.
 
-Reading order: `sums` (is a saved step what was written?), `leaves` (a state
-as names and arrays, and back), `reader` (what there is, restore), `store`
-(`Checkpoints`: that, and save) with its helpers `hosts` and `failure`,
-`preemption` (SIGTERM).
+store        `Checkpoints`: save, restore and list a run's steps
+leaves       a state as a dictionary of named arrays
+integrity    whether a saved step is complete and unchanged
+preemption   SIGTERM and SIGINT
 """
 
 from gamix_jax.checkpoint.preemption import Preemption

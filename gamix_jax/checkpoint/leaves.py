@@ -1,8 +1,8 @@
-"""A state as names and arrays, and back.
+"""A state as a dictionary of named arrays, and back.
 
-A checkpoint holds `{"vae.params.conv.kernel": array, ...}`: any pytree goes in,
-any part of it comes out, and a file does not depend on the classes of the
-program that wrote it.
+A checkpoint holds `{"vae.params.conv.kernel": array, ...}`. So any pytree can
+be saved, any part of it restored, and the files do not depend on the classes of
+the program that wrote them.
 """
 
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ import numpy as np
 
 from gamix_jax.errors import UserError
 
-Shapes = Mapping[str, tuple[tuple[int, ...], str]]
-_SHOWN = 4
+ShapeDtype = tuple[tuple[int, ...], str]
+_SHOWN = 4  # differing leaves named in a message
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Names every leaf of a pytree by its way from the root.
+  """Names every leaf of a pytree by its path from the root.
 
   Args:
-    tree: any pytree; `None` is no leaf.
+    tree: any pytree; `None` is not a leaf.
 
   Returns:
-    Names such as `vae.params.conv.kernel`, in the tree's order, and leaves.
+    {name: leaf} in the tree's order; names such as `vae.params.conv.kernel`.
 
   Raises:
-    ValueError: two leaves have one name (a dictionary key with a dot in it).
+    ValueError: two leaves have the same name (a dictionary key has a dot).
   """
   found: dict[str, Any] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -39,13 +39,13 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(tree: Any, leaves: Mapping[str, Any]) -> Any:
-  """Puts named leaves back into the structure of `tree`."""
+  """Puts named leaves into the structure of `tree`."""
   ordered = [leaves[name] for name in flatten(tree)]
   return jax.tree.unflatten(jax.tree.structure(tree), ordered)
 
 
-def arrays(tree: Any) -> dict[str, Any]:
-  """The leaves of a state to save; numbers become arrays of JAX's types."""
+def to_arrays(tree: Any) -> dict[str, Any]:
+  """`flatten`, with Python and NumPy numbers as arrays of JAX's dtypes."""
   return {
     name: leaf
     if isinstance(leaf, jax.Array)
@@ -54,22 +54,40 @@ def arrays(tree: Any) -> dict[str, Any]:
   }
 
 
-def shapes(named: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-  """What a checkpoint notes of its leaves: `{name: (shape, dtype)}`."""
-  return {n: (tuple(x.shape), str(x.dtype)) for n, x in named.items()}
+def to_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  """A leaf's shape, dtype and sharding; by default on the first device."""
+  sharding = getattr(leaf, "sharding", None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def check(saved: Shapes, wanted: Shapes, where: str, *, part: bool) -> None:
-  """Refuses a state that is not the one saved.
+def shapes(leaves: Mapping[str, Any]) -> dict[str, ShapeDtype]:
+  """{name: (shape, dtype)}, as a checkpoint's metadata lists its leaves."""
+  return {n: (tuple(x.shape), str(x.dtype)) for n, x in leaves.items()}
+
+
+def check_same(
+  saved: Mapping[str, ShapeDtype],
+  wanted: Mapping[str, ShapeDtype],
+  where: str,
+  *,
+  part: bool,
+) -> None:
+  """Refuses a state whose leaves differ from the saved ones.
+
+  Orbax's own partial restore does not: it returns a missing array as the
+  `ShapeDtypeStruct` it was given, casts another dtype, and does not name the
+  array whose shape differs.
 
   Args:
     saved: the leaves in the checkpoint.
     wanted: the leaves asked for.
     where: the checkpoint, for the message.
-    part: whether the checkpoint may hold more than is asked for.
+    part: whether the checkpoint may hold more leaves than asked for.
 
   Raises:
-    UserError: with the first few leaves that differ.
+    UserError: leaves differ; the message names the first few.
   """
   differ = []
   for name in [*wanted, *(n for n in saved if n not in wanted)]:
@@ -91,12 +109,13 @@ def check(saved: Shapes, wanted: Shapes, where: str, *, part: bool) -> None:
     )
 
 
-def _show(shape: tuple[tuple[int, ...], str]) -> str:
-  return f"{shape[1]}[{','.join(map(str, shape[0]))}]"
+def _show(leaf: ShapeDtype) -> str:
+  shape, dtype = leaf
+  return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def bitwise_equal(a: Any, b: Any) -> bool:
-  """Whether two leaves have the same bits, in this process's shards."""
+  """Whether two arrays have the same bits, in this process's shards."""
   if (a.shape, str(a.dtype)) != (b.shape, str(b.dtype)):
     return False
   if isinstance(a, jax.Array) and isinstance(b, jax.Array):

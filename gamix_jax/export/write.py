@@ -1,10 +1,9 @@
-"""Exported, checked against the model, and written whole or not at all."""
+"""Exports a model, checks the result against it, and writes all or nothing."""
 
 import contextlib
 import json
-import os
 import platform
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def export(model: Model, what: str, form: str, out: Path) -> dict[str, str]:
       other than the model's; it cannot be written. Nothing is written then.
   """
   check(what, form)
-  with _whole(out) as folder:
+  with _staged(out) as folder:
     if form == "safetensors":
       return _safetensors(model, what, folder, out)
     return _function(model, what, form, folder)
@@ -75,20 +74,22 @@ def check(what: str, form: str) -> None:
 
 
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-  """A folder whose files come to lie in `out` if all goes well."""
+def _staged(out: Path) -> Iterator[Path]:
+  """Yields a temporary folder; moves its files to `out` if nothing failed.
+
+  Not `files.atomic`, since `out` may hold other exports already.
+  """
   with files.writing(out):
-    there = out.is_dir()
-    part = out / f".part-{os.getpid()}"
+    existed = out.is_dir()
+    out.mkdir(parents=True, exist_ok=True)
     try:
-      part.mkdir(parents=True)
-      yield part
-      for file in sorted(part.iterdir()):
-        os.replace(file, out / file.name)
+      with tempfile.TemporaryDirectory(prefix=files.PART, dir=out) as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).iterdir()):
+          file.replace(out / file.name)
     finally:
-      shutil.rmtree(part, ignore_errors=True)
-      if not there:
-        with contextlib.suppress(OSError):  # it is not empty: all went well
+      if not existed:
+        with contextlib.suppress(OSError):  # not empty: the export succeeded
           out.rmdir()
 
 
@@ -113,7 +114,9 @@ def _safetensors(
   if kept.keys() != arrays.keys() or any(
     not np.array_equal(kept[k], v) for k, v in arrays.items()
   ):
-    raise UserError(f"{name} was not read as it was written; nothing is kept.")
+    raise UserError(
+      f"{name} differs from the model when read back; nothing is kept."
+    )
   count = sum(v.size for v in arrays.values())
   return {name: f"{count:,} numbers, bit for bit", "config.json": "every key"}
 

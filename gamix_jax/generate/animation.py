@@ -1,27 +1,26 @@
 """Frames as GIF, by Pillow, or as MP4, by OpenCV."""
 
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from gamix_jax import pictures
+from gamix_jax import files, pictures
 from gamix_jax.errors import UserError
 
 COLUMNS = 4
-FASTEST = 50  # frames a second that a GIF can say
+FASTEST = 50  # frames per second that a GIF can express
 CODEC = "mp4v"  # MPEG-4 part 2, which OpenCV's wheels can write everywhere
 
 
 def save(path: Path, images: np.ndarray, fps: float) -> None:
-  """Writes a film, whole or not at all.
+  """Writes an animation, complete or not at all.
 
   Args:
     path: ends with .gif or .mp4.
-    images: [t, n, h, w, c] in [-1, 1]; n beside one another.
-    fps: frames a second, up to FASTEST.
+    images: [t, n, h, w, c] in [-1, 1]; each frame is a grid of n images.
+    fps: frames per second, up to FASTEST.
 
   Raises:
     UserError: there is no codec for MP4.
@@ -29,13 +28,9 @@ def save(path: Path, images: np.ndarray, fps: float) -> None:
   """
   columns = min(COLUMNS, images.shape[1])
   frames = [pictures.grid(now, columns) for now in images]
-  temporary = path.with_name(f".part.{path.name}")  # its ending says the form
   write = _gif if path.suffix.lower() == ".gif" else _mp4
-  try:
+  with files.atomic(path) as temporary:
     write(temporary, frames, fps)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _gif(path: Path, frames: list[np.ndarray], fps: float) -> None:
@@ -55,8 +50,8 @@ def _mp4(path: Path, frames: list[np.ndarray], fps: float) -> None:
   try:
     if not writer.isOpened():
       raise UserError(
-        f"OpenCV cannot write {path.name.removeprefix('.part.')} here; give "
-        "--out an ending of .gif."
+        f"OpenCV cannot write {path.suffix} files here; give --out a name "
+        "that ends in .gif."
       )
     for frame in frames:
       colour = np.broadcast_to(frame, (*frame.shape[:2], 3))[..., ::-1]

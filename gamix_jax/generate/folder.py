@@ -1,8 +1,6 @@
-"""Images one by one, as they are, for other tools."""
+"""Images as single PNG files, for other tools."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from gamix_jax import pictures
+from gamix_jax import files, pictures
 
 PROTOCOL = "protocol.json"
 CHUNK = 1024  # images held at a time
@@ -25,19 +23,17 @@ def save(
   """Writes 00000.png, 00001.png, ... and protocol.json, all or nothing.
 
   Args:
-    target: the folder; not there, or empty.
-    rows: images [n, h, w, c] in [-1, 1], written as uint8 of that size; or
-      what `decode` makes such of.
-    protocol: what they are.
-    decode: of rows.
+    target: the folder; missing or empty.
+    rows: images [n, h, w, c] in [-1, 1], written as uint8 of that size; with
+      `decode`, its input [n, ...].
+    protocol: how the images were made; written as JSON.
+    decode: makes images of up to CHUNK rows.
 
   Raises:
     OSError: it cannot be written.
   """
-  temporary = target.with_name(f".{target.name}.part")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  try:
+  with files.atomic(target) as temporary:
+    temporary.mkdir()
     with tqdm.tqdm(total=len(rows), unit="image", disable=None) as bar:
       for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
@@ -47,8 +43,3 @@ def save(
           bar.update()
     text = json.dumps({**protocol, "images_written": len(rows)}, indent=1)
     (temporary / PROTOCOL).write_text(text + "\n")
-    if target.is_dir():
-      target.rmdir()
-    os.replace(temporary, target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def digest(weights: Any) -> str:
 
 
 def save(file: Path, samplers: LatentSamplers) -> None:
-  """Writes them, whole or not at all.
+  """Writes samplers as .npz, complete or not at all.
 
   Raises:
     UserError: the file cannot be written.
@@ -179,15 +178,10 @@ def save(file: Path, samplers: LatentSamplers) -> None:
   arrays = {f"population_{i}": leaf for i, leaf in enumerate(leaves)}
   if samplers.gmm is not None:
     arrays |= {f"gmm_{k}": getattr(samplers.gmm, k) for k in _ARRAYS}
-  temporary = file.with_name(f".{file.name}.part")
   with files.writing(file):
     file.parent.mkdir(exist_ok=True)
-    try:
-      with temporary.open("wb") as out:
-        np.savez(out, about=json.dumps(samplers.about), **arrays)
-      os.replace(temporary, file)
-    finally:
-      temporary.unlink(missing_ok=True)
+    with files.atomic(file) as temporary:
+      np.savez(temporary, about=json.dumps(samplers.about), **arrays)
 
 
 def read(

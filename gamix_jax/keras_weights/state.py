@@ -1,7 +1,6 @@
 """A run's state, and a workdir, of what a file holds."""
 
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from gamix_jax import build, paths, presets
+from gamix_jax import build, files, paths, presets
 from gamix_jax import config as configs
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict
@@ -59,16 +58,11 @@ def import_weights(
   found = read(weights, config, _shapes(config, abstract))
   state = to_state(found, recipe, abstract)
   path.parent.mkdir(parents=True, exist_ok=True)
-  staged = path.parent / f".{path.name}.importing.{os.getpid()}"
-  staged.mkdir()
-  try:
+  with files.atomic(path) as staged:
+    staged.mkdir()
     (staged / "config.json").write_text(configs.to_json(config))
     with Checkpoints(staged / "checkpoints", keep=1) as checkpoints:
       checkpoints.save(found.step, state)
-    staged.rename(path)
-  finally:
-    if staged.exists():
-      shutil.rmtree(staged)
   return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.metrics.features import FEATURE_BATCH
 
@@ -148,16 +149,10 @@ def _trained(network, params, images, labels, seed):
 
 
 def _write(file: Path, params) -> None:
-  """Whole or not at all."""
   leaves = jax.tree.leaves(jax.device_get(params))
-  temporary = file.with_name(f".{file.name}.part")
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as f:
-      np.savez(f, *leaves)
-    temporary.replace(file)
-  finally:
-    temporary.unlink(missing_ok=True)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with files.atomic(file) as temporary:
+    np.savez(temporary, *leaves)
 
 
 def _read(file: Path, like):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tqdm
 
-from gamix_jax import paths
+from gamix_jax import files, paths
 from gamix_jax.errors import UserError
 
 # Asked in a process of its own, that ends: JAX in this one would keep the
@@ -81,29 +81,30 @@ def machine() -> Machine:
 def unpack(
   archive: str | os.PathLike[str], folder: str | os.PathLike[str]
 ) -> Path:
-  """Unpacks a zip, whole or not at all; nothing if the folder is there.
+  """Unpacks a zip, completely or not at all, unless the folder exists.
 
-  A machine's own disk is the place: a mounted Drive takes a file at a time.
+  Unpack to the machine's own disk: a mounted Drive is slow with many files.
 
   Args:
     archive: the zip.
-    folder: where to; made.
+    folder: the folder to make.
 
   Returns:
     The folder, absolute.
 
   Raises:
-    UserError: no such zip, a damaged one, no room, not to be written.
+    UserError: the zip is missing or damaged, the disk is full, or the folder
+      cannot be written.
   """
   archive, folder = paths.resolve(archive), paths.resolve(folder)
   if folder.is_dir():
     return folder
   if not archive.is_file():
     raise UserError(f"{archive}: there is no such zip.")
-  part = folder.with_name(f".{folder.name}.part")
   try:
-    part.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive) as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic(folder) as part, zipfile.ZipFile(archive) as file:
+      part.mkdir()
       entries = file.infolist()
       wanted = sum(e.file_size for e in entries)
       free = shutil.disk_usage(part).free
@@ -114,11 +115,8 @@ def unpack(
         )
       for entry in tqdm.tqdm(entries, "unpacking", unit="file", mininterval=1):
         file.extract(entry, part)
-    os.replace(part, folder)
   except zipfile.BadZipFile as e:
-    raise UserError(f"{archive} is no whole zip ({e}); get it anew.") from e
+    raise UserError(f"{archive} is damaged ({e}); download it again.") from e
   except OSError as e:
     raise UserError(f"{e.strerror or e} while unpacking to {folder}.") from e
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
   return folder
