@@ -216,10 +216,10 @@ def test_no_memory_is_said(tmp_path, monkeypatch):
     SMALL.save(tmp_path / f"{i}.png")
   dataset = data.open_dataset(section(f"folder:{tmp_path}"), "train")
 
-  def fail(*args):
+  def fail(*args, **kwargs):
     raise MemoryError
 
-  monkeypatch.setattr(ImageTransform, "_decode", fail)
+  monkeypatch.setattr(Image, "open", fail)
   says(lambda: dataset[0], dataset.source.name(0), "data.max_pixels")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gamix_jax import config, data
-from gamix_jax.data import cache as cache_lib
+from gamix_jax.data.decode import ImageTransform
 from gamix_jax.data.source import hash_split
 from gamix_jax.errors import UserError
 
@@ -435,7 +436,7 @@ def test_cached_is_uncached(photographs, tmp_path, monkeypatch):
 
   made = {p.name for p in folder.iterdir() if p.is_dir()}
   assert len(made) == 2  # and no half-written one is left
-  monkeypatch.setattr(cache_lib, "_decode_all", None)  # found, not made again
+  monkeypatch.setattr(ImageTransform, "__call__", None)  # found, not decoded
   opened(cache=str(folder))
   monkeypatch.undo()
   # Each of these changes what the pixels are.
@@ -514,7 +515,7 @@ def test_no_room_for_a_cache(photographs, tmp_path, monkeypatch):
     says(lambda: data.open_dataset(c, "train"), "No space left")
     left = [p for p in (tmp_path / "full").iterdir() if p.is_dir()]
     assert left == []
-  monkeypatch.setattr(cache_lib, "_physical_memory", lambda: 100)
+  monkeypatch.setattr(os, "sysconf", lambda name: 10)  # 100 bytes of memory
   c = section(f"folder:{photographs}", cache="memory")
   says(lambda: data.open_dataset(c, "train"), "--config.data.cache=")
 

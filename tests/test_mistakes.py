@@ -229,7 +229,7 @@ MISTAKES = {
     ),
     ["batch_size=3", "'debiased'", "4 or more"],
   ),
-  "source": (key("data.source=digit"), ["'digit'", "folder:<path>"]),
+  "source": (key("data.source=digit"), ["'digit'", "digits, ", "folder"]),
   "no folder": (key("data.source=folder:/no/where"), ["/no/where"]),
   "empty folder": (empty, ["images holds no image files", "JPEG"]),
   "no npz": (key("data.source=npz:/no/x.npz"), ["/no/x.npz"]),

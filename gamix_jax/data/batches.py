@@ -14,12 +14,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.dataset import Broken, Dataset
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 
@@ -49,7 +49,9 @@ class _Steps:
   def __getitem__(self, t: int) -> dict[str, Any]:
     return self._load(t)
 
-  def _load(self, t: int, report: Any = None) -> dict[str, np.ndarray]:
+  def _load(
+    self, t: int, report: Callable[[Broken], None] | None = None
+  ) -> dict[str, np.ndarray]:
     index = self._sampler.rows(t)[self._rows]
     flips = self._sampler.flips(t)[self._rows]
     batch = self._dataset.load_batch(index, self._pool, report)

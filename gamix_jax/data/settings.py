@@ -93,7 +93,7 @@ class Settings:
     def check(key: str, ok: bool, wanted: str) -> None:
       if not ok:
         value = getattr(self, key)
-        raise UserError(f"data.{key} must be {wanted}, not {value!r}.")
+        raise UserError(f"data.{key}={value!r} must be {wanted}.")
 
     size = self.image_size
     check(
