@@ -1,4 +1,4 @@
-"""Grids of images as PNG."""
+"""Images as uint8 and as floats, and grids of them as PNG."""
 
 import math
 import os
@@ -13,8 +13,13 @@ SMALL_SIDE = 64  # images under this are enlarged, each pixel to a square
 LINE = 2  # pixels between images
 
 
+def to_float(x: np.ndarray) -> np.ndarray:
+  """uint8 to float32 in [-1, 1]; also of JAX arrays, inside of `jit`."""
+  return x.astype(np.float32) / 127.5 - 1
+
+
 def to_uint8(x: np.ndarray) -> np.ndarray:
-  """[-1, 1] to 0..255, clipped; what is no number is black."""
+  """[-1, 1] to 0..255, clipped; NaN becomes black."""
   x = np.nan_to_num(np.asarray(x), nan=-1)
   return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 

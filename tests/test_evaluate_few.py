@@ -45,9 +45,7 @@ def judged(run, **own):
   e = settings.base()
   e.eval.update(QUICK | own)
   settings.check(e)
-  measured = run_metrics.EvalRun(
-    eval_inputs.EvalInputs(run, e.eval), lambda line: None
-  )
+  measured = run_metrics.evaluate(eval_inputs.open_run(run, e.eval))
   report.write(run / "eval", measured)
   text = (run / "eval" / "metrics.json").read_text()
   assert "NaN" not in text and "Infinity" not in text

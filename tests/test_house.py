@@ -30,7 +30,7 @@ FLOORS = (
     "posterior",
     "data",
     "checkpoint",
-    "figures",
+    "plots",
     "mesh",
     "pictures",
   ),

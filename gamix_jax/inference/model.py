@@ -69,6 +69,11 @@ class Model:
     self._likelihood = Likelihood(self._device, config.posterior.name)
     self._sources = Sources(self._device, config, step, which, workdir)
 
+  @property
+  def variables(self) -> dict[str, Any]:
+    """Weights, {"vae", "disc": {"params", "batch_stats"}}, NumPy arrays."""
+    return jax.device_get({"vae": self._device.vae, "disc": self._device.disc})
+
   # --- there and back ------------------------------------------------------
 
   def encode(self, x: ArrayLike) -> Posterior:
@@ -86,6 +91,10 @@ class Model:
     """
     q = self._device.encode(arrays.batch(self.recipe, x))
     return jax.tree.map(jnp.asarray, q)
+
+  def with_prior(self, q: Posterior) -> Posterior:
+    """q with this model's prior, which its `log_prior` and KL are then of."""
+    return self._device.with_prior(q)
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
     """Images of latents.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import paths
+from gamix_jax import paths, pictures
 from gamix_jax.errors import UserError
 
 FEATURE_WIDTHS = (16, 32, 64)
@@ -154,7 +154,7 @@ class inception_features:
     """Images [b, h, w, 1 or 3] in [-1, 1], as 8 bits -> float32 [b, 2048]."""
     import torch  # noqa: PLC0415
 
-    x = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    x = pictures.to_uint8(x)
     x = np.moveaxis(np.broadcast_to(x, (*x.shape[:3], 3)), -1, 1)
     parts = []
     with torch.no_grad():
