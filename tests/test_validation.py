@@ -11,6 +11,7 @@ from conftest import alone, elbo, flat, small, state_of
 from program import QUICK, rows
 
 from gamix_jax import build, data, mesh, metrics, train, validation
+from gamix_jax.metrics import specs
 from gamix_jax.posterior import EVAEPosterior, Gaussian, Mixture
 
 
@@ -67,6 +68,8 @@ def test_draws(examiner):
   a, b = one.numbers(state), four.numbers(state)
   assert a["eval/iwae"] == pytest.approx(a["eval/elbo"], rel=1e-5)
   assert b["eval/iwae"] > b["eval/elbo"] + 1e-3
+  for name in a:
+    specs.find(name.removeprefix("eval/"))
   # What is not drawn is the same; what is, is about the same.
   for name in ("eval/mae", "eval/psnr", "eval/population_kl_gaussian"):
     assert a[name] == pytest.approx(b[name], rel=1e-5)
