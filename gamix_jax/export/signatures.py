@@ -72,7 +72,7 @@ def describe(q: Posterior) -> dict[str, jax.Array]:
 
 def part(model: Model, name: str) -> Part:
   """The part of a model."""
-  recipe, vae = model.recipe, model.variables["vae"]
+  recipe, vae = model.recipe, jax.device_get(model.variables["vae"])
   kind = dict(name=name, dtype=np.dtype(recipe.dtype))
 
   if name == "encoder":

@@ -33,6 +33,7 @@ class Model:
     which: of its weights: "ema" or "raw".
     workdir: where it is from; None of one that was not loaded.
     batch_size: images on the devices at a time.
+    variables: {"vae", "disc": {"params", "batch_stats"}}, on the devices.
   """
 
   def __init__(
@@ -66,13 +67,9 @@ class Model:
     self.workdir, self.which = workdir, which
     self._device = Runner(recipe, vae, disc, batch_size)
     self.batch_size = self._device.batch_size
+    self.variables = {"vae": self._device.vae, "disc": self._device.disc}
     self._likelihood = Likelihood(self._device, config.posterior.name)
     self._sources = Sources(self._device, config, step, which, workdir)
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """Weights, {"vae", "disc": {"params", "batch_stats"}}, NumPy arrays."""
-    return jax.device_get({"vae": self._device.vae, "disc": self._device.disc})
 
   # --- there and back ------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """A run's progress as one picture: curves above, images below."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,7 @@ def newest(workdir: Path, name: str) -> Path | None:
 def draw(workdir: Path) -> bytes:
   """The picture as PNG; of an empty folder, empty axes."""
   found = rows(workdir)
-  curves = {
-    title: {term.split("/")[1]: _curve(found, term) for term in terms}
-    for title, terms in AXES.items()
-  }
-  curves = {
-    title: {name: curve for name, curve in lines.items() if curve[0]}
-    for title, lines in curves.items()
-  }
+  curves = {title: _curves(found, terms) for title, terms in AXES.items()}
   images = {name: newest(workdir, name) for name in PICTURES}
   return plots.progress(
     _title(workdir, found),
@@ -51,10 +45,17 @@ def draw(workdir: Path) -> bytes:
   )
 
 
-def _curve(found: list[dict[str, Any]], term: str) -> plots.Curve:
-  """Steps and values of the rows that have the term."""
-  own = [row for row in found if row.get(term) is not None]
-  return [row["step"] for row in own], [row[term] for row in own]
+def _curves(
+  found: list[dict[str, Any]], terms: Sequence[str]
+) -> dict[str, plots.Curve]:
+  """Steps and values of each term that has any."""
+  curves = {}
+  for term in terms:
+    own = [row for row in found if row.get(term) is not None]
+    if own:
+      values = [row[term] for row in own]
+      curves[term.split("/")[1]] = [row["step"] for row in own], values
+  return curves
 
 
 def _step(path: Path) -> int:
