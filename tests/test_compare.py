@@ -658,7 +658,7 @@ def test_markdown(folder):
     "`epanechnikov/evae`: weights recon 32, kernel 1;",
     "on the features random_conv_f224_s0: those that",
     "![](front.png)",
-    "Warning: the Frechet distances are of 8 images, under 2048",
+    "Warning: The Frechet distances are of 8 images, under 2,048",
     "The loss of `evae` is not a bound of ln p(x)",
     "random_conv_f",
     "never an FID",

@@ -104,7 +104,7 @@ def test_numbers_are_those_of_the_model(judged, numbers):
   got = found["auroc_reconstruction"]
   assert abs(got["value"] - want) < 4 * got["error"]
   assert got["value"] > 0.6
-  assert got["protocol"]["odd classes"] == ["0"]
+  assert got["protocol"]["unseen classes"] == ["0"]
   error = np.abs(x[~odd] / 127.5 - 1 - model.reconstruct(x[~odd])).mean()
   assert abs(found["mae"]["value"] - error) < 4 * found["mae"]["error"]
   elbo = model.elbo(x[~odd], 4).mean()

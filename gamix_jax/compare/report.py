@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gamix_jax import metrics, objective, plots, workdir
+from gamix_jax import objective, plots, workdir
 from gamix_jax.compare.evaluate_run import ORIGINALS, STRIP
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.evaluate import settings
 from gamix_jax.evaluate.report import markdown_table
+from gamix_jax.evaluate.run_metrics import few_images
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.metrics.specs import MetricSpec, by_spec, find
 
@@ -166,12 +167,7 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
     )
   if used < 2:
     yield "Not defined: the Frechet distances need 2 images or more."
-  elif used < metrics.ENOUGH_IMAGES:
-    yield (
-      f"Warning: the Frechet distances are of {used} images, under "
-      f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one "
-      "another only."
-    )
+  yield from (f"Warning: {line}" for line in few_images(used))
   goals = {c.objective.name for _, c in runs.values()}
   if "evae" in goals:
     yield (

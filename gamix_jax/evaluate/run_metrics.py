@@ -123,7 +123,7 @@ class EvalRun:
       numbers.add(frechet, metrics.frechet_distance(a, b), **own)
 
     def kernel_distance():
-      value = tuple(metrics.kernel_distance(a, b))
+      value = metrics.kernel_distance(a, b)
       numbers.add(kernel, value, kernel="cubic, all pairs", **own)
 
     def neighbours():
@@ -143,12 +143,8 @@ class EvalRun:
   def all_samples(self) -> None:
     """As many samples of every source as there are images."""
     inputs, n = self.inputs, len(self.inputs.images)
-    if 1 < n < metrics.ENOUGH_IMAGES and inputs.features.extract:
-      self.warnings.append(
-        f"The Frechet distances are of {n:,} images, under "
-        f"{metrics.ENOUGH_IMAGES:,}: biased upwards, to be compared with "
-        "others of the same count only."
-      )
+    if inputs.features.extract:
+      self.warnings += few_images(n)
     self._say(f"{len(inputs.train):,} training images")
     if len(inputs.train) >= n:  # how far real images are from real ones
       real = inputs.image_stats(inputs.train.x[:n])
@@ -297,10 +293,10 @@ class EvalRun:
       reason += f"; raise eval.images to {d + 1} or more"
     self.numbers.missing([name], reason, images=n)
 
-  # --- what codes tell -----------------------------------------------------
+  # --- uses of the codes ---------------------------------------------------
 
   def anomalies(self) -> None:
-    """How well scores tell classes that were not trained on."""
+    """How well anomaly scores detect classes that were not trained on."""
     inputs = self.inputs
     names = [f"auroc_{score}" for score in SCORES]
     if not inputs.excluded or inputs.unseen is None:
@@ -316,8 +312,8 @@ class EvalRun:
     self._say(f"anomaly scores of {len(known):,} and {len(unseen):,} images")
     own = {
       "images": len(known),
-      "odd images": len(unseen),
-      "odd classes": inputs.excluded,
+      "unseen images": len(unseen),
+      "unseen classes": inputs.excluded,
     }
     for name, score in zip(names, SCORES, strict=True):
 
@@ -326,13 +322,13 @@ class EvalRun:
           np.concatenate([known, unseen]), score
         )
         pair = both[: len(known)], both[len(known) :]
-        self.numbers.add(name, tuple(metrics.auroc(*pair)), **own)
+        self.numbers.add(name, metrics.auroc(*pair), **own)
         self.scores[score] = pair
 
       self.numbers.attempt([name], measure, **own)
 
   def probes(self) -> None:
-    """How well codes tell the labels."""
+    """How well labels can be predicted from the codes."""
     inputs = self.inputs
     names = ["linear_probe", "knn", "majority_class"]
     labels = inputs.images.labels
@@ -366,6 +362,17 @@ class EvalRun:
     values, counts = np.unique(train.labels, return_counts=True)
     share = float(np.mean(labels == values[counts.argmax()]))
     self.numbers.add("majority_class", share, images=len(labels))
+
+
+def few_images(n: int) -> list[str]:
+  """A warning about the Frechet distances of n images, if they need one."""
+  if not 1 < n < metrics.ENOUGH_IMAGES:
+    return []
+  return [
+    f"The Frechet distances are of {n:,} images, under "
+    f"{metrics.ENOUGH_IMAGES:,}: they are biased upwards and comparable only "
+    "with others of the same count."
+  ]
 
 
 def evaluate(

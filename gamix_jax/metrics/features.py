@@ -38,7 +38,7 @@ class random_features:
     """
     if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 1:
       raise UserError(
-        f"random_features wants images (h, w, c) of 8x8 or more, not {shape}."
+        f"random_features needs images (h, w, c) of 8x8 or more, not {shape}."
       )
     rng = np.random.Generator(np.random.PCG64(seed))
     self.shape = tuple(shape)

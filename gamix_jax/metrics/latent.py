@@ -1,4 +1,4 @@
-"""The pieces of the ELBO, and what the codes show; from posteriors.
+"""The pieces of the ELBO, and how the latent is used; from posteriors.
 
 ELBO surgery (Hoffman & Johnson 2016; Chen et al., arXiv:1802.04942), with
 q(z) = 1/n sum_i q(z | x_i) the population:
@@ -54,7 +54,7 @@ def surgery(
     key: a typed PRNG key.
     draws: for each image, and of each component where there are any.
     dataset_size: N, n or more; None is n.
-    chunk: draws looked at at once, each against all n posteriors; None bounds
+    chunk: draws at a time, each against all n posteriors; None bounds
       the memory.
     log_prior: ln p(z) in nats, [..., d] -> [...]. None is the posterior's own.
     gaussian_components: q's components are diagonal Gaussians, and p has
@@ -295,7 +295,7 @@ def bits_per_dim(nats: float, dims: int) -> float:
 
       -nats / (dims ln 2) + log2(127.5)
 
-  The model has a density p(x) of pixels in [-1, 1]. 256 grey levels lie there
+  The model has a density p(x) of pixels in [-1, 1]. The 256 grey levels are
   1 / 127.5 apart, so that a level has about the probability p(x) / 127.5 a
   number, and minus its log2 are the bits. All 256 as likely are 8 bits. No
   noise is added to the levels (no dequantisation), so that for noise of the
