@@ -1,4 +1,4 @@
-"""Images as uint8, in grids, and as PNG files."""
+"""Images as uint8 and as floats, and grids of them as PNG."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,11 @@ from gamix_jax import files, marks
 
 SMALL_SIDE = 64  # pixels; smaller images are enlarged
 LINE = 2  # pixels between images
+
+
+def to_float(x: np.ndarray) -> np.ndarray:
+  """uint8 to float32 in [-1, 1]; also of JAX arrays, inside of `jit`."""
+  return x.astype(np.float32) / 127.5 - 1
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A model in training, looked at on held-out images: numbers and pictures."""
+"""Validation during training: numbers and pictures of held-out images."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from gamix_jax.modality import IMAGE, to_float
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
 
-COLUMNS = 8
-ROWS = 4  # of pairs, and of samples by two
+GRID_COLUMNS = 8
+GRID_ROWS = 4  # of images over their reconstructions
 SAMPLES = 64
-BETWEEN = 8  # images of an interpolation, ends included
-SPAN = COLUMNS * ROWS  # held-out images in pictures
+INTERPOLATED = 8  # images of an interpolation, including its ends
+PICTURED = GRID_COLUMNS * GRID_ROWS  # held-out images in pictures
 
 
 class Validator:
   """Numbers and panels of a state's averaged weights.
 
   Attributes:
-    left_out: why `numbers` leaves a number out that the family has, one line;
-      empty if it leaves out none.
+    left_out: one line that says which number is left out and why; empty if
+      there are all that the family has.
   """
 
   def __init__(
@@ -45,24 +45,26 @@ class Validator:
     everywhere = mesh.replicated(layout.mesh)
     self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
     self._pictures = jax.jit(self._draw, out_shardings=everywhere)
-    shown = [dataset[i]["image"] for i in range(min(SPAN, len(dataset)))]
-    self._shown = np.stack((shown * SPAN)[:SPAN])
+    shown = [dataset[i]["image"] for i in range(min(PICTURED, len(dataset)))]
+    self._shown = np.stack((shown * PICTURED)[:PICTURED])
 
   def numbers(self, state: TrainState) -> dict[str, float]:
     """`eval/<metric>`, means over up to `eval_images` held-out images.
 
-    mae, psnr (dB) of reconstructions from q's mean, clipped to [-1, 1]; elbo
-    and iwae (nats an image, see `diagnose.held_out`); kl, the mean of
-    KL(q(z | x) || p); population_kl, that of the Gaussian with the moments of
-    these images' population, in nats (the rest of kl is, about, what a code
-    tells of its image: Hoffman & Johnson 2016); mutual_information, in nats,
-    of an image and its code, with q(z) the mean of these n images' posteriors
-    (`metrics.surgery`, one draw an image, the same noise at every look): at
-    most ln n, and where it is near that, the codes tell these images apart and
-    it says no more; active_units. A family without bounds has no elbo, iwae,
-    kl, mutual_information, one with another prior than N(0, I) no
-    population_kl. With no more images than latents their population's
-    covariance has no full rank, and population_kl is left out too.
+    mae, psnr, elbo, iwae, kl, population_kl_gaussian, mutual_information and
+    active_units, as in the table of `metrics.specs`, with these particulars:
+
+    - mae and psnr are of reconstructions from q's mean, clipped to [-1, 1].
+    - elbo, iwae and kl have `eval_draws` draws an image, see
+      `train_metrics.held_out`.
+    - mutual_information has one draw an image, with the same noise every
+      time; it is at most ln n of n images.
+
+    A family without finite bounds has no elbo, iwae, kl and
+    mutual_information. population_kl_gaussian is left out where the prior is
+    not N(0, I), and where there are no more images than latents, since their
+    covariance then has no full rank. kl minus population_kl_gaussian is about
+    what a code tells of its image (Hoffman & Johnson 2016).
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
@@ -94,7 +96,8 @@ class Validator:
     posterior = each.pop("posterior")
     numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
     if self._normal and not self.left_out:
-      numbers["eval/population_kl"] = metrics.population_kl_gaussian(mean, var)
+      gaussian = metrics.population_kl_gaussian(mean, var)
+      numbers["eval/population_kl_gaussian"] = gaussian
     if posterior.has_finite_elbo:
       numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
       numbers["eval/mutual_information"] = self._information(posterior)
@@ -103,7 +106,7 @@ class Validator:
     return numbers
 
   def _information(self, posterior: Posterior) -> float:
-    """Mutual information of these images and their codes; of 1 image 0."""
+    """Mutual information of these images and their codes; 0 of one image."""
     key = jax.random.fold_in(self._recipe.key(0), 3)
     return metrics.surgery(posterior, key)["mutual_information"]
 
@@ -119,10 +122,10 @@ class Validator:
     x = np.asarray(to_float(self._shown))
     return {
       "reconstructions": pictures.grid(
-        pictures.pairs(x, out["reconstructions"], COLUMNS), COLUMNS
+        pictures.pairs(x, out["reconstructions"], GRID_COLUMNS), GRID_COLUMNS
       ),
-      "samples": pictures.grid(out["samples"], COLUMNS),
-      "interpolation": pictures.grid(out["interpolation"], BETWEEN),
+      "samples": pictures.grid(out["samples"], GRID_COLUMNS),
+      "interpolation": pictures.grid(out["interpolation"], INTERPOLATED),
     }
 
   def _evaluate(self, params, batch_stats, batch):
@@ -135,21 +138,22 @@ class Validator:
     vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
     x = {IMAGE: to_float(image, recipe.dtype)}
     mean = vae.encode(x).mean()
-    # The same latents at every look, so that pictures can be compared.
+    # The same latents every time, so that pictures can be compared.
     z = vae.prior_draws(jax.random.fold_in(recipe.key(0), 2), SAMPLES)
-    t = jnp.linspace(0, 1, BETWEEN, dtype=mean.dtype)[None, :, None]
-    first, last = mean[: SPAN // 2 : 2, None], mean[1 : SPAN // 2 : 2, None]
+    t = jnp.linspace(0, 1, INTERPOLATED, dtype=mean.dtype)[None, :, None]
+    ends = mean[: PICTURED // 2, None]
+    first, last = ends[::2], ends[1::2]
     between = (first + t * (last - first)).reshape(-1, mean.shape[-1])
 
     kinds = {"reconstructions": mean, "samples": z, "interpolation": between}
     x_hat = vae.decode(jnp.concatenate(list(kinds.values())))[IMAGE]
     image = recipe.image.likelihood.mean(x_hat)
-    ends = np.cumsum([len(v) for v in kinds.values()])
-    return dict(zip(kinds, jnp.split(image, ends[:-1]), strict=True))
+    stops = np.cumsum([len(v) for v in kinds.values()])
+    return dict(zip(kinds, jnp.split(image, stops[:-1]), strict=True))
 
 
 def _too_few(config: ConfigDict, held_out: int) -> str:
-  """Why there is no `eval/population_kl`; empty if there is one.
+  """Why there is no `eval/population_kl_gaussian`; empty if there is one.
 
   Args:
     config: of the run.
@@ -165,6 +169,6 @@ def _too_few(config: ConfigDict, held_out: int) -> str:
     if config.eval_images <= d:
       action += " and raise eval_images to as many"
   return (
-    f"eval/population_kl is left out: it needs more held-out images than"
-    f" latents, and there are {n} images and {d} latents; {action}."
+    f"eval/population_kl_gaussian is left out: it needs more held-out images "
+    f"than latents, and there are {n} images and {d} latents; {action}."
   )

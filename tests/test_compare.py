@@ -21,12 +21,12 @@ from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
 
-from gamix_jax import config, objectives, presets
-from gamix_jax.compare import evaluate_run, figure, report
+from gamix_jax import config, objectives, plots, presets
+from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
 from gamix_jax.errors import UserError
-from gamix_jax.evaluate import eval_inputs, settings
+from gamix_jax.evaluate import eval_inputs, run_metrics, settings
 from gamix_jax.files import PART
 from gamix_jax.posterior import POSTERIORS
 
@@ -370,32 +370,29 @@ MADE_UP = {
 
 
 def test_table_of_made_up_results():
-  lines = [
-    report.MetricSpec("elbo", "E", ""),
-    report.MetricSpec("mae", "M", ""),
-  ]
-  assert report.table(lines, MADE_UP, ["a/x", "b/y"]) == (
+  names = ["elbo", "mae"]
+  assert report.table(names, MADE_UP, ["a/x", "b/y"]) == (
     "|  | a/x | b/y |\n"
     "| --- | ---: | ---: |\n"
-    "| E | -11.00 ± 1.41 | - |\n"
-    "| M | 0.1500 ± 0.0707 | 0.3000 |\n"
+    "| ELBO ↑ | -11.00 ± 1.41 | - |\n"
+    "| absolute error ↓ | 0.1500 ± 0.0707 | 0.3000 |\n"
     "| seeds | 2 of 2 | 1 of 2 |\n"
   )
-  assert report.to_csv(lines, MADE_UP, ["a/x", "b/y"]) == (
+  assert report.to_csv(names, MADE_UP, ["a/x", "b/y"]) == (
     "family,seed,elbo,mae\na/x,0,-10.0,0.1\na/x,1,-12.0,0.2\nb/y,0,,0.3\n"
   )
 
 
-def test_seconds_a_step(tmp_path):
+def test_seconds_per_step(tmp_path):
   """The first row compiled; batch 8 at 16, 32, 80 images/s, median 32."""
   speed = "speed/images_per_second"
   rows = [{"step": 1, speed: 0.1}, {"step": 1, "eval/mae": 1.0}]
   rows += [{"step": 2, speed: v} for v in (16.0, 80.0, 32.0)]
   log = tmp_path / "metrics.jsonl"
   log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-  assert evaluate_run._seconds_a_step(tmp_path, 8) == 0.25
+  assert evaluate_run._seconds_per_step(tmp_path, 8) == 0.25
   log.write_text(json.dumps(rows[0]) + "\n")
-  assert evaluate_run._seconds_a_step(tmp_path, 8) == pytest.approx(80)
+  assert evaluate_run._seconds_per_step(tmp_path, 8) == pytest.approx(80)
 
 
 def test_finished(tmp_path):
@@ -405,7 +402,8 @@ def test_finished(tmp_path):
   path = tmp_path / evaluate_run.RESULTS
   values = json.loads(config.to_json(c))
   del values["ramp.collapse_penalty"]
-  found = {"config": values, "numbers": {"mae": 1.0}}
+  found = {"format": evaluate_run.FORMAT, "config": values}
+  found["numbers"] = {"mae": 1.0}
   path.write_text(json.dumps(found))
   assert evaluate_run.finished(tmp_path, c) is None  # of unknown features
   found["protocol"] = dict.fromkeys(evaluate_run.PROTOCOL, 1)
@@ -418,6 +416,8 @@ def test_finished(tmp_path):
     path.write_bytes(text)
     result = evaluate_run.finished(tmp_path, c)
     assert result is None or set(result["protocol"]) == evaluate_run.PROTOCOL
+  path.write_text(json.dumps(found | {"format": evaluate_run.FORMAT - 1}))
+  assert evaluate_run.finished(tmp_path, c) is None
   path.write_text(json.dumps(found | {"numbers": {"mae": None}}))
   assert evaluate_run.finished(tmp_path, c) is None
   path.write_text(json.dumps(found))
@@ -436,13 +436,18 @@ def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
     path.write_bytes(b"half")
     raise OSError("full")
 
-  monkeypatch.setattr(figure.Figure, "savefig", full)
-  folders = {"a/x": None, "b/y": tmp_path}
+  monkeypatch.setattr(plots.Figure, "savefig", full)
+  images = {
+    "held out": tmp_path / evaluate_run.ORIGINALS,
+    "b/y": tmp_path / evaluate_run.STRIP,
+  }
   for name in (evaluate_run.STRIP, evaluate_run.ORIGINALS):
     Image.new("L", (20, 10)).save(tmp_path / name)
   with pytest.raises(OSError, match="full"):
     panels = {"E": {"a/x": [1.0, 2.0], "b/y": []}}
-    figure.save(tmp_path / "compare.png", panels, folders, {})
+    plots.comparison(
+      tmp_path / "compare.png", ["a/x", "b/y"], panels, images, {}
+    )
   assert (tmp_path / "compare.png").read_bytes() == b"old"
   left = {p.name for p in tmp_path.iterdir()}
   assert left == {"compare.png", evaluate_run.STRIP, evaluate_run.ORIGINALS}
@@ -503,19 +508,19 @@ def test_front_drawn(tmp_path, monkeypatch):
   near = [("a", str(i), 0.1 + 1e-3 * (i % 3), 2.0 + 0.01 * i) for i in range(5)]
   far = [("b", "30, 0.2", 0.3, 9.0), ("b", "10, 0.2", 0.2, 40.0)]
   points = [
-    figure.Point(line, label, x + rng.normal(0, 1e-4, 3), [y, y * 1.1, y])
+    plots.Point(line, label, x + rng.normal(0, 1e-4, 3), [y, y * 1.1, y])
     for line, label, x, y in near + far
-  ] + [figure.Point("c", "1", [0.2], [3.0])]
+  ] + [plots.Point("c", "1", [0.2], [3.0])]
   drawn = []
-  kept = figure.figures.save
+  kept = plots.save
 
   def save(fig, path):
     drawn.append(fig)
     kept(fig, path)
 
-  monkeypatch.setattr(figure.figures, "save", save)
+  monkeypatch.setattr(plots, "save", save)
   path = tmp_path / "front.png"
-  figure.front(path, points, "fd of something")
+  plots.front(path, points, "fd of something")
   with Image.open(path) as image:
     assert image.format == "PNG" and min(image.size) > 500
   (fig,) = drawn
@@ -606,10 +611,10 @@ def test_csv(folder):
     ((f, str(s)) for f, s in EACH), key=lambda r: FAMILIES.index(r[0])
   )
   everywhere = {
-    *("mae", "psnr", "sharpness_reconstructions", "sharpness_samples"),
-    *("sharpness_held_out", "active_units", "collapsed_fraction"),
+    *("mae", "psnr", "sharpness_reconstructions", "sharpness_prior"),
+    *("sharpness_images", "active_units", "collapsed_fraction"),
     *("sec_per_step", "decodes_per_image"),
-    *(f"{k}_samples" for k in ("precision", "recall", "density", "coverage")),
+    *(f"{k}_prior" for k in ("precision", "recall", "density", "coverage")),
   }
   for row in rows:
     name = row["family"]
@@ -617,9 +622,10 @@ def test_csv(folder):
     assert len(values) == 2 and all("random_conv_f" in k for k in values)
     assert all(np.isfinite(float(row[k])) for k in everywhere)
     bounded = "evae" not in name
-    for k in ("elbo", "iwae", "mutual_information", "population_kl"):
+    for k in ("elbo", "iwae", "kl", "mutual_information", "population_kl"):
       assert bool(row[k]) == bounded, (name, k)
-    assert bool(row["effective_components"]) == ("mixture" in name)
+    for k in ("effective_components", "collapsed_components"):
+      assert bool(row[k]) == ("mixture" in name), (name, k)
     assert float(row["decodes_per_image"]) == (2 if "mixture" in name else 1)
     if bounded:
       assert float(row["iwae"]) >= float(row["elbo"])
@@ -656,7 +662,7 @@ def test_markdown(folder):
     "`epanechnikov/evae`: weights recon 32, kernel 1;",
     "on the features random_conv_f224_s0: those that",
     "![](front.png)",
-    "Warning: the Frechet distances are of 8 images, under 2048",
+    "Warning: The Frechet distances are of 8 images, under 2,048",
     "The loss of `evae` is not a bound of ln p(x)",
     "random_conv_f",
     "never an FID",
@@ -734,17 +740,18 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
   # other options, would not learn the very same bits.
   (run / "eval").mkdir()
   shutil.copy(kept, run / "eval")
-  own = eval_inputs.EvalInputs(run, settings.base().eval)
+  own = eval_inputs.open_run(run, settings.base().eval)
   found = json.loads((run / evaluate_run.RESULTS).read_text())
-  assert found["protocol"]["features"] == own.features.name
-  assert found["protocol"]["features_sha256"] == own.features.sha256
+  assert found["protocol"]["features"] == own.features.extract.name
+  assert found["protocol"]["features_sha256"] == own.features.extract.sha256
   assert found["protocol"]["used_images"] == len(own.images) == 332
-  model, real = own.model, own.look(own.images.x).features
+  model, real = own.model, own.image_stats(own.images.x).features
+  key = jax.random.key(evaluate_run.SAMPLES_KEY)
   for kind, made in {
     "reconstructions": model.reconstruct(own.images.x),
-    "samples": model.sample(jax.random.key(evaluate_run.KEY), 332),
+    "prior": model.sample(key, 332),
   }.items():
-    seen = own.look((332, lambda rows, made=made: made[rows])).features
+    seen = own.image_stats((332, lambda rows, made=made: made[rows])).features
     a, b = (np.asarray(v, np.float64) for v in (real, seen))
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     # The trace of the root, by eigenvalues: these moments may be singular.
@@ -753,6 +760,17 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
     fd -= 2 * roots.sum()
     got = found["numbers"][f"fd_classifier_f64_s0_{kind}"]
     assert got == pytest.approx(fd, rel=1e-3)
+  # The same images in another order: what is not drawn is evaluate's.
+  measured = run_metrics.EvalRun(own)
+  measured.reconstructions()
+  measured.latents(jax.random.key(0))
+  drawn = {"kl", "mutual_information", "population_kl"}
+  drawn |= {"total_correlation", "dimension_kl"}
+  names = measured.numbers.values.keys()
+  assert {"mae", "psnr", "active_units", *drawn} <= names
+  for name in names - drawn:
+    got = found["numbers"][name]
+    assert got == pytest.approx(measured.numbers.values[name], rel=1e-4), name
   before = kept.stat().st_mtime_ns
   flags[flags.index(f"--families={families[0]}")] = (
     f"--families={','.join(families)}"

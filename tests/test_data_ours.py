@@ -12,7 +12,7 @@ from conftest import flat, save_run, state_of
 from PIL import Image
 from test_data_sources import images, pixels, says, section
 
-from gamix_jax import build, data, figures, marks, pictures
+from gamix_jax import build, data, marks, pictures, plots
 from gamix_jax.data import folder as folder_lib
 from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
@@ -89,7 +89,7 @@ def test_generated_images_and_figures_are_left_out(tmp_path, caplog):
   pictures.save_png(tmp_path / "grid.png", pictures.grid(noise(4), 2))
   from matplotlib.figure import Figure
 
-  figures.save(Figure(), tmp_path / "compare.png")
+  plots.save(Figure(), tmp_path / "compare.png")
   with caplog.at_level(logging.INFO, "gamix_jax"):
     assert colours(tmp_path) == want
   assert "(1): fake" in caplog.text

@@ -45,9 +45,7 @@ def judged(run, **own):
   e = settings.base()
   e.eval.update(QUICK | own)
   settings.check(e)
-  measured = run_metrics.EvalRun(
-    eval_inputs.EvalInputs(run, e.eval), lambda line: None
-  )
+  measured = run_metrics.evaluate(eval_inputs.open_run(run, e.eval))
   report.write(run / "eval", measured)
   text = (run / "eval" / "metrics.json").read_text()
   assert "NaN" not in text and "Infinity" not in text
@@ -201,7 +199,7 @@ def test_a_map_and_a_page_of_images_that_are_all_the_same(tmp_path):
 
 def test_one_image_is_no_page(tmp_path):
   model = gamix_jax.load(make(tmp_path / "a", noise(1), noise(6)))
-  with pytest.raises(UserError, match="wants 2 held-out images"):
+  with pytest.raises(UserError, match="needs 2 held-out images"):
     view.View(model, view.held_out(model))
 
 

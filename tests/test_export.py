@@ -243,15 +243,15 @@ def test_safetensors_are_the_model_bit_for_bit(run, model, exported, images):
   from safetensors.numpy import load_file
 
   arrays = load_file(exported / "model.safetensors")
-  params = signatures.variables(model)["vae"]["params"]
+  params = model.variables["vae"]["params"]
   kernel = params["decoder"]["dense"]["kernel"]
   name = "vae.params.decoder.dense.kernel"
   np.testing.assert_array_equal(arrays[name], kernel)
   # What is exported into a workdir is not opened in its checkpoints' place.
   raw = gamix_jax.load(run, "raw")
   exporting.export(raw, "model", "safetensors", run)
-  opened = signatures.variables(gamix_jax.load(run))
-  conftest.assert_same(opened, signatures.variables(model))
+  opened = gamix_jax.load(run).variables
+  conftest.assert_same(opened, model.variables)
 
 
 def test_parts_hold_their_arrays(model, tmp_path):

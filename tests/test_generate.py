@@ -14,9 +14,9 @@ from PIL import Image
 from program import ROOT, assert_refused
 
 import gamix_jax
-from gamix_jax import build, pictures
+from gamix_jax import build, pictures, plots
 from gamix_jax.errors import UserError
-from gamix_jax.generate import figure, renderers, select_images
+from gamix_jax.generate import renderers, select_images
 from gamix_jax.generate.__main__ import USES
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -79,13 +79,13 @@ def make(run, what, out, *, raw=False, **asked):
 )
 def test_figures(run, tmp_path, monkeypatch, what, asked, rows, columns):
   seen = []
-  save = figure.save
+  save = plots.image_grids
 
   def look(path, strips, *words):
     seen.append((strips, words))
     save(path, strips, *words)
 
-  monkeypatch.setattr(figure, "save", look)
+  monkeypatch.setattr(plots, "image_grids", look)
   make(run, what, tmp_path / "a.png", **asked)
   assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
   (strip,), (title, *_) = seen[0]

@@ -285,7 +285,7 @@ def assert_read_its_rows(events, images, run, host):
   trained = read - set(of_test)
   assert set.union(*mine[:3]) <= trained <= set.union(*mine)
   # Those in pictures, which every process draws, and its rows of the numbers.
-  shown = set(of_test[: validation.SPAN])
+  shown = set(of_test[: validation.PICTURED])
   looked_at = range(min(c.eval_images, len(test)))
   assert shown <= read
   assert read & set(of_test) <= shown | {

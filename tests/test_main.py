@@ -54,7 +54,8 @@ TRAINING = {
   *("speed/images_per_second", "input/wait_fraction"),
 }
 HELD_OUT = {
-  f"eval/{k}" for k in ("mae", "psnr", "elbo", "iwae", "kl", "population_kl")
+  f"eval/{k}"
+  for k in ("mae", "psnr", "elbo", "iwae", "kl", "population_kl_gaussian")
 } | {"eval/mutual_information", "eval/active_units"}
 
 

@@ -10,8 +10,10 @@ import scipy.linalg
 import scipy.signal
 from scipy import stats
 
-from gamix_jax import metrics
+from gamix_jax import metrics, progress
 from gamix_jax.errors import UserError
+from gamix_jax.evaluate import settings
+from gamix_jax.metrics import specs
 from gamix_jax.posterior import Gaussian, Mixture
 
 LAPLACE = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
@@ -361,6 +363,70 @@ def test_latent_report():
   var = np.array([[1, 1e-3, 1], [1, 1e-3, 1], [1, 1, 1]])
   got = metrics.latent_report(mean, var)
   assert got == {"active_units": 1.0, "collapsed_fraction": 2 / 9}
+
+
+def test_total_variance():
+  """Of a mixture by its second moment; of one component its own."""
+  q = mixture()
+  pi, mu, var = (np.asarray(v, np.float64) for v in q.components())
+  mean = np.sum(pi[..., None] * mu, axis=1)
+  second = np.sum(pi[..., None] * (var + np.square(mu)), axis=1)
+  want = second - np.square(mean)
+  np.testing.assert_allclose(metrics.total_variance(q), want, rtol=1e-4)
+  alone = gaussian(mu[:, 0], np.log(var[:, 0]))
+  np.testing.assert_allclose(
+    metrics.total_variance(alone), var[:, 0], rtol=1e-6
+  )
+
+
+def test_mixture_report():
+  """Of equal weights all components are used, of one-hot weights one."""
+  weights = np.array([[0.25] * 4, [1, 0, 0, 0]])
+  var = np.ones((2, 4, 3))
+  var[0, 0, :2] = var[1, 0] = 1e-3  # of weights 1/4 and 1
+  got = metrics.mixture_report(weights, var)
+  assert got["effective_components"] == pytest.approx((4 + 1) / 2)
+  assert got["collapsed_components"] == pytest.approx((2 / 3 / 4 + 1) / 2)
+
+
+def test_by_activity():
+  mean = np.array([[0.0, 3, 1], [0, -3, -1], [0, 0, 0]])
+  assert list(metrics.by_activity(mean)) == [1, 2, 0]
+
+
+# ------------------------------------------------------------ the table
+
+
+@pytest.mark.parametrize(
+  ("name", "section", "title"),
+  [
+    ("mae", "Reconstructions", "absolute error ↓"),
+    ("fd_reconstructions", "Reconstructions", "fd of reconstructions ↓"),
+    ("fid_prior", "Samples", "fid of samples, prior ↓"),
+    ("kd_a_b_gmm", "Samples", "kd_a_b of samples, gmm ↓"),
+    ("sharpness_images", "Reconstructions", "sharpness of images"),
+    ("sharpness_vamp", "Samples", "sharpness of samples, vamp"),
+    ("iwae_bits_per_dim", "Likelihood", "iwae, bits per dimension ↓"),
+    ("auroc_elbo", "Anomalies", "AUROC, elbo ↑"),
+  ],
+)
+def test_the_table_has_names_of_all_kinds(name, section, title):
+  spec = specs.find(name)
+  assert (spec.section, spec.title(name)) == (section, title)
+
+
+def test_the_table_knows_every_source_and_what_the_training_prints():
+  assert set(specs.SAMPLE_SETS) == {"training_images", *settings.SOURCES}
+  for name in progress.HELD_OUT:
+    specs.find(name)
+  with pytest.raises(KeyError):
+    specs.find("maes")
+
+
+def test_names_by_metric_are_in_the_tables_order():
+  names = ["knn", "sharpness_images", "mae", "sharpness_reconstructions"]
+  got = specs.by_spec(names)
+  assert list(got.values()) == [["mae"], names[1::2], ["knn"]]
 
 
 def test_sparseness():  # P10

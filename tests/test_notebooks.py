@@ -26,7 +26,7 @@ from PIL import Image
 from program import ROOT, SMALL, rows
 
 import gamix_jax
-from gamix_jax import build, notebook, pictures, progress
+from gamix_jax import build, notebook, pictures, plots, progress
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
 from gamix_jax.notebook import panels
@@ -147,7 +147,11 @@ def test_training_is_watched_and_continued(executed):
   assert "Continuing at step 3." in text(book["resume"])
   for cell in ("train", "resume"):
     (panel,) = images(book[cell])  # one, redrawn
-    assert panel.shape == (*(int(s * panels.DPI) for s in panels.SIZE[::-1]), 4)
+    height, width = plots.PROGRESS_SIZE[::-1]
+    assert panel.shape[:2] == (
+      int(height * plots.PROGRESS_DPI),
+      int(width * plots.PROGRESS_DPI),
+    )
   (last,) = images(book["end"])
   wanted = Image.open(run / "images" / "interpolation_0000003.png")
   np.testing.assert_array_equal(last, np.asarray(wanted))
@@ -286,10 +290,9 @@ def test_panels_of_a_workdir_at_any_time(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(torn)
   found = panels.rows(tmp_path)
   assert found == lines
-  curves = list(
-    panels._curves(found, ("vae/recon", "disc/real", "posterior/kl"))
-  )
-  assert curves == [("recon", [5, 9], [1.0, 0.5]), ("real", [9], [0.6])]
+  terms = ("vae/recon", "disc/real", "posterior/kl")
+  curves = panels._curves(found, terms)
+  assert curves == {"recon": ([5, 9], [1.0, 0.5]), "real": ([9], [0.6])}
   title = panels._title(tmp_path, found)
   assert title.endswith("step 9; held out at 9: mae 0.25  kl 4.5")
   numbers = drawn()

@@ -29,6 +29,7 @@ from gamix_jax import build, config, objectives, step
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import UserError
 from gamix_jax.modality import to_float
+from gamix_jax.networks import PatchDiscriminator
 
 BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
@@ -494,7 +495,7 @@ def test_real_and_fake_apart_are_both_at_once(norm, monkeypatch):
     model__discriminator_strides=(2, 1, 1),
   )
   apart, cheap = compiled_gradients(c)
-  monkeypatch.setattr(step, "JOINT_NORMS", (norm,))
+  monkeypatch.setattr(PatchDiscriminator, "joint", True)
   joint, dear = compiled_gradients(c)
   assert_close(apart, joint, 2e-5)
   assert cheap < dear

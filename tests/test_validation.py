@@ -11,6 +11,7 @@ from conftest import alone, elbo, flat, small, state_of
 from program import QUICK, rows
 
 from gamix_jax import build, data, mesh, metrics, train, validation
+from gamix_jax.metrics import specs
 from gamix_jax.posterior import EVAEPosterior, Gaussian, Mixture
 
 
@@ -67,8 +68,10 @@ def test_draws(examiner):
   a, b = one.numbers(state), four.numbers(state)
   assert a["eval/iwae"] == pytest.approx(a["eval/elbo"], rel=1e-5)
   assert b["eval/iwae"] > b["eval/elbo"] + 1e-3
+  for name in a:
+    specs.find(name.removeprefix("eval/"))
   # What is not drawn is the same; what is, is about the same.
-  for name in ("eval/mae", "eval/psnr", "eval/population_kl"):
+  for name in ("eval/mae", "eval/psnr", "eval/population_kl_gaussian"):
     assert a[name] == pytest.approx(b[name], rel=1e-5)
   assert a["eval/active_units"] == b["eval/active_units"]
 
@@ -179,7 +182,7 @@ def test_too_few_images_for_the_population_kl(
   assert made.left_out.endswith(words) and "\n" not in made.left_out
   assert bool(made.left_out) == bool(words)
   found = made.numbers(state)
-  assert ("eval/population_kl" in found) == (not words)
+  assert ("eval/population_kl_gaussian" in found) == (not words)
   assert all(np.isfinite(v) for v in found.values())
 
 
@@ -190,7 +193,7 @@ def test_no_word_where_the_family_has_no_population_kl(examiner):
     **{"prior__name": "vamp", "prior__components": 2},
   )
   assert made.left_out == ""
-  assert "eval/population_kl" not in made.numbers(state)
+  assert "eval/population_kl_gaussian" not in made.numbers(state)
 
 
 def test_training_says_it_once(tmp_path, capsys, monkeypatch):
@@ -204,11 +207,11 @@ def test_training_says_it_once(tmp_path, capsys, monkeypatch):
     data__source="synthetic",
   )
   train.train(c, str(tmp_path / "run"))
-  assert capsys.readouterr().out.count("eval/population_kl") == 1
+  assert capsys.readouterr().out.count("eval/population_kl_gaussian") == 1
   logged = [row for row in rows(tmp_path / "run") if "eval/kl" in row]
   assert len(logged) == 2
   for row in logged:
-    assert "eval/population_kl" not in row and None not in row.values()
+    assert "eval/population_kl_gaussian" not in row and None not in row.values()
 
 
 def test_gaussian_kl_by_monte_carlo():

@@ -17,11 +17,6 @@ COLUMNS, LINES = 16, 2  # of images in a picture, of each kind
 DPI = 100
 
 
-def floats(x: np.ndarray) -> np.ndarray:
-  """uint8 to [-1, 1]."""
-  return np.asarray(x, np.float32) / 127.5 - 1
-
-
 class Judge:
   """Of one task's images.
 
@@ -36,7 +31,7 @@ class Judge:
 
     There is none for images without labels, or of one class.
     """
-    self._images, self._test = images, floats(images.test)
+    self._images, self._test = images, pictures.to_float(images.test)
     self.extractors, self.accuracy = {}, None
     labels = images.train_labels[:CLASSIFIED]
     for name in features:
@@ -66,7 +61,7 @@ class Judge:
       raise ValueError(
         f"{reconstructions.shape} and {samples.shape} are not {wanted}"
       )
-    made, drawn = floats(reconstructions), floats(samples)
+    made, drawn = pictures.to_float(reconstructions), pictures.to_float(samples)
     found = {}
     for name, extract in self.extractors.items():
       real, of_drawn = self._real[name], extract(drawn)
@@ -86,7 +81,7 @@ def picture(path: Path, kinds: Mapping[str, np.ndarray]) -> None:
     OSError: it cannot be written.
   """
   grids = {
-    k: pictures.grid(floats(v[: COLUMNS * LINES]), COLUMNS)
+    k: pictures.grid(pictures.to_float(v[: COLUMNS * LINES]), COLUMNS)
     for k, v in kinds.items()
   }
   height, width = next(iter(grids.values())).shape[:2]

@@ -1,8 +1,7 @@
-"""Families and objectives trained alike and judged alike.
+"""Trains several families and objectives alike, and judges them alike.
 
-families   what a name such as mixture:4/gamix:quadratic stands for
-judge      one run: trained, or gone on with, and its numbers
-loop       all runs, one after the other
-report     the table, its numbers as CSV, the protocol
-figure     the same as a picture
+families       what a name such as mixture:4/gamix:quadratic stands for
+evaluate_run   one run: trained, or continued, and measured as by `evaluate`
+loop           all runs, one after another
+report         the table, its protocol, a CSV and figures
 """

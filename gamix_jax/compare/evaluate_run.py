@@ -1,4 +1,4 @@
-"""One run of a comparison: trained or gone on with, and its numbers."""
+"""One run of a comparison: trained, or continued, and measured."""
 
 import importlib.metadata
 import json
@@ -13,31 +13,22 @@ from PIL import Image
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import (
-  data,
-  inference,
-  metrics,
-  pictures,
-  step,
-  train,
-  train_metrics,
-  workdir,
-)
+from gamix_jax import data, inference, pictures, step, train, workdir
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
+from gamix_jax.evaluate.eval_inputs import EvalInputs, Features, Images
+from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.files import write_text
-from gamix_jax.inference.fitting import read_images
-from gamix_jax.metrics.distances import NEIGHBOURS
-from gamix_jax.posterior import POSTERIORS
 from gamix_jax.writer import rows
 
 RESULTS = "results.json"
-STRIP = "strip.png"  # reconstructions of SHOWN held-out images, SHOWN samples
-ORIGINALS = "originals.png"  # those images
+FORMAT = 2  # of that file; the runs of another one are judged again
+STRIP = "strip.png"  # SHOWN reconstructions, then SHOWN samples
+ORIGINALS = "originals.png"  # the images of these reconstructions
 SHOWN = 8
-TRAINED = ("elbo", "iwae", "mae", "psnr")  # as the training's evaluation says
-HEALTH = ("active_units", "collapsed_fraction", "effective_components")
-KEY = 20  # of the samples; the same for every family and seed
+BOUNDS = ("elbo", "iwae")  # as the training's last validation found them
+SAMPLES_KEY = 20  # the same for every family and seed
+SURGERY_KEY = 21
 
 PROTOCOL = {
   *("train_images", "held_out_images", "used_images", "parameters"),
@@ -49,12 +40,14 @@ Result = dict[str, Any]
 
 
 def finished(folder: Path, config: ConfigDict) -> Result | None:
-  """What `run` came to, if it did and with this very config."""
+  """The result of a run that is finished, by this very config; else None."""
   path = folder / RESULTS
   if not path.is_file():
     return None
   try:
     result = json.loads(path.read_bytes())
+    if result["format"] != FORMAT:
+      return None
     # As a saved config is read: a key that is newer has its default.
     was = configs.from_json(json.dumps(result["config"]), str(path))
     numbers = {k: float(v) for k, v in result["numbers"].items()}
@@ -65,7 +58,7 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
     for name in (STRIP, ORIGINALS):
       with Image.open(folder / name) as image:
         image.load()
-  # Of another version, or damaged, which comes out in many ways.
+  # Of another version, or damaged, which raises all kinds of errors.
   except Exception:
     return None
   if workdir.changed(was, config):
@@ -73,29 +66,29 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
   return result | {"numbers": numbers}
 
 
-def extractor(config: ConfigDict, cache: Path) -> Any:
-  """The features of images that `evaluate` chooses by itself: its very ones.
+def features(config: ConfigDict, cache: Path) -> Features:
+  """The features of images that `evaluate` chooses by default.
 
   Args:
     config: of any of the runs; all have the same data.
     cache: a folder where a trained classifier is kept.
 
   Raises:
-    UserError: as `data.open_dataset`; images too small.
+    UserError: as `data.open_dataset`.
   """
   own = settings.base().eval
   train_set = data.open_dataset(config.data, "train", config.seed)
-  images = eval_inputs.some_images(train_set, own.train_images, own.seed)
-  return eval_inputs.extractor("auto", images, own.seed, cache)
+  images = eval_inputs.random_images(train_set, own.train_images, own.seed)
+  return eval_inputs.choose_features(own, images, cache)
 
 
-def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
+def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
   """Trains what is left to train, and judges it.
 
   Args:
     folder: the run's workdir, as of `python -m gamix_jax.main`.
     config: checked.
-    features: of `extractor`; the same for all runs.
+    features: the same for all runs, see the function `features`.
 
   Returns:
     What is in its `results.json` from then on: config, numbers, protocol.
@@ -108,23 +101,22 @@ def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
   if not trained:
     return None
   test_set = data.open_dataset(config.data, "test", config.seed)
-  n = min(config.eval_images, len(test_set))
-  images, _ = read_images(test_set, range(n))
+  images = eval_inputs.first_images(test_set, config.eval_images)
   model = inference.load(folder)
-  numbers = {k: trained.get(f"eval/{k}") for k in TRAINED}
-  numbers |= _judge(model, images, folder, features)
-  numbers["sec_per_step"] = _seconds_a_step(folder, config.data.batch_size)
+  bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
+  numbers = {k: v for k, v in bounds.items() if v is not None}
+  numbers |= _measure(
+    EvalInputs(model, settings.base().eval, features, images), folder
+  )
+  numbers["sec_per_step"] = _seconds_per_step(folder, config.data.batch_size)
   result = {
+    "format": FORMAT,
     "config": json.loads(configs.to_json(config)),
-    "numbers": {
-      k: float(v)
-      for k, v in numbers.items()
-      if v is not None and np.isfinite(v)
-    },
-    "protocol": _protocol(config, model, n, len(test_set))
+    "numbers": {k: float(v) for k, v in numbers.items() if np.isfinite(v)},
+    "protocol": _protocol(config, model, images)
     | {
-      "features": features.name,
-      "features_sha256": getattr(features, "sha256", None),
+      "features": features.protocol["features"],
+      "features_sha256": features.protocol.get("features, sha256"),
     },
   }
   write_text(folder / RESULTS, json.dumps(result, indent=1) + "\n")
@@ -132,55 +124,26 @@ def run(folder: Path, config: ConfigDict, features: Any) -> Result | None:
   return result
 
 
-def _judge(
-  model: inference.Model, images: np.ndarray, folder: Path, features: Any
-) -> dict[str, float]:
-  """Numbers of held-out images, uint8 [n, h, w, c]; two pictures."""
-  n, config = len(images), model.config
-  q = model.encode(images)
-  latents = {
-    "reconstructions": np.asarray(q.mean()),
-    "samples": model.draw_latents(jax.random.key(KEY), n),
-  }
-  seen = {"held_out": eval_inputs.look(images, features)}
-  for kind, z in latents.items():
-    source = n, lambda rows, z=z: model.decode(z[rows])
-    seen[kind] = eval_inputs.look(source, features)
-  first = np.concatenate([seen[kind].shown[:SHOWN] for kind in latents])
-  pictures.save_png(folder / STRIP, pictures.grid(first, len(first)))
-  originals = seen["held_out"].shown[:SHOWN]
-  pictures.save_png(folder / ORIGINALS, pictures.grid(originals, SHOWN))
-
-  numbers = {f"sharpness_{k}": np.mean(v.sharpness) for k, v in seen.items()}
-  real = seen["held_out"].features
-  if n > 1:
-    for kind in latents:
-      numbers[f"fd_{features.name}_{kind}"] = metrics.frechet_distance(
-        real, seen[kind].features
-      )
-  if n > NEIGHBOURS:
-    shares = metrics.prdc(real, seen["samples"].features, NEIGHBOURS)
-    numbers |= {f"{k}_samples": v for k, v in shares.items()}
-  health = train_metrics.posterior(q)
-  numbers |= {k: health.get(f"posterior/{k}") for k in HEALTH}
-  if q.has_finite_elbo:
-    pieces = metrics.surgery(
-      q,
-      jax.random.key(KEY + 1),
-      log_prior=model._device.with_prior(q).log_prior,
-    )
-    for name in ("mutual_information", "population_kl"):
-      numbers[name] = pieces[name]
-  if POSTERIORS[config.posterior.name].family.discrete:
-    numbers |= metrics.sparseness(q.mean())
-  one = model.encode(images[:1])
-  z, _ = one.sample(jax.random.key(0), config.objective.num_samples)
-  numbers["decodes_per_image"] = len(z)
-  return numbers
+def _measure(inputs: EvalInputs, folder: Path) -> dict[str, float]:
+  """Measures as `evaluate` does; also writes two pictures."""
+  model, n = inputs.model, len(inputs.images)
+  measured = EvalRun(inputs)
+  measured.reconstructions()
+  z = model.draw_latents(jax.random.key(SAMPLES_KEY), n)
+  measured.samples("prior", z)
+  measured.latents(jax.random.key(SURGERY_KEY), at_most=None)
+  first = {k: x[:SHOWN] for k, x in measured.shown.items()}
+  made = np.concatenate([first["reconstructions"], first["prior"]])
+  pictures.save_png(folder / STRIP, pictures.grid(made, len(made)))
+  originals = pictures.grid(first["originals"], SHOWN)
+  pictures.save_png(folder / ORIGINALS, originals)
+  one = model.encode(inputs.images.x[:1])
+  z, _ = one.sample(jax.random.key(0), model.config.objective.num_samples)
+  return measured.numbers.values | {"decodes_per_image": len(z)}
 
 
-def _seconds_a_step(folder: Path, batch_size: int) -> float:
-  """The median over the log's rows, of which the first has the compiling."""
+def _seconds_per_step(folder: Path, batch_size: int) -> float:
+  """The median over the log's rows but the first, which has compilation."""
   speed = [
     row["speed/images_per_second"]
     for row in rows(folder / "metrics.jsonl")
@@ -189,16 +152,18 @@ def _seconds_a_step(folder: Path, batch_size: int) -> float:
   return batch_size / float(np.median(speed[1:] or speed or math.nan))
 
 
-def _protocol(config, model, used, held_out) -> dict[str, Any]:
-  """What the numbers were made on and with."""
+def _protocol(
+  config: ConfigDict, model: inference.Model, images: Images
+) -> dict[str, Any]:
+  """The data, the networks' sizes, the versions and the devices."""
   state = jax.eval_shape(partial(step.init, model.recipe))
   parts = dict(state.vae.params) | {"discriminator": state.disc.params}
   section = config.data.copy_and_resolve_references()
   section.cache = "none"  # only counted
   return {
     "train_images": len(data.open_dataset(section, "train", config.seed)),
-    "held_out_images": held_out,
-    "used_images": used,
+    "held_out_images": images.total,
+    "used_images": len(images),
     "parameters": {
       k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in parts.items()
     },

@@ -1,4 +1,4 @@
-"""All runs of a comparison, one after the other."""
+"""All runs of a comparison, one after another."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ def planned(
     root: the comparison's folder.
 
   Raises:
-    UserError: one of the families is none, or there twice; images too small
-      for the features.
+    UserError: a family that there is not, or one given twice; images too
+      small for the features.
   """
-  metrics.random_features(image_shape(config))  # or says how large they are
+  metrics.random_features(image_shape(config))  # refuses small images
   runs: Runs = {}
   for k in range(seeds):  # all families once before any of them twice
     fingerprint = _fingerprint(config.data, config.seed + k)
@@ -49,10 +49,10 @@ def planned(
 def compare(
   config: ConfigDict, families: Sequence[str], seeds: int, root: Path
 ) -> None:
-  """Trains and judges what is not done yet, and writes the report.
+  """Trains and judges the runs that are not done yet; writes the report.
 
-  The report is written after every run, so there is always one of what is
-  done. A signal ends the comparison; it can be continued.
+  The report is written after every run. A signal ends the comparison; the
+  same call continues it.
 
   Args:
     config: see `planned`.
@@ -62,7 +62,7 @@ def compare(
 
   Raises:
     UserError: as `planned`, or as `train.train`; folders of another
-      comparison are refused before anything is trained.
+      comparison are refused before any training.
   """
   runs = planned(config, families, seeds, root)
   for folder, one in runs.values():
@@ -75,7 +75,7 @@ def compare(
 
 
 def _fingerprint(section: ConfigDict, seed: int) -> str:
-  """Of the images that all runs of a seed have to have."""
+  """The fingerprint of the images that all runs of a seed must have."""
   if section.fingerprint == data.ANY_FINGERPRINT:
     return data.ANY_FINGERPRINT
   section = dict(section, cache="none")  # nothing is decoded for it
@@ -89,15 +89,13 @@ def _run_all(
 ) -> None:
   done = {k: evaluate_run.finished(*run) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
-  features = (
-    None if all(done.values()) else evaluate_run.extractor(shared, root)
-  )
+  features = None if all(done.values()) else evaluate_run.features(shared, root)
   for i, ((spec, seed), run) in enumerate(runs.items(), 1):
     if done[spec, seed]:
       continue
     print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
     done[spec, seed] = evaluate_run.run(*run, features)
-    with Preemption() as preemption:  # a report is not left in the middle
+    with Preemption() as preemption:  # a report is written whole
       if done[spec, seed]:
         report.write(root, shared, families, runs, done)
     if preemption.requested or not done[spec, seed]:

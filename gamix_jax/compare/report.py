@@ -1,4 +1,4 @@
-"""A comparison as a table, as numbers, and its protocol."""
+"""The report of a comparison: a table, its protocol, a CSV and figures."""
 
 import csv
 import io
@@ -6,163 +6,29 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from gamix_jax import files, metrics, objectives
-from gamix_jax.compare import figure
+from gamix_jax import files, objectives, plots
+from gamix_jax.compare.evaluate_run import ORIGINALS, STRIP
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.evaluate import settings
+from gamix_jax.evaluate.report import markdown_table
+from gamix_jax.evaluate.run_metrics import few_images
 from gamix_jax.metrics.distances import NEIGHBOURS
+from gamix_jax.metrics.specs import MetricSpec, by_spec, find
 
 TABLE, NUMBERS, FIGURE = "compare.md", "compare.csv", "compare.png"
 FRONT = "front.png"
 DIGITS = 4  # of a mean that are shown
+OF_RECONSTRUCTIONS = "sharpness_reconstructions"
+OF_IMAGES = "sharpness_images"  # a line in the panel of that
+# Metrics that have a panel in the figure, besides the Frechet distances.
+PANELS = (
+  *("mae", OF_RECONSTRUCTIONS, "elbo", "iwae", "active_units"),
+  "sec_per_step",
+)
 
 Key = tuple[str, int]  # family, seed
-
-
-class MetricSpec(NamedTuple):
-  """A line of the table.
-
-  Attributes:
-    key: of it in a run's numbers.
-    label: for people, with an arrow to the better side where there is one.
-    meaning: in a sentence, with its unit.
-    panel: whether the figure has it.
-  """
-
-  key: str
-  label: str
-  meaning: str
-  panel: bool = False
-
-
-def quantities(features: str) -> list[MetricSpec]:
-  """All of them, in order; `features` is the extractor's name."""
-  fd = f"fd_{features}"
-  kind = "a fixed random network's"
-  if features.startswith("classifier"):
-    kind = "of a small classifier that learned the training images' labels"
-  of_fd = (
-    f"squared Frechet distance on the features {features}, {kind} (never an "
-    "FID; compare with numbers of the same features, data and count only)"
-  )
-  shares = {
-    "precision": "share of prior samples within the held-out images' reach",
-    "recall": "share of held-out images within the prior samples' reach",
-    "density": "held-out images in whose reach a prior sample is, mean, over "
-    f"{NEIGHBOURS}",
-    "coverage": "share of held-out images with a prior sample in their reach",
-  }
-  return [
-    MetricSpec(
-      "elbo",
-      "ELBO ↑",
-      "true lower bound of ln p(x), nats an image, for the likelihood that "
-      "the reconstruction's weight stands for; none for a family whose "
-      "densities give no finite bound",
-      True,
-    ),
-    MetricSpec(
-      "iwae",
-      "IWAE bound ↑",
-      "importance-weighted bound of `eval_draws` draws (of a mixture: of each "
-      "component, stratified), nats an image",
-      True,
-    ),
-    MetricSpec(
-      "mae",
-      "absolute error ↓",
-      "of reconstructions from q's mean, pixels in [-1, 1]",
-      True,
-    ),
-    MetricSpec("psnr", "PSNR ↑", "of the same reconstructions, dB"),
-    MetricSpec(
-      "sharpness_reconstructions",
-      "sharpness, reconstructions",
-      "variance of the Laplacian, pixels in [0, 1]; best is what held-out "
-      "images have, not more",
-      True,
-    ),
-    MetricSpec(
-      "sharpness_samples", "sharpness, samples", "the same of prior samples"
-    ),
-    MetricSpec(
-      "sharpness_held_out", "sharpness, held out", "the same of the images"
-    ),
-    MetricSpec(
-      f"{fd}_samples",
-      f"{fd}, samples ↓",
-      f"prior samples against held-out images, {of_fd}",
-      True,
-    ),
-    MetricSpec(
-      f"{fd}_reconstructions",
-      f"{fd}, reconstructions ↓",
-      "held-out images' reconstructions against those images, as above",
-      True,
-    ),
-    *(
-      MetricSpec(
-        f"{name}_samples",
-        f"{name}, samples ↑",
-        f"{meaning}, which is the distance of neighbour {NEIGHBOURS} on the "
-        "same features",
-      )
-      for name, meaning in shares.items()
-    ),
-    MetricSpec(
-      "active_units",
-      "active units",
-      "latents whose posterior mean varies over images by more than 0.01",
-      True,
-    ),
-    MetricSpec(
-      "collapsed_fraction",
-      "collapsed share",
-      "of the posteriors' variances: those under 0.01",
-    ),
-    MetricSpec(
-      "effective_components",
-      "effective components",
-      "of a mixture: exp of the mean image's weights' entropy, averaged",
-    ),
-    MetricSpec(
-      "lifetime_sparseness",
-      "lifetime sparseness",
-      "of rates: 1 of a latent that one image alone uses, 0 of one that all "
-      "use alike",
-    ),
-    MetricSpec(
-      "population_sparseness",
-      "population sparseness",
-      "the same of an image over the latents",
-    ),
-    MetricSpec(
-      "mutual_information",
-      "mutual information",
-      "of image and code over the images used, nats; at most ln of their "
-      "count. Mean KL(q(z|x) || p) is this plus the next",
-    ),
-    MetricSpec(
-      "population_kl",
-      "population's KL ↓",
-      "KL(q(z) || p), q(z) the population of the images used, nats; estimated "
-      "from one draw an image, whose noise may take it under 0",
-    ),
-    MetricSpec(
-      "sec_per_step",
-      "seconds a step ↓",
-      "median over the training's log without its first row; of this machine "
-      "and its load, and no part of what a seed decides",
-      True,
-    ),
-    MetricSpec(
-      "decodes_per_image",
-      "decoder calls a step",
-      "draws that a step decodes for each image, in one batch",
-    ),
-  ]
 
 
 # ---------------------------------------------------------- numbers
@@ -176,7 +42,7 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def cell(values: Sequence[float]) -> str:
-  """`mean ± spread` with the mean's digits; `-` of no values."""
+  """`mean ± deviation` with the mean's digits; `-` of no values."""
   if not values:
     return "-"
   mean, sd = spread(values)
@@ -190,46 +56,46 @@ def cell(values: Sequence[float]) -> str:
   return f"{mean:{shown}}" + ("" if sd is None else f" ± {sd:{shown}}")
 
 
-def of_family(done: Mapping[Key, Any], spec: str, key: str) -> list[float]:
-  """A quantity's values of the family's finished runs that have it."""
+def values_of(done: Mapping[Key, Any], spec: str, name: str) -> list[float]:
+  """A metric's values, of the family's finished runs that have it."""
   return [
-    result["numbers"][key]
+    result["numbers"][name]
     for (family, _), result in done.items()
-    if family == spec and result and key in result["numbers"]
+    if family == spec and result and name in result["numbers"]
   ]
 
 
 def to_csv(
-  columns: Sequence[MetricSpec],
-  done: Mapping[Key, Any],
-  families: Sequence[str],
+  names: Sequence[str], done: Mapping[Key, Any], families: Sequence[str]
 ) -> str:
-  """A row for each finished run, its raw numbers; empty where there is none."""
+  """A row for each finished run; a metric that it does not have is empty."""
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(["family", "seed", *(q.key for q in columns)])
+  writer.writerow(["family", "seed", *names])
   for spec in families:
     for (family, seed), result in done.items():
       if family == spec and result:
-        values = [result["numbers"].get(q.key, "") for q in columns]
+        values = [result["numbers"].get(name, "") for name in names]
         writer.writerow([spec, seed, *values])
   return out.getvalue()
 
 
 def table(
-  lines: Sequence[MetricSpec], done: Mapping[Key, Any], families: Sequence[str]
+  names: Sequence[str], done: Mapping[Key, Any], families: Sequence[str]
 ) -> str:
-  """Markdown: a line for each quantity, a column for each family."""
-  rows = [["", *families], ["---"] + ["---:"] * len(families)]
-  for q in lines:
-    cells = [cell(of_family(done, spec, q.key)) for spec in families]
-    rows.append([q.label, *cells])
+  """Markdown: a line for each metric, a column for each family."""
+  rows = []
+  for name in names:
+    cells = [cell(values_of(done, spec, name)) for spec in families]
+    rows.append([find(name).title(name), *cells])
   counts = []
   for spec in families:
     of = [result for (family, _), result in done.items() if family == spec]
     counts.append(f"{sum(r is not None for r in of)} of {len(of)}")
   rows.append(["seeds", *counts])
-  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+  return markdown_table(
+    ["", *families], ["---", *["---:"] * len(families)], rows
+  )
 
 
 # ---------------------------------------------------------- the protocol
@@ -301,12 +167,7 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
     )
   if used < 2:
     yield "Not defined: the Frechet distances need 2 images or more."
-  elif used < metrics.ENOUGH_IMAGES:
-    yield (
-      f"Warning: the Frechet distances are of {used} images, under "
-      f"{metrics.ENOUGH_IMAGES}: biased upwards, to be compared with one "
-      "another only."
-    )
+  yield from (f"Warning: {line}" for line in few_images(used))
   goals = {c.objective.name for _, c in runs.values()}
   if "evae" in goals:
     yield (
@@ -333,8 +194,8 @@ def front(
   done: Mapping[Key, Any],
   families: Sequence[str],
   fd: str,
-) -> list[figure.Point]:
-  """Families as points: reconstruction against samples, as `figure.front`.
+) -> list[plots.Point]:
+  """Families as points: reconstruction against samples, as `plots.front`.
 
   Families of one posterior, objective and population are one line. Its name
   has the terms whose weights differ on it (of a point alone: all but the
@@ -344,12 +205,12 @@ def front(
     runs: see `write`.
     done: see `write`.
     families: see `write`.
-    fd: key of the samples' distance.
+    fd: name of the samples' distance.
   """
   configs = {spec: c for (spec, _), (_, c) in runs.items()}
   lines: dict[tuple[str, str], list[str]] = {}
   for spec in families:
-    if of_family(done, spec, "mae") and of_family(done, spec, fd):
+    if values_of(done, spec, "mae") and values_of(done, spec, fd):
       lines.setdefault(_form(configs[spec]), []).append(spec)
   posteriors = {posterior for posterior, _ in lines}
   points = []
@@ -367,11 +228,11 @@ def front(
     for spec in specs:
       weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
       points.append(
-        figure.Point(
+        plots.Point(
           f"{name}, weights of {', '.join(terms)}",
           weights,
-          of_family(done, spec, "mae"),
-          of_family(done, spec, fd),
+          values_of(done, spec, "mae"),
+          values_of(done, spec, fd),
         )
       )
   return points
@@ -406,26 +267,23 @@ def write(
     config: what all runs share, complete.
     families: in the order of the columns.
     runs: see `loop.planned`.
-    done: what `judge.run` returned of each of them, None of what is to come;
-      one at least is there.
+    done: what `evaluate_run.run` returned for each of them, None of a run
+      that is not finished; one at least is.
 
   Raises:
     UserError: a file cannot be written.
   """
   features = next(r["protocol"]["features"] for r in done.values() if r)
-  points = front(runs, done, families, f"fd_{features}_samples")
-  lines = [
-    q
-    for q in quantities(features)
-    if any(of_family(done, spec, q.key) for spec in families)
-  ]
-  meanings = [f"{q.label} (`{q.key}`): {q.meaning}." for q in lines]
+  fd = f"fd_{features}"
+  points = front(runs, done, families, f"{fd}_prior")
+  specs = by_spec({k for r in done.values() if r for k in r["numbers"]})
+  names = [name for own in specs.values() for name in sorted(own)]
   parts = {
     "": list(_warnings(config, families, runs, done)),
     "Protocol": list(_protocol(config, families, runs, done)),
-    "What the lines are": meanings,
+    "Metrics": [_meaning(*item) for item in specs.items()],
   }
-  text = f"# Comparison\n\n{table(lines, done, families)}"
+  text = f"# Comparison\n\n{table(names, done, families)}"
   text += f"\n![]({FIGURE})\n"
   if len(points) > 1:
     text += (
@@ -437,22 +295,43 @@ def write(
     head = f"\n## {title}\n\n" if title else "\n"
     text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
   files.write_text(root / TABLE, text)
-  files.write_text(root / NUMBERS, to_csv(lines, done, families))
+  files.write_text(root / NUMBERS, to_csv(names, done, families))
+  shown = (*PANELS, f"{fd}_prior", f"{fd}_reconstructions")
   panels = {
-    q.label: {spec: of_family(done, spec, q.key) for spec in families}
-    for q in lines
-    if q.panel
+    find(name).title(name): {
+      spec: values_of(done, spec, name) for spec in families
+    }
+    for name in names
+    if name in shown
   }
-  held_out = of_family(done, families[0], "sharpness_held_out") or [None]
+  of_images = [v for f in families for v in values_of(done, f, OF_IMAGES)]
+  title = find(OF_RECONSTRUCTIONS).title(OF_RECONSTRUCTIONS)
+  lines_at = {title: of_images[0]} if of_images else {}
+  if len(points) > 1:
+    with files.writing(root / FRONT):
+      plots.front(root / FRONT, points, f"{fd}, samples")
+  with files.writing(root / FIGURE):
+    plots.comparison(
+      root / FIGURE, families, panels, _images(runs, done, families), lines_at
+    )
+
+
+def _meaning(spec: MetricSpec, names: Sequence[str]) -> str:
+  """A sentence about a metric; `names` are those that were measured of it."""
+  shown = ", ".join(f"{spec.title(k)} (`{k}`)" for k in sorted(names))
+  unit = f", {spec.unit}" if spec.unit else ""
+  return f"{shown}{unit}: {spec.meaning}."
+
+
+def _images(runs, done, families) -> dict[str, Path]:
+  """Files of held-out images, and of each family's that has a finished run."""
   folders = {
     spec: next(
       (runs[k][0] for k, r in done.items() if k[0] == spec and r), None
     )
     for spec in families
   }
-  lines_at = {"sharpness, reconstructions": held_out[0]}
-  if len(points) > 1:
-    with files.writing(root / FRONT):
-      figure.front(root / FRONT, points, f"fd_{features}, samples")
-  with files.writing(root / FIGURE):
-    figure.save(root / FIGURE, panels, folders, lines_at)
+  folders = {spec: folder for spec, folder in folders.items() if folder}
+  first = next(iter(folders.values()))
+  strips = {spec: folder / STRIP for spec, folder in folders.items()}
+  return {"held out": first / ORIGINALS} | strips

@@ -1,9 +1,8 @@
-"""A trained model judged: numbers, each with its protocol, and a report.
+"""Judges a trained model: numbers, each with its protocol, and a report.
 
-settings   what can be asked for: the keys --config.eval.*
-numbers    one file of numbers: a value or the reason why there is none
-subject    the model and the images that it is judged on
-measure    what is measured
-figure     the pictures
-report     numbers and pictures, to be read
+settings      the keys --config.eval.*
+results       the numbers of one model: values, or the reason for none
+eval_inputs   the model, the images, the features they are compared on
+run_metrics   the measurements; `compare` takes some of them
+report        numbers and pictures in Markdown
 """

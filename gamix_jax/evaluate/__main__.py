@@ -6,7 +6,7 @@
 --split=test                 images that are judged on, or train
 --config.eval.images=2000    any key, see gamix_jax/evaluate/settings.py
 --config.data.source=folder:DIR
-                             where the run's images lie now
+                             where the run's images are now
 --config.eval.inception_weights=FILE
                              FID, KID, ...: with Inception's weights of that
                              file, by pip install 'gamix_jax[fid]'
@@ -40,24 +40,25 @@ def main() -> None:
 
   start = time.monotonic()
 
-  def say(what: str) -> None:
-    print(f"{duration(time.monotonic() - start):>12}  {what}", flush=True)
+  def say(line: str) -> None:
+    print(f"{duration(time.monotonic() - start):>12}  {line}", flush=True)
 
-  say(f"opening {given.workdir}")
-  judged = eval_inputs.EvalInputs(
-    paths.resolve(given.workdir),
+  say(f"opening {given.workdir}, features")
+  workdir = paths.resolve(given.workdir)
+  inputs = eval_inputs.open_run(
+    workdir,
     given.config.eval,
     data_now=given.config.data,
     which=given.which,
     step=given.step,
     split=given.split,
   )
-  measured = run_metrics.EvalRun(judged, say)
-  folder = judged.workdir / "eval"
-  report.write(folder, measured)
-  for warning in measured.warnings:
+  run = run_metrics.evaluate(inputs, say)
+  folder = workdir / "eval"
+  report.write(folder, run)
+  for warning in run.warnings:
     print(warning)
-  for name, number in measured.numbers.found.items():
+  for name, number in run.numbers.found.items():
     print(f"  {name:45} {report.cell(number)}")
   say(f"done: {folder / report.REPORT}, {report.NUMBERS}")
 

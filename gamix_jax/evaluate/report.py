@@ -1,166 +1,28 @@
-"""Numbers and pictures of an evaluation, to be read."""
+"""The report of an evaluation: numbers and pictures, in Markdown."""
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from gamix_jax import files, pictures
-from gamix_jax.evaluate import figure
+from gamix_jax import files, pictures, plots
 from gamix_jax.evaluate.results import Number
 from gamix_jax.evaluate.run_metrics import EvalRun
-from gamix_jax.evaluate.settings import SOURCES
-from gamix_jax.figures import named
+from gamix_jax.metrics.specs import SAMPLE_SETS, SECTIONS, by_spec, find
+from gamix_jax.plots import named
 
 NUMBERS, REPORT = "metrics.json", "report.md"
-PAIRS, SAMPLES, COLUMNS = 32, 64, 16
-CROSSED = "Samples"  # the section whose table has a column for each source
-IMAGE_SETS = ("training_images", *SOURCES)  # those columns
-WORDS = 200  # letters of a word of the protocol that are shown
-SHORT = ("nats", "bits", "dB")  # units that stand beside a number
+PAIRS, SAMPLES, COLUMNS = 32, 64, 16  # images in a picture
+BY_SOURCE = "Samples"  # the section whose table has a column for each source
+LONGEST_VALUE = 200  # letters of a protocol's value that are shown
+SHOWN_UNITS = ("nats", "bits", "dB")  # the others are in the meanings
 
 
-class MetricSpec(NamedTuple):
-  """What numbers of a name are.
-
-  Attributes:
-    pattern: of the name, a regular expression.
-    arrow: to the better side.
-    meaning: in a sentence.
-    label: for people; the pattern if left out.
-  """
-
-  pattern: str
-  arrow: str
-  meaning: str
-  label: str = ""
-
-
-SECTIONS: dict[str, tuple[MetricSpec, ...]] = {
-  "Reconstructions": (
-    MetricSpec("mae", "↓", "mean absolute error, pixels in [-1, 1]"),
-    MetricSpec("psnr", "↑", "peak signal-to-noise ratio, mean over images"),
-    MetricSpec("ssim", "↑", "structural similarity, 11x11 Gaussian window"),
-    MetricSpec(
-      "sharpness_(images|reconstructions)",
-      "",
-      "variance of the Laplacian; best is what the images have, not more",
-      "sharpness_",
-    ),
-    MetricSpec(
-      "(fid|fd)(_.*)?_reconstructions",
-      "↓",
-      "squared Frechet distance of reconstructions to their images; rFID with "
-      "the FID's Inception",
-      "fid_, fd_",
-    ),
-  ),
-  "Samples": (
-    MetricSpec(
-      "(fid|fd)_.*",
-      "↓",
-      "squared Frechet distance of samples to images; fid_ with the FID's "
-      "Inception, else fd_ and the features' name, never an FID. "
-      "`training_images` is what as many real images get",
-      "fid_, fd_",
-    ),
-    MetricSpec(
-      "(kid|kd)_.*",
-      "↓",
-      "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
-      "FID's Inception. May be under 0",
-      "kid_, kd_",
-    ),
-    MetricSpec(
-      "precision_.*", "↑", "share of samples near an image", "precision_"
-    ),
-    MetricSpec("recall_.*", "↑", "share of images near a sample", "recall_"),
-    MetricSpec(
-      "density_.*", "↑", "images' balls around a sample, over k", "density_"
-    ),
-    MetricSpec(
-      "coverage_.*",
-      "↑",
-      "share of images with a sample in their ball",
-      "coverage_",
-    ),
-    MetricSpec("sharpness_.*", "", "as of the images above", "sharpness_"),
-  ),
-  "Likelihood": (
-    MetricSpec("elbo", "↑", "lower bound of ln p(x), mean over images"),
-    MetricSpec(
-      "iwae", "↑", "importance-weighted bound of so many draws, nearer"
-    ),
-    MetricSpec(
-      "(elbo|iwae)_bits_per_dim",
-      "↓",
-      "the same, bits for each number of an image at 256 levels",
-      "_bits_per_dim",
-    ),
-  ),
-  "Latents": (
-    MetricSpec(
-      "kl",
-      "",
-      "mean KL(q(z given x) to p): `mutual_information` + `population_kl`",
-    ),
-    MetricSpec(
-      "mutual_information",
-      "",
-      "of image and code; at most ln of the images' count: where it is near "
-      "that, `population_kl` has what is cut off",
-    ),
-    MetricSpec(
-      "active_units",
-      "",
-      "latents whose mean's variance is over 0.01; how much they tell is "
-      "`mutual_information`, which may be near 0 with all of them active",
-    ),
-    MetricSpec("population_kl", "↓", "KL(q(z) to p): the next two's sum"),
-    MetricSpec(
-      "total_correlation", "↓", "KL of q(z) to its dimensions' product"
-    ),
-    MetricSpec(
-      "dimension_kl", "↓", "KL of the dimensions to the prior's, summed"
-    ),
-    MetricSpec(
-      "population_kl_gaussian", "↓", "of the Gaussian of q(z)'s moments"
-    ),
-    MetricSpec("collapsed_fraction", "", "posterior variances under 0.01"),
-    MetricSpec(
-      "(population|lifetime)_sparseness",
-      "",
-      "of rates, over the latents of an image and over the images of a latent; "
-      "1 where one alone is not 0, 0 where all are alike",
-      "_sparseness",
-    ),
-  ),
-  "Anomalies": (
-    MetricSpec(
-      "auroc_.*",
-      "↑",
-      "chance that an image of a class held out of the training scores higher "
-      "than one of the others; 0.5 is guessing",
-      "auroc_",
-    ),
-  ),
-  "Labels": (
-    MetricSpec(
-      "linear_probe", "↑", "accuracy of logistic regression on the codes"
-    ),
-    MetricSpec("knn", "↑", "accuracy of the nearest codes' vote"),
-    MetricSpec("majority_class", "", "accuracy of always saying the commonest"),
-  ),
-}
-
-
-def place(name: str) -> tuple[str, MetricSpec]:
-  """The section that a number belongs to, and what it is."""
-  for title, lines in SECTIONS.items():
-    for line in lines:
-      if re.fullmatch(line.pattern, name):
-        return title, line
-  raise KeyError(name)
+def markdown_table(
+  header: Sequence[str], align: Sequence[str], rows: Iterable[Sequence[str]]
+) -> str:
+  """A table in Markdown; `align` has `---` or `---:` for each column."""
+  lines = [header, align, *rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def cell(number: Number) -> str:
@@ -168,9 +30,7 @@ def cell(number: Number) -> str:
   value, error = number["value"], number.get("error")
   if value is None:
     return f"- ({number['reason']})"
-  unit = (
-    f" {number['unit']}" if number["unit"] in ("nats", "bits", "dB") else ""
-  )
+  unit = f" {number['unit']}" if number["unit"] in SHOWN_UNITS else ""
   if error is None:
     return f"{value:.5g}{unit}"
   # The error with two digits, the value with as many places.
@@ -180,113 +40,120 @@ def cell(number: Number) -> str:
   return f"{value:.{places}f} ± {error:.{places}f}{unit}"
 
 
-def _words(value: Any) -> str:
+def _value(value: Any) -> str:
   if isinstance(value, list | tuple):
-    return ", ".join(map(_words, value)) or "none"
+    return ", ".join(map(_value, value)) or "none"
   if isinstance(value, int):
     return f"{value:,}"
-  return named(str(value), WORDS).replace("|", "\\|")
+  return named(str(value), LONGEST_VALUE).replace("|", "\\|")
 
 
-def _own(number: Number) -> str:
+def _protocol(protocol: dict[str, Any]) -> str:
+  """A protocol as a line; of a hash the first digits."""
   parts = {
-    k: v[:12] if k.endswith("sha256") else v
-    for k, v in number["protocol"].items()
+    k: v[:12] if k.endswith("sha256") else v for k, v in protocol.items()
   }
-  return "; ".join(f"{k} {_words(v)}" for k, v in parts.items())
+  return "; ".join(f"{k} {_value(v)}" for k, v in parts.items())
 
 
-def _shared(numbers: list[Number]) -> dict[str, Any]:
-  """What is the same in the protocols of all that are there."""
+def _shared(numbers: Iterable[Number]) -> dict[str, Any]:
+  """What is the same in the protocols of all of several numbers."""
   first, *others = [n["protocol"] for n in numbers]
+  if not others:
+    return {}
   return {
     k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)
   }
 
 
+def _own(number: Number, shared: dict[str, Any]) -> str:
+  """What a number's protocol has besides, as a line."""
+  return _protocol(
+    {k: v for k, v in number["protocol"].items() if k not in shared}
+  )
+
+
 def _section(title: str, found: dict[str, Number]) -> Iterator[str]:
-  here = {k: v for k, v in found.items() if place(k)[0] == title}
-  there = {k: v for k, v in here.items() if v["value"] is not None}
+  here = {k: v for k, v in found.items() if find(k).section == title}
   if not here:
     return
   yield f"\n## {title}\n\n"
-  if there and title == CROSSED:
-    yield from _crossed(title, there)
-  elif there:
-    yield from _listed(title, there)
+  specs = by_spec(k for k, v in here.items() if v["value"] is not None)
+  there = {k: here[k] for names in specs.values() for k in names}
+  if there:
+    yield from (_by_source if title == BY_SOURCE else _by_name)(there)
   reasons: dict[str, list[str]] = {}
   for name, number in here.items():
     if name not in there:
       reasons.setdefault(number["reason"], []).append(f"`{name}`")
   for reason, names in reasons.items():
     yield f"- {', '.join(names)}: none; {reason.rstrip('.')}.\n"
-  for line in SECTIONS[title]:
-    if any(place(k)[1] is line for k in there):
-      label = line.label or line.pattern
-      yield f"- `{label}`: {line.meaning}.\n"
+  for spec, names in specs.items():
+    shown = [_split(k)[0] if title == BY_SOURCE else k for k in names]
+    shown = [f"`{k}`" for k in dict.fromkeys(shown)]
+    yield f"- {', '.join(shown)}: {spec.meaning}.\n"
 
 
-def _common(numbers: Iterable[Number]) -> tuple[dict[str, Any], str]:
-  """What all protocols share, and a sentence of it."""
-  numbers = list(numbers)
-  shared = _shared(numbers) if len(numbers) > 1 else {}
-  said = f"All of these: {_own({'protocol': shared})}.\n\n" if shared else ""
-  return shared, said
-
-
-def _rest(number: Number, shared: dict[str, Any]) -> str:
-  """What a protocol has besides."""
-  own = {k: v for k, v in number["protocol"].items() if k not in shared}
-  return _own({"protocol": own})
-
-
-def _listed(title: str, there: dict[str, Number]) -> Iterator[str]:
+def _by_name(there: dict[str, Number]) -> Iterator[str]:
   """A line for each number."""
-  shared, said = _common(there.values())
-  yield f"{said}| number | | value | of |\n|---|---|---:|---|\n"
-  for line in SECTIONS[title]:
-    for name, number in there.items():
-      if place(name)[1] is line:
-        rest = _rest(number, shared)
-        yield f"| `{name}` | {line.arrow} | {cell(number)} | {rest} |\n"
+  shared = _shared(there.values())
+  if shared:
+    yield f"All of these: {_protocol(shared)}.\n\n"
+  yield markdown_table(
+    ("number", "", "value", "of"),
+    ("---", "---", "---:", "---"),
+    (
+      (f"`{name}`", find(name).arrow, cell(number), _own(number, shared))
+      for name, number in there.items()
+    ),
+  )
   yield "\n"
 
 
-def _crossed(title: str, there: dict[str, Number]) -> Iterator[str]:
+def _split(name: str) -> tuple[str, str]:
+  """`precision_prior` as `precision_` and the set of images, `prior`."""
+  kind = next(s for s in SAMPLE_SETS if name.endswith(f"_{s}"))
+  return name.removesuffix(kind), kind
+
+
+def _by_source(there: dict[str, Number]) -> Iterator[str]:
   """A line for each kind of number, a column for each set of images."""
   rows: dict[str, dict[str, Number]] = {}
-  sources: list[str] = []
   for name, number in there.items():
-    source = next(s for s in IMAGE_SETS if name.endswith(f"_{s}"))
-    rows.setdefault(name.removesuffix(source), {})[source] = number
-    if source not in sources:
-      sources.append(source)
+    stem, source = _split(name)
+    rows.setdefault(stem, {})[source] = number
+  sources = [s for s in SAMPLE_SETS if any(s in row for row in rows.values())]
   of_features = {
     k: v
     for number in there.values()
     for k, v in number["protocol"].items()
     if k.startswith(("features", "against", "neighbours", "kernel"))
   }
-  shared, _ = _common(there.values())
-  yield f"All of these: {_own({'protocol': shared | of_features})}.\n\n"
-  yield f"| | | {' | '.join(f'`{s}`' for s in sources)} |\n"
-  yield "|---|---|" + "---:|" * len(sources) + "\n"
-  for line in SECTIONS[title]:
-    for stem, row in rows.items():
-      if place(next(f"{stem}{s}" for s in row))[1] is line:
-        cells = [cell(row[s]) if s in row else "-" for s in sources]
-        yield f"| `{stem}` | {line.arrow} | {' | '.join(cells)} |\n"
+  shared = _shared(there.values()) | of_features
+  yield f"All of these: {_protocol(shared)}.\n\n"
+  yield markdown_table(
+    ("", "", *(f"`{s}`" for s in sources)),
+    ("---", "---", *["---:"] * len(sources)),
+    (
+      (
+        f"`{stem}`",
+        find(stem + next(iter(row))).arrow,
+        *(cell(row[s]) if s in row else "-" for s in sources),
+      )
+      for stem, row in rows.items()
+    ),
+  )
   yield "\n"
   for source in sources:
     one = next(row[source] for row in rows.values() if source in row)
-    rest = _rest(one, shared | of_features)
+    own = _own(one, shared)
     if source == "training_images":
-      rest = rest or "as many training images"
-    if rest:
-      yield f"- `{source}`: {rest}.\n"
+      own = own or "as many training images"
+    if own:
+      yield f"- `{source}`: {own}.\n"
 
 
-def write(folder: Path, measured: EvalRun) -> None:
+def write(folder: Path, run: EvalRun) -> None:
   """Writes numbers, pictures and the report, each whole or not at all.
 
   Raises:
@@ -294,12 +161,12 @@ def write(folder: Path, measured: EvalRun) -> None:
   """
   with files.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  numbers, subject = measured.numbers, measured.subject
+  numbers, inputs = run.numbers, run.inputs
   files.write_text(folder / NUMBERS, numbers.to_json())
-  images = dict(_pictures(folder, measured))
-  text = f"# Evaluation of step {subject.model.step:,}\n\n"
-  text += f"{_own({'protocol': numbers.protocol})}.\n"
-  text += "".join(f"\n**Note.** {line}\n" for line in measured.warnings)
+  images = dict(_pictures(folder, run))
+  text = f"# Evaluation of step {inputs.model.step:,}\n\n"
+  text += f"{_protocol(numbers.protocol)}.\n"
+  text += "".join(f"\n**Note.** {line}\n" for line in run.warnings)
   for title in SECTIONS:
     text += "".join(_section(title, numbers.found))
     text += "".join(
@@ -308,18 +175,18 @@ def write(folder: Path, measured: EvalRun) -> None:
       if where == title
     )
   text += (
-    "\n± is the standard error of the images that were looked at, not of "
-    f"another training. `{NUMBERS}` holds every number with its whole "
+    "\n± is the standard error over the images that were measured, not over "
+    f"trainings. `{NUMBERS}` holds every number with its whole "
     "protocol.\n"
   )
   files.write_text(folder / REPORT, text)
 
 
 def _pictures(
-  folder: Path, measured: EvalRun
+  folder: Path, run: EvalRun
 ) -> Iterator[tuple[str, tuple[str, str]]]:
   """Files, the sections they belong to, captions."""
-  shown = dict(measured.shown)
+  shown = dict(run.shown)
   above, below = shown.pop("originals"), shown.pop("reconstructions")
   columns = min(COLUMNS, len(above))
   made = {
@@ -337,10 +204,10 @@ def _pictures(
     yield name, (title, caption)
   with files.writing(folder / "latents.png"):
     path = folder / "latents.png"
-    figure.latent(path, *measured.moments, measured.standard)
+    plots.latents(path, *run.moments, run.standard_prior)
   yield "latents.png", ("Latents", "variances and correlations of the codes")
-  if measured.scores:
-    odd = named(f"held out: {', '.join(measured.subject.excluded)}")
+  if run.scores:
+    unseen = named(f"held out: {', '.join(run.inputs.excluded)}")
     with files.writing(folder / "anomalies.png"):
-      figure.anomaly(folder / "anomalies.png", measured.scores, odd)
+      plots.anomalies(folder / "anomalies.png", run.scores, unseen)
     yield "anomalies.png", ("Anomalies", "scores of the two sets of images")

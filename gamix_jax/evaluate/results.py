@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gamix_jax.errors import UserError
+from gamix_jax.metrics.specs import find
 
 FORMAT = 1
-DIGITS = 7  # of a number that are kept: what float32 can tell
+DIGITS = 7  # kept of a number: float32 has no more
 
 Number = dict[str, Any]
 
@@ -30,18 +31,17 @@ class Results:
     self,
     name: str,
     value: float | tuple[float, float | None],
-    unit: str = "",
     **own: Any,
   ) -> None:
     """A number, or a pair of it and its standard error.
 
     Args:
-      name: of the number.
+      name: of the number, in the table of `metrics.specs`, which has its unit.
       value: see above; what is not finite has no value.
-      unit: "" of what has none.
       **own: its protocol, besides what holds for all.
     """
     value, error = value if isinstance(value, tuple) else (value, None)
+    unit = find(name).unit
     number = {"value": _kept(value), "unit": unit, "protocol": own}
     if error is not None:
       number["error"] = _kept(error)
@@ -63,6 +63,15 @@ class Results:
     except UserError as e:
       left = [name for name in names if name not in self.found]
       self.missing(left, str(e), **own)
+
+  @property
+  def values(self) -> dict[str, float]:
+    """{name: value} of those that have one."""
+    return {
+      name: number["value"]
+      for name, number in self.found.items()
+      if number["value"] is not None
+    }
 
   def to_json(self) -> str:
     """Sorted by name; every number has its whole protocol."""

@@ -6,7 +6,7 @@ from gamix_jax import cli
 from gamix_jax.errors import UserError
 
 FEATURES = ("auto", "classifier", "random", "inception")
-WHOLE = ("images", "train_images", "bound_images", "draws")
+POSITIVE = ("images", "train_images", "bound_images", "draws")
 SOURCES = ("prior", "population", "gmm", "vamp")
 
 
@@ -29,13 +29,13 @@ def base() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses values that no evaluation can have.
+  """Validates the values.
 
   Raises:
     UserError: what is wrong, and what there is.
   """
   e = config.eval
-  for key in WHOLE:
+  for key in POSITIVE:
     if e[key] < 1:
       raise UserError(f"eval.{key}={e[key]} must be 1 or more.")
   if not 0 <= e.seed < 2**32:
@@ -46,11 +46,12 @@ def check(config: ConfigDict) -> None:
     )
   if not e.sources or set(e.sources) - set(SOURCES):
     raise UserError(
-      f"eval.sources={tuple(e.sources)!r}: a tuple of {', '.join(SOURCES)}."
+      f"eval.sources={tuple(e.sources)!r} must be a tuple of one or more of "
+      f"{', '.join(SOURCES)}."
     )
   if e.features == "inception" and not e.inception_weights:
     raise UserError(
-      "eval.features=inception wants --config.eval.inception_weights=FILE."
+      "eval.features=inception needs --config.eval.inception_weights=FILE."
     )
   if e.inception_weights and e.features not in ("auto", "inception"):
     raise UserError(

@@ -1,4 +1,4 @@
-"""What the page shows: images and latents in, pictures out; no Gradio here.
+"""The pictures of the page, made of images and latents; without Gradio.
 
 Pictures are uint8 [h, w] or [h, w, 3], as Pillow takes them.
 """
@@ -11,23 +11,23 @@ import numpy as np
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from gamix_jax import data, pictures
+from gamix_jax import data, metrics, pictures
 from gamix_jax.data.decode import FORMATS, BrokenImage, ImageTransform
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
 from gamix_jax.inference.fitting import read_images
 
-IMAGES = 512  # held-out ones that the latents are judged by
+IMAGES = 512  # held-out images that are encoded
 SLIDERS = 8
-SPAN = 3.0  # standard deviations to both sides
+SPAN = 3.0  # of a slider, standard deviations to each side
 MAX_BYTES = 10 * 2**20  # of an uploaded file
 MAX_PIXELS = 40_000_000
 MAP_SIDE = 640  # pixels
 THUMBNAIL = 28  # its larger side, pixels
 THUMBNAILS = 150
-TINY = 1e-6  # half the map's width, at least, in latent units
-MARK = (220, 30, 30)
-SIDE = 256  # what single pictures are enlarged to, about
+MIN_REACH = 1e-6  # half the map's width, at least, in latent units
+MARK = (220, 30, 30)  # color of the cross
+SIDE = 256  # pixels that single pictures are enlarged to, about
 SAMPLES = 16
 
 
@@ -53,15 +53,15 @@ class View:
     self.mu = np.asarray(model.encode(images).mean(), np.float64)
     if min(self.mu.shape) < 2:
       raise UserError(
-        "The page wants 2 held-out images and 2 latents or more; there are "
+        "The page needs 2 held-out images and 2 latents or more; there are "
         f"{self.mu.shape[0]} and {self.mu.shape[1]}."
       )
     self.std = self.mu.std(axis=0)
-    self.active = np.argsort(-self.std, kind="stable")[:SLIDERS]
-    with np.errstate(invalid="ignore"):  # the shares of codes that are all one
+    self.active = metrics.by_activity(self.mu)[:SLIDERS]
+    with np.errstate(invalid="ignore"):  # of equal codes PCA divides 0 by 0
       self._pca = PCA(2, svd_solver="full").fit(self.mu)
     self._places = self._pca.transform(self.mu)
-    self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), TINY)
+    self._reach = np.maximum(1.15 * np.abs(self._places).max(axis=0), MIN_REACH)
     self._prepare = ImageTransform.from_settings(
       data.Settings.from_config(model.config.data)
     )
@@ -70,7 +70,7 @@ class View:
   # --- an image ------------------------------------------------------------
 
   def open(self, path: str | Path) -> np.ndarray:
-    """An uploaded file, as the training data were made: uint8 [h, w, c].
+    """An uploaded file, prepared as the training data: uint8 [h, w, c].
 
     Raises:
       UserError: too large, or no whole image.
@@ -86,7 +86,7 @@ class View:
     try:
       with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
         width, height = file.size
-    # Pillow meets garbage with whatever comes first, a bomb with an error too.
+    # Pillow raises all kinds of errors for a damaged file or a bomb.
     except Exception as e:
       raise UserError(
         f"This is no image that can be read ({', '.join(FORMATS)} can)."
@@ -122,7 +122,7 @@ class View:
   # --- the map -------------------------------------------------------------
 
   def place(self, z: np.ndarray) -> tuple[int, int]:
-    """The pixel (x, y) of the map where a latent lies, at its edge at most."""
+    """The pixel (x, y) of a latent on the map, clipped to its edge."""
     at = self._pca.transform(np.asarray(z)[None])[0] / self._reach
     x, y = np.clip((at * (1, -1) + 1) / 2 * MAP_SIDE, 0, MAP_SIDE - 1)
     return round(x), round(y)

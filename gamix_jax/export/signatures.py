@@ -13,13 +13,12 @@ Epanechnikov kernel, the rate of a Poisson law.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import build
+from gamix_jax import build, metrics
 from gamix_jax.config import ConfigDict
 from gamix_jax.inference import Model
 from gamix_jax.modality import IMAGE
@@ -65,29 +64,16 @@ class Part:
 
 def describe(q: Posterior) -> dict[str, jax.Array]:
   """The encoder's outputs, by name, of a posterior."""
+  found = {"mean": q.mean(), "variance": metrics.total_variance(q)}
   weights, means, variances = q.components()
-  if means.shape[1] == 1:
-    return {"mean": q.mean(), "variance": variances[:, 0]}
-  mean = q.mean()
-  each = variances + jnp.square(means - mean[:, None])
-  return {
-    "mean": mean,
-    "variance": jnp.sum(weights[..., None] * each, axis=1),
-    "weights": weights,
-    "means": means,
-    "variances": variances,
-  }
-
-
-def variables(model: Model) -> dict[str, Any]:
-  """{"vae", "disc": {"params", "batch_stats"}} of a model, NumPy arrays."""
-  device = model._device
-  return jax.device_get({"vae": device.vae, "disc": device.disc})
+  if means.shape[1] > 1:
+    found |= {"weights": weights, "means": means, "variances": variances}
+  return found
 
 
 def part(model: Model, name: str) -> Part:
   """The part of a model."""
-  recipe, vae = model.recipe, variables(model)["vae"]
+  recipe, vae = model.recipe, jax.device_get(model.variables["vae"])
   kind = dict(name=name, dtype=np.dtype(recipe.dtype))
 
   if name == "encoder":
@@ -128,7 +114,7 @@ def in_float32(model: Model) -> Model:
     return model
   config = ConfigDict(model.config)
   config.dtype = "float32"
-  trees = jax.tree.map(lambda x: x.astype(np.float32), variables(model))
+  trees = jax.tree.map(lambda x: x.astype(np.float32), model.variables)
   return Model(
     config, build.train_spec(config), model.step, **trees, which=model.which
   )

@@ -101,7 +101,7 @@ def _safetensors(
     raise UserError(
       f"{beside} is of another model; give another --out, or remove it."
     )
-  trees = signatures.variables(model)
+  trees = jax.device_get(model.variables)
   about = {
     "step": str(model.step),
     "which": model.which,

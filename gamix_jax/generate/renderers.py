@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gamix_jax import inference, paths
+from gamix_jax import inference, paths, plots
 from gamix_jax.errors import UserError
-from gamix_jax.figures import named
-from gamix_jax.generate import animation, figure, folder, select_images
-from gamix_jax.generate.figure import ImageGrid
+from gamix_jax.generate import animation, folder, select_images
 from gamix_jax.inference import ways
 from gamix_jax.inference.fitting import FITTED, ensure_fitted
+from gamix_jax.plots import ImageGrid, named
 from gamix_jax.step import to_float
 
 SAMPLES, RECONSTRUCTIONS, WALKS, MAPPED = 64, 16, 8, 2000
@@ -105,7 +104,7 @@ class _Out:
       folder.save(self.target, np.concatenate(images), self.protocol)
       return
     title = f"{title}\n{self.title}"
-    figure.save(self.target, strips, title, xlabel, ylabel)
+    plots.image_grids(self.target, strips, title, xlabel, ylabel)
 
 
 def _number(name: str, value: int | None, default: int, least: int = 1) -> int:
@@ -151,7 +150,7 @@ def samples(model, out, *, n, **new) -> None:
     folder.save(out.target, z, out.protocol, model.decode)
     return
   columns = max(COLUMNS, math.isqrt(n - 1) + 1)
-  images = figure.padded(model.decode(z), min(columns, n))
+  images = plots.padded(model.decode(z), min(columns, n))
   out.write([ImageGrid(images)], f"{n} samples from {words}")
 
 
@@ -264,7 +263,7 @@ def mapped(model, out, *, n, method, seed) -> None:
   if (labels < 0).all():
     print("The images have no labels, so the map has one colour.")
   title = f"{len(x)} held-out images by the means of their posteriors"
-  figure.save_map(
+  plots.latent_map(
     out.target, places, labels, names, f"{title}\n{out.title}", method
   )
 

@@ -9,8 +9,8 @@ from gamix_jax import data, paths
 from gamix_jax.config import ConfigDict
 from gamix_jax.data.decode import BrokenImage, ImageTransform
 from gamix_jax.errors import UserError
-from gamix_jax.figures import named
 from gamix_jax.inference.fitting import read_images
+from gamix_jax.plots import named
 
 
 def first(config: ConfigDict, n: int) -> tuple[np.ndarray, np.ndarray, tuple]:

@@ -33,6 +33,7 @@ class Model:
     which: of its weights: "ema" or "raw".
     workdir: where it is from; None of one that was not loaded.
     batch_size: images on the devices at a time.
+    variables: {"vae", "disc": {"params", "batch_stats"}}, on the devices.
   """
 
   def __init__(
@@ -66,6 +67,7 @@ class Model:
     self.workdir, self.which = workdir, which
     self._device = Runner(recipe, vae, disc, batch_size)
     self.batch_size = self._device.batch_size
+    self.variables = {"vae": self._device.vae, "disc": self._device.disc}
     self._likelihood = Likelihood(self._device, config.posterior.name)
     self._sources = Sources(self._device, config, step, which, workdir)
 
@@ -86,6 +88,10 @@ class Model:
     """
     q = self._device.encode(arrays.batch(self.recipe, x))
     return jax.tree.map(jnp.asarray, q)
+
+  def with_prior(self, q: Posterior) -> Posterior:
+    """q with this model's prior, which its `log_prior` and KL are then of."""
+    return self._device.with_prior(q)
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
     """Images of latents.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gamix_jax import metrics
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
 
@@ -51,15 +52,14 @@ def around(
   """q's mean, moved along one latent or two: [steps, d], [steps, steps, d].
 
   In units of q's standard deviation, from -span to span. Of a mixture mean
-  and standard deviation are the whole posterior's: its variance is
-  sum_k pi_k ( sigma_k^2 + mu_k^2 ) - mean^2.
+  and standard deviation are the whole posterior's, see
+  `metrics.total_variance`.
 
   Raises:
     UserError: dims is not one latent or two different ones; span is not over
       0; steps under 2.
   """
   mean = np.asarray(q.mean(), np.float64)[0]
-  weights, mu, var = (np.asarray(v, np.float64)[0] for v in q.components())
   moved = [dims] if np.ndim(dims) == 0 else list(dims)
   whole = all(isinstance(d, int | np.integer) for d in moved)
   if not whole or len(moved) not in (1, 2) or len(set(moved)) != len(moved):
@@ -70,8 +70,7 @@ def around(
     )
   if not 0 < span < np.inf or steps < 2:
     raise UserError(f"span={span} must be > 0, and steps={steps} 2 or more.")
-  off = weights @ (var + np.square(mu)) - np.square(weights @ mu)
-  std = np.sqrt(np.maximum(off, 0))
+  std = np.sqrt(np.asarray(metrics.total_variance(q), np.float64)[0])
   units = np.linspace(-span, span, steps)
   z = np.tile(mean, (steps,) * len(moved) + (1,))
   for axis, d in enumerate(moved):

@@ -1,11 +1,12 @@
-"""Pure numbers from arrays.
+"""Metrics: functions from arrays to numbers.
 
-images      of pictures: absolute error, PSNR, SSIM, sharpness
-features    what a fixed random network, or Inception, sees in them
-classifier  what a small network sees that learned the data's own labels
+specs       the table of all metrics: labels, units, meanings
+images      absolute error, PSNR, SSIM, sharpness
+features    features of a fixed random network, or of Inception
+classifier  features of a small network that learned the data's own labels
 distances   of two sets of features: Frechet, kernel, precision and recall
-latent      the pieces of the ELBO, bits per dimension, what the codes use
-codes       what can be told from codes: labels, neighbours, the odd one out
+latent      the pieces of the ELBO, bits per dimension, how the code is used
+codes       AUROC of anomaly scores; accuracy of classifiers on the codes
 """
 
 from gamix_jax.metrics.classifier import classifier_features
@@ -29,24 +30,31 @@ from gamix_jax.metrics.latent import (
   COLLAPSED_VARIANCE,
   KL_FORMS,
   bits_per_dim,
+  by_activity,
   latent_report,
   log_population_mss,
   mean_and_error,
+  mixture_report,
   mss_weights,
   population_kl_gaussian,
   sparseness,
   surgery,
+  total_variance,
 )
+from gamix_jax.metrics.specs import METRICS, MetricSpec
 
 __all__ = [
   "ACTIVE_VARIANCE",
   "COLLAPSED_VARIANCE",
   "ENOUGH_IMAGES",
   "KL_FORMS",
+  "METRICS",
   "SSIM_WINDOW",
+  "MetricSpec",
   "absolute_error",
   "auroc",
   "bits_per_dim",
+  "by_activity",
   "classifier_features",
   "frechet_distance",
   "inception_features",
@@ -56,6 +64,7 @@ __all__ = [
   "linear_probe",
   "log_population_mss",
   "mean_and_error",
+  "mixture_report",
   "mss_weights",
   "population_kl_gaussian",
   "prdc",
@@ -65,4 +74,5 @@ __all__ = [
   "sparseness",
   "ssim",
   "surgery",
+  "total_variance",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from gamix_jax import files
+from gamix_jax import files, pictures
 from gamix_jax.errors import UserError
 from gamix_jax.metrics.features import FEATURE_BATCH
 
@@ -23,7 +23,7 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 WIDTHS = (16, 32, 64)
 WIDTH = 64  # of the features
-SCALED = 1_024  # images that the features' size is taken from
+SCALE_IMAGES = 1_024  # images that the features' scale is taken from
 
 
 class _Network(nn.Module):
@@ -100,7 +100,7 @@ class classifier_features:
     self.sha256 = hashlib.sha256(b"".join(p.tobytes() for p in parts))
     self.sha256 = self.sha256.hexdigest()
     self._apply = jax.jit(self._network.apply)
-    x = np.asarray(images[:SCALED], np.float32) / 127.5 - 1
+    x = pictures.to_float(images[:SCALE_IMAGES])
     self._scale = float(np.sqrt(np.mean(np.square(self._run(x)[0])))) or 1.0
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ class classifier_features:
     return self._run(x)[0] / np.float32(self._scale)
 
   def accuracy(self, x: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images [b, h, w, c] in [-1, 1] that it tells rightly."""
+    """Share of images [b, h, w, c] in [-1, 1] that it classifies correctly."""
     return float(np.mean(self._run(x)[1].argmax(axis=1) == labels))
 
   def _run(self, x):
@@ -132,8 +132,7 @@ def _trained(network, params, images, labels, seed):
   @partial(jax.jit, donate_argnums=(0, 1))
   def step(params, slots, images, labels):
     def loss(params):
-      x = images.astype(jnp.float32) / 127.5 - 1
-      _, logits = network.apply(params, x)
+      _, logits = network.apply(params, pictures.to_float(images))
       each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       return jnp.mean(each)
 

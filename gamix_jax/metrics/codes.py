@@ -1,4 +1,4 @@
-"""What can be told from codes and scores, by scikit-learn."""
+"""AUROC of anomaly scores, and accuracy of classifiers on codes."""
 
 import warnings
 
@@ -8,34 +8,34 @@ from gamix_jax.errors import UserError
 from gamix_jax.metrics.distances import NEIGHBOURS, Estimate
 
 
-def auroc(normal: np.ndarray, odd: np.ndarray) -> Estimate:
-  """Chance that an odd image scores higher than a normal one.
+def auroc(normal: np.ndarray, anomalous: np.ndarray) -> Estimate:
+  """Chance that an anomalous image scores higher than a normal one.
 
-  The area under the ROC curve (ties count half); 0.5 is guessing, 1 tells all
-  apart, and under 0.5 the odd ones look more normal than the normal. The error
-  is of DeLong et al., Biometrics 44(3), 1988: both sets are samples.
+  The area under the ROC curve (ties count half); 0.5 is guessing, 1 is
+  perfect, and under 0.5 the anomalous images score lower than normal ones. The
+  error is that of DeLong et al., Biometrics 44(3), 1988: both sets are samples.
 
   Args:
     normal: scores [n], n 2 or more; larger is more anomalous.
-    odd: scores [m], m 2 or more.
+    anomalous: scores [m], m 2 or more.
 
   Raises:
     UserError: too few scores, or one that is not finite.
   """
   from scipy.stats import rankdata  # noqa: PLC0415  (0.4 s of every start)
 
-  normal, odd = (np.asarray(v, np.float64) for v in (normal, odd))
-  n, m = len(normal), len(odd)
+  a, b = (np.asarray(v, np.float64) for v in (normal, anomalous))
+  n, m = len(a), len(b)
   if min(n, m) < 2:
     raise UserError(f"auroc has {n} and {m} scores; it needs 2 of each.")
-  if not (np.isfinite(normal).all() and np.isfinite(odd).all()):
+  if not (np.isfinite(a).all() and np.isfinite(b).all()):
     raise UserError("auroc got scores that are not finite.")
-  ranks = rankdata(np.concatenate([normal, odd]))
+  ranks = rankdata(np.concatenate([a, b]))
   # Of each score: the share of the other set that it is on the right side of.
-  of_normal = 1 - (ranks[:n] - rankdata(normal)) / m
-  of_odd = (ranks[n:] - rankdata(odd)) / n
-  variance = of_normal.var(ddof=1) / n + of_odd.var(ddof=1) / m
-  return Estimate(float(of_odd.mean()), float(np.sqrt(variance)))
+  of_a = 1 - (ranks[:n] - rankdata(a)) / m
+  of_b = (ranks[n:] - rankdata(b)) / n
+  variance = of_a.var(ddof=1) / n + of_b.var(ddof=1) / m
+  return Estimate(float(of_b.mean()), float(np.sqrt(variance)))
 
 
 def linear_probe(

@@ -1,4 +1,4 @@
-"""Of two sets of features: how far they are from each other. Float64."""
+"""Distances between two sets of features, in float64."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ def _features(a, b, what: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
   a, b = (np.asarray(v, np.float64) for v in (a, b))
   if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
     raise UserError(
-      f"{what} wants features [n, f] and [m, f], not {a.shape} and {b.shape}."
+      f"{what} needs features [n, f] and [m, f], not {a.shape} and {b.shape}."
     )
   if min(len(a), len(b)) < rows:
     raise UserError(
@@ -87,8 +87,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> Estimate:
   Binkowski et al., arXiv:1801.01401, eq. 4; with Inception features the KID.
   There it is averaged over random subsets, to save time; here all pairs are
   used, which has the same expectation and needs no seed. The error is the
-  jackknife's, one row of a or b left out at a time: subsets that overlap would
-  tell too small a one.
+  jackknife's, one row of a or b left out at a time: that of overlapping subsets
+  would be too small.
 
   Args:
     a: features [n, f], n 3 or more.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import paths
+from gamix_jax import paths, pictures
 from gamix_jax.errors import UserError
 
 FEATURE_WIDTHS = (16, 32, 64)
@@ -38,7 +38,7 @@ class random_features:
     """
     if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 1:
       raise UserError(
-        f"random_features wants images (h, w, c) of 8x8 or more, not {shape}."
+        f"random_features needs images (h, w, c) of 8x8 or more, not {shape}."
       )
     rng = np.random.Generator(np.random.PCG64(seed))
     self.shape = tuple(shape)
@@ -154,7 +154,7 @@ class inception_features:
     """Images [b, h, w, 1 or 3] in [-1, 1], as 8 bits -> float32 [b, 2048]."""
     import torch  # noqa: PLC0415
 
-    x = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    x = pictures.to_uint8(x)
     x = np.moveaxis(np.broadcast_to(x, (*x.shape[:3], 3)), -1, 1)
     parts = []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Of images: how near, how alike, how sharp."""
+"""Metrics of images: absolute error, PSNR, SSIM, sharpness."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def sharpness(x: jax.Array) -> jax.Array:
   """
   if x.ndim != 4 or min(x.shape[1:3]) < 3:
     raise UserError(
-      f"sharpness wants images [b, h, w, c] of 3x3 or more, not {x.shape}."
+      f"sharpness needs images [b, h, w, c] of 3x3 or more, not {x.shape}."
     )
   grey = jnp.mean((x + 1) / 2, axis=-1)
   middle = grey[:, 1:-1, 1:-1]
@@ -47,7 +47,7 @@ def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   x, y = (np.asarray(v, np.float64) for v in (x, y))
   if x.ndim != 4 or x.shape != y.shape:
     raise UserError(
-      f"wanted are two sets of images [b, h, w, c], not {x.shape}, {y.shape}."
+      f"Two sets of images [b, h, w, c] are needed, not {x.shape}, {y.shape}."
     )
   return x, y
 
@@ -81,7 +81,7 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
   Wang et al., IEEE TIP 13(4), 2004: an 11x11 Gaussian window of standard
   deviation 1.5, K1 = 0.01, K2 = 0.03, means over the places where the window
-  lies inside, of every channel by itself; dm-pix computes it.
+  is inside the image, of each channel separately; dm-pix computes it.
 
   Args:
     x: [b, h, w, c] in [-1, 1], h and w 11 or more.

@@ -1,4 +1,4 @@
-"""The pieces of the ELBO, and what the codes show; from posteriors.
+"""The pieces of the ELBO, and how the latent is used; from posteriors.
 
 ELBO surgery (Hoffman & Johnson 2016; Chen et al., arXiv:1802.04942), with
 q(z) = 1/n sum_i q(z | x_i) the population:
@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
@@ -53,11 +54,11 @@ def surgery(
     key: a typed PRNG key.
     draws: for each image, and of each component where there are any.
     dataset_size: N, n or more; None is n.
-    chunk: draws looked at at once, each against all n posteriors; None bounds
+    chunk: draws at a time, each against all n posteriors; None bounds
       the memory.
     log_prior: ln p(z) in nats, [..., d] -> [...]. None is the posterior's own.
-    gaussian_components: q is made of diagonal Gaussians, `centres()`, and p
-      has independent dimensions: give the last two numbers too.
+    gaussian_components: q's components are diagonal Gaussians, and p has
+      independent dimensions: give the last two numbers too.
 
   Returns:
     `kl`, `mutual_information` (0 to ln N but for the draws' noise, which only
@@ -234,6 +235,18 @@ def population_kl_gaussian(
   return 0.5 * float(np.trace(s) + m @ m - d - np.linalg.slogdet(s)[1])
 
 
+def total_variance(q: Posterior) -> jax.Array:
+  """The variance of each posterior, [n, d]; of a mixture, of all of it.
+
+  That is the components' mean variance plus the variance of their means.
+  """
+  weights, mu, var = q.components()
+  if mu.shape[1] == 1:
+    return var[:, 0]
+  each = var + jnp.square(mu - q.mean()[:, None])
+  return jnp.sum(weights[..., None] * each, axis=1)
+
+
 def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
   """How much of the latent is used.
 
@@ -251,12 +264,38 @@ def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
   return {"active_units": float(active), "collapsed_fraction": float(collapsed)}
 
 
+def mixture_report(weights: np.ndarray, var: np.ndarray) -> dict[str, float]:
+  """How much of the components is used.
+
+  Args:
+    weights: of each image's components, [n, k].
+    var: of these components, [n, k, d].
+
+  Returns:
+    `effective_components`, 1 to k: exp of the weights' entropy, mean over
+    images. `collapsed_components`, 0 to 1: the share of the components'
+    variances under 0.01, each component with its weight.
+  """
+  weights, var = np.asarray(weights, np.float64), np.asarray(var)
+  entropy = scipy.special.entr(weights).sum(axis=1)
+  collapsed = (var < COLLAPSED_VARIANCE).mean(axis=2)
+  return {
+    "effective_components": float(np.mean(np.exp(entropy))),
+    "collapsed_components": float(np.mean(np.sum(weights * collapsed, axis=1))),
+  }
+
+
+def by_activity(mean: np.ndarray) -> np.ndarray:
+  """Latents [d], that first whose posterior mean [n, d] varies most."""
+  return np.argsort(-np.var(mean, axis=0), kind="stable")
+
+
 def bits_per_dim(nats: float, dims: int) -> float:
   """A density of an image's pixels, as bits for each of its numbers.
 
       -nats / (dims ln 2) + log2(127.5)
 
-  The model has a density p(x) of pixels in [-1, 1]. 256 grey levels lie there
+  The model has a density p(x) of pixels in [-1, 1]. The 256 grey levels are
   1 / 127.5 apart, so that a level has about the probability p(x) / 127.5 a
   number, and minus its log2 are the bits. All 256 as likely are 8 bits. No
   noise is added to the levels (no dequantisation), so that for noise of the

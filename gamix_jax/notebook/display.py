@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gamix_jax import pictures
+from gamix_jax import metrics, pictures
 from gamix_jax.inference import Model
 
-MOST = 8  # sliders
+SLIDERS = 8
 STEPS = 7  # pictures of a latent where there are no sliders
-WIDTH = 256  # pixels on the page of the picture beside sliders
+WIDTH = 256  # of the picture beside the sliders, in pixels of the page
 
 
 def _png(images: np.ndarray, columns: int) -> bytes:
@@ -35,16 +35,16 @@ def show(images: ArrayLike, columns: int = 8) -> Any:
 
   x = np.asarray(images)
   if x.dtype == np.uint8:
-    x = x / 127.5 - 1
+    x = pictures.to_float(x)
   x = x.reshape(-1, *x.shape[-3:])
   return Image(data=_png(x, min(columns, len(x))))
 
 
 def sliders(model: Model, image: ArrayLike, images: ArrayLike) -> Any:
-  """An image with a slider for each latent that tells most.
+  """An image with a slider for each of the latents that vary most.
 
-  The sliders begin at the mean of the image's posterior and go as far as the
-  means of the others do. Those come first that vary most among them.
+  The sliders start at the mean of the image's posterior and reach as far as
+  the means of the other images. Latents whose mean varies most come first.
 
   Args:
     model: a trained one.
@@ -61,7 +61,7 @@ def sliders(model: Model, image: ArrayLike, images: ArrayLike) -> Any:
   others = np.asarray(model.encode(images).mean())
   low = np.minimum(others.min(0), z)
   high = np.maximum(others.max(0), z)
-  dims = np.argsort(-others.std(0), kind="stable")[:MOST]
+  dims = metrics.by_activity(others)[:SLIDERS]
   try:
     import ipywidgets  # noqa: PLC0415
   except ImportError:

@@ -1,19 +1,14 @@
-"""How far a workdir is, as one picture: curves above, images below."""
+"""A run's progress as one picture: curves above, images below."""
 
-import io
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-
-from gamix_jax import writer
-from gamix_jax.figures import literal, named
+from gamix_jax import plots, writer
+from gamix_jax.plots import named
 from gamix_jax.progress import HELD_OUT
 
-# Which of `progress.SHOWN` share an axis: what is of one size.
+# Terms of `progress.SHOWN` that share an axis, since their sizes are similar.
 AXES = {
   "reconstruction error": ("vae/recon",),
   "KL and collapse, nats": (
@@ -22,12 +17,10 @@ AXES = {
   "discriminator, nats a patch": ("vae/adversarial", "disc/real", "disc/fake"),
 }
 PICTURES = ("reconstructions", "samples")
-SIZE = (11.0, 7.6)  # inches
-DPI = 80
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl; none yet, or one half-written, is no fault."""
+  """The whole lines of metrics.jsonl; none if it is not there yet."""
   path = workdir / "metrics.jsonl"
   return list(writer.rows(path)) if path.is_file() else []
 
@@ -37,45 +30,32 @@ def newest(workdir: Path, name: str) -> Path | None:
   return max((workdir / "images").glob(f"{name}_*.png"), default=None)
 
 
-@literal()
 def draw(workdir: Path) -> bytes:
-  """The picture as PNG; of a folder with nothing in it, empty axes."""
+  """The picture as PNG; of an empty folder, empty axes."""
   found = rows(workdir)
-  fig = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-  FigureCanvasAgg(fig)
-  above, below = fig.subfigures(2, 1, height_ratios=(2, 3))
-  above.suptitle(_title(workdir, found), fontsize="medium")
-  for axis, (title, terms) in zip(
-    above.subplots(1, len(AXES)), AXES.items(), strict=True
-  ):
-    axis.set_title(title, fontsize="medium")
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-    for term, steps, values in _curves(found, terms):
-      marker = "." if len(steps) < 3 else ""  # a line wants two points
-      axis.plot(steps, values, label=term, marker=marker)
-    if axis.lines:
-      axis.legend(fontsize="small")
-  for axis, name in zip(
-    below.subplots(1, len(PICTURES)), PICTURES, strict=True
-  ):
-    axis.axis("off")
-    path = newest(workdir, name)
-    if path is None:
-      axis.set_title(f"{name}: none yet", fontsize="medium")
-      continue
-    axis.set_title(f"{name}, step {_step(path)}", fontsize="medium")
-    axis.imshow(imread(path), cmap="gray", vmin=0, vmax=1)
-  out = io.BytesIO()
-  fig.savefig(out, format="png")
-  return out.getvalue()
+  curves = {title: _curves(found, terms) for title, terms in AXES.items()}
+  images = {name: newest(workdir, name) for name in PICTURES}
+  return plots.progress(
+    _title(workdir, found),
+    curves,
+    {
+      f"{name}, step {_step(path)}" if path else f"{name}: none yet": path
+      for name, path in images.items()
+    },
+  )
 
 
-def _curves(found, terms) -> Iterator[tuple[str, list[int], list[float]]]:
+def _curves(
+  found: list[dict[str, Any]], terms: Sequence[str]
+) -> dict[str, plots.Curve]:
+  """Steps and values of each term that has any."""
+  curves = {}
   for term in terms:
-    line = [(r["step"], r[term]) for r in found if r.get(term) is not None]
-    if line:
-      yield term.split("/")[1], *map(list, zip(*line, strict=True))
+    own = [row for row in found if row.get(term) is not None]
+    if own:
+      values = [row[term] for row in own]
+      curves[term.split("/")[1]] = [row["step"] for row in own], values
+  return curves
 
 
 def _step(path: Path) -> int:

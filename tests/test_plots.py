@@ -6,10 +6,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gamix_jax import figures
-from gamix_jax.compare import figure as of_compare
-from gamix_jax.evaluate import figure as of_evaluate
-from gamix_jax.generate import figure as of_generate
+from gamix_jax import plots
 from gamix_jax.notebook import panels
 
 # What mathtext refuses, or would draw as something else; what is no UTF-8;
@@ -42,32 +39,32 @@ def png(path):
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_every_figure_shows_any_name(tmp_path, name):
-  shown = figures.named(name)
+  shown = plots.named(name)
   path = tmp_path / "a.png"
-  strip = of_generate.ImageGrid(np.zeros((1, 2, 8, 8, 1)), [shown] * 2, [shown])
-  of_generate.save(path, [strip], f"{shown}\nof", shown, shown)
+  strip = plots.ImageGrid(np.zeros((1, 2, 8, 8, 1)), [shown] * 2, [shown])
+  plots.image_grids(path, [strip], f"{shown}\nof", shown, shown)
   assert png(path).shape[1] < 1500  # the longest name, too
   places = np.eye(4)[:, :2]
-  of_generate.save_map(
+  plots.latent_map(
     path, places, np.array([0, 1, 1, 5]), [name, "b"], shown, "pca"
   )
   png(path)
   scores = {"elbo": (np.arange(5.0), np.arange(5.0) + 1)}
-  of_evaluate.anomaly(path, scores, shown)
+  plots.anomalies(path, scores, shown)
   png(path)
-  point = of_compare.Point(f"elbo {shown}", shown, [0.1], [2.0])
-  of_compare.front(path, [point], shown)
+  point = plots.Point(f"elbo {shown}", shown, [0.1], [2.0])
+  plots.front(path, [point], shown)
   png(path)
 
 
 def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
   """The same pixels as of a figure whose words are never parsed."""
-  kept, drawn = figures.save, []
+  kept, drawn = plots.save, []
   monkeypatch.setattr(
-    figures, "save", lambda fig, path: (drawn.append(fig), kept(fig, path))
+    plots, "save", lambda fig, path: (drawn.append(fig), kept(fig, path))
   )
   places, labels = np.eye(4)[:, :2], np.array([0, 0, 1, 1])
-  of_generate.save_map(
+  plots.latent_map(
     tmp_path / "a.png", places, labels, ["_$x_1$", "b"], "$t$", "pca"
   )
   (fig,) = drawn
@@ -80,10 +77,10 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
 
 def test_a_matplotlibrc_of_tex_is_not_followed(tmp_path, monkeypatch):
   monkeypatch.setitem(rcParams, "text.usetex", True)
-  with figures.literal():
+  with plots.literal():
     fig = Figure()
     fig.text(0.1, 0.1, "a_b $ %")
-    figures.save(fig, tmp_path / "a.png")
+    plots.save(fig, tmp_path / "a.png")
   png(tmp_path / "a.png")
 
 
@@ -106,5 +103,5 @@ def test_a_run_called_anything(tmp_path):
   ],
 )
 def test_named(name, shown):
-  assert figures.named(name) == shown
+  assert plots.named(name) == shown
   shown.encode()

@@ -1,0 +1,324 @@
+"""The table of all metrics: what each number is called, measures and means."""
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from gamix_jax.metrics.distances import NEIGHBOURS
+
+# Sets of images that are compared with held-out ones: other real images, and
+# samples by the source of their latents.
+SAMPLE_SETS = ("training_images", "prior", "population", "gmm", "vamp")
+
+_SET = rf"({'|'.join(SAMPLE_SETS)})"
+_REACH = (
+  f"reach is the distance to neighbour {NEIGHBOURS} among images of the same "
+  "set, on the same features"
+)
+_SHARPNESS = "variance of the Laplacian; best is what the images have, not more"
+
+
+class MetricSpec(NamedTuple):
+  r"""One metric, or one that is measured of several sets of images.
+
+  Attributes:
+    key: its name in `metrics.json`, `results.json` and `compare.csv`, and
+      after `eval/` in `metrics.jsonl`; a regular expression.
+    section: of the report.
+    label: for people; `\1` is the first group of the key.
+    meaning: in a sentence.
+    unit: empty if it has none.
+    better: "higher", "lower", or empty if neither is.
+  """
+
+  key: str
+  section: str
+  label: str
+  meaning: str
+  unit: str = ""
+  better: str = ""
+
+  @property
+  def arrow(self) -> str:
+    """An arrow to the better side, if there is one."""
+    return {"higher": "↑", "lower": "↓", "": ""}[self.better]
+
+  def title(self, name: str) -> str:
+    """The label and the arrow of the metric called `name`."""
+    label = re.fullmatch(self.key, name).expand(self.label)
+    return f"{label} {self.arrow}".rstrip()
+
+
+METRICS = (
+  MetricSpec(
+    "mae",
+    "Reconstructions",
+    "absolute error",
+    "mean absolute error of what the posterior's mean decodes to, pixels in "
+    "[-1, 1]",
+    unit="of [-1, 1]",
+    better="lower",
+  ),
+  MetricSpec(
+    "psnr",
+    "Reconstructions",
+    "PSNR",
+    "peak signal-to-noise ratio, mean over images",
+    unit="dB",
+    better="higher",
+  ),
+  MetricSpec(
+    "ssim",
+    "Reconstructions",
+    "SSIM",
+    "structural similarity, 11x11 Gaussian window",
+    better="higher",
+  ),
+  MetricSpec(
+    "sharpness_(images|reconstructions)",
+    "Reconstructions",
+    r"sharpness of \1",
+    _SHARPNESS,
+    unit="of [0, 1], squared",
+  ),
+  MetricSpec(
+    "((?:fid|fd)(?:_.*)?)_reconstructions",
+    "Reconstructions",
+    r"\1 of reconstructions",
+    "squared Frechet distance of reconstructions to their images; rFID with "
+    "the FID's Inception",
+    unit="features squared",
+    better="lower",
+  ),
+  MetricSpec(
+    f"((?:fid|fd)(?:_.*)?)_{_SET}",
+    "Samples",
+    r"\1 of samples, \2",
+    "squared Frechet distance of samples to images; fid_ with the FID's "
+    "Inception, else fd_ and the features' name, never an FID: compare it with "
+    "numbers of the same features, data and count only. `training_images` is "
+    "what as many real images get",
+    unit="features squared",
+    better="lower",
+  ),
+  MetricSpec(
+    f"((?:kid|kd)(?:_.*)?)_{_SET}",
+    "Samples",
+    r"\1 of samples, \2",
+    "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
+    "FID's Inception. May be below 0",
+    better="lower",
+  ),
+  MetricSpec(
+    f"precision_{_SET}",
+    "Samples",
+    r"precision of samples, \1",
+    f"share of samples within the images' reach; {_REACH}",
+    better="higher",
+  ),
+  MetricSpec(
+    f"recall_{_SET}",
+    "Samples",
+    r"recall of samples, \1",
+    "share of images within the samples' reach",
+    better="higher",
+  ),
+  MetricSpec(
+    f"density_{_SET}",
+    "Samples",
+    r"density of samples, \1",
+    "number of images whose reach a sample is within, mean over samples, "
+    f"divided by {NEIGHBOURS}",
+    better="higher",
+  ),
+  MetricSpec(
+    f"coverage_{_SET}",
+    "Samples",
+    r"coverage of samples, \1",
+    "share of images with a sample within their reach",
+    better="higher",
+  ),
+  MetricSpec(
+    f"sharpness_{_SET}",
+    "Samples",
+    r"sharpness of samples, \1",
+    _SHARPNESS,
+    unit="of [0, 1], squared",
+  ),
+  MetricSpec(
+    "elbo",
+    "Likelihood",
+    "ELBO",
+    "lower bound of ln p(x), mean over images, of the likelihood that the "
+    "reconstruction's weight stands for; none for a family whose densities "
+    "give no finite bound",
+    unit="nats",
+    better="higher",
+  ),
+  MetricSpec(
+    "iwae",
+    "Likelihood",
+    "IWAE bound",
+    "importance-weighted bound of several draws (of a mixture: of each "
+    "component), which is tighter",
+    unit="nats",
+    better="higher",
+  ),
+  MetricSpec(
+    "(elbo|iwae)_bits_per_dim",
+    "Likelihood",
+    r"\1, bits per dimension",
+    "the same, bits for each number of an image at 256 levels",
+    unit="bits",
+    better="lower",
+  ),
+  MetricSpec(
+    "kl",
+    "Latents",
+    "KL",
+    "mean KL(q(z given x) to p): `mutual_information` + `population_kl`",
+    unit="nats",
+  ),
+  MetricSpec(
+    "mutual_information",
+    "Latents",
+    "mutual information",
+    "of image and code; at most ln of the images' count: where it is near "
+    "that, `population_kl` has what is cut off",
+    unit="nats",
+  ),
+  MetricSpec(
+    "active_units",
+    "Latents",
+    "active units",
+    "latents whose posterior mean has a variance over images above 0.01; how "
+    "much they tell is `mutual_information`, which may be near 0 with all of "
+    "them active",
+  ),
+  MetricSpec(
+    "population_kl",
+    "Latents",
+    "population KL",
+    "KL(q(z) to p), q(z) the population of these images; estimated from one "
+    "draw an image, so that noise may take it below 0",
+    unit="nats",
+    better="lower",
+  ),
+  MetricSpec(
+    "total_correlation",
+    "Latents",
+    "total correlation",
+    "KL of q(z) to its dimensions' product; with `dimension_kl`, "
+    "`population_kl`",
+    unit="nats",
+    better="lower",
+  ),
+  MetricSpec(
+    "dimension_kl",
+    "Latents",
+    "dimension KL",
+    "KL of the dimensions to the prior's, summed",
+    unit="nats",
+    better="lower",
+  ),
+  MetricSpec(
+    "population_kl_gaussian",
+    "Latents",
+    "population KL, Gaussian",
+    "KL to the prior of the Gaussian with q(z)'s moments",
+    unit="nats",
+    better="lower",
+  ),
+  MetricSpec(
+    "collapsed_fraction",
+    "Latents",
+    "collapsed fraction",
+    "share of the posteriors' variances below 0.01; of a mixture, of its total "
+    "variance",
+  ),
+  MetricSpec(
+    "collapsed_components",
+    "Latents",
+    "collapsed components",
+    "of a mixture: share of the components' variances below 0.01, by weight",
+  ),
+  MetricSpec(
+    "effective_components",
+    "Latents",
+    "effective components",
+    "of a mixture: exp of the entropy of an image's weights, mean over images",
+  ),
+  MetricSpec(
+    "(population|lifetime)_sparseness",
+    "Latents",
+    r"\1 sparseness",
+    "of rates, over the latents of an image and over the images of a latent; "
+    "1 where one alone is not 0, 0 where all are equal",
+  ),
+  MetricSpec(
+    "auroc_(.*)",
+    "Anomalies",
+    r"AUROC, \1",
+    "chance that an image of a class held out of the training scores higher "
+    "than one of the others; 0.5 is guessing",
+    better="higher",
+  ),
+  MetricSpec(
+    "linear_probe",
+    "Labels",
+    "linear probe",
+    "accuracy of logistic regression on the codes",
+    better="higher",
+  ),
+  MetricSpec(
+    "knn",
+    "Labels",
+    "nearest neighbours",
+    "accuracy of the nearest codes' vote",
+    better="higher",
+  ),
+  MetricSpec(
+    "majority_class",
+    "Labels",
+    "majority class",
+    "accuracy of always predicting the most frequent class",
+  ),
+  MetricSpec(
+    "sec_per_step",
+    "Training",
+    "seconds per step",
+    "median over the training's log without its first row; depends on this "
+    "machine and its load, not on the seed",
+    unit="s",
+    better="lower",
+  ),
+  MetricSpec(
+    "decodes_per_image",
+    "Training",
+    "decodes per image",
+    "draws that a training step decodes for each image, in one batch",
+  ),
+)
+SECTIONS = tuple(dict.fromkeys(spec.section for spec in METRICS))
+
+
+def by_spec(names: Iterable[str]) -> dict[MetricSpec, list[str]]:
+  """The names of each metric, in the order of the table."""
+  found: dict[MetricSpec, list[str]] = {}
+  for name in sorted(names, key=lambda name: METRICS.index(find(name))):
+    found.setdefault(find(name), []).append(name)
+  return found
+
+
+@functools.cache
+def find(name: str) -> MetricSpec:
+  """The first metric of the table whose key matches a name.
+
+  Raises:
+    KeyError: there is none.
+  """
+  for spec in METRICS:
+    if re.fullmatch(spec.key, name):
+      return spec
+  raise KeyError(name)
