@@ -123,7 +123,8 @@ def measured(
   import jax  # noqa: PLC0415
   import numpy as np  # noqa: PLC0415
 
-  from gamix_jax import build, mesh, step  # noqa: PLC0415
+  from gamix_jax import build, step  # noqa: PLC0415
+  from gamix_jax.parallel import mesh  # noqa: PLC0415
 
   recipe = build.train_spec(c)
   grid = mesh.create_mesh(c.data.batch_size, fsdp)

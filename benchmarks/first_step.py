@@ -59,7 +59,7 @@ def main() -> None:
 
   c = config.from_json(Path(sys.argv[1]).read_text())
   cli.use_compilation_cache()
-  import gamix_jax.train  # noqa: F401, PLC0415 (a run imports all of it)
+  import gamix_jax.training.loop  # noqa: F401, PLC0415 (a run imports all of it)
   from benchmarks import jax_step  # noqa: PLC0415
 
   marks = {"imported": time.time()}

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from benchmarks import images
-from gamix_jax import build, mesh, step
+from gamix_jax import build, step
 from gamix_jax.config import ConfigDict
+from gamix_jax.parallel import mesh
 
 
 class Ours:

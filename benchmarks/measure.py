@@ -9,8 +9,9 @@ import time
 import jax
 
 from benchmarks import first_step, flops, jax_step, timing
-from gamix_jax import cli, malloc
+from gamix_jax import cli
 from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.cpu import malloc
 from gamix_jax.networks import layer_bytes
 
 SIDES = {"cpu": 2048}  # of the matrices of the product

@@ -89,7 +89,8 @@ def needs(c: ConfigDict) -> ResourceEstimate:
   """Of a checked config."""
   import jax  # noqa: PLC0415
 
-  from gamix_jax import build, mesh, step  # noqa: PLC0415
+  from gamix_jax import build, step  # noqa: PLC0415
+  from gamix_jax.parallel import mesh  # noqa: PLC0415
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))

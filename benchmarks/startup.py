@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 
 ROOT = Path(__file__).parents[1]
-IMPORTS = ("gamix_jax", "gamix_jax.train")
+IMPORTS = ("gamix_jax", "gamix_jax.training.loop")
 FIRST = re.compile(r" *1/\d+ ")
 
 

@@ -15,8 +15,9 @@
 --nofirst                       without the time to a first step
 --json=FILE                     the numbers as well
 
-The step is that of gamix_jax.train, on images that lie on the device. Another
-step is timed beside it only after it was found to compute the same numbers.
+The step is the one that a training runs, on images that are on the device.
+Another step is timed beside it only after it was found to compute the same
+numbers.
 """
 
 import json

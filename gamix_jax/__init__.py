@@ -4,12 +4,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "load"]
+__all__ = ["Model", "load", "train"]
+_HOME = {"Model": "inference", "load": "inference", "train": "training.loop"}
 
 
 def __getattr__(name: str) -> Any:
   # On demand, so that `import gamix_jax` and the commands' flags do not wait
   # for JAX.
-  if name in __all__:
-    return getattr(importlib.import_module("gamix_jax.inference"), name)
+  if name in _HOME:
+    module = importlib.import_module(f"gamix_jax.{_HOME[name]}")
+    return getattr(module, name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

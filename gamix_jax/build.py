@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gamix_jax import objectives, optim, posterior
+from gamix_jax import objectives, optimizers, posterior
 from gamix_jax.config import ConfigDict, base, differences, image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.likelihood import LIKELIHOODS
@@ -48,8 +48,8 @@ def train_spec(config: ConfigDict) -> TrainSpec:
     modalities=modalities,
     vae=vae,
     disc=disc,
-    vae_optimizer=optim.optimizer(config.steps, **config.optim.vae),
-    disc_optimizer=optim.optimizer(config.steps, **config.optim.disc),
+    vae_optimizer=optimizers.optimizer(config.steps, **config.optim.vae),
+    disc_optimizer=optimizers.optimizer(config.steps, **config.optim.disc),
     objective=objective.from_config(config, modalities),
     adversarial=objectives.ADVERSARIAL.choose(config.adversarial.loss),
     weights=weights,

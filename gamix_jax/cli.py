@@ -20,8 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import config as configs
-from gamix_jax import malloc, paths, save_errors, situations, streams
+from gamix_jax import paths, save_errors, situations, streams
 from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -239,9 +240,9 @@ def _other() -> bool:
   """Whether this is another process of the run than the first."""
   if "jax" not in sys.modules:
     return False
-  from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+  from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
-  return not hosts.is_main_process()
+  return not distributed.is_main_process()
 
 
 def _show_log() -> None:
@@ -318,18 +319,18 @@ def _end_if_lost(error: Exception) -> None:
   At once: the usual way out would wait for the others, who wait for this one.
   """
   if "jax" in sys.modules:
-    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+    from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
-    if message := hosts.peer_failure(error):
-      _say(message, hosts.LOST)  # ends: there are several
+    if message := distributed.peer_failure(error):
+      _say(message, distributed.LOST)  # ends: there are several
 
 
 def _end_if_several(error: Exception) -> None:
   """The same of a defect, which every process tells."""
   if "jax" in sys.modules:
-    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+    from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
-    if hosts.is_multiprocess():
+    if distributed.is_multiprocess():
       traceback.print_exception(error)
       sys.stderr.flush()
       os._exit(1)
@@ -342,9 +343,9 @@ def _say(message: str, code: int = USAGE) -> int:
   """
   print(f"gamix_jax: {message}", file=sys.stderr, flush=True)
   if "jax" in sys.modules:
-    from gamix_jax import hosts  # noqa: PLC0415  (flags come before JAX)
+    from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
-    if hosts.is_multiprocess():
+    if distributed.is_multiprocess():
       os._exit(code)
   return code
 

@@ -50,7 +50,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.preset = ""
   c.extensions = ()  # modules of yours that register parts, see
   #   docs/extending.md; filled in where they are imported already
-  c.profile = ""  # "20:25": trace the steps 20 to 25, see profile.py
+  c.profile = ""  # "20:25": trace the steps 20 to 25, see training/profiling.py
 
   c.data = ConfigDict()
   c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:

@@ -18,7 +18,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, malloc, presets
+from gamix_jax import cli, presets
+from gamix_jax.cpu import malloc
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", default=None, help_string="A file of configs/, and its keys."
@@ -47,15 +48,15 @@ def main() -> None:
 
   malloc.keep_freed_on_cpu(layer_bytes(CONFIG.value))
   cli.use_compilation_cache()
-  from gamix_jax import hosts  # noqa: PLC0415
+  from gamix_jax.parallel import distributed  # noqa: PLC0415
 
-  hosts.initialize(
+  distributed.initialize(
     MULTIHOST.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
   )
-  from gamix_jax import train  # noqa: PLC0415
+  from gamix_jax.training import loop  # noqa: PLC0415
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  train.train(CONFIG.value, WORKDIR.value or f"runs/{name}")
+  loop.train(CONFIG.value, WORKDIR.value or f"runs/{name}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from flax import linen as nn
 from flax import struct
 
 from gamix_jax import train_metrics
-from gamix_jax.mesh import ShardingPlan, replicated
 from gamix_jax.modality import IMAGE, Modalities, Modality, to_float
 from gamix_jax.networks import VAEOutput
 from gamix_jax.objectives import (
@@ -26,6 +25,7 @@ from gamix_jax.objectives import (
   TermWeights,
   weighted_sum,
 )
+from gamix_jax.parallel.mesh import ShardingPlan, replicated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

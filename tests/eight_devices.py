@@ -12,7 +12,8 @@ import numpy as np
 from conftest import QUICK, images, run_of, small
 
 from benchmarks import communication
-from gamix_jax import mesh, step
+from gamix_jax import step
+from gamix_jax.parallel import mesh
 
 DEVICES, STEPS = 8, 4
 FSDP = (1, 2, 8)

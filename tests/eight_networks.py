@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from conftest import QUICK, alone, images, jit, state_of
 
-from gamix_jax import build, mesh, step
+from gamix_jax import build, step
+from gamix_jax.parallel import mesh
 
 
 def config():

@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gamix_jax import mesh, step, train, validation
+from gamix_jax import step
 from gamix_jax.checkpoint import integrity
+from gamix_jax.parallel import mesh
+from gamix_jax.training import loop, validation
 
 
 def die():
@@ -61,13 +63,13 @@ def looking(count):
 
 def compiling():
   """SIGTERM while the step is compiled."""
-  original = train._compile
+  original = loop._compile
 
   def compile_(*args):
     ask()
     return original(*args)
 
-  train._compile = compile_
+  loop._compile = compile_
 
 
 def batch(*at):
@@ -119,12 +121,12 @@ def weights(at):
 
 def _around_the_step(wrap):
   """The loop is given `wrap` of the step that it compiles."""
-  original = train._compile
+  original = loop._compile
 
   def compile_(recipe, config, abstract, layout):
     return wrap(original(recipe, config, abstract, layout), recipe, layout)
 
-  train._compile = compile_
+  loop._compile = compile_
 
 
 def _with_nan(net):

@@ -57,7 +57,7 @@ def become(command: dict) -> None:
 
 
 if __name__ == "__main__":
-  import gamix_jax.train  # noqa: F401  (what takes its time)
+  import gamix_jax.training.loop  # noqa: F401  (what takes its time)
 
   if (mine := serve()) is not None:
     become(mine)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from program import QUICK, ROOT, complete_config_of
 
-from gamix_jax import build, config, step, train
+from gamix_jax import build, config, step
+from gamix_jax.training import loop
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 
@@ -84,7 +85,7 @@ def quick(monkeypatch):
   def cheap(function, **kwargs):
     return jit(function, **kwargs | {"compiler_options": QUICK})
 
-  monkeypatch.setattr(train.jax, "jit", cheap)
+  monkeypatch.setattr(loop.jax, "jit", cheap)
 
 
 # The other files differ from these in their sizes and sources alone.
@@ -109,7 +110,7 @@ def test_tiny_runs(name, quick, tmp_path, capfd):
   assert terms[0] == terms[1]
   assert (c.model.norm, c.data.flip) == (real.model.norm, real.data.flip)
   assert c.data.channels == real.data.channels
-  numbers = train.train(c, str(tmp_path))
+  numbers = loop.train(c, str(tmp_path))
   assert all(np.isfinite(v) for v in numbers.values()), numbers
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]

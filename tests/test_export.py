@@ -16,10 +16,11 @@ from damage import damages
 from program import ROOT, assert_refused
 
 import gamix_jax
-from gamix_jax import build, posterior, safetensors_io
+from gamix_jax import build, posterior
 from gamix_jax import export as exporting
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
+from gamix_jax.inference import safetensors_io
 
 SHAPE = (8, 8, 1)
 

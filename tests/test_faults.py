@@ -36,9 +36,9 @@ from faults import (
 from program import ROOT, SMALL, files, hundred, numbers, rows
 from test_resume import arrays
 
-from gamix_jax import hosts
 from gamix_jax.checkpoint import Checkpoints, integrity
 from gamix_jax.errors import UserError
+from gamix_jax.parallel import distributed
 from gamix_jax.step import finite
 
 KEEP = "--config.checkpoint.keep=99"
@@ -455,7 +455,7 @@ def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):
   monkeypatch.setattr(store, "wait", lambda: waited.append(1))
   for several in (True, False):
     monkeypatch.setattr(
-      hosts, "is_multiprocess", lambda several=several: several
+      distributed, "is_multiprocess", lambda several=several: several
     )
     with pytest.raises(jax.errors.JaxRuntimeError), store:
       raise jax.errors.JaxRuntimeError("Gloo: connection closed by peer")

@@ -24,11 +24,11 @@ from program import numbers
 from test_hosts import free_port
 from test_resume import arrays
 
-from gamix_jax import hosts
+from gamix_jax.parallel import distributed
 
 # What a process that is left may say: it was in a step, or JAX noticed first.
 WORDS = {
-  hosts.LOST: "lost the others",
+  distributed.LOST: "lost the others",
   -signal.SIGABRT: "Terminating process",
 }
 
@@ -92,7 +92,7 @@ def assert_two_continue(program, workdir, straight, at):
 
 def left_alone(run, since):
   """How the process that is left ends: (code, seconds since)."""
-  code, out, err = run.ended(2 * hosts.HEARTBEAT)
+  code, out, err = run.ended(2 * distributed.HEARTBEAT)
   seconds = time.monotonic() - since
   assert code in WORDS, (out, err)
   assert WORDS[code] in err
@@ -187,7 +187,7 @@ def test_too_slow(program, straight, fault, tmp_path, index):
     both[0].at(13)
     both[index].process.send_signal(signal.SIGSTOP)
     code, seconds = left_alone(both[1 - index], time.monotonic())
-    assert seconds > hosts.HEARTBEAT / 2
+    assert seconds > distributed.HEARTBEAT / 2
     both[index].process.send_signal(signal.SIGCONT)
     slow = left_alone(both[index], time.monotonic())
     done = both[0].steps()[-1][1]

@@ -24,10 +24,12 @@ from program import ANY_LENGTH, ROOT, SMALL, noise, numbers, rows, save
 from test_resume import EVERY, RICH, arrays
 
 import gamix_jax
-from gamix_jax import cli, config, data, hosts, validation
+from gamix_jax import cli, config, data
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 from gamix_jax.files import PART
+from gamix_jax.parallel import distributed
+from gamix_jax.training import validation
 
 STEPS = 20
 # A line of gloo's, or the end of one that another of its threads broke.
@@ -329,9 +331,12 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
   two[1].kill()
   began = time.monotonic()
   (code, _, err), _ = ended(two)
-  assert time.monotonic() - began < 3 * hosts.HEARTBEAT
-  assert code in (hosts.LOST, -signal.SIGABRT), err
-  words = {hosts.LOST: "lost the others", -signal.SIGABRT: "another task died"}
+  assert time.monotonic() - began < 3 * distributed.HEARTBEAT
+  assert code in (distributed.LOST, -signal.SIGABRT), err
+  words = {
+    distributed.LOST: "lost the others",
+    -signal.SIGABRT: "another task died",
+  }
   assert words[code] in err
   saved = [int(p.name) for p in (tmp_path / "run/checkpoints").glob("[0-9]*")]
   last = max(saved) + 4
@@ -342,8 +347,8 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
 @pytest.mark.parametrize(
   ("error", "wanted"),
   [
-    (jax.errors.JaxRuntimeError("Gloo failed"), hosts.LOST),
-    (ValueError("UNKNOWN: Gloo AllGather failed"), hosts.LOST),
+    (jax.errors.JaxRuntimeError("Gloo failed"), distributed.LOST),
+    (ValueError("UNKNOWN: Gloo AllGather failed"), distributed.LOST),
     (UserError("a mistake"), 2),
     (ValueError("a defect"), 1),
   ],
@@ -357,7 +362,7 @@ def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
   def end(code):
     raise SystemExit(code)
 
-  monkeypatch.setattr(hosts, "is_multiprocess", lambda: True)
+  monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
   monkeypatch.setattr("os._exit", end)
   with pytest.raises(SystemExit) as ended_with:
     cli.run(main, ["x"])
@@ -376,9 +381,11 @@ def test_a_mistake_is_told_by_every_process(program, tmp_path):
 
 
 ALONE = """
-from gamix_jax import hosts
-hosts.EXPLAIN, hosts.GIVE_UP = 1, 2
-hosts.initialize(coordinator="localhost:{}", num_processes=2, process_id={})
+from gamix_jax.parallel import distributed
+distributed.EXPLAIN, distributed.GIVE_UP = 1, 2
+distributed.initialize(
+  coordinator="localhost:{}", num_processes=2, process_id={}
+)
 """
 
 
@@ -393,7 +400,7 @@ def test_a_host_alone_says_so(program, index):
     timeout=LIMIT,
     check=False,
   )
-  assert ran.returncode == hosts.LOST, ran.stderr
+  assert ran.returncode == distributed.LOST, ran.stderr
   assert "waiting for the run's other processes" in ran.stderr
   assert "every host of a pod" in ran.stderr
   assert "Check failure" not in ran.stderr
@@ -416,17 +423,17 @@ def meeting(monkeypatch):
     "JOB_COMPLETION_INDEX",
   ):
     monkeypatch.delenv(name, raising=False)
-  monkeypatch.setattr(hosts, "_on_tpu", lambda: False)
+  monkeypatch.setattr(distributed, "_on_tpu", lambda: False)
   return told
 
 
 def test_alone_nobody_is_waited_for(meeting):
-  hosts.initialize()
+  distributed.initialize()
   assert meeting == []
 
 
 def test_flags(meeting):
-  hosts.initialize(coordinator="a:1", num_processes=4, process_id=3)
+  distributed.initialize(coordinator="a:1", num_processes=4, process_id=3)
   assert meeting == [("a:1", 4, 3)]
 
 
@@ -434,20 +441,20 @@ def test_found_in_a_job_set(meeting, monkeypatch):
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a-0.a:8476")
   monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
-  hosts.initialize()
+  distributed.initialize()
   assert meeting == [("a-0.a:8476", 4, 2)]
 
 
 def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
   monkeypatch.setenv("SLURM_NTASKS", "1")
-  hosts.initialize()
+  distributed.initialize()
   assert meeting == []
   monkeypatch.setenv("SLURM_NTASKS", "2")
-  hosts.initialize()
-  monkeypatch.setattr(hosts, "_on_tpu", lambda: True)
+  distributed.initialize()
+  monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
   monkeypatch.setenv("SLURM_NTASKS", "1")
-  hosts.initialize()
+  distributed.initialize()
   assert meeting == [(None, None, None)] * 2
 
 
@@ -462,15 +469,15 @@ def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
 )
 def test_refused(meeting, given, message):
   with pytest.raises(UserError, match=message):
-    hosts.initialize(**given)
+    distributed.initialize(**given)
   assert meeting == []
 
 
 SLURM = """
 import json, jax
-from gamix_jax import hosts
-hosts.initialize()
-found = jax.process_index(), jax.process_count(), hosts.is_multiprocess()
+from gamix_jax.parallel import distributed
+distributed.initialize()
+found = jax.process_index(), jax.process_count(), distributed.is_multiprocess()
 print(json.dumps(found))
 """
 

@@ -15,42 +15,37 @@ FLOORS = (
   (
     "errors",
     "files",
-    "malloc",
     "marks",
     "paths",
     "registry",
     "save_errors",
     "situations",
     "streams",
-    "winograd",
+    "cpu",
+    "parallel",
   ),
-  ("hosts",),
   (
-    "ops",
     "data",
     "config",
     "posterior",
     "likelihood",
     "modality",
     "checkpoint",
-    "mesh",
     "pictures",
-    "plots",
     "plots",
   ),
   ("networks", "metrics"),
   ("objectives", "preset_values", "presets"),
-  ("optim", "train_metrics"),
+  ("optimizers", "train_metrics"),
   ("step",),
-  ("build", "workdir", "monitor", "progress", "profile", "safetensors_io"),
-  ("writer", "validation", "inference", "keras_weights"),
-  ("train",),
+  ("build",),
+  ("inference", "keras_weights", "training"),
   ("cli", "evaluate", "compare", "explore", "export", "generate", "notebook"),
   ("main",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 # What must not wait: it names things for `import gamix_jax` alone.
-LAZY = {("__init__", "inference")}
+LAZY = {("__init__", "inference"), ("__init__", "training")}
 
 
 def room(path):

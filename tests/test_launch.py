@@ -289,11 +289,11 @@ def test_refused(name, changes, words, tmp_path):
 def test_a_workdir_is_a_folder(tmp_path, monkeypatch):
   """Not gs://..., which would become a folder named so."""
   from configs import digits
-  from gamix_jax import train
+  from gamix_jax.training import loop
 
   monkeypatch.chdir(tmp_path)
   with pytest.raises(UserError, match="is an address"):
-    train.train(digits.get_config("tiny"), "gs://bucket/run")
+    loop.train(digits.get_config("tiny"), "gs://bucket/run")
   assert list(tmp_path.iterdir()) == []
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from program import ROOT
 
-from gamix_jax import malloc
 from gamix_jax.config import base, to_json
+from gamix_jax.cpu import malloc
 
 
 def ran(code, *words, check=True):
@@ -22,7 +22,7 @@ def ran(code, *words, check=True):
 
 COUNT = """
 import ctypes, resource, sys
-from gamix_jax import malloc
+from gamix_jax.cpu import malloc
 if "keep" in sys.argv:
   assert malloc.keep_freed(1 << 20)
 libc = ctypes.CDLL(None)
@@ -41,7 +41,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 HEAPS = """
 import ctypes, sys, threading
-from gamix_jax import malloc
+from gamix_jax.cpu import malloc
 assert malloc.keep_freed(int(sys.argv[1]))
 libc = ctypes.CDLL(None)
 threads = [threading.Thread(target=bytearray, args=(100_000,)) for _ in "1234"]
@@ -93,7 +93,7 @@ def test_only_where_jax_will_run_on_a_cpu(monkeypatch):
 COMMAND = """
 import runpy, sys
 from jax._src import xla_bridge
-from gamix_jax import malloc
+from gamix_jax.cpu import malloc
 malloc.keep_freed_on_cpu = lambda n: sys.exit(
   f"{n} {xla_bridge.backends_are_initialized()}"
 )

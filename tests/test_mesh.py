@@ -16,8 +16,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from program import ROOT
 
 from benchmarks import collectives, communication, resource_estimate
-from gamix_jax import mesh
 from gamix_jax.errors import UserError
+from gamix_jax.parallel import mesh
 
 # ---------------------------------------------------------- many devices
 

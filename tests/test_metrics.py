@@ -10,11 +10,12 @@ import scipy.linalg
 import scipy.signal
 from scipy import stats
 
-from gamix_jax import metrics, progress
+from gamix_jax import metrics
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import settings
 from gamix_jax.metrics import specs
 from gamix_jax.posterior import Gaussian, Mixture
+from gamix_jax.training import progress
 
 LAPLACE = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
 

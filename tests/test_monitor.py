@@ -6,7 +6,12 @@ import pytest
 from conftest import EVAE, alone, elbo, small
 
 from gamix_jax import build, config
-from gamix_jax.monitor import DEAD_AFTER, DEAD_AT_END, WINDOW, HealthMonitor
+from gamix_jax.training.monitor import (
+  DEAD_AFTER,
+  DEAD_AT_END,
+  WINDOW,
+  HealthMonitor,
+)
 
 WELL = {
   "nonfinite/total": 0.0,

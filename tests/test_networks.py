@@ -27,7 +27,8 @@ from flax import linen as nn
 from program import ROOT
 
 from benchmarks import flops
-from gamix_jax import build, config, ops, step
+from gamix_jax import build, config, step
+from gamix_jax.cpu import convolutions
 from gamix_jax.errors import UserError
 from gamix_jax.networks import (
   NORMS,
@@ -507,7 +508,9 @@ def strides_of_3x3(norm):
 
 def test_the_full_form_where_pixels_are_coupled(monkeypatch):
   """Batch and group statistics are over all pixels: nothing may be cut."""
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
+  monkeypatch.setattr(
+    jax, "default_backend", lambda: "gpu"
+  )  # for convolutions.py
   for norm in POINTWISE_NORMS:
     assert strides_of_3x3(norm) == ["1", "2", "1", "1"]
   for norm in ("batch", "group"):
@@ -666,7 +669,9 @@ def test_dropout_needs_its_rate():
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # for ops.py
+  monkeypatch.setattr(
+    jax, "default_backend", lambda: "gpu"
+  )  # for convolutions.py
   encoder = ResNetEncoder(
     features=(4, 4), bottleneck_channels=2, dtype=jnp.bfloat16
   )
@@ -750,18 +755,22 @@ def test_conv_of_one_pixel(dtype, stride):
 
   def plain(x, kernel):
     return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), "SAME", dimension_numbers=ops.DIMENSIONS
+      x,
+      kernel,
+      (stride, stride),
+      "SAME",
+      dimension_numbers=convolutions.DIMENSIONS,
     )
 
   def ours(x, kernel):
-    return ops.conv1x1(x, kernel, (stride, stride))
+    return convolutions.conv1x1(x, kernel, (stride, stride))
 
   assert_same_operation((ours, plain), x, kernel, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("wide", [0, ops.WIDE])
+@pytest.mark.parametrize("wide", [0, convolutions.WIDE])
 def test_conv_halving(dtype, before, wide):
   """Against XLA's own operation."""
   rng = np.random.default_rng(0)
@@ -771,11 +780,11 @@ def test_conv_halving(dtype, before, wide):
 
   def plain(x, kernel):
     return jax.lax.conv_general_dilated(
-      x, kernel, (2, 2), padding, dimension_numbers=ops.DIMENSIONS
+      x, kernel, (2, 2), padding, dimension_numbers=convolutions.DIMENSIONS
     )
 
   def ours(x, kernel):
-    return ops.conv3x3_stride2(x, kernel, before)
+    return convolutions.conv3x3_stride2(x, kernel, before)
 
   assert_same_operation((ours, plain), x, kernel, dtype)
 
@@ -797,10 +806,10 @@ def test_convolution_with_few_products(dtype, tolerance):
 
     def plain(x, kernel):
       return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=ops.DIMENSIONS
+        x, kernel, (1, 1), "SAME", dimension_numbers=convolutions.DIMENSIONS
       )
 
-    got = jit(partial(all_of, ops.conv3x3_winograd))(x, kernel, g)
+    got = jit(partial(all_of, convolutions.conv3x3_winograd))(x, kernel, g)
     exact = [a.astype("float64") for a in (x, kernel, g)]
     wanted = jit(partial(all_of, plain))(*exact)
     for a, b in zip(got, wanted, strict=True):
@@ -816,8 +825,12 @@ def test_which_convolution_takes_which_form(monkeypatch):
     kernel = jnp.zeros((size, size, width, width + 1), dtype)
     text = str(
       jax.make_jaxpr(
-        lambda x, k: ops.conv(
-          x, k, (stride,) * 2, padding, dimension_numbers=ops.DIMENSIONS
+        lambda x, k: convolutions.conv(
+          x,
+          k,
+          (stride,) * 2,
+          padding,
+          dimension_numbers=convolutions.DIMENSIONS,
         )
       )(x, kernel)
     )
@@ -851,7 +864,9 @@ def test_which_convolution_takes_which_form(monkeypatch):
     x, kernel = jnp.zeros((1, 4, 4, width)), jnp.zeros((3, 3, width, width))
     gradient = jax.grad(
       lambda k: jnp.sum(
-        ops.conv(x, k, (2, 2), "SAME", dimension_numbers=ops.DIMENSIONS)
+        convolutions.conv(
+          x, k, (2, 2), "SAME", dimension_numbers=convolutions.DIMENSIONS
+        )
       )
     )
     return "dot_general" in str(jax.make_jaxpr(gradient)(kernel))
@@ -865,7 +880,12 @@ def test_which_convolution_takes_which_form(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-  "shape", [(2, 3, 5, 4, 6), (1, 1, 1, 3, 2), (2, 3, 5, ops.WIDE, ops.WIDE + 2)]
+  "shape",
+  [
+    (2, 3, 5, 4, 6),
+    (1, 1, 1, 3, 2),
+    (2, 3, 5, convolutions.WIDE, convolutions.WIDE + 2),
+  ],
 )
 def test_conv_transpose_by_phases(dtype, shape):
   """Against XLA's own operation."""
@@ -873,7 +893,10 @@ def test_conv_transpose_by_phases(dtype, shape):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(b, h, w, c_in)), dtype)
   kernel = jnp.asarray(rng.normal(size=(3, 3, c_out, c_in)), dtype)
-  forms = (ops.conv_transpose_by_phases, ops.conv_transpose_plain)
+  forms = (
+    convolutions.conv_transpose_by_phases,
+    convolutions.conv_transpose_plain,
+  )
   assert_same_operation(forms, x, kernel, dtype)
 
 
@@ -887,7 +910,7 @@ def test_conv_transpose_by_its_definition():
       for k in range(3):
         for m in range(3):
           out[0, 2 * i + k, 2 * j + m] += kernel[k, m] @ x[0, i, j]
-  got = jit(ops.conv_transpose)(
+  got = jit(convolutions.conv_transpose)(
     jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
   )
   np.testing.assert_allclose(got, out[:, :6, :4], rtol=1e-4, atol=1e-5)

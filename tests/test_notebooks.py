@@ -26,10 +26,11 @@ from PIL import Image
 from program import ROOT, SMALL, rows
 
 import gamix_jax
-from gamix_jax import build, notebook, pictures, plots, progress
+from gamix_jax import build, notebook, pictures, plots
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
 from gamix_jax.notebook import panels
+from gamix_jax.training import progress
 
 NAMES = ("colab_train", "colab_explore")
 LIMIT = 180  # seconds a notebook, of which it needs some ten

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import jit
 
-from gamix_jax import optim
+from gamix_jax import optimizers
 from gamix_jax.errors import UserError
 
 SECTION = dict(
@@ -23,7 +23,7 @@ SECTION = dict(
 
 def path(steps=6, run=10, **changes):
   """The parameter after each step, of gradients that do not depend on it."""
-  optimizer = optim.optimizer(run, **(SECTION | changes))
+  optimizer = optimizers.optimizer(run, **(SECTION | changes))
   params = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
   state = optimizer.init(params)
   update = jit(optimizer.update)

@@ -19,8 +19,9 @@ from program import (
   save,
 )
 
-from gamix_jax import config, data, inference, paths, workdir
+from gamix_jax import config, data, inference, paths
 from gamix_jax.errors import UserError
+from gamix_jax.training import workdir
 
 SIZE = 8
 IMAGES = "--config.data.source=folder:images"

@@ -27,12 +27,13 @@ def logs():
 
 first, torch = hooks(), "torch" in sys.modules
 import gamix_jax
-from gamix_jax import config, train
+from gamix_jax import config
+from gamix_jax.training import loop
 from gamix_jax.checkpoint import Checkpoints
 imported = hooks() == first
 was, filters = logs(), list(warnings.filters)
 c = config.from_json(sys.stdin.read())
-train.train(c, sys.argv[1])
+loop.train(c, sys.argv[1])
 trained = hooks() == first, logs() == was, warnings.filters == filters
 gamix_jax.load(sys.argv[1]).encode
 loaded = hooks() == first, logs() == was, warnings.filters == filters

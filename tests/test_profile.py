@@ -5,8 +5,9 @@ import json
 
 from program import SMALL, complete_config_of
 
-from gamix_jax import config, workdir
+from gamix_jax import config
 from gamix_jax.files import Lock
+from gamix_jax.training import workdir
 
 
 def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):

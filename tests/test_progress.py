@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from gamix_jax import progress
-from gamix_jax.progress import Progress, duration
+from gamix_jax.training import progress
+from gamix_jax.training.progress import Progress, duration
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from conftest import alone, flat, small
 
 from benchmarks import flops
-from gamix_jax import build, config, step, train
+from gamix_jax import build, config, step
 from gamix_jax.errors import UserError
-from gamix_jax.profile import Profile
-from gamix_jax.progress import Progress
+from gamix_jax.training import loop
+from gamix_jax.training.profiling import Profile
+from gamix_jax.training.progress import Progress
 
 WIDE = dict(
   data__image_size=32,
@@ -46,7 +47,7 @@ def lowered(platform=None, **changes):
   with pytest.MonkeyPatch.context() as patch:
     if platform is None:
       return jax.jit(partial(step.train_step, recipe)).lower(state, batch)
-    # What ops.py goes by; and what XLA would be given there.
+    # What cpu/convolutions.py goes by; and what XLA would be given there.
     patch.setattr(jax, "default_backend", lambda: platform)
     name = {"gpu": "cuda"}.get(platform, platform)
     traced = jax.jit(partial(step.train_step, recipe)).trace(state, batch)
@@ -228,7 +229,7 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
   monkeypatch.setattr(Profile, "after", after)
   monkeypatch.setattr(Progress, "show", lambda *args: None)
   try:
-    train.train(c, str(tmp_path / "run"))
+    loop.train(c, str(tmp_path / "run"))
   finally:
     jax.monitoring.unregister_event_duration_listener(heard)
   first, last = seen.index(1), seen.index(6)

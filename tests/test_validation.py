@@ -10,9 +10,11 @@ import scipy.stats
 from conftest import alone, elbo, flat, small, state_of
 from program import QUICK, rows
 
-from gamix_jax import build, data, mesh, metrics, train, validation
+from gamix_jax import build, data, metrics
 from gamix_jax.metrics import specs
+from gamix_jax.parallel import mesh
 from gamix_jax.posterior import EVAEPosterior, Gaussian, Mixture
+from gamix_jax.training import loop, validation
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def test_training_says_it_once(tmp_path, capsys, monkeypatch):
     **{"checkpoint__every": 2, "checkpoint__keep_best": 0},
     data__source="synthetic",
   )
-  train.train(c, str(tmp_path / "run"))
+  loop.train(c, str(tmp_path / "run"))
   assert capsys.readouterr().out.count("eval/population_kl_gaussian") == 1
   logged = [row for row in rows(tmp_path / "run") if "eval/kl" in row]
   assert len(logged) == 2

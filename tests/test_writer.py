@@ -11,7 +11,7 @@ from program import events
 
 from gamix_jax import files
 from gamix_jax.errors import UserError
-from gamix_jax.writer import Writer
+from gamix_jax.training.writer import Writer
 
 
 @pytest.fixture

@@ -30,9 +30,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gamix_jax import hosts, save_errors
+from gamix_jax import save_errors
 from gamix_jax.checkpoint import integrity, leaves
 from gamix_jax.errors import UserError
+from gamix_jax.parallel import distributed
 
 DELETION_SECONDS = 0.2  # a folder unchanged for so long is not being deleted
 _LOOKS = 20  # attempts to find a step while a run replaces them
@@ -237,11 +238,11 @@ class Checkpoints:
       raise  # caused by the model or the devices, not by the files
     # A bad file makes Orbax and tensorstore raise almost anything.
     except Exception as error:
-      if hosts.peer_failure(error):
+      if distributed.peer_failure(error):
         raise
       cause = error.__cause__ or error
       fault = f"it cannot be read ({integrity.first_sentence(cause)})"
-    if not hosts.any_process(fault is not None):
+    if not distributed.any_process(fault is not None):
       return found
     # A run in progress deletes its old steps; that is not damage.
     lasting = self._lasting_fault(step)
@@ -282,7 +283,7 @@ class Checkpoints:
     if chosen is not None:
       return chosen
     if step is not None and step not in self._faults:
-      have = ", ".join(map(str, hosts.broadcast(self.steps()))) or "none"
+      have = ", ".join(map(str, distributed.broadcast(self.steps()))) or "none"
       raise UserError(
         f"{self.directory} holds no checkpoint of step {step}; "
         f"complete are: {have}."
@@ -313,7 +314,7 @@ class Checkpoints:
     found = None
     if jax.process_index() == 0:
       found = [self._look(step, tried), sorted(self._faults.items())]
-    chosen, faults = hosts.broadcast(found)
+    chosen, faults = distributed.broadcast(found)
     self._faults = dict(faults)
     if chosen == _TOO_FAST:
       raise UserError(
@@ -459,7 +460,7 @@ class Checkpoints:
     trace: TracebackType | None,
   ) -> None:
     """Closes; a failed save does not hide the exception of the block."""
-    if ended is not None and hosts.peer_failure(ended):
+    if ended is not None and distributed.peer_failure(ended):
       return  # the save in progress would wait for a process that is gone
     try:
       self.close()
@@ -477,7 +478,7 @@ class Checkpoints:
     Raises:
       UserError: it is saved with others, or there is a later step.
     """
-    steps, folders = hosts.broadcast([self.steps(), self._folders()])
+    steps, folders = distributed.broadcast([self.steps(), self._folders()])
     latest = max([*steps, step])
     if latest > step:
       raise UserError(
@@ -490,7 +491,7 @@ class Checkpoints:
       same = len(now) == len(then) and all(
         r is not None and r() is x for r, x in zip(then, now, strict=True)
       )
-      if not hosts.any_process(not same):
+      if not distributed.any_process(not same):
         return True  # the same array objects: no need to read the files
     if step not in folders or step in self._faults:
       return False
@@ -505,7 +506,7 @@ class Checkpoints:
     differ = [
       n for n in arrays if not leaves.bitwise_equal(saved[n], arrays[n])
     ]
-    if hosts.any_process(bool(differ)):
+    if distributed.any_process(bool(differ)):
       names = ", ".join(differ[:_SHOWN]) or "on another host"
       raise UserError(
         f"{where} is there already with another state ({names} differ).\n"
@@ -531,7 +532,7 @@ class Checkpoints:
           step,
           target,
         )
-    hosts.barrier("move damaged checkpoints aside")
+    distributed.barrier("move damaged checkpoints aside")
     self._faults.clear()
     if self._manager is not None:
       self._manager.reload()

@@ -21,7 +21,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, malloc, paths, presets
+from gamix_jax import cli, paths, presets
+from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
 
 

@@ -13,13 +13,14 @@ from PIL import Image
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import data, inference, pictures, step, train, workdir
+from gamix_jax import data, inference, pictures, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
 from gamix_jax.evaluate.eval_inputs import EvalInputs, Features, Images
 from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.files import write_text
-from gamix_jax.writer import rows
+from gamix_jax.training import loop, workdir
+from gamix_jax.training.writer import rows
 
 RESULTS = "results.json"
 FORMAT = 2  # of that file; the runs of another one are judged again
@@ -95,9 +96,9 @@ def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
     None if a signal ended the training; it can be continued.
 
   Raises:
-    UserError: as `train.train`.
+    UserError: as `loop.train`.
   """
-  trained = train.train(config, str(folder))
+  trained = loop.train(config, str(folder))
   if not trained:
     return None
   test_set = data.open_dataset(config.data, "test", config.seed)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gamix_jax import data, metrics, presets, workdir
+from gamix_jax import data, metrics, presets
 from gamix_jax.checkpoint import Preemption
 from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
+from gamix_jax.training import workdir
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 
@@ -61,7 +62,7 @@ def compare(
     root: see `planned`.
 
   Raises:
-    UserError: as `planned`, or as `train.train`; folders of another
+    UserError: as `planned`, or as `training.loop.train`; folders of another
       comparison are refused before any training.
   """
   runs = planned(config, families, seeds, root)

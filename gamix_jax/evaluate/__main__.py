@@ -36,7 +36,7 @@ def main() -> None:
   cli.use_compilation_cache()
   cli.keep_freed_memory(given.workdir)
   from gamix_jax.evaluate import eval_inputs, report, run_metrics  # noqa: PLC0415
-  from gamix_jax.progress import duration  # noqa: PLC0415
+  from gamix_jax.training.progress import duration  # noqa: PLC0415
 
   start = time.monotonic()
 

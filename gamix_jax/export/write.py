@@ -12,10 +12,10 @@ import numpy as np
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import files, safetensors_io
+from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
-from gamix_jax.inference import Model
+from gamix_jax.inference import Model, safetensors_io
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 # Of the largest difference, relative to the output's largest number where that

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gamix_jax import mesh
 from gamix_jax.errors import UserError
 from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
 from gamix_jax.step import TrainSpec

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import jax
 
-from gamix_jax import build, paths, safetensors_io
+from gamix_jax import build, paths
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
+from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.model import Model
 from gamix_jax.step import init
 

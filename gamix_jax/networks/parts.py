@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gamix_jax import ops
 from gamix_jax.config import ConfigDict
+from gamix_jax.cpu import convolutions
 from gamix_jax.errors import UserError
 from gamix_jax.posterior.base import expand_leading, promote_f32
 
@@ -121,7 +121,9 @@ class ConvTranspose(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (3, 3, self.features, x.shape[-1])
     kernel = self.param("kernel", glorot(self.gain), shape, self.param_dtype)
-    x = ops.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+    x = convolutions.conv_transpose(
+      x.astype(self.dtype), kernel.astype(self.dtype)
+    )
     if not self.use_bias:
       return x
     bias = self.param(
@@ -159,7 +161,7 @@ class NetworkModule(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       kernel_init=GLOROT,
-      conv_general_dilated=ops.conv,
+      conv_general_dilated=convolutions.conv,
       name=name,
       **kwargs,
     )

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gamix_jax import plots, writer
+from gamix_jax import plots
 from gamix_jax.plots import named
-from gamix_jax.progress import HELD_OUT
+from gamix_jax.training import writer
+from gamix_jax.training.progress import HELD_OUT
 
 # Terms of `progress.SHOWN` that share an axis, since their sizes are similar.
 AXES = {

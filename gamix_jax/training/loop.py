@@ -11,26 +11,18 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from gamix_jax import (
-  build,
-  data,
-  files,
-  hosts,
-  mesh,
-  paths,
-  presets,
-  step,
-  workdir,
-)
+from gamix_jax import build, data, files, paths, presets, step
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
-from gamix_jax.monitor import HealthMonitor
-from gamix_jax.profile import Profile
-from gamix_jax.progress import HELD_OUT, Progress
-from gamix_jax.validation import Validator
-from gamix_jax.writer import NullWriter, Writer
+from gamix_jax.parallel import distributed, mesh
+from gamix_jax.training import workdir
+from gamix_jax.training.monitor import HealthMonitor
+from gamix_jax.training.profiling import Profile
+from gamix_jax.training.progress import HELD_OUT, Progress
+from gamix_jax.training.validation import Validator
+from gamix_jax.training.writer import NullWriter, Writer
 
 # Steps that may be under way on the device: enough to hide the host, few
 # enough for the progress to be true and a signal to be answered.
@@ -115,7 +107,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
   path = paths.resolve(folder)
   lock = Lock(path)
-  hosts.run_on_main(lock.check)  # now, not only after all data are read
+  distributed.run_on_main(lock.check)  # now, not only after all data are read
   recipe = build.train_spec(config)
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
@@ -134,7 +126,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     concurrent.futures.ThreadPoolExecutor(1) as beside,
     Preemption() as preemption,
   ):
-    hosts.run_on_main(partial(workdir.prepare, path, config, lock, fingerprint))
+    distributed.run_on_main(
+      partial(workdir.prepare, path, config, lock, fingerprint)
+    )
     abstract = layout.with_shardings(jax.eval_shape(partial(step.init, recipe)))
     _log_setup(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
@@ -146,16 +140,16 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       config,
       recipe,
       checkpoints,
-      Writer(path, begin) if hosts.is_main_process() else NullWriter(),
+      Writer(path, begin) if distributed.is_main_process() else NullWriter(),
       Validator(recipe, config, layout, test_set),
       Progress(
         begin,
         config.steps,
         config.data.batch_size,
-        shown=hosts.is_main_process(),
+        shown=distributed.is_main_process(),
       ),
       HealthMonitor(config, train_set.in_memory),
-      Profile(config, path, shown=hosts.is_main_process()),
+      Profile(config, path, shown=distributed.is_main_process()),
     )
     if loop.examiner.left_out:
       _print_main(loop.examiner.left_out)
@@ -303,14 +297,14 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
     include_stats=False,
     max_lines=None,
   )
-  if hosts.is_main_process():
+  if distributed.is_main_process():
     files.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape
   kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
   on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-  if hosts.is_multiprocess():
+  if distributed.is_multiprocess():
     on += f" in {jax.process_count()} processes"
   if (parts := config.mesh.fsdp) > 1:
     on += f", each copy of the state over {parts}"
@@ -342,5 +336,5 @@ def _log_result(path, config, numbers, latest, progress) -> None:
 
 def _print_main(line: str) -> None:
   """To the user, once for all processes."""
-  if hosts.is_main_process():
+  if distributed.is_main_process():
     print(line, flush=True)

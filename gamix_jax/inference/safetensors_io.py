@@ -25,7 +25,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.step import TrainState
 
 FILE = "{what}.safetensors"
-FORMAT = "gamix_jax.safetensors_io.1"
+FORMAT = "gamix_jax.inference.safetensors_io.1"
 # {what to export: modules of `vae`, None for all}. The posterior's head belongs
 # to the encoder, which is useless without it. A learned prior is in neither.
 PARTS = {

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import data, mesh, metrics, pictures
+from gamix_jax import data, metrics, pictures
 from gamix_jax.config import ConfigDict
 from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gamix_jax import winograd
+from gamix_jax.cpu import winograd
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Channels from which on fewer products, or better ones, pay for what it costs
