@@ -169,7 +169,11 @@ def read_only(folder):
     pytest.skip("nothing can be mounted here")
   try:
     again = ["mount", "-o", "remount,ro,bind", folder]
-    subprocess.run(again, check=True, capture_output=True)
+    for _ in range(1000):  # it is refused while a file there is being written
+      if not subprocess.run(again, check=False, capture_output=True).returncode:
+        break
+    else:
+      raise AssertionError(f"{folder} cannot be made read-only")
     yield "Read-only file system"
   finally:
     subprocess.run(["umount", "-l", folder], check=True)
