@@ -179,7 +179,7 @@ def assert_same_end(workdir, straight, steps):
   """Every array and every number on the way, and nothing besides."""
   assert_equal(workdir, straight, steps)
   assert numbers(workdir) == numbers(straight)
-  assert leftovers(workdir) == []
+  assert leftovers(workdir) == [], leftovers(workdir)
 
 
 def twice(program, workdir, straight, offset):

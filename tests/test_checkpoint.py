@@ -445,6 +445,24 @@ def test_leftovers_are_ignored_then_removed(store):
   assert sorted(p.name for p in store.directory.iterdir()) == ["1", "2"]
 
 
+def test_the_next_run_finalizes_what_a_killed_one_did_not(copy):
+  names = {p.name for p in (copy / "3").iterdir()}
+  path = copy / "3" / integrity.CHECKSUMS
+  whole = path.read_text()
+  lines = whole.splitlines(keepends=True)
+  late = ("_CHECKPOINT_METADATA", "commit_success.txt")
+  kept = [line for line in lines if line.split()[1] not in late]
+  path.write_text("".join(kept))
+  assert path.read_text() != whole
+  (copy / "3" / "SHA256SUMS.tmp").write_text("half of")
+  with Checkpoints(copy, keep=3) as store:
+    assert store.restore(ABSTRACT)[0] == 3
+    assert path.read_text() != whole  # reading changes nothing
+    store.save(4, make(4))
+  assert path.read_text() == whole
+  assert {p.name for p in (copy / "3").iterdir()} == names
+
+
 def test_only_leftovers_is_no_checkpoint(tmp_path):
   (tmp_path / "1.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
   with Checkpoints(tmp_path, keep=1) as store:

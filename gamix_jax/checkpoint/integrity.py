@@ -63,6 +63,9 @@ def write_checksums(directory: epath.Path) -> None:
 def finalize_checksums(directory: epath.Path) -> None:
   """Adds the checksums of the files that the commit itself wrote.
 
+  It also deletes what an interrupted call left behind. A call for a step that
+  is finalized already changes nothing.
+
   Args:
     directory: the step's directory, committed.
 
@@ -76,6 +79,7 @@ def finalize_checksums(directory: epath.Path) -> None:
   late = {n: _digest(files[n]) for n in _LATE if n in files and n not in sums}
   if late:
     _write(directory, sums | late)
+  (directory / _TEMPORARY).unlink(missing_ok=True)
 
 
 def verify_files(directory: epath.Path) -> str | None:

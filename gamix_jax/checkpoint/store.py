@@ -540,6 +540,9 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     """Orbax's manager; it deletes what interrupted saves left behind."""
     if self._manager is None:
+      if jax.process_index() == 0:
+        for step in self.steps():  # a run may have been killed before this
+          integrity.finalize_checksums(self._folder(step))
       keep: list[Any] = [policies.LatestN(self._keep)]
       if self._keep_best:
         keep.append(
