@@ -126,17 +126,17 @@ def measured(
   from gamix_jax import build, step  # noqa: PLC0415
   from gamix_jax.parallel import mesh  # noqa: PLC0415
 
-  recipe = build.train_spec(c)
+  spec = build.train_spec(c)
   grid = mesh.create_mesh(c.data.batch_size, fsdp)
   if grid.size != devices:
     raise UserError(f"JAX has {grid.size} devices, not --devices={devices}.")
   layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
-  state = layout.with_shardings(jax.eval_shape(partial(step.init, recipe)))
+  state = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
   shape = (c.data.batch_size, *config.image_shape(c))
   image = jax.ShapeDtypeStruct(
     shape, np.uint8, sharding=mesh.batch_sharding(grid)
   )
-  lowered = step.jit_train_step(recipe, layout, **options).lower(
+  lowered = step.jit_train_step(spec, layout, **options).lower(
     state, {"image": image}
   )
   found = collectives.read(lowered.compile().as_text(), devices)

@@ -24,18 +24,18 @@ class Ours:
 
   def __init__(self, config: ConfigDict):
     """Builds the networks; nothing is computed."""
-    self.config, self.recipe = config, build.train_spec(config)
+    self.config, self.spec = config, build.train_spec(config)
     self.devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
     self.layout = mesh.ShardingPlan(self.devices, config.mesh.fsdp_min_size)
-    self.function = step.jit_train_step(self.recipe, self.layout)
+    self.function = step.jit_train_step(self.spec, self.layout)
     self.seconds: dict[str, float] = {}
     self.compiled = self.state = self.batch = None
     self.from_cache = False
 
   def begin(self) -> None:
     """The first state and the batch, as `train` makes them."""
-    abstract = jax.eval_shape(functools.partial(step.init, self.recipe))
-    self.state = step.init_sharded(self.recipe, self.layout.shardings(abstract))
+    abstract = jax.eval_shape(functools.partial(step.init, self.spec))
+    self.state = step.init_sharded(self.spec, self.layout.shardings(abstract))
     self.batch = mesh.global_batch(
       self.devices, {"image": images.smooth(self.config, 0)}
     )
@@ -91,24 +91,24 @@ class Eager:
 
   def __init__(self, ours: Ours):
     """Of the same run; it has its own copy of the state."""
-    self.recipe = ours.recipe
+    self.spec = ours.spec
     self.state = jax.tree.map(np.asarray, ours.state)
     self.state = jax.device_put(self.state)
     self.batch = ours.batch
 
   def _one(self) -> None:
-    state, recipe = self.state, self.recipe
+    state, spec = self.state, self.spec
     params = [state.vae.params, state.disc.params]
 
     def loss(which, own):
       pair = list(params)
       pair[which] = own
-      found, _ = step.losses(recipe, state, self.batch, tuple(pair))
+      found, _ = step.losses(spec, state, self.batch, tuple(pair))
       return found[which]
 
     nets = [state.vae, state.disc]
-    optimizers = [recipe.vae_optimizer, recipe.disc_optimizer]
-    for i in range(2 if recipe.disc is not None else 1):
+    optimizers = [spec.vae_optimizer, spec.disc_optimizer]
+    for i in range(2 if spec.disc is not None else 1):
       grads = jax.grad(functools.partial(loss, i))(params[i])
       updates, slots = optimizers[i].update(
         grads, nets[i].opt_state, nets[i].params

@@ -70,14 +70,14 @@ def residuals(c: ConfigDict, batch: int) -> int:
 
   from gamix_jax import build, step  # noqa: PLC0415
 
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(partial(step.init, spec))
   image = jax.ShapeDtypeStruct((batch, *config.image_shape(c)), np.uint8)
 
   def kept(state, batch):
     params = (state.vae.params, state.disc.params)
     _, pullback, _ = jax.vjp(
-      partial(step.losses, recipe, state, batch), params, has_aux=True
+      partial(step.losses, spec, state, batch), params, has_aux=True
     )
     return pullback  # a pytree of what it holds
 

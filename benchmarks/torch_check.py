@@ -88,12 +88,12 @@ def compare(config: ConfigDict, options: Options) -> dict[str, float]:
 
 
 def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
-  recipe, twin = build.train_spec(config), Twin(config, options)
+  spec, twin = build.train_spec(config), Twin(config, options)
   jit = jax.jit
   if jax.default_backend() == "cpu":  # soonest done with compiling
     cheap = {"xla_backend_optimization_level": 0}
     jit = functools.partial(jax.jit, compiler_options=cheap)
-  state = jax.device_get(jit(functools.partial(step.init, recipe))())
+  state = jax.device_get(jit(functools.partial(step.init, spec))())
   state = state.replace(
     vae=_shaken_net(state.vae, 1), disc=_shaken_net(state.disc, 2)
   )
@@ -112,7 +112,7 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
       return taken[0]
 
     with mock.patch.object(step, "gradients", heard):  # traced once
-      state, metrics = step.train_step(recipe, state, batch)
+      state, metrics = step.train_step(spec, state, batch)
     return state, metrics, taken[0][1]
 
   rng, before, found, where = np.random.default_rng(0), _tables(state), {}, {}

@@ -108,32 +108,31 @@ class TrainSpec:
     return {k: to_float(batch[k], self.dtype) for k in self.modalities}
 
 
-def init(recipe: TrainSpec) -> TrainState:
-  """The state before step 0, a function of the recipe's seed."""
-  keys = jax.random.split(jax.random.key(recipe.seed), 3)
+def init(spec: TrainSpec) -> TrainState:
+  """The state before step 0, a function of the spec's seed."""
+  keys = jax.random.split(jax.random.key(spec.seed), 3)
   x = {
-    k: jnp.zeros((1, *m.shape), recipe.dtype)
-    for k, m in recipe.modalities.items()
+    k: jnp.zeros((1, *m.shape), spec.dtype) for k, m in spec.modalities.items()
   }
-  variables = recipe.vae.init(keys[0], x, keys[2])
+  variables = spec.vae.init(keys[0], x, keys[2])
   vae = NetworkState(
     variables["params"],
     variables.get("batch_stats", {}),
-    recipe.vae_optimizer.init(variables["params"]),
+    spec.vae_optimizer.init(variables["params"]),
   )
   disc = NetworkState({}, {}, ())
-  if recipe.disc is not None:
-    variables = recipe.disc.init(keys[1], x[IMAGE])
+  if spec.disc is not None:
+    variables = spec.disc.init(keys[1], x[IMAGE])
     disc = NetworkState(
       variables["params"],
       variables.get("batch_stats", {}),
-      recipe.disc_optimizer.init(variables["params"]),
+      spec.disc_optimizer.init(variables["params"]),
     )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     vae=vae,
     disc=disc,
-    objective=recipe.objective.init(),
+    objective=spec.objective.init(),
     ema=jax.tree.map(jnp.copy, vae.params),
     nonfinite=jnp.zeros(2, jnp.int32),
   )
@@ -151,7 +150,7 @@ def _apply(module: nn.Module, params: Any, net: NetworkState, *args, **kwargs):
   return out, new.get("batch_stats", {})
 
 
-def _discriminate(recipe, params, net, x, x_hat, key):
+def _discriminate(spec, params, net, x, x_hat, key):
   """Logits of x [b, ...] and of x_hat [s, b, ...].
 
   From one pass, or from one of each where no norm looks at both: the VAE's
@@ -169,9 +168,9 @@ def _discriminate(recipe, params, net, x, x_hat, key):
     return einops.rearrange(logits, "(b s) ... -> s b ...", b=len(x))
 
   def of(images, key):
-    return _apply(recipe.disc, params, net, images, rngs={"dropout": key})
+    return _apply(spec.disc, params, net, images, rngs={"dropout": key})
 
-  if recipe.disc.joint:
+  if spec.disc.joint:
     logits, stats = of(rows(jnp.concatenate([x[None], x_hat])), key)
     logits = by_draw(logits)
     return logits[0], logits[1:], stats
@@ -182,43 +181,43 @@ def _discriminate(recipe, params, net, x, x_hat, key):
 
 
 def losses(
-  recipe: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
+  spec: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """The forward pass: ((VAE's loss, discriminator's loss), all else).
 
   Args:
-    recipe: see there.
+    spec: see there.
     state: its parameters are not looked at, `params` are.
     batch: of every modality [b, ...], such as "image" [b, h, w, c], uint8 or in
       [-1, 1]; optionally "eps", the standard noise to use (of the shape of the
       posterior's `noise_shape`).
     params: the VAE's and the discriminator's.
   """
-  noise, dropout = jax.random.split(recipe.key(state.step))
+  noise, dropout = jax.random.split(spec.key(state.step))
   output, vae_stats = _apply(
-    recipe.vae,
+    spec.vae,
     params[0],
     state.vae,
-    recipe.observations(batch),
+    spec.observations(batch),
     noise,
-    recipe.objective.num_samples,
+    spec.objective.num_samples,
     eps=batch.get("eps"),
     step=state.step,
   )
-  terms, info, objective_state = recipe.objective(output, state.objective)
+  terms, info, objective_state = spec.objective(output, state.objective)
   metrics = train_metrics.posterior(output.q) | info
-  metrics |= train_metrics.code(output, recipe.modalities)
+  metrics |= train_metrics.code(output, spec.modalities)
   disc_stats, disc_terms = {}, {}
-  if recipe.disc is not None:
-    x_hat = recipe.image.likelihood.mean(output.x_hat[IMAGE])
+  if spec.disc is not None:
+    x_hat = spec.image.likelihood.mean(output.x_hat[IMAGE])
     real, fake, disc_stats = _discriminate(
-      recipe, params[1], state.disc, output.x[IMAGE], x_hat, dropout
+      spec, params[1], state.disc, output.x[IMAGE], x_hat, dropout
     )
-    disc_terms = recipe.adversarial(real, fake, output.w)
+    disc_terms = spec.adversarial(real, fake, output.w)
     terms["adversarial"] = disc_terms.pop("adversarial")
     metrics |= train_metrics.logits(real, fake, output.w)
-  vae_loss = weighted_sum(terms, recipe.weights.vae_at(state.step))
-  disc_loss = weighted_sum(disc_terms, recipe.weights.disc)
+  vae_loss = weighted_sum(terms, spec.weights.vae_at(state.step))
+  disc_loss = weighted_sum(disc_terms, spec.weights.disc)
   disc_loss = jnp.asarray(disc_loss, vae_loss.dtype)
   metrics |= {f"vae/{k}": v for k, v in terms.items()}
   metrics |= {f"disc/{k}": v for k, v in disc_terms.items()}
@@ -228,7 +227,7 @@ def losses(
 
 
 def gradients(
-  recipe: TrainSpec,
+  spec: TrainSpec,
   state: TrainState,
   batch: Batch,
   layout: ShardingPlan | None = None,
@@ -242,7 +241,7 @@ def gradients(
   if layout is not None:
     params = layout.replicate(params)
   (vae_loss, disc_loss), pullback, aux = jax.vjp(
-    partial(losses, recipe, state, batch), params, has_aux=True
+    partial(losses, spec, state, batch), params, has_aux=True
   )
   one, zero = jnp.ones_like(vae_loss), jnp.zeros_like(vae_loss)
   vae_grads = pullback((one, zero))[0][0]
@@ -266,17 +265,17 @@ def _select(keep: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
 
 
-def _average(recipe: TrainSpec, state: TrainState, params: Any) -> Any:
+def _average(spec: TrainSpec, state: TrainState, params: Any) -> Any:
   """ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
   t = state.step.astype(jnp.float32)
-  decay = jnp.minimum(recipe.ema_decay, (1 + t) / (10 + t))
+  decay = jnp.minimum(spec.ema_decay, (1 + t) / (10 + t))
   return jax.tree.map(
     lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), state.ema, params
   )
 
 
 def train_step(
-  recipe: TrainSpec,
+  spec: TrainSpec,
   state: TrainState,
   batch: Batch,
   layout: ShardingPlan | None = None,
@@ -286,7 +285,7 @@ def train_step(
   A non-finite loss or gradient leaves its network as it was and is counted.
 
   Args:
-    recipe: networks, optimisers, weights; static.
+    spec: networks, optimisers, weights; static.
     state: donated.
     batch: see `losses`; the global batch.
     layout: of a state whose arrays lie in parts on several devices; static.
@@ -296,18 +295,18 @@ def train_step(
     gradient norms, the posterior's and the logits' health; scalars but for
     `population/mean` and `population/var`, which are [d].
   """
-  (vae_loss, disc_loss), grads, aux = gradients(recipe, state, batch, layout)
+  (vae_loss, disc_loss), grads, aux = gradients(spec, state, batch, layout)
   metrics, (vae_stats, disc_stats, objective_state) = aux
   vae_norm, disc_norm = (optax.tree.norm(g) for g in grads)
   vae_ok = jnp.isfinite(vae_loss) & jnp.isfinite(vae_norm)
   disc_ok = jnp.isfinite(disc_loss) & jnp.isfinite(disc_norm)
 
-  vae = _update(state.vae, recipe.vae_optimizer, grads[0], vae_stats, vae_ok)
+  vae = _update(state.vae, spec.vae_optimizer, grads[0], vae_stats, vae_ok)
   disc = state.disc
-  if recipe.disc is not None:
-    started = state.step >= recipe.disc_start
+  if spec.disc is not None:
+    started = state.step >= spec.disc_start
     disc = _update(
-      disc, recipe.disc_optimizer, grads[1], disc_stats, disc_ok & started
+      disc, spec.disc_optimizer, grads[1], disc_stats, disc_ok & started
     )
   bad = ~(vae_ok & disc_ok)
   nonfinite = jnp.stack(
@@ -315,7 +314,7 @@ def train_step(
   )
   metrics |= {"vae/grad_norm": vae_norm, "nonfinite/total": nonfinite[0]}
   metrics["nonfinite/consecutive"] = nonfinite[1]
-  if recipe.disc is not None:
+  if spec.disc is not None:
     metrics["disc/grad_norm"] = disc_norm
     metrics["disc/grad_ratio"] = disc_norm / (vae_norm + 1e-12)
   state = TrainState(
@@ -323,14 +322,14 @@ def train_step(
     vae=vae,
     disc=disc,
     objective=_select(vae_ok, objective_state, state.objective),
-    ema=_average(recipe, state, vae.params),
+    ema=_average(spec, state, vae.params),
     nonfinite=nonfinite,
   )
   return state, metrics
 
 
 def jit_train_step(
-  recipe: TrainSpec, layout: ShardingPlan, **options: Any
+  spec: TrainSpec, layout: ShardingPlan, **options: Any
 ) -> Callable:
   """`train_step` compiled for a layout: (state, batch) -> (state, metrics).
 
@@ -338,25 +337,25 @@ def jit_train_step(
   complete metrics.
 
   Args:
-    recipe: see `train_step`.
+    spec: see `train_step`.
     layout: that of the state.
     **options: of `jax.jit`.
   """
-  shardings = layout.shardings(jax.eval_shape(partial(init, recipe)))
+  shardings = layout.shardings(jax.eval_shape(partial(init, spec)))
   return jax.jit(
-    partial(train_step, recipe, layout=layout),
+    partial(train_step, spec, layout=layout),
     donate_argnums=0,
     out_shardings=(shardings, replicated(layout.mesh)),
     **options,
   )
 
 
-def init_sharded(recipe: TrainSpec, shardings: Any) -> TrainState:
+def init_sharded(spec: TrainSpec, shardings: Any) -> TrainState:
   """`init`, compiled, with these shardings (of `ShardingPlan.shardings`)."""
   # On a CPU the optimising passes take longer than what they speed up.
   cpu = jax.default_backend() == "cpu"
   return jax.jit(
-    partial(init, recipe),
+    partial(init, spec),
     out_shardings=shardings,
     compiler_options={"xla_backend_optimization_level": 0} if cpu else None,
   )()
@@ -370,12 +369,12 @@ def finite(state: TrainState) -> jax.Array:
 
 
 def eval_step(
-  recipe: TrainSpec, draws: int, params: Any, batch_stats: Any, batch: Batch
+  spec: TrainSpec, draws: int, params: Any, batch_stats: Any, batch: Batch
 ) -> Metrics:
   """Held-out numbers, one an image: see `train_metrics.held_out`.
 
   Args:
-    recipe: the run's.
+    spec: the run's.
     draws: of z per image (and component), for the two bounds.
     params: of the VAE, raw or averaged.
     batch_stats: of the VAE.
@@ -385,9 +384,9 @@ def eval_step(
   Returns:
     Those numbers, and "posterior", q(z | x) of the images.
   """
-  x = recipe.observations(batch)
-  key = jax.random.fold_in(recipe.key(batch["step"]), 1)
-  bound = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
+  x = spec.observations(batch)
+  key = jax.random.fold_in(spec.key(batch["step"]), 1)
+  bound = spec.vae.bind({"params": params, "batch_stats": batch_stats})
   posterior = bound.encode(x)
   q = bound.with_prior(posterior)
   z, w = q.sample(key, draws)
@@ -400,6 +399,6 @@ def eval_step(
   return rest | train_metrics.held_out(
     VAEOutput(x, q, z, w, of_draws),
     of_mean,
-    recipe.modalities,
-    recipe.weights.vae["recon"],
+    spec.modalities,
+    spec.weights.vae["recon"],
   )

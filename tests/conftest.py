@@ -113,9 +113,9 @@ def _filled(seed, path, shape):
   return jnp.asarray(value, shape.dtype)
 
 
-def state_of(recipe, seed=0):
+def state_of(spec, seed=0):
   """A state with weights from NumPy: nothing to compile, no zero bias."""
-  shapes = jax.eval_shape(functools.partial(step.init, recipe))
+  shapes = jax.eval_shape(functools.partial(step.init, spec))
 
   def net(shape):
     params, stats = (
@@ -129,8 +129,8 @@ def state_of(recipe, seed=0):
   return step.TrainState(
     step=jnp.zeros((), jnp.int32),
     vae=vae,
-    disc=net(shapes.disc) if recipe.disc is not None else shapes.disc,
-    objective=recipe.objective.init(),
+    disc=net(shapes.disc) if spec.disc is not None else shapes.disc,
+    objective=spec.objective.init(),
     ema=vae.params,
     nonfinite=jnp.zeros(2, jnp.int32),
   )
@@ -167,28 +167,26 @@ def output(x, q, z, w, x_hat, **rest):
 
 
 class Run:
-  """A config's recipe, first state and batch, and its functions compiled."""
+  """A config's spec, first state and batch, and its functions compiled."""
 
   def __init__(self, c):
     self.config = c
-    self.recipe = build.train_spec(c)
-    self.state = state_of(self.recipe)
+    self.spec = build.train_spec(c)
+    self.state = state_of(self.spec)
     self.batch = images(c)
 
   @functools.cached_property
   def _step(self):
     def with_weights(of_vae, of_disc, state, batch):
-      weights = dataclasses.replace(
-        self.recipe.weights, vae=of_vae, disc=of_disc
-      )
-      recipe = dataclasses.replace(self.recipe, weights=weights)
-      return step.train_step(recipe, state, batch)
+      weights = dataclasses.replace(self.spec.weights, vae=of_vae, disc=of_disc)
+      spec = dataclasses.replace(self.spec, weights=weights)
+      return step.train_step(spec, state, batch)
 
     return jit(with_weights)
 
   def step(self, state, batch, weights=None):
     """(state, batch) -> (state, metrics), of the config's weights or others."""
-    named = [self.recipe.weights.vae, self.recipe.weights.disc]
+    named = [self.spec.weights.vae, self.spec.weights.disc]
     if weights is not None:
       named = [{k: float(weights.get(k, 0)) for k in of} for of in named]
     return self._step(*named, state, batch)

@@ -55,7 +55,7 @@ def history(fsdp=1, form="debiased"):
     jax.tree.map(np.array, run.state), layout.shardings(run.state)
   )
   train, metrics = (
-    step.jit_train_step(run.recipe, layout, compiler_options=QUICK),
+    step.jit_train_step(run.spec, layout, compiler_options=QUICK),
     [],
   )
   for t in range(STEPS):

@@ -15,7 +15,7 @@ def answers(workdir):
   """{name: array}; 10 images, which 8 devices do not divide."""
   model = gamix_jax.load(workdir, batch_size=16)
   rng = np.random.default_rng(0)
-  x = rng.uniform(-1, 1, (10, *model.recipe.image.shape)).astype("f4")
+  x = rng.uniform(-1, 1, (10, *model.spec.image.shape)).astype("f4")
   key = jax.random.key(1)
   rows = model._device.by_chunks(lambda x: x, x)
   np.testing.assert_array_equal(rows, x)

@@ -36,15 +36,15 @@ def config():
 def main():
   """Compares; an AssertionError names what differs."""
   c = config()
-  recipe = build.train_spec(c)
-  first, batch = jax.device_get((state_of(recipe), images(c)))
-  one = jit(functools.partial(step.train_step, recipe))(first, batch)
+  spec = build.train_spec(c)
+  first, batch = jax.device_get((state_of(spec), images(c)))
+  one = jit(functools.partial(step.train_step, spec))(first, batch)
   grid = mesh.create_mesh(c.data.batch_size, 1)
   layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
   state = jax.device_put(first, layout.shardings(first))
   spread = mesh.global_batch(grid, batch)
   assert len(spread["image"].sharding.device_set) == jax.device_count()
-  eight = step.jit_train_step(recipe, layout, compiler_options=QUICK)(
+  eight = step.jit_train_step(spec, layout, compiler_options=QUICK)(
     state, spread
   )
   leaves = jax.tree_util.tree_leaves_with_path(one)

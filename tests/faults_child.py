@@ -91,8 +91,8 @@ def batch(*at):
 
   mesh.global_batch = poisoned
 
-  def with_floats(compiled, recipe, layout):
-    of_floats = step.jit_train_step(recipe, layout)
+  def with_floats(compiled, spec, layout):
+    of_floats = step.jit_train_step(spec, layout)
 
     def stepped(state, batch):
       of = compiled if batch["image"].dtype == np.uint8 else of_floats
@@ -106,8 +106,8 @@ def batch(*at):
 def weights(at):
   """A NaN in one weight of the VAE, before a step."""
 
-  def poisoned(compiled, recipe, layout):
-    del recipe, layout
+  def poisoned(compiled, spec, layout):
+    del spec, layout
 
     def stepped(state, batch):
       if int(state.step) + 1 == at:
@@ -123,8 +123,8 @@ def _around_the_step(wrap):
   """The loop is given `wrap` of the step that it compiles."""
   original = loop._compile
 
-  def compile_(recipe, config, abstract, layout):
-    return wrap(original(recipe, config, abstract, layout), recipe, layout)
+  def compile_(spec, config, abstract, layout):
+    return wrap(original(spec, config, abstract, layout), spec, layout)
 
   loop._compile = compile_
 

@@ -85,7 +85,7 @@ def test_networks_of_the_twin(changes):
 
   @jit
   def ours(x, z):
-    vae = run.recipe.vae
+    vae = run.spec.vae
     q = vae.apply(variables, {"image": x}, method="encode")
     x_hat = vae.apply(variables, z[None], method="decode")["image"]
     return q.mu, q.logvar, x_hat[0]

@@ -119,14 +119,14 @@ ELSEWHERE = {
 def program(text, first=False):
   """The step of a config, or its first state: text with every number in it."""
   c = config.from_json(text)
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(functools.partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(functools.partial(step.init, spec))
   shape = (c.data.batch_size, *config.image_shape(c))
   batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
   if first:
-    jaxpr = jax.make_jaxpr(functools.partial(step.init, recipe))()
+    jaxpr = jax.make_jaxpr(functools.partial(step.init, spec))()
   else:
-    function = functools.partial(step.train_step, recipe)
+    function = functools.partial(step.train_step, spec)
     jaxpr = jax.make_jaxpr(function)(state, batch)
   return re.sub("0x[0-9a-f]+", "", str(jaxpr))
 

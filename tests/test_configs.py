@@ -39,12 +39,12 @@ def test_headed_by_its_command(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_its_size(name):
   c = complete_config_of(name)
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(functools.partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(functools.partial(step.init, spec))
   h, w, channels = config.image_shape(c)
   image = jax.ShapeDtypeStruct((c.data.batch_size, h, w, channels), np.uint8)
   after, metrics = jax.eval_shape(
-    functools.partial(step.train_step, recipe), state, {"image": image}
+    functools.partial(step.train_step, spec), state, {"image": image}
   )
   assert after == state  # shapes and types: it can be donated
   for term, weight in c.weights.items():

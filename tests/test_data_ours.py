@@ -37,8 +37,8 @@ def noise(n):
 def workdir(path, config_only=False):
   """A run's folder with pictures in it."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  recipe = build.train_spec(c := flat())
-  save_run(path, c, *([] if config_only else [state_of(recipe)]))
+  spec = build.train_spec(c := flat())
+  save_run(path, c, *([] if config_only else [state_of(spec)]))
   for name in () if config_only else ("images/a.png", "eval/samples.png"):
     (path / name).parent.mkdir(exist_ok=True)
     pictures.save_png(path / name, np.zeros((8, 8, 3), np.uint8))

@@ -92,16 +92,16 @@ def test_every_family_and_objective_is_here():
 def test_trains_digits(name, dtype):
   """500 steps; the last ten losses are under three quarters of the first."""
   digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
-  recipe = build.train_spec(config_of(name, dtype))
+  spec = build.train_spec(config_of(name, dtype))
   rows = np.random.default_rng(0).integers(len(digits), size=(STEPS, BATCH))
 
   @jit
   def train(digits, rows):
     def one(state, rows):
-      state, metrics = step.train_step(recipe, state, {"image": digits[rows]})
+      state, metrics = step.train_step(spec, state, {"image": digits[rows]})
       return state, {k: v for k, v in metrics.items() if v.ndim == 0}
 
-    return jax.lax.scan(one, step.init(recipe), rows)
+    return jax.lax.scan(one, step.init(spec), rows)
 
   state, metrics = train(jnp.asarray(digits), jnp.asarray(rows))
   for key, values in metrics.items():

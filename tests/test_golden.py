@@ -133,12 +133,12 @@ class Golden:
     suffix = {"float32": "", "float64": "_f64"}[dtype]
     self.wanted = load(f"golden_A{suffix}")
     self.path = load(f"golden_A_traj{suffix}")
-    recipe = build.train_spec(config_a(dtype))
-    first = with_weights(state_of(recipe), under(load("golden_A"), "weight/"))
-    batch = {"image": jnp.asarray(self.wanted["input"], recipe.dtype)}
+    spec = build.train_spec(config_a(dtype))
+    first = with_weights(state_of(spec), under(load("golden_A"), "weight/"))
+    batch = {"image": jnp.asarray(self.wanted["input"], spec.dtype)}
 
     def objective(p, of_objective):
-      out, info, of_objective = recipe.objective(p, of_objective)
+      out, info, of_objective = spec.objective(p, of_objective)
       inside = {
         "z_mean": p.q.mu,
         "z_log_var": p.q.logvar,
@@ -147,14 +147,14 @@ class Golden:
       }
       return out, info | inside, of_objective
 
-    objective.num_samples = recipe.objective.num_samples
+    objective.num_samples = spec.objective.num_samples
 
     def adversarial(real, fake, w):
       inside = {"real_logits": real, "fake_logits": fake[0]}
-      return recipe.adversarial(real, fake, w) | inside
+      return spec.adversarial(real, fake, w) | inside
 
     seen = dataclasses.replace(
-      recipe, objective=objective, adversarial=adversarial
+      spec, objective=objective, adversarial=adversarial
     )
     # Convolutions of float64 are loops, which take minutes unoptimised.
     options = {
@@ -164,7 +164,7 @@ class Golden:
     run = jax.jit(partial(step.train_step, seen), compiler_options=options)
 
     def one(state, eps):
-      eps = jnp.asarray(eps, recipe.dtype)[None]
+      eps = jnp.asarray(eps, spec.dtype)[None]
       return jax.tree.map(np.asarray, run(state, batch | {"eps": eps}))
 
     state, self.first = one(first, self.wanted["eps"])

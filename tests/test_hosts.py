@@ -219,7 +219,7 @@ def test_loaded_on_one_device(both, which):
   """A model for use, of arrays that lay over two hosts."""
   assert jax.device_count() == 1
   across, one = (gamix_jax.load(both(k)[0], which) for k in (ACROSS, None))
-  x = np.random.default_rng(0).uniform(-1, 1, (5, *one.recipe.image.shape))
+  x = np.random.default_rng(0).uniform(-1, 1, (5, *one.spec.image.shape))
   x = x.astype("f4")
   assert across.step == one.step == STEPS
   np.testing.assert_allclose(

@@ -23,26 +23,26 @@ pytestmark = pytest.mark.usefixtures("quick")
 SHAPE = (8, 8, 1)
 
 
-def of(recipe, params, stats, method, *args):
+def of(spec, params, stats, method, *args):
   """A second opinion: the module itself, not jitted, not in chunks."""
   variables = {"params": params, "batch_stats": stats}
   if method == "encode":
     args = ({"image": args[0]},)
-  out = recipe.vae.apply(variables, *args, method=method)
+  out = spec.vae.apply(variables, *args, method=method)
   return out["image"] if method == "decode" else out
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run with two checkpoints: its folder, recipe and states."""
+  """A run with two checkpoints: its folder, spec and states."""
   config = conftest.small(posterior__name="mixture", posterior__components=3)
-  recipe = build.train_spec(config)
-  states = [conftest.state_of(recipe, seed) for seed in (0, 1)]
+  spec = build.train_spec(config)
+  states = [conftest.state_of(spec, seed) for seed in (0, 1)]
   averages = jax.tree.map(lambda x: 0.9 * x, states[1].vae.params)
   states[1] = states[1].replace(ema=averages)
   folder = tmp_path_factory.mktemp("runs") / "run"
   conftest.save_run(folder, config, *states)
-  return folder, recipe, states
+  return folder, spec, states
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +80,19 @@ def test_importing_the_package_does_not_import_jax():
   [("ema", None, 10), ("raw", None, 10), ("raw", 5, 5)],
 )
 def test_load_gives_the_weights_asked_for(run, images, which, step, wanted):
-  folder, recipe, states = run
+  folder, spec, states = run
   state = states[wanted // 5 - 1]
   params = state.ema if which == "ema" else state.vae.params
   model = gamix_jax.load(folder, which, step)
   assert model.step == wanted
   assert configs.flat(model.config)["posterior.components"] == 3
-  q = of(recipe, params, state.vae.batch_stats, "encode", images)
+  q = of(spec, params, state.vae.batch_stats, "encode", images)
   conftest.assert_close(model.encode(images), q, rtol=1e-5)
 
 
 def test_every_public_name_of_a_model(run, model):
-  folder, recipe, _ = run
-  assert model.recipe.image.shape == recipe.image.shape == SHAPE
+  folder, spec, _ = run
+  assert model.spec.image.shape == spec.image.shape == SHAPE
   assert gamix_jax.load(folder).batch_size == 256
   assert isinstance(model, gamix_jax.Model)
 
@@ -101,9 +101,9 @@ def test_every_public_name_of_a_model(run, model):
 
 
 def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
-  _, recipe, (_, state) = run
+  _, spec, (_, state) = run
   stats = state.vae.batch_stats
-  q = of(recipe, state.ema, stats, "encode", images)
+  q = of(spec, state.ema, stats, "encode", images)
   for n in (1, 3, 4, 5, 10):  # of a batch_size of 4
     ours = model.encode(images[:n])
     assert isinstance(ours, posterior.Mixture)
@@ -111,7 +111,7 @@ def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
       ours, jax.tree.map(lambda leaf, n=n: leaf[:n], q), rtol=1e-5
     )
   z = np.random.default_rng(1).normal(size=(2, 5, 4)).astype("f4")
-  raw = of(recipe, state.ema, stats, "decode", z)
+  raw = of(spec, state.ema, stats, "decode", z)
   np.testing.assert_allclose(model.decode(z, raw=True), raw, atol=2e-5)
   np.testing.assert_allclose(
     model.decode(z[0, 0], raw=True), raw[0, 0], atol=2e-5
@@ -125,12 +125,12 @@ def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
     "params": state.disc.params,
     "batch_stats": state.disc.batch_stats,
   }
-  logits = recipe.disc.apply(variables, images)
+  logits = spec.disc.apply(variables, images)
   np.testing.assert_allclose(model.discriminate(images), logits, atol=2e-5)
   one = model.discriminate(images[7])
   np.testing.assert_allclose(one, logits[7], atol=2e-5)
   # What training showed it: the output as it is.
-  seen = recipe.disc.apply(variables, raw[0])
+  seen = spec.disc.apply(variables, raw[0])
   ours = model.discriminate(model.decode(z[0], raw=True), raw=True)
   np.testing.assert_allclose(ours, seen, atol=5e-5)
 
@@ -201,8 +201,8 @@ def test_every_kind_of_image_that_is_taken(model, images):
 
 def test_bernoulli_logits_are_shown_as_images(tmp_path):
   config = conftest.small(objective__reconstruction="bernoulli")
-  recipe = build.train_spec(config)
-  conftest.save_run(tmp_path / "run", config, conftest.state_of(recipe))
+  spec = build.train_spec(config)
+  conftest.save_run(tmp_path / "run", config, conftest.state_of(spec))
   model = gamix_jax.load(tmp_path / "run")
   z = np.random.default_rng(0).normal(size=(3, 4))
   raw = model.decode(z, raw=True)
@@ -301,7 +301,7 @@ def test_workdirs_that_are_refused(tmp_path, run):
 
 
 def test_a_damaged_checkpoint(tmp_path, run, images, caplog):
-  folder, recipe, (state, _) = run
+  folder, spec, (state, _) = run
   shutil.copytree(folder, tmp_path / "run")
 
   def damage(step):
@@ -316,7 +316,7 @@ def test_a_damaged_checkpoint(tmp_path, run, images, caplog):
   damage(10)
   model = gamix_jax.load(tmp_path / "run")
   assert model.step == 5 and "step 10" in caplog.text
-  q = of(recipe, state.ema, state.vae.batch_stats, "encode", images)
+  q = of(spec, state.ema, state.vae.batch_stats, "encode", images)
   conftest.assert_close(model.encode(images), q, rtol=1e-5)
   damage(5)
   with pytest.raises(UserError, match="whole"):

@@ -32,13 +32,13 @@ def make(batch_size=1024, **changes):
   """A model of one latent, whose weights are not trained."""
   config = alone(partial(elbo, flat), **{"model__latent": 1, **changes})
   config.weights.recon = 12.0
-  recipe = build.train_spec(config)
-  state = conftest.state_of(recipe)
+  spec = build.train_spec(config)
+  state = conftest.state_of(spec)
   params = dict(state.ema)
   # Posteriors near the prior: importance weights that a few draws tell of.
   params["posterior"] = jax.tree.map(lambda v: 0.2 * v, params["posterior"])
   vae = {"params": params, "batch_stats": state.vae.batch_stats}
-  return inference.Model(config, recipe, 0, vae, {}, batch_size=batch_size)
+  return inference.Model(config, spec, 0, vae, {}, batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +52,22 @@ def summed(model, images):
 
   The first over what q reaches, which of a kernel with ends is not all.
   """
-  recipe = model.recipe
+  spec = model.spec
   discrete = model.config.posterior.name == "poisson"
   z = COUNTS if discrete else GRID
   dz = 1.0 if discrete else float(z[1, 0] - z[0, 0])
   x_hat = model.decode(z, raw=True)
   variables = model._device.vae
-  q = recipe.vae.apply(
+  q = spec.vae.apply(
     variables,
-    recipe.vae.apply(variables, {"image": images}, method="encode"),
+    spec.vae.apply(variables, {"image": images}, method="encode"),
     method="with_prior",
   )
   z = np.repeat(z[:, None], len(images), 1)  # [s, b, 1]
   log_p, log_q = (
     np.asarray(f(z), np.float64) for f in (q.log_prior, q.log_prob)
   )
-  likelihood = recipe.image.log_prob(images, x_hat[:, None], 12.0)
+  likelihood = spec.image.log_prob(images, x_hat[:, None], 12.0)
   joint = np.asarray(likelihood, np.float64) + log_p
   mass = np.exp(log_q)
   assert np.allclose(mass.sum(0) * dz, 1, atol=2e-3)  # the sum reaches over q
@@ -107,10 +107,10 @@ def test_what_has_no_bound_is_refused(images):
   config.posterior.epanechnikov.prior = "uniform"
   config.objective.name = "evae"
   config.weights.update(population_kl=None, collapse_penalty=None, kernel=1.0)
-  recipe = build.train_spec(config)
-  state = conftest.state_of(recipe)
+  spec = build.train_spec(config)
+  state = conftest.state_of(spec)
   vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}
-  model = inference.Model(config, recipe, 0, vae, {})
+  model = inference.Model(config, spec, 0, vae, {})
   for call in (
     model.log_likelihood,
     model.elbo,

@@ -36,10 +36,10 @@ def run(tmp_path_factory):
     posterior__name="mixture",
     posterior__components=2,
   )
-  recipe = build.train_spec(config)
+  spec = build.train_spec(config)
   folder = tmp_path_factory.mktemp("runs") / "run"
   conftest.save_run(
-    folder, config, *(conftest.state_of(recipe, s) for s in (0, 1))
+    folder, config, *(conftest.state_of(spec, s) for s in (0, 1))
   )
   return folder
 
@@ -59,10 +59,10 @@ def learned(prior, **changes):
   config = alone(
     partial(elbo, flat), prior__name=prior, prior__components=3, **changes
   )
-  recipe = build.train_spec(config)
-  state = conftest.state_of(recipe)
+  spec = build.train_spec(config)
+  state = conftest.state_of(spec)
   vae = {"params": state.ema, "batch_stats": state.vae.batch_stats}
-  return inference.Model(config, recipe, 0, vae, {})
+  return inference.Model(config, spec, 0, vae, {})
 
 
 # ---------------------------------------------------------- pure samplers
@@ -138,10 +138,10 @@ def test_counts_have_a_population_and_no_mixture():
   assert (z == np.round(z)).all()
   np.testing.assert_allclose(z.mean(0), [1.25, 5.0], rtol=0.06)
   config = alone(partial(elbo, flat), posterior__name="poisson")
-  recipe = build.train_spec(config)
-  vae = conftest.state_of(recipe).vae
+  spec = build.train_spec(config)
+  vae = conftest.state_of(spec).vae
   vae = {"params": vae.params, "batch_stats": vae.batch_stats}
-  counts = inference.Model(config, recipe, 0, vae, {})
+  counts = inference.Model(config, spec, 0, vae, {})
   with pytest.raises(UserError, match=r"'gmm'.*'poisson'.*prior, population"):
     counts.draw_latents(KEY, 2, source="gmm")
   with pytest.raises(UserError, match=r"what fits: prior, population\."):

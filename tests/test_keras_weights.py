@@ -55,12 +55,12 @@ def error(a, b):
 
 
 def restore(workdir):
-  """A run's recipe and its state, as training restores it."""
+  """A run's spec and its state, as training restores it."""
   saved = Path(workdir, "config.json")
-  recipe = build.train_spec(configs.from_json(saved.read_text()))
-  abstract = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(configs.from_json(saved.read_text()))
+  abstract = jax.eval_shape(partial(step.init, spec))
   checkpoints = Checkpoints(Path(workdir, "checkpoints"), keep=1)
-  return recipe, checkpoints.restore(abstract)[1]
+  return spec, checkpoints.restore(abstract)[1]
 
 
 def adam(net):
@@ -93,8 +93,8 @@ def test_every_path_is_that_of_the_golden_map(name):
 @pytest.mark.parametrize("name", ["A", "published"])
 def test_every_role_has_its_own_leaf_and_every_leaf_a_role(name):
   config = golden_config() if name == "A" else configs.base()
-  recipe = build.train_spec(config)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(config)
+  state = jax.eval_shape(partial(step.init, spec))
   nets = [(n.params, n.batch_stats) for n in (state.vae, state.disc)]
   found = {id(leaf(state, role)) for role in datasets(config)}
   assert found == {id(x) for x in jax.tree.leaves(nets)}
@@ -143,9 +143,9 @@ def test_weights_after_20_are_the_trajectorys(workdirs):
 @pytest.mark.slow
 def test_training_goes_on_from_the_import_as_it_would_have(workdirs):
   g, t = golden("golden_A"), golden("golden_A_traj")
-  recipe, straight = restore(workdirs / "start")
+  spec, straight = restore(workdirs / "start")
   _, imported = restore(workdirs / "after20")
-  train_step = conftest.jit(partial(step.train_step, recipe))
+  train_step = conftest.jit(partial(step.train_step, spec))
 
   def batch(i):
     return {"image": g["input"], "eps": t["eps"][i % 20][None]}
@@ -207,8 +207,8 @@ def other_config(**keys):
 def other(tmp_path_factory):
   """A file as the reference would write one of that model, and its values."""
   path = tmp_path_factory.mktemp("other") / "other.weights.h5"
-  recipe = build.train_spec(other_config())
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(other_config())
+  state = jax.eval_shape(partial(step.init, spec))
   rng, values = np.random.default_rng(0), {}
   with h5py.File(path, "w") as file:
     for role, name in datasets(other_config()).items():

@@ -31,20 +31,20 @@ def linear(**changes):
 def test_exact_is_the_mean_over_draws(family):  # P6
   """Against decoded draws: of the Poisson family, true counts."""
   c = linear(posterior__name=family)
-  recipe = build.train_spec(c)
-  state, batch = state_of(recipe), images(c)
+  spec = build.train_spec(c)
+  state, batch = state_of(spec), images(c)
   params = (state.vae.params, state.disc.params)
-  _, (metrics, *_) = jit(functools.partial(step.losses, recipe))(
+  _, (metrics, *_) = jit(functools.partial(step.losses, spec))(
     state, batch, params
   )
   variables = {"params": state.vae.params}
 
   @jit
   def squares(key):
-    q = recipe.vae.apply(variables, batch, method="encode")
+    q = spec.vae.apply(variables, batch, method="encode")
     z, w = q.sample(key, 4_000)
-    x_hat = recipe.vae.apply(variables, z, method="decode")
-    each = recipe.image.error(batch["image"], x_hat["image"])
+    x_hat = spec.vae.apply(variables, z, method="decode")
+    each = spec.image.error(batch["image"], x_hat["image"])
     return each, jnp.mean(q.kl_divergence(z, w))
 
   each, kl = squares(jax.random.key(1))
@@ -57,9 +57,9 @@ def test_exact_is_the_mean_over_draws(family):  # P6
 
 def test_exact_trains_all_parameters():
   c = linear(**POISSON)
-  recipe = build.train_spec(c)
-  grads, _ = jit(functools.partial(step.gradients, recipe))(
-    state_of(recipe), images(c)
+  spec = build.train_spec(c)
+  grads, _ = jit(functools.partial(step.gradients, spec))(
+    state_of(spec), images(c)
   )[1]
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.any(np.asarray(leaf) != 0), jax.tree_util.keystr(path)
@@ -77,9 +77,9 @@ def test_counts_of_the_linear_models(family, wanted):  # P9
 
 def test_a_linear_decoder_behind_a_resnet():
   c = small(model__decoder="linear")
-  recipe = build.train_spec(c)
-  x_hat = recipe.vae.apply(
-    {"params": state_of(recipe).vae.params},
+  spec = build.train_spec(c)
+  x_hat = spec.vae.apply(
+    {"params": state_of(spec).vae.params},
     jnp.ones((3, 5, 4)),
     method="decode",
   )

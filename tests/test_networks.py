@@ -57,8 +57,8 @@ def count(tree):
 
 def test_counts_of_the_published_model():
   """At 256x256x3 with 512 latents, to the unit."""
-  recipe = build.train_spec(config.base())
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(config.base())
+  state = jax.eval_shape(partial(step.init, spec))
   params, stats = state.vae.params, state.vae.batch_stats
   both = {
     name: count(params[name]) + count(stats.get(name, {}))
@@ -94,15 +94,15 @@ def test_any_size_that_divides(norm, size, channels):
     posterior__components=2,
     objective__num_samples=3,
   )
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(partial(step.init, spec))
   x = jax.ShapeDtypeStruct((5, *size, channels), jnp.float32)
   variables = {
     "params": state.vae.params,
     "batch_stats": state.vae.batch_stats,
   }
   out = jax.eval_shape(
-    partial(recipe.vae.apply, num_samples=3),
+    partial(spec.vae.apply, num_samples=3),
     variables,
     {"image": x},
     jax.random.key(0),
@@ -113,7 +113,7 @@ def test_any_size_that_divides(norm, size, channels):
   assert w.shape == (6, 5)
   assert x_hat.shape == (6, *x.shape)
   logits = jax.eval_shape(
-    recipe.disc.apply,
+    spec.disc.apply,
     {"params": state.disc.params, "batch_stats": state.disc.batch_stats},
     x,
   )
@@ -252,13 +252,13 @@ def test_every_parameter_has_a_gradient(
   )
   config.check(c)
   run = run_of(c)
-  recipe, x = run.recipe, run.batch["image"]
+  spec, x = run.spec, run.batch["image"]
   variables = {
     "params": run.state.vae.params,
     "batch_stats": run.state.vae.batch_stats,
   }
   out = jax.eval_shape(
-    partial(recipe.vae.apply, num_samples=2),
+    partial(spec.vae.apply, num_samples=2),
     variables,
     {"image": x},
     jax.random.key(0),
@@ -266,7 +266,7 @@ def test_every_parameter_has_a_gradient(
   q, z, w, x_hat = out.q, out.z, out.w, out.x_hat["image"]
   assert x_hat.shape == (2, *x.shape) and x_hat.dtype == jnp.float32
   assert q.mu.dtype == z.dtype == w.dtype == jnp.float32
-  grads, _ = jit(partial(step.gradients, recipe))(run.state, run.batch)[1]
+  grads, _ = jit(partial(step.gradients, spec))(run.state, run.batch)[1]
   sizes = {
     jax.tree_util.keystr(path): float(jnp.max(jnp.abs(g)))
     for path, g in jax.tree_util.tree_leaves_with_path(grads)
@@ -282,14 +282,14 @@ def test_every_parameter_has_a_gradient(
 def test_bfloat16_gives_float32(encoder, decoder):
   """The networks' layers are in bfloat16, what comes of them is not."""
   c = mixed(encoder, decoder, dtype="bfloat16")
-  recipe = build.train_spec(c)
-  shapes = jax.eval_shape(partial(step.init, recipe)).vae
+  spec = build.train_spec(c)
+  shapes = jax.eval_shape(partial(step.init, spec)).vae
   variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
   x = jax.ShapeDtypeStruct((4, 8, 12, 1), jnp.float32)
   assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
   def outputs(variables, x):
-    out = recipe.vae.apply(variables, {"image": x}, jax.random.key(0))
+    out = spec.vae.apply(variables, {"image": x}, jax.random.key(0))
     return out.q.mu, out.q.logvar, out.x_hat["image"]
 
   found = jax.eval_shape(outputs, variables, x)
@@ -343,7 +343,7 @@ def test_input_norm_decides_whether_brightness_is_encoded(kind):
     }
     assert ("layernorm" in params) == (input_norm == "layer")
     one, two = (
-      jit(partial(run.recipe.vae.encoder.apply, train=False))(variables, v)
+      jit(partial(run.spec.vae.encoder.apply, train=False))(variables, v)
       for v in (x, other)
     )
     off = float(jnp.max(jnp.abs(one - two)) / jnp.max(jnp.abs(one)))
@@ -389,8 +389,8 @@ def test_shapes_with_patches(kind, size, patch):
     model__bottleneck_channels=5 if kind == "resnet" else 0,
   )
   config.check(c)
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(partial(step.init, spec))
   params = state.vae.params
   first = params["encoder"]["stem" if kind == "resnet" else "conv0"]["kernel"]
   assert first.shape == (3, 3, 3 * patch**2, 4)
@@ -402,16 +402,14 @@ def test_shapes_with_patches(kind, size, patch):
   x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
   variables = {"params": params, "batch_stats": state.vae.batch_stats}
   features = jax.eval_shape(
-    partial(recipe.vae.encoder.apply, train=False),
+    partial(spec.vae.encoder.apply, train=False),
     {k: v["encoder"] for k, v in variables.items()},
     x,
   )
   small_sides = tuple(s // (patch * 2**n) for s in size)
   assert features.shape == (2, *small_sides, 5 if kind == "resnet" else 4)
   z = jax.ShapeDtypeStruct((1, 2, 4), jnp.float32)
-  x_hat = jax.eval_shape(
-    partial(recipe.vae.apply, method="decode"), variables, z
-  )
+  x_hat = jax.eval_shape(partial(spec.vae.apply, method="decode"), variables, z)
   assert x_hat["image"].shape == (1, 2, *size, 3)
 
 
@@ -434,8 +432,8 @@ def test_patches_have_to_fit():
 def test_depths_may_differ():
   c = small(model__encoder_features=(4, 4, 4), model__decoder_features=(4, 3))
   config.check(c)
-  recipe = build.train_spec(c)
-  params = jax.eval_shape(partial(step.init, recipe)).vae.params
+  spec = build.train_spec(c)
+  params = jax.eval_shape(partial(step.init, spec)).vae.params
   assert params["posterior"]["mu"]["kernel"].shape == (2 * 2 * 1, 4)
   assert params["decoder"]["dense"]["kernel"].shape == (4, 4 * 4 * 1)
 
@@ -601,7 +599,7 @@ def test_batch_norm_is_over_the_whole_batch():
   @jit
   def statistics(params, stats, x):
     variables = {"params": params, "batch_stats": stats}
-    return run.recipe.vae.encoder.apply(
+    return run.spec.vae.encoder.apply(
       variables, x, True, mutable=["batch_stats"]
     )[1]["batch_stats"]
 

@@ -319,11 +319,11 @@ def test_show_takes_what_the_model_takes_and_gives():
 @pytest.fixture(scope="module")
 def model():
   config = conftest.flat()
-  recipe = build.train_spec(config)
-  state = conftest.state_of(recipe, 0)
+  spec = build.train_spec(config)
+  state = conftest.state_of(spec, 0)
   vae = {"params": state.vae.params, "batch_stats": state.vae.batch_stats}
   disc = {"params": state.disc.params, "batch_stats": state.disc.batch_stats}
-  return Model(config, recipe, 0, vae, disc)
+  return Model(config, spec, 0, vae, disc)
 
 
 @pytest.fixture(scope="module")

@@ -253,14 +253,14 @@ def test_names_on_one_side_only_show_both_lists():
 
 
 def test_weights_of_each_objective():
-  recipe = build.train_spec(small())
-  assert recipe.weights.vae == {
+  spec = build.train_spec(small())
+  assert spec.weights.vae == {
     "recon": 5000.0,
     "population_kl": 1.0,
     "collapse_penalty": 0.2,
     "adversarial": 100.0,
   }
-  assert recipe.weights.disc == {"real": 100.0, "fake": 100.0}
+  assert spec.weights.disc == {"real": 100.0, "fake": 100.0}
   assert list(build.train_spec(elbo()).weights.vae) == [
     "recon",
     "kl",

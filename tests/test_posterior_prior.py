@@ -95,7 +95,7 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
     moments = after.vae.opt_state[0].mu["prior"]
     for leaf in jax.tree.leaves(moments):
       assert (float(jnp.abs(leaf).max()) > 0) == moves, term
-  vae = run.recipe.vae.bind(
+  vae = run.spec.vae.bind(
     {"params": run.state.vae.params, "batch_stats": run.state.vae.batch_stats}
   )
   z = vae.prior_draws(KEY, 6)
@@ -103,13 +103,13 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
   batch = run.batch | {"step": jnp.int32(0)}
   found = jit(
     lambda b: step.eval_step(
-      run.recipe, 4, run.state.vae.params, run.state.vae.batch_stats, b
+      run.spec, 4, run.state.vae.params, run.state.vae.batch_stats, b
     )
   )(batch)
   # by hand, from the prior as it is
   q = vae.encode({"image": batch["image"]})
   p = vae.with_prior(q).prior
-  z, w = q.sample(jax.random.fold_in(run.recipe.key(0), 1), 4)
+  z, w = q.sample(jax.random.fold_in(run.spec.key(0), 1), 4)
   z64 = np.asarray(z, np.float64).reshape(-1, c.model.latent)
   log_q = np.asarray(q.log_prob(z), np.float64)
   ratio = log_q - density(p, z64).reshape(z.shape[:2])

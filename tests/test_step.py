@@ -122,11 +122,11 @@ def test_gradients_against_finite_differences():
         jax.tree.map(lambda p, a, t=t[i]: p + t * a, params[i], along[i])
         for i in range(2)
       )
-      return step.losses(run.recipe, run.state, batch, at)[0]
+      return step.losses(run.spec, run.state, batch, at)[0]
 
     @jit
     def slopes():
-      _, grads, _ = step.gradients(run.recipe, run.state, batch)
+      _, grads, _ = step.gradients(run.spec, run.state, batch)
       return [optax.tree.vdot(*v) for v in zip(grads, along, strict=True)]
 
     for i, got in enumerate(slopes()):
@@ -142,8 +142,8 @@ def test_both_updates_come_from_the_old_weights():
   after, _ = run.step(run.state, run.batch)
   assert all(moved(run.state.vae.params, after.vae.params).values())
   assert all(moved(run.state.disc.params, after.disc.params).values())
-  of_vae, _ = run.step(run.state, run.batch, run.recipe.weights.vae)
-  of_disc, _ = run.step(run.state, run.batch, run.recipe.weights.disc)
+  of_vae, _ = run.step(run.state, run.batch, run.spec.weights.vae)
+  of_disc, _ = run.step(run.state, run.batch, run.spec.weights.disc)
   assert_same(run.state.disc.params, of_vae.disc.params)
   assert_same(run.state.vae.params, of_disc.vae.params)
   assert_same((of_vae.vae, of_disc.disc), (after.vae, after.disc))
@@ -229,13 +229,13 @@ def test_a_ramp_grows_from_0_to_the_weight(term):
   n, weight = 6, 12.0
   c = RAMPED[term](**{f"ramp__{term}": n})
   c.weights[term] = weight
-  recipe = build.train_spec(c)
+  spec = build.train_spec(c)
   begin = 5 if term == "adversarial" else 0
   for t in (0, 4, 5, n - 1, n, n + begin - 1, n + begin, 3 * n):
-    weights = recipe.weights.vae_at(jnp.asarray(t, jnp.int32))
+    weights = spec.weights.vae_at(jnp.asarray(t, jnp.int32))
     share = np.interp(t + 1, [begin, begin + n], [0, 1])
     np.testing.assert_allclose(weights[term], weight * share, rtol=1e-6)
-    others = {k: v for k, v in recipe.weights.vae.items() if k != term}
+    others = {k: v for k, v in spec.weights.vae.items() if k != term}
     # `adversarial` has the discriminator's start and delay, which are 0 here.
     assert {k: float(weights[k]) for k in others} == others
 
@@ -257,9 +257,9 @@ def test_ramps_are_in_the_loss_and_not_in_the_terms():
       state, metrics = run.step(state, images(run.config, t))
     total = sum(
       weight
-      * min((t + 1) / run.recipe.weights.ramps.get(k, 1), 1)
+      * min((t + 1) / run.spec.weights.ramps.get(k, 1), 1)
       * np.float64(metrics[f"vae/{k}"])
-      for k, weight in run.recipe.weights.vae.items()
+      for k, weight in run.spec.weights.vae.items()
     )
     np.testing.assert_allclose(metrics["vae/loss"], total, rtol=1e-5)
 
@@ -314,7 +314,7 @@ def test_the_bound_of_siwae_has_no_ramp():
 def test_the_published_schedule_is_at_once():
   run = run_of(flat())
   _, m = run.step(run.state, run.batch)
-  weights = run.recipe.weights.vae
+  weights = run.spec.weights.vae
   total = sum(weights[k] * m[f"vae/{k}"] for k in weights)
   np.testing.assert_allclose(m["vae/loss"], total, rtol=1e-5)
   total = 100 * (m["disc/real"] + m["disc/fake"])
@@ -349,7 +349,7 @@ def test_draws_are_a_function_of_seed_and_step():
   _, other = run.step(later, run.batch)
   assert float(other["vae/recon"]) != float(of_a["vae/recon"])
   # nothing is drawn twice: every image and latent has its own noise
-  eps = jax.random.normal(run.recipe.key(0), (1, 8, 4))
+  eps = jax.random.normal(run.spec.key(0), (1, 8, 4))
   assert len(np.unique(eps)) == eps.size
 
 
@@ -375,12 +375,12 @@ def test_no_discriminator():
 
 
 def test_init_is_a_function_of_the_seed():
-  recipes = [
+  specs = [
     build.train_spec(flat(posterior__name=k)) for k in ("gaussian", "mixture")
   ]
   first, of_mixture = (
     jit(lambda seed, r=r: step.init(dataclasses.replace(r, seed=seed)))
-    for r in recipes
+    for r in specs
   )
   a, b, other, mixture = first(1), first(1), first(2), of_mixture(1)
   assert_same(a, b)
@@ -420,7 +420,7 @@ def test_a_batch_of_nan_is_skipped_and_counted():
 def test_one_network_is_skipped_without_the_other():
   """D's loss infinite: the VAE's update is its own."""
   run = run_of(flat())
-  weights = run.recipe.weights.vae | {"real": np.inf, "fake": 1.0}
+  weights = run.spec.weights.vae | {"real": np.inf, "fake": 1.0}
   state, _ = run.step(run.state, run.batch, weights)
   assert_same(run.state.disc, state.disc)
   usual, _ = run.step(run.state, run.batch)
@@ -479,7 +479,7 @@ def test_bfloat16_trains_digits():
 
 def compiled_gradients(c):
   run = run_of(c)
-  function = jit(partial(step.gradients, run.recipe))
+  function = jit(partial(step.gradients, run.spec))
   compiled = function.lower(run.state, run.batch).compile()
   return compiled(run.state, run.batch), compiled.cost_analysis()["flops"]
 
@@ -516,7 +516,7 @@ def test_no_mask_of_dropout_is_used_twice(norm):
   @jit
   def logits(key):
     both = jnp.stack([x, x])
-    return step._discriminate(run.recipe, net.params, net, x, both, key)[:2]
+    return step._discriminate(run.spec, net.params, net, x, both, key)[:2]
 
   real, fake = logits(jax.random.key(0))
   halves = [np.asarray(v).ravel() for v in (real, *fake)]
@@ -532,7 +532,7 @@ def test_eval_step():
   run = run_of(alone(flat))
   variables = (run.state.vae.params, run.state.vae.batch_stats)
   batch = run.batch | {"step": jnp.asarray(3), "valid": jnp.ones(8)}
-  evaluate = jit(partial(step.eval_step, run.recipe, 5))
+  evaluate = jit(partial(step.eval_step, run.spec, 5))
   got = evaluate(*variables, batch)
   assert_same(got["valid"], batch["valid"])
   for name in ("mae", "psnr", "elbo", "iwae", "kl"):
@@ -542,11 +542,11 @@ def test_eval_step():
 
   @jit
   def by_hand():
-    net = run.recipe.vae.bind(
+    net = run.spec.vae.bind(
       {"params": variables[0], "batch_stats": variables[1]}
     )
     q = net.encode({"image": x})
-    key = jax.random.fold_in(run.recipe.key(3), 1)
+    key = jax.random.fold_in(run.spec.key(3), 1)
     z = q.mu[None] + jnp.exp(q.logvar / 2)[None] * jax.random.normal(
       key, (5, 8, 4)
     )

@@ -40,17 +40,17 @@ def wide(**changes):
 def lowered(platform=None, **changes):
   """The step of `wide`, not compiled: of this machine, or as on another."""
   c = wide(**changes)
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(partial(step.init, spec))
   shape = (c.data.batch_size, *config.image_shape(c))
   batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
   with pytest.MonkeyPatch.context() as patch:
     if platform is None:
-      return jax.jit(partial(step.train_step, recipe)).lower(state, batch)
+      return jax.jit(partial(step.train_step, spec)).lower(state, batch)
     # What cpu/convolutions.py goes by; and what XLA would be given there.
     patch.setattr(jax, "default_backend", lambda: platform)
     name = {"gpu": "cuda"}.get(platform, platform)
-    traced = jax.jit(partial(step.train_step, recipe)).trace(state, batch)
+    traced = jax.jit(partial(step.train_step, spec)).trace(state, batch)
     return traced.lower(lowering_platforms=(name,))
 
 
@@ -115,10 +115,10 @@ def test_flops_of_other_networks(encoder, decoder, patch, input_norm):
     **{f"model__{k}": v for k, v in keys.items()},
   )
   config.check(c)
-  recipe = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, recipe))
+  spec = build.train_spec(c)
+  state = jax.eval_shape(partial(step.init, spec))
   batch = {"image": jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32)}
-  gradients = jax.jit(lambda *args: step.gradients(recipe, *args)[1])
+  gradients = jax.jit(lambda *args: step.gradients(spec, *args)[1])
   got = gradients.lower(state, batch).cost_analysis()["flops"] / 16
   wanted = flops.per_image(c, edges=True)["total"]
   assert abs(got / wanted - 1) < 0.05

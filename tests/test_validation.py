@@ -27,14 +27,14 @@ def examiner(monkeypatch):
 
   def make(base=small, **changes):
     c = base(data__source="synthetic:80", **changes)
-    recipe = build.train_spec(c)
+    spec = build.train_spec(c)
     test = data.open_dataset(c.data, "test", c.seed)
     assert len(test) == 20
     layout = mesh.ShardingPlan(
       mesh.create_mesh(c.data.batch_size), c.mesh.fsdp_min_size
     )
-    made = validation.Validator(recipe, c, layout, test)
-    return made, state_of(recipe)
+    made = validation.Validator(spec, c, layout, test)
+    return made, state_of(spec)
 
   return make
 

@@ -232,7 +232,7 @@ def _write_images(
     reconstructions=pictures.to_uint8(model.reconstruct(images.test)),
     samples=pictures.to_uint8(samples),
   )
-  state = jax.eval_shape(partial(step.init, model.recipe))
+  state = jax.eval_shape(partial(step.init, model.spec))
   jax.clear_caches()  # of programs that no other run has
   return {
     "steps": steps,

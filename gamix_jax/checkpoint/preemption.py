@@ -20,7 +20,7 @@ class Preemption:
 
       with Preemption() as preemption:
         for step in ...:
-          state, metrics = train_step(recipe, state, batch)
+          state, metrics = train_step(spec, state, batch)
           if preemption.reached(step):
             checkpoints.save(step, state); break
 

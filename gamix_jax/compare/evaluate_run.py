@@ -157,7 +157,7 @@ def _protocol(
   config: ConfigDict, model: inference.Model, images: Images
 ) -> dict[str, Any]:
   """The data, the networks' sizes, the versions and the devices."""
-  state = jax.eval_shape(partial(step.init, model.recipe))
+  state = jax.eval_shape(partial(step.init, model.spec))
   parts = dict(state.vae.params) | {"discriminator": state.disc.params}
   section = config.data.copy_and_resolve_references()
   section.cache = "none"  # only counted

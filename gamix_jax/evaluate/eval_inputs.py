@@ -270,7 +270,7 @@ class EvalInputs:
   @property
   def likelihood(self) -> str:
     """What p(x | z) is, in words."""
-    image, weight = self.model.recipe.image, self.model.config.weights.recon
+    image, weight = self.model.spec.image, self.model.config.weights.recon
     return image.likelihood.describe(image.size, weight)
 
 

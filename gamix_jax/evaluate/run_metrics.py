@@ -195,7 +195,7 @@ class EvalRun:
 
     def measure():
       found = inputs.model.bounds(x, settings.draws, inputs.key(BOUNDS_KEY))
-      continuous = inputs.model.recipe.image.likelihood.continuous
+      continuous = inputs.model.spec.image.likelihood.continuous
       dims = int(np.prod(x.shape[1:]))
       for name, each in found.items():
         self.numbers.add(name, metrics.mean_and_error(each), **own)
@@ -215,7 +215,7 @@ class EvalRun:
   @property
   def standard_prior(self) -> bool:
     """Whether the prior is N(0, I)."""
-    vae = self.inputs.model.recipe.vae
+    vae = self.inputs.model.spec.vae
     family = vae.posterior.posterior_type
     return vae.prior is None and family.standard_normal_prior
 

@@ -73,13 +73,13 @@ def describe(q: Posterior) -> dict[str, jax.Array]:
 
 def part(model: Model, name: str) -> Part:
   """The part of a model."""
-  recipe, vae = model.recipe, jax.device_get(model.variables["vae"])
-  kind = dict(name=name, dtype=np.dtype(recipe.dtype))
+  spec, vae = model.spec, jax.device_get(model.variables["vae"])
+  kind = dict(name=name, dtype=np.dtype(spec.dtype))
 
   if name == "encoder":
 
     def encode(x):
-      return describe(recipe.vae.apply(vae, {IMAGE: x}, method="encode"))
+      return describe(spec.vae.apply(vae, {IMAGE: x}, method="encode"))
 
     def by_model(x):
       return jax.device_get(describe(model.encode(x)))
@@ -88,14 +88,14 @@ def part(model: Model, name: str) -> Part:
       function=encode,
       model=by_model,
       input="x",
-      shape=recipe.image.shape,
+      shape=spec.image.shape,
       range=(-1.0, 1.0),
       **kind,
     )
 
   def decode(z):
-    x_hat = recipe.vae.apply(vae, z, method="decode")[IMAGE]
-    image = recipe.image.likelihood.mean(x_hat)
+    x_hat = spec.vae.apply(vae, z, method="decode")[IMAGE]
+    image = spec.image.likelihood.mean(x_hat)
     return {"image": jnp.clip(image, -1, 1)}
 
   return Part(

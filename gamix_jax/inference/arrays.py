@@ -14,14 +14,14 @@ SLACK = 1e-3
 
 
 def images(
-  recipe: TrainSpec, x: ArrayLike, *, bounded: bool = True
+  spec: TrainSpec, x: ArrayLike, *, bounded: bool = True
 ) -> np.ndarray:
   """Checked images, [b, h, w, c] or [h, w, c], uint8 or this run's float.
 
   Raises:
     UserError: another shape, type or range, a number that is not finite.
   """
-  x, shape = np.asarray(x), recipe.image.shape
+  x, shape = np.asarray(x), spec.image.shape
   if x.shape[-3:] != shape or x.ndim not in (3, 4) or not x.size:
     size = ", ".join(map(str, shape))
     raise UserError(
@@ -30,7 +30,7 @@ def images(
     )
   if x.dtype == np.uint8 and bounded:
     return x
-  x = floats(x, "Images", recipe.dtype)
+  x = floats(x, "Images", spec.dtype)
   if bounded and np.abs(x).max() > 1 + SLACK:
     raise UserError(
       f"Images from {x.min():.4g} to {x.max():.4g} were given; wanted are "
@@ -39,18 +39,18 @@ def images(
   return x
 
 
-def batch(recipe: TrainSpec, x: ArrayLike, **kwargs) -> np.ndarray:
+def batch(spec: TrainSpec, x: ArrayLike, **kwargs) -> np.ndarray:
   """`images` as [b, h, w, c]: a single one has b = 1."""
-  return images(recipe, x, **kwargs).reshape(-1, *recipe.image.shape)
+  return images(spec, x, **kwargs).reshape(-1, *spec.image.shape)
 
 
-def single(recipe: TrainSpec, x: ArrayLike, what: str) -> np.ndarray:
+def single(spec: TrainSpec, x: ArrayLike, what: str) -> np.ndarray:
   """One image as [1, h, w, c].
 
   Raises:
     UserError: as `images`; there are several.
   """
-  x = batch(recipe, x)
+  x = batch(spec, x)
   if len(x) != 1:
     raise UserError(f"{what} is of one image; given were {len(x)}.")
   return x

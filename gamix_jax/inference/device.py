@@ -28,7 +28,7 @@ class Runner:
   """Functions of arrays that were checked; rows are spread over the devices.
 
   Attributes:
-    recipe: the networks, see `step.TrainSpec`.
+    spec: the networks, see `step.TrainSpec`.
     batch_size: rows at a time, on all devices together.
     vae: "params" and "batch_stats", whole on every device.
     disc: the discriminator's.
@@ -36,24 +36,24 @@ class Runner:
   """
 
   def __init__(
-    self, recipe: TrainSpec, vae: dict, disc: dict, batch_size: int | None
+    self, spec: TrainSpec, vae: dict, disc: dict, batch_size: int | None
   ) -> None:
     """Raises UserError if `batch_size` is under 1; None chooses it."""
     if batch_size is None:
-      batch_size = default_batch_size(recipe.image.shape)
+      batch_size = default_batch_size(spec.image.shape)
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} must be 1 or more.")
-    self.recipe, self.batch_size = recipe, batch_size
+    self.spec, self.batch_size = spec, batch_size
     self._mesh = mesh.local()
     everywhere = mesh.replicated(self._mesh)
     self.vae, self.disc = jax.device_put((vae, disc), everywhere)
     # The weights are arguments, so that they are not compiled in as constants.
-    self.encoder = jax.jit(partial(_encode, recipe))
-    self._decode = jax.jit(partial(_decode, recipe), static_argnames="raw")
-    self._logits = jax.jit(partial(_logits, recipe), static_argnames="raw")
-    self._prior = jax.jit(partial(recipe.vae.apply, method="learned_prior"))
+    self.encoder = jax.jit(partial(_encode, spec))
+    self._decode = jax.jit(partial(_decode, spec), static_argnames="raw")
+    self._logits = jax.jit(partial(_logits, spec), static_argnames="raw")
+    self._prior = jax.jit(partial(spec.vae.apply, method="learned_prior"))
     self._prior_draws = jax.jit(
-      partial(_prior_draws, recipe), static_argnames="n"
+      partial(_prior_draws, spec), static_argnames="n"
     )
 
   def encode(self, x: np.ndarray) -> Posterior:
@@ -70,7 +70,7 @@ class Runner:
 
   def prior(self) -> Mixture | None:
     """The learned prior; None: the family's own."""
-    return None if self.recipe.vae.prior is None else self._prior(self.vae)
+    return None if self.spec.vae.prior is None else self._prior(self.vae)
 
   def with_prior(self, q: Posterior) -> Posterior:
     """q beside the model's prior: `log_prior` and `kl` are of that one."""
@@ -125,30 +125,30 @@ def at_least(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def _encode(recipe: TrainSpec, vae: dict, x: jax.Array) -> Posterior:
-  x = {IMAGE: to_float(x, recipe.dtype)}
-  return recipe.vae.apply(vae, x, method="encode")
+def _encode(spec: TrainSpec, vae: dict, x: jax.Array) -> Posterior:
+  x = {IMAGE: to_float(x, spec.dtype)}
+  return spec.vae.apply(vae, x, method="encode")
 
 
 def _decode(
-  recipe: TrainSpec, vae: dict, z: jax.Array, *, raw: bool
+  spec: TrainSpec, vae: dict, z: jax.Array, *, raw: bool
 ) -> jax.Array:
-  x_hat = recipe.vae.apply(vae, z, method="decode")[IMAGE]
-  return x_hat if raw else jnp.clip(_image(recipe, x_hat), -1, 1)
+  x_hat = spec.vae.apply(vae, z, method="decode")[IMAGE]
+  return x_hat if raw else jnp.clip(_image(spec, x_hat), -1, 1)
 
 
 def _logits(
-  recipe: TrainSpec, disc: dict, x: jax.Array, *, raw: bool
+  spec: TrainSpec, disc: dict, x: jax.Array, *, raw: bool
 ) -> jax.Array:
-  x = to_float(x, recipe.dtype)
-  return recipe.disc.apply(disc, _image(recipe, x) if raw else x)
+  x = to_float(x, spec.dtype)
+  return spec.disc.apply(disc, _image(spec, x) if raw else x)
 
 
 def _prior_draws(
-  recipe: TrainSpec, vae: dict, key: jax.Array, *, n: int, temperature: float
+  spec: TrainSpec, vae: dict, key: jax.Array, *, n: int, temperature: float
 ) -> jax.Array:
-  return recipe.vae.apply(vae, key, n, temperature, method="prior_draws")
+  return spec.vae.apply(vae, key, n, temperature, method="prior_draws")
 
 
-def _image(recipe: TrainSpec, x_hat: jax.Array) -> jax.Array:
-  return recipe.image.likelihood.mean(x_hat)
+def _image(spec: TrainSpec, x_hat: jax.Array) -> jax.Array:
+  return spec.image.likelihood.mean(x_hat)

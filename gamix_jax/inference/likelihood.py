@@ -26,7 +26,7 @@ class Likelihood:
   def __init__(self, device: Runner, named: str) -> None:
     """`named` is the posterior's name, for a message."""
     self._device, self._named = device, named
-    self._each = jax.jit(partial(_each, device.recipe))
+    self._each = jax.jit(partial(_each, device.spec))
 
   def bounds(
     self, x: np.ndarray, samples: int, key: jax.Array
@@ -79,7 +79,7 @@ class Likelihood:
 
 
 def _each(
-  recipe: TrainSpec,
+  spec: TrainSpec,
   vae: dict,
   prior: Mixture | None,
   key: jax.Array,
@@ -97,15 +97,15 @@ def _each(
 
   of_images = jax.vmap(draw, (0, 0, None), out_axes=1)
   z, w = jax.vmap(of_images, (None, None, 0))(q, index, draws)
-  x_hat = recipe.vae.apply(vae, z, method="decode")  # [t, s, b, ...]
-  x = {IMAGE: to_float(x, recipe.dtype)}
+  x_hat = spec.vae.apply(vae, z, method="decode")  # [t, s, b, ...]
+  x = {IMAGE: to_float(x, spec.dtype)}
   q = q if prior is None else WithPrior(q, prior)
 
   def of_draw(z, w, x_hat):
     return train_metrics.bounds(
       VAEOutput(x, q, z, w, x_hat),
-      recipe.modalities,
-      recipe.weights.vae["recon"],
+      spec.modalities,
+      spec.weights.vae["recon"],
     )
 
   found = jax.vmap(of_draw)(z, w, x_hat)

@@ -53,12 +53,12 @@ def load(
   for key, value in (data or {}).items():
     if value:
       config.data[key] = value
-  recipe = build.train_spec(config)
-  state = jax.eval_shape(partial(init, recipe))
+  spec = build.train_spec(config)
+  state = jax.eval_shape(partial(init, spec))
   if safetensors_io.is_exported(path):
     found = safetensors_io.read(path, state, which, step)
     return Model(
-      *(config, recipe, *found),
+      *(config, spec, *found),
       batch_size=batch_size,
       workdir=path,
       which=which,
@@ -85,7 +85,7 @@ def load(
   if which == "ema":
     vae["params"] = part["ema"]
   return Model(
-    *(config, recipe, step, vae, part["disc"]),
+    *(config, spec, step, vae, part["disc"]),
     batch_size=batch_size,
     workdir=path,
     which=which,

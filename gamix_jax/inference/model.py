@@ -28,7 +28,7 @@ class Model:
 
   Attributes:
     config: the run's, every key.
-    recipe: its networks, see `step.TrainSpec`.
+    spec: its networks, see `step.TrainSpec`.
     step: the steps it was trained.
     which: of its weights: "ema" or "raw".
     workdir: where it is from; None of one that was not loaded.
@@ -39,7 +39,7 @@ class Model:
   def __init__(
     self,
     config: ConfigDict,
-    recipe: TrainSpec,
+    spec: TrainSpec,
     step: int,
     vae: dict[str, Any],
     disc: dict[str, Any],
@@ -52,7 +52,7 @@ class Model:
 
     Args:
       config: the run's.
-      recipe: its networks.
+      spec: its networks.
       step: of training.
       vae: its "params" and "batch_stats".
       disc: the discriminator's; empty where there is none.
@@ -63,9 +63,9 @@ class Model:
     Raises:
       UserError: `batch_size` is under 1.
     """
-    self.config, self.recipe, self.step = config, recipe, step
+    self.config, self.spec, self.step = config, spec, step
     self.workdir, self.which = workdir, which
-    self._device = Runner(recipe, vae, disc, batch_size)
+    self._device = Runner(spec, vae, disc, batch_size)
     self.batch_size = self._device.batch_size
     self.variables = {"vae": self._device.vae, "disc": self._device.disc}
     self._likelihood = Likelihood(self._device, config.posterior.name)
@@ -86,7 +86,7 @@ class Model:
     Raises:
       UserError: another shape, type or range, a number that is not finite.
     """
-    q = self._device.encode(arrays.batch(self.recipe, x))
+    q = self._device.encode(arrays.batch(self.spec, x))
     return jax.tree.map(jnp.asarray, q)
 
   def with_prior(self, q: Posterior) -> Posterior:
@@ -108,7 +108,7 @@ class Model:
       UserError: another shape, a number that is not finite.
     """
     latent = self.config.model.latent
-    z = arrays.latents(z, latent, self.recipe.dtype)
+    z = arrays.latents(z, latent, self.spec.dtype)
     x_hat = self._device.decode(z.reshape(-1, latent), raw=raw)
     return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
 
@@ -126,11 +126,11 @@ class Model:
     Raises:
       UserError: another shape, type or range; the run had no discriminator.
     """
-    if self.recipe.disc is None:
+    if self.spec.disc is None:
       raise UserError(
         "This was trained without a discriminator (adversarial.loss='none')."
       )
-    rows = arrays.batch(self.recipe, x, bounded=not raw)
+    rows = arrays.batch(self.spec, x, bounded=not raw)
     logits = self._device.logits(rows, raw=raw)
     return logits.reshape(*np.shape(x)[:-3], *logits.shape[1:])
 
@@ -234,7 +234,7 @@ class Model:
     Raises:
       UserError: as `encode`; as `samplers.fit`; it cannot be written.
     """
-    x = arrays.batch(self.recipe, x)
+    x = arrays.batch(self.spec, x)
     return self._sources.fit(self._device.encode(x), seed, components)
 
   @property
@@ -291,7 +291,7 @@ class Model:
     Raises:
       UserError: as `encode`; several images; as `ways.around`.
     """
-    q = self.encode(arrays.single(self.recipe, image, "A traversal"))
+    q = self.encode(arrays.single(self.spec, image, "A traversal"))
     return self.decode(ways.around(q, dims, span, steps))
 
   def components(self, image: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -307,7 +307,7 @@ class Model:
     Raises:
       UserError: as `encode`; several images.
     """
-    q = self.encode(arrays.single(self.recipe, image, "Components"))
+    q = self.encode(arrays.single(self.spec, image, "Components"))
     weights, mu, _ = q.components()
     return np.asarray(weights[0]), self.decode(mu[0])
 
@@ -379,8 +379,8 @@ class Model:
     if by == "population":
       return -self._sources.log_density(self.encode(x).mean())
     x_hat = self.decode(self.encode(x).mean(), raw=True)
-    x = to_float(arrays.batch(self.recipe, x), self.recipe.dtype)
-    return np.asarray(self.recipe.image.error(x, x_hat))
+    x = to_float(arrays.batch(self.spec, x), self.spec.dtype)
+    return np.asarray(self.spec.image.error(x, x_hat))
 
   def latent_map(
     self, x: ArrayLike, method: str = "pca", seed: int = 0
@@ -403,4 +403,4 @@ class Model:
   def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
     """`elbo` and `iwae` of the same draws, each as said above."""
     key = jax.random.key(0) if key is None else key
-    return self._likelihood.bounds(arrays.batch(self.recipe, x), samples, key)
+    return self._likelihood.bounds(arrays.batch(self.spec, x), samples, key)

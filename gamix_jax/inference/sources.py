@@ -48,7 +48,7 @@ class Sources:
     if source == "population":
       return samplers.draw_population(fitted.population, key, n, temperature)
     z = samplers.draw_gmm(fitted.gmm, key, n, temperature)
-    return z.astype(self._device.recipe.dtype)
+    return z.astype(self._device.spec.dtype)
 
   def check(self, source: str) -> None:
     """Refuses a source that this model cannot have.
@@ -58,7 +58,7 @@ class Sources:
     """
     posterior, prior = self._config.posterior.name, self._config.prior.name
     fit = [s for s in SOURCES if s != "vamp" or prior == s]
-    if self._device.recipe.vae.posterior.posterior_type.discrete:
+    if self._device.spec.vae.posterior.posterior_type.discrete:
       fit.remove("gmm")
     if source not in SOURCES:
       raise UserError(f"source={source!r} must be one of {', '.join(fit)}.")
@@ -81,7 +81,7 @@ class Sources:
   def about(self) -> dict[str, Any] | None:
     """Of what was fitted, now or before; None: nothing was."""
     if self._samplers is None and self._workdir is not None:
-      x = np.zeros((1, *self._device.recipe.image.shape), np.uint8)
+      x = np.zeros((1, *self._device.spec.image.shape), np.uint8)
       like = jax.eval_shape(self._device.encoder, self._device.vae, x)
       self._samplers = samplers.read(self._file, self._identity, like)
     return None if self._samplers is None else dict(self._samplers.about)

@@ -53,10 +53,10 @@ def import_weights(
   """
   path = _free(workdir)
   _check_config(config)
-  recipe = build.train_spec(config)
-  abstract = jax.eval_shape(partial(init, recipe))
+  spec = build.train_spec(config)
+  abstract = jax.eval_shape(partial(init, spec))
   found = read(weights, config, _shapes(config, abstract))
-  state = to_state(found, recipe, abstract)
+  state = to_state(found, spec, abstract)
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic(path) as staged:
     staged.mkdir()
@@ -124,7 +124,7 @@ def _shapes(config: ConfigDict, abstract: TrainState) -> Shapes:
 
 
 def to_state(
-  weights: Weights, recipe: TrainSpec, abstract: TrainState
+  weights: Weights, spec: TrainSpec, abstract: TrainState
 ) -> TrainState:
   """The state of a run that had come as far as the file.
 
@@ -134,13 +134,13 @@ def to_state(
 
   Args:
     weights: of `read`.
-    recipe: of the same config.
+    spec: of the same config.
     abstract: its state, by `jax.eval_shape`.
   """
   disc = NetworkState({}, {}, ())
-  if recipe.disc is not None:
-    disc = _net(weights, "disc", recipe.disc_optimizer, abstract)
-  vae = _net(weights, "vae", recipe.vae_optimizer, abstract)
+  if spec.disc is not None:
+    disc = _net(weights, "disc", spec.disc_optimizer, abstract)
+  vae = _net(weights, "vae", spec.vae_optimizer, abstract)
   return TrainState(
     step=jnp.asarray(weights.step, jnp.int32),
     vae=vae,

@@ -34,7 +34,7 @@ class Trainer:
   """What one run holds while it runs."""
 
   config: ConfigDict
-  recipe: step.TrainSpec
+  spec: step.TrainSpec
   checkpoints: Checkpoints
   writer: Writer | NullWriter
   examiner: Validator
@@ -108,7 +108,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   path = paths.resolve(folder)
   lock = Lock(path)
   distributed.run_on_main(lock.check)  # now, not only after all data are read
-  recipe = build.train_spec(config)
+  spec = build.train_spec(config)
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
@@ -129,19 +129,19 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     distributed.run_on_main(
       partial(workdir.prepare, path, config, lock, fingerprint)
     )
-    abstract = layout.with_shardings(jax.eval_shape(partial(step.init, recipe)))
+    abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
     _log_setup(path, config, abstract, devices, train_set, test_set)
     # What takes longest goes beside all that is to be made ready.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
-      compiling = beside.submit(_compile, recipe, config, abstract, layout)
-    begin, state = _restore_or_init(recipe, checkpoints, abstract, layout)
+      compiling = beside.submit(_compile, spec, config, abstract, layout)
+    begin, state = _restore_or_init(spec, checkpoints, abstract, layout)
     loop = Trainer(
       config,
-      recipe,
+      spec,
       checkpoints,
       Writer(path, begin) if distributed.is_main_process() else NullWriter(),
-      Validator(recipe, config, layout, test_set),
+      Validator(spec, config, layout, test_set),
       Progress(
         begin,
         config.steps,
@@ -181,7 +181,7 @@ def _make_absolute(section: ConfigDict) -> None:
     section.cache = str(paths.resolve(section.cache))
 
 
-def _compile(recipe, config, abstract, layout):
+def _compile(spec, config, abstract, layout):
   """The training step, compiled for the state and the batch that will come."""
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -189,19 +189,19 @@ def _compile(recipe, config, abstract, layout):
       modality.dtype,
       sharding=mesh.batch_sharding(layout.mesh),
     )
-    for name, modality in recipe.modalities.items()
+    for name, modality in spec.modalities.items()
   }
-  train_step = step.jit_train_step(recipe, layout)
+  train_step = step.jit_train_step(spec, layout)
   return train_step.lower(abstract, batch).compile()
 
 
-def _restore_or_init(recipe, checkpoints, abstract, layout):
+def _restore_or_init(spec, checkpoints, abstract, layout):
   """The step and the state to go on from: the newest whole one, or a new."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
     _print_main(f"Continuing at step {restored[0]}.")
     return restored
-  return 0, step.init_sharded(recipe, layout.shardings(abstract))
+  return 0, step.init_sharded(spec, layout.shardings(abstract))
 
 
 def _prepare(loop, layout, compiling, state, batches):
@@ -210,7 +210,7 @@ def _prepare(loop, layout, compiling, state, batches):
     batches = itertools.chain([next(batches)], batches)  # begins to read
     if compiling is not None:
       return compiling.result(), batches
-    return _compile(loop.recipe, loop.config, state, layout), batches
+    return _compile(loop.spec, loop.config, state, layout), batches
 
 
 def _run(
@@ -226,7 +226,7 @@ def _run(
     with loop.profile.around(done):
       with loop.progress.waiting():
         batch = next(batches)
-      batch = {name: batch[name] for name in loop.recipe.modalities}
+      batch = {name: batch[name] for name in loop.spec.modalities}
       batch = mesh.global_batch(layout.mesh, batch)
       state, metrics = train_step(state, batch)
     if loop.profile.after(done, state):

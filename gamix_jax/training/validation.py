@@ -30,15 +30,15 @@ class Validator:
 
   def __init__(
     self,
-    recipe: TrainSpec,
+    spec: TrainSpec,
     config: ConfigDict,
     layout: mesh.ShardingPlan,
     dataset: data.Dataset,
   ):
     """`dataset` is the held-out split."""
-    self._recipe, self._config, self._layout = recipe, config, layout
+    self._spec, self._config, self._layout = spec, config, layout
     self._dataset = dataset
-    vae = recipe.vae
+    vae = spec.vae
     self._normal = (
       vae.prior is None and vae.posterior.posterior_type.standard_normal_prior
     )
@@ -108,7 +108,7 @@ class Validator:
 
   def _information(self, posterior: Posterior) -> float:
     """Mutual information of these images and their codes; 0 of one image."""
-    key = jax.random.fold_in(self._recipe.key(0), 3)
+    key = jax.random.fold_in(self._spec.key(0), 3)
     return metrics.surgery(posterior, key)["mutual_information"]
 
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:
@@ -132,15 +132,15 @@ class Validator:
   def _evaluate(self, params, batch_stats, batch):
     params = self._layout.replicate(params)
     draws = self._config.eval_draws
-    return eval_step(self._recipe, draws, params, batch_stats, batch)
+    return eval_step(self._spec, draws, params, batch_stats, batch)
 
   def _draw(self, params, batch_stats, image):
-    recipe, params = self._recipe, self._layout.replicate(params)
-    vae = recipe.vae.bind({"params": params, "batch_stats": batch_stats})
-    x = {IMAGE: to_float(image, recipe.dtype)}
+    spec, params = self._spec, self._layout.replicate(params)
+    vae = spec.vae.bind({"params": params, "batch_stats": batch_stats})
+    x = {IMAGE: to_float(image, spec.dtype)}
     mean = vae.encode(x).mean()
     # The same latents every time, so that pictures can be compared.
-    z = vae.prior_draws(jax.random.fold_in(recipe.key(0), 2), SAMPLES)
+    z = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), SAMPLES)
     t = jnp.linspace(0, 1, INTERPOLATED, dtype=mean.dtype)[None, :, None]
     ends = mean[: PICTURED // 2, None]
     first, last = ends[::2], ends[1::2]
@@ -148,7 +148,7 @@ class Validator:
 
     kinds = {"reconstructions": mean, "samples": z, "interpolation": between}
     x_hat = vae.decode(jnp.concatenate(list(kinds.values())))[IMAGE]
-    image = recipe.image.likelihood.mean(x_hat)
+    image = spec.image.likelihood.mean(x_hat)
     stops = np.cumsum([len(v) for v in kinds.values()])
     return dict(zip(kinds, jnp.split(image, stops[:-1]), strict=True))
 
