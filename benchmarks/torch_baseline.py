@@ -23,7 +23,7 @@ from benchmarks.torch_networks import VAE, PatchDiscriminator
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.objectives.population import FLOOR
+from gamix_jax.objectives.population import MIN_VARIANCE
 
 # key: the values of it that the twin has
 HAS = {
@@ -82,7 +82,7 @@ def _published(within: bool, weights: Tensor, mu: Tensor, var: Tensor):
   v = torch.einsum("bk,bkd->d", weights, (mu - mean).square())
   if within:
     v = v + torch.einsum("bk,bkd->d", weights, var)
-  return _diagonal_kl(mean, v.clamp_min(FLOOR))
+  return _diagonal_kl(mean, v.clamp_min(MIN_VARIANCE))
 
 
 def _pairs(of_sum: Tensor, own: Tensor, n: int) -> Tensor:
@@ -109,7 +109,7 @@ def _debiased(weights: Tensor, mu: Tensor, var: Tensor) -> Tensor:
   x, c = mean - m, mu - mean[:, None]
   between = x.square().sum(0) / (n - 1)
   within = torch.einsum("bk,bkd->d", weights, var + c.square()) / n
-  v = (between + within).clamp_min(FLOOR)
+  v = (between + within).clamp_min(MIN_VARIANCE)
   bias = between / n + (between / v).square() / (n - 1)
   scale = v.detach().rsqrt()
   x, c = x * scale, c * scale

@@ -11,16 +11,16 @@ from gamix_jax.networks import DECODERS, ENCODERS
 from gamix_jax.posterior import POSTERIORS
 
 RAMP_STEPS = 600
-# Of the final steps, so that a short run has its full weights for most of it.
-RAMP_SHARE = 0.25
+# Of all steps at most, so that a short run has full weights most of the time.
+MAX_RAMP_FRACTION = 0.25
 INITIAL_LOGVAR = -4.0
 
 
 def fill(config: ConfigDict) -> None:
-  """Fills the open keys in place, those first that others depend on.
+  """Fills the open keys of a config in place.
 
   Raises:
-    UserError: a name that is in no table.
+    UserError: if a name is in no table.
   """
 
   def put(values: dict[str, Any]) -> None:
@@ -50,21 +50,21 @@ def fill(config: ConfigDict) -> None:
 
 
 def ramp_steps(config: ConfigDict) -> int:
-  """How long the ramps of a start that wakes are, in a run of these steps."""
-  return min(RAMP_STEPS, int(RAMP_SHARE * config.steps))
+  """The length of a preset's ramps, in steps."""
+  return min(RAMP_STEPS, int(MAX_RAMP_FRACTION * config.steps))
 
 
 def _kind(height: int, width: int, preset: str) -> str:
-  """The networks that learn most from an image in a budget."""
+  """The kind of encoder and decoder for an image size and a budget."""
   if preset != "small":
     return "resnet"
-  # At equal time they reconstruct as well and sample better than fully
-  # connected ones from 16x16 on, which remain for sizes that have no half.
+  # From 16x16 on, convolutions reconstruct as well as an MLP in the same time,
+  # and sample better. An MLP also fits odd sizes.
   return "mlp" if height % 2 or width % 2 else "conv"
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:
-  """Sizes of networks whose kinds are known, for an image and a budget."""
+  """Sizes of the networks, for an image size and a budget."""
   model, preset = config.model, config.preset
   h, w, channels = image_shape(config)
   side = min(h, w)
@@ -110,7 +110,7 @@ def _sizes(config: ConfigDict) -> dict[str, Any]:
 
 
 def _patch(height: int, width: int, wanted: int) -> int:
-  """The largest power of two up to `wanted` that leaves even sides."""
+  """The largest power of two up to `wanted` that leaves an even grid."""
   patch = 1
   while patch * 2 <= wanted and not (
     height % (patch * 4) or width % (patch * 4)
@@ -120,9 +120,10 @@ def _patch(height: int, width: int, wanted: int) -> int:
 
 
 def default_weights(config: ConfigDict) -> dict[str, float]:
-  """A weight for every term, from the number of pixels and channels.
+  """The default weight of every term, for an image size.
 
-  The published 5000 for `recon` belongs to 256x256x3 numbers (0.0254 each).
+  For comparison: the published 5000 for `recon` of 256x256x3 numbers is 0.0254
+  per number.
   """
   likelihood = LIKELIHOODS.choose(config.objective.reconstruction)
   recon = likelihood.default_weight(math.prod(image_shape(config)))

@@ -1,9 +1,9 @@
-"""What the files of configs/ share: a start that wakes, sizes that fit.
+"""Presets: networks, weights and schedules that fit an image size and a budget.
 
-A config with `preset` set leaves keys at None, and `complete` fills them from
-the image size, the preset and what else the config says. So a flag such as
---config.data.image_size=128 or --config.objective.name=elbo changes networks
-and weights with it. A key that is given is never changed.
+A config with `preset` set leaves keys at None. `complete` fills them from the
+image size, the preset and the other keys. So one flag, such as
+--config.data.image_size=128 or --config.objective.name=elbo, changes networks
+and weights as well. Keys with a value are never changed.
 
     small    CPU minutes: plain convolutions on patches, no discriminator
     base     CPU hours, GPU minutes: ResNets on patches
@@ -16,8 +16,8 @@ from gamix_jax.errors import UserError
 from gamix_jax.registry import check_choice
 
 PRESETS = ("small", "base", "large")
-# What `ours` leaves for `complete` to fill, besides `weights` and `ramp`.
-OPEN = (
+# Keys that `ours` leaves open, besides `weights` and `ramp`.
+OPEN_KEYS = (
   "model.latent",
   "model.encoder",
   "model.decoder",
@@ -37,18 +37,19 @@ OPEN = (
 
 
 def ours(config: ConfigDict, preset: str) -> ConfigDict:
-  """Sets what our presets have in common, whatever the image.
+  """Sets what all presets have in common.
 
-  Unlike the published run: a start from which codes wake (narrow posteriors, a
-  ramp for what widens them, a quicker optimiser with warm-up), the population
-  term without bias, and an encoder that sees brightness.
+  Differences from the published run: posteriors start narrow, and terms that
+  widen them have a ramp, which prevents posterior collapse at the start; a
+  faster optimiser with warm-up; the unbiased population term; an encoder
+  without input normalisation, which sees brightness and contrast.
 
   Args:
-    config: of `config.base()`.
+    config: from `config.base()`; changed in place.
     preset: one of PRESETS.
   """
   config.preset = preset
-  for key in OPEN:
+  for key in OPEN_KEYS:
     configs.put(config, key, None)
   for section in ("weights", "ramp"):
     for name in config[section]:
@@ -63,11 +64,11 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """Fills, in place, the keys that a preset leaves open; then checks all.
+  """Fills the open keys of a config in place, then checks all keys.
 
   Raises:
-    UserError: as `config.check`; no such preset; a key without a value and
-      without a preset.
+    UserError: from `config.check`; if there is no such preset; if a key has no
+      value and there is no preset to choose one.
   """
   configs.check_keys(config)
   if config.preset:
@@ -81,13 +82,13 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-  """The config of `--config=FILE:name`: itself, or its tiny variant.
+  """Returns the variant of a config that `--config=FILE:name` asks for.
 
-  `tiny` keeps a config's objective and kind of image, and shrinks what costs:
-  3 steps of narrow networks on small synthetic images.
+  "" is the config itself. "tiny" keeps its objective and number of channels,
+  and trains narrow networks for 3 steps on small synthetic images.
 
   Raises:
-    UserError: another name.
+    UserError: if there is no such variant.
   """
   if not name:
     return config

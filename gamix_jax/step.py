@@ -1,7 +1,7 @@
 """THE PAPER, 4: one training step.
 
-One forward pass; two pullbacks of it at the same, old weights, one of the
-VAE's loss and one of the discriminator's; two updates. The published step.
+As published: one forward pass, then two pullbacks of it at the same weights,
+one for the VAE's loss and one for the discriminator's, then both updates.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class NetworkState:
-  """One network's arrays."""
+  """Parameters, batch statistics and optimiser state of one network."""
 
   params: Any
   batch_stats: Any
@@ -42,16 +42,15 @@ class NetworkState:
 
 @struct.dataclass
 class TrainState:
-  """Everything a run is at a step, arrays only: it is the checkpoint.
+  """The complete state of a run, arrays only; a checkpoint holds all of it.
 
   Attributes:
-    step: int32, steps done.
+    step: int32, the number of steps done.
     vae: encoder, posterior head and decoder.
-    disc: the discriminator; empty where there is none.
-    objective: the objective's own state; most have none.
-    ema: the exponential average of the VAE's parameters.
-    nonfinite: int32 [2]: updates skipped for a non-finite number, in all and
-      in a row until now.
+    disc: the discriminator; empty if there is none.
+    objective: the objective's own state; empty for most.
+    ema: the exponential moving average of the VAE's parameters.
+    nonfinite: int32 [2], skipped updates: in total, and in a row up to now.
   """
 
   step: jax.Array
@@ -64,21 +63,21 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-  """What does not change in a run.
+  """What stays constant during a run.
 
   Attributes:
-    modalities: what is observed, by the keys of a batch.
+    modalities: the observations in a batch, by key.
     vae: a module that returns a `VAEOutput`; see `networks.VAE`.
     disc: the discriminator of images, or None.
-    vae_optimizer: of the VAE.
-    disc_optimizer: of the discriminator.
-    objective: the VAE's terms.
-    adversarial: the discriminator's terms; None where there is none.
-    weights: of all terms.
-    disc_start: the discriminator's first step.
-    ema_decay: of the averaged parameters.
-    dtype: of parameters and of images as floats.
-    seed: of initial weights and of all draws.
+    vae_optimizer: updates the VAE.
+    disc_optimizer: updates the discriminator.
+    objective: computes the terms of the VAE's loss.
+    adversarial: computes the discriminator's terms; None without one.
+    weights: the weights of all terms.
+    disc_start: the first step that updates the discriminator.
+    ema_decay: decay of the averaged parameters.
+    dtype: of parameters, and of observations as floats.
+    seed: determines the initial weights and all random draws.
   """
 
   modalities: Modalities
@@ -96,20 +95,20 @@ class TrainSpec:
 
   @property
   def image(self) -> Modality:
-    """The modality that is shown, and that a discriminator looks at."""
+    """The modality that pictures and the discriminator use."""
     return self.modalities[IMAGE]
 
   def key(self, step: jax.Array | int) -> jax.Array:
-    """The key of all draws of a step: a function of (seed, step)."""
+    """The PRNG key of a step, a function of (seed, step)."""
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
   def observations(self, batch: Batch) -> dict[str, jax.Array]:
-    """A batch's entries that are modalities, as floats."""
+    """The modalities of a batch, as floats."""
     return {k: to_float(batch[k], self.dtype) for k in self.modalities}
 
 
 def init(spec: TrainSpec) -> TrainState:
-  """The state before step 0, a function of the spec's seed."""
+  """Returns the state before step 0, a function of the spec's seed."""
   keys = jax.random.split(jax.random.key(spec.seed), 3)
   x = {
     k: jnp.zeros((1, *m.shape), spec.dtype) for k, m in spec.modalities.items()
@@ -139,7 +138,7 @@ def init(spec: TrainSpec) -> TrainState:
 
 
 def _apply(module: nn.Module, params: Any, net: NetworkState, *args, **kwargs):
-  """A network in training: its output and its new batch statistics."""
+  """Applies a network in training mode: output and new batch statistics."""
   out, new = module.apply(
     {"params": params, "batch_stats": net.batch_stats},
     *args,
@@ -151,14 +150,14 @@ def _apply(module: nn.Module, params: Any, net: NetworkState, *args, **kwargs):
 
 
 def _discriminate(spec, params, net, x, x_hat, key):
-  """Logits of x [b, ...] and of x_hat [s, b, ...].
+  """Logits of x [b, ...] and of x_hat [s, b, ...], and new batch statistics.
 
-  From one pass, or from one of each where no norm looks at both: the VAE's
-  pullback then goes through the fake images alone, and does not propagate
-  zeros to the real ones.
+  Real and fake images share one pass only if the discriminator's normalisation
+  needs both. Otherwise each has its own, so that the VAE's pullback does not
+  propagate zeros to the real images.
 
-  Draws lie beside their image along the batch, not behind all images, so that
-  on a mesh every device looks at its own images.
+  The draws of an image follow each other along the batch axis, so that on a
+  mesh every device processes its own images.
   """
 
   def rows(each):
@@ -174,24 +173,28 @@ def _discriminate(spec, params, net, x, x_hat, key):
     logits, stats = of(rows(jnp.concatenate([x[None], x_hat])), key)
     logits = by_draw(logits)
     return logits[0], logits[1:], stats
-  of_real, of_fake = jax.random.split(key)  # no mask is used twice
+  of_real, of_fake = jax.random.split(key)  # different dropout masks
   real, stats = of(x, of_real)
-  fake, _ = of(rows(x_hat), of_fake)  # such norms have no statistics
+  fake, _ = of(rows(x_hat), of_fake)  # these norms have no statistics
   return real, by_draw(fake), stats
 
 
 def losses(
   spec: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-  """The forward pass: ((VAE's loss, discriminator's loss), all else).
+  """Computes both losses in one forward pass.
 
   Args:
-    spec: see there.
-    state: its parameters are not looked at, `params` are.
-    batch: of every modality [b, ...], such as "image" [b, h, w, c], uint8 or in
-      [-1, 1]; optionally "eps", the standard noise to use (of the shape of the
-      posterior's `noise_shape`).
-    params: the VAE's and the discriminator's.
+    spec: of the run.
+    state: everything but its parameters is used.
+    batch: an array [b, ...] for every modality, such as "image" [b, h, w, c],
+      uint8 or in [-1, 1]; optionally "eps", noise in place of random draws (of
+      the posterior's `noise_shape`).
+    params: of the VAE and of the discriminator.
+
+  Returns:
+    (VAE loss, discriminator loss), and (metrics, (the VAE's batch statistics,
+    the discriminator's, the objective's next state)).
   """
   noise, dropout = jax.random.split(spec.key(state.step))
   output, vae_stats = _apply(
@@ -232,10 +235,13 @@ def gradients(
   batch: Batch,
   layout: ShardingPlan | None = None,
 ):
-  """Gradients of each loss for its own network, and what else came of it.
+  """Computes the gradient of each loss with respect to its own network.
 
-  Two pullbacks of one forward pass. The discriminator's share of the first
-  and the VAE's of the second are dropped, so XLA does not compute them.
+  Two pullbacks of one forward pass. The discriminator's part of the first
+  and the VAE's part of the second are dropped, so XLA does not compute them.
+
+  Returns:
+    Both losses, both gradients, and the auxiliary output of `losses`.
   """
   params = (state.vae.params, state.disc.params)
   if layout is not None:
@@ -255,7 +261,7 @@ def gradients(
 def _update(
   net: NetworkState, optimizer, grads, stats, keep: jax.Array
 ) -> NetworkState:
-  """The network after the update, or as it was where keep is False."""
+  """Updates a network, or keeps it as it is if `keep` is False."""
   updates, opt_state = optimizer.update(grads, net.opt_state, net.params)
   new = NetworkState(optax.apply_updates(net.params, updates), stats, opt_state)
   return _select(keep, new, net)
@@ -266,7 +272,7 @@ def _select(keep: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _average(spec: TrainSpec, state: TrainState, params: Any) -> Any:
-  """ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
+  """Returns ema + (1 - d)(params - ema), d = min(decay, (1 + t) / (10 + t))."""
   t = state.step.astype(jnp.float32)
   decay = jnp.minimum(spec.ema_decay, (1 + t) / (10 + t))
   return jax.tree.map(
@@ -280,20 +286,21 @@ def train_step(
   batch: Batch,
   layout: ShardingPlan | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One step: a state in, a state out. Jit it with `state` donated.
+  """Runs one training step. Jit it with `state` donated.
 
-  A non-finite loss or gradient leaves its network as it was and is counted.
+  A network whose loss or gradient is not finite is not updated; such steps are
+  counted in the state.
 
   Args:
-    spec: networks, optimisers, weights; static.
-    state: donated.
-    batch: see `losses`; the global batch.
-    layout: of a state whose arrays lie in parts on several devices; static.
+    spec: of the run; static.
+    state: before the step; donated.
+    batch: the global batch, see `losses`.
+    layout: shardings, if the state is sharded over devices; static.
 
   Returns:
-    The next state; metrics `vae/<term>`, `disc/<term>` (unweighted, nats),
-    gradient norms, the posterior's and the logits' health; scalars but for
-    `population/mean` and `population/var`, which are [d].
+    The next state, and metrics: `vae/<term>` and `disc/<term>` (unweighted,
+    nats), gradient norms, and statistics of the posterior and of the logits.
+    All are scalars except `population/mean` and `population/var`, [d].
   """
   (vae_loss, disc_loss), grads, aux = gradients(spec, state, batch, layout)
   metrics, (vae_stats, disc_stats, objective_state) = aux
@@ -331,15 +338,15 @@ def train_step(
 def jit_train_step(
   spec: TrainSpec, layout: ShardingPlan, **options: Any
 ) -> Callable:
-  """`train_step` compiled for a layout: (state, batch) -> (state, metrics).
+  """Returns a jitted `train_step`: (state, batch) -> (state, metrics).
 
-  The state is donated, and the next one has its shardings; every device has the
-  complete metrics.
+  The state is donated, and the next state has the same shardings. Metrics are
+  replicated.
 
   Args:
-    spec: see `train_step`.
-    layout: that of the state.
-    **options: of `jax.jit`.
+    spec: of the run.
+    layout: the shardings of the state.
+    **options: passed to `jax.jit`.
   """
   shardings = layout.shardings(jax.eval_shape(partial(init, spec)))
   return jax.jit(
@@ -351,8 +358,8 @@ def jit_train_step(
 
 
 def init_sharded(spec: TrainSpec, shardings: Any) -> TrainState:
-  """`init`, compiled, with these shardings (of `ShardingPlan.shardings`)."""
-  # On a CPU the optimising passes take longer than what they speed up.
+  """Jits and runs `init` with shardings from `ShardingPlan.shardings`."""
+  # On a CPU the optimising passes take longer than they save.
   cpu = jax.default_backend() == "cpu"
   return jax.jit(
     partial(init, spec),
@@ -362,7 +369,7 @@ def init_sharded(spec: TrainSpec, shardings: Any) -> TrainState:
 
 
 def finite(state: TrainState) -> jax.Array:
-  """bool []: whether every number of it is."""
+  """Whether every number of a state is finite, bool []."""
   return jnp.stack(
     [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]
   ).all()
@@ -371,18 +378,18 @@ def finite(state: TrainState) -> jax.Array:
 def eval_step(
   spec: TrainSpec, draws: int, params: Any, batch_stats: Any, batch: Batch
 ) -> Metrics:
-  """Held-out numbers, one an image: see `train_metrics.held_out`.
+  """Computes metrics per image on held-out images.
 
   Args:
-    spec: the run's.
-    draws: of z per image (and component), for the two bounds.
+    spec: of the run.
+    draws: draws of z per image (and component), for the two bounds.
     params: of the VAE, raw or averaged.
     batch_stats: of the VAE.
-    batch: "image" as in `losses`; "step", the key's; and what else there is,
-      which is handed through.
+    batch: as in `losses`; "step", which selects the PRNG key. Other entries
+      are returned as they are.
 
   Returns:
-    Those numbers, and "posterior", q(z | x) of the images.
+    Those of `train_metrics.held_out`, and "posterior", q(z | x).
   """
   x = spec.observations(batch)
   key = jax.random.fold_in(spec.key(batch["step"]), 1)
@@ -390,7 +397,7 @@ def eval_step(
   posterior = bound.encode(x)
   q = bound.with_prior(posterior)
   z, w = q.sample(key, draws)
-  # The mean and the draws through the decoder at once: one network to compile.
+  # One call for the mean and the draws: the decoder is compiled once.
   x_hat = bound.decode(jnp.concatenate([q.mean()[None], z]))
   of_mean = {k: v[0] for k, v in x_hat.items()}
   of_draws = {k: v[1:] for k, v in x_hat.items()}

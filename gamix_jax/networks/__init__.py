@@ -1,7 +1,7 @@
-"""THE PAPER, 2: encoder, decoder and discriminator, as functions.
+"""THE PAPER, 2: encoders, decoders and discriminators.
 
 Images are [b, h, w, c] in [-1, 1]; the decoder's output is not bounded. Read
-`vae` first, then `resnet`. A network is a class and a line below.
+`vae` first, then `resnet`. A network is a class and one line in a table below.
 """
 
 from flax import linen as nn
@@ -40,14 +40,14 @@ DISCRIMINATORS.register("patchgan", PatchDiscriminator)
 
 
 def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
-  """Of a batch behind the encoder's first layer, in float32.
+  """Bytes of the output of the encoder's first layer, in float32.
 
   Args:
-    c: of the run.
-    batch_size: images at a time; the training's if left out.
+    c: the config of the run.
+    batch_size: images at a time; by default the training's batch size.
 
   Raises:
-    UserError: there is no such encoder.
+    UserError: if there is no such encoder.
   """
   encoder = ENCODERS.choose(c.model.encoder)
   n = c.data.batch_size if batch_size is None else batch_size

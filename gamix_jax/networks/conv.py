@@ -1,6 +1,6 @@
-"""A plain convolutional encoder and decoder: far cheaper than the ResNets.
+"""A plain convolutional encoder and decoder, much cheaper than the ResNets.
 
-Strided 3x3 convolutions down, transposed ones up, a single one for each scale.
+One strided 3x3 convolution per halving, one transposed one per doubling.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from gamix_jax.networks.parts import ConvolutionalDecoder, ConvolutionalEncoder
 class ConvEncoder(ConvolutionalEncoder):
   """Images [b, h, w, c] -> features [b, h', w', features[-1]].
 
-  h' = h / (patch 2^n) for n feature counts, the channels behind each halving,
-  which a normalisation and a ReLU follow.
+  h' = h / (patch 2^n) for n feature counts, the channels after each halving. A
+  normalisation and a ReLU follow each.
   """
 
   @classmethod
@@ -45,8 +45,8 @@ class ConvEncoder(ConvolutionalEncoder):
 class ConvDecoder(ConvolutionalDecoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
-  The features are the channels behind each doubling; a normalisation and a
-  ReLU come before each, and before the output convolution.
+  The features are the channels after each doubling. A normalisation and a ReLU
+  precede each, and the output convolution.
   """
 
   @classmethod
@@ -72,9 +72,9 @@ class ConvDecoder(ConvolutionalDecoder):
 
 
 def preset_features(width: int, halvings: int) -> tuple[int, ...]:
-  """From the image on: the widths of an encoder in a preset.
+  """The widths of an encoder in a preset, from the image to the code.
 
-  The scale next to the patches costs most, so it is narrow, unless it is all.
+  The first scale costs most, so it is narrow, unless it is the only one.
   """
   if halvings < 2:
     return (2 * width,)

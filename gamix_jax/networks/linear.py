@@ -19,7 +19,7 @@ from gamix_jax.posterior.base import promote_f32
 
 
 class LinearEncoder(Encoder):
-  """Images [b, h, w, c] as they are: the posterior's head is the linear map."""
+  """Returns images [b, h, w, c] unchanged: the posterior's head is linear."""
 
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     del train
@@ -46,10 +46,9 @@ class LinearDecoder(Decoder):
   def __call__(
     self, z: jax.Array, train: bool = False, square: bool = False
   ) -> jax.Array:
-    """Phi z; with `square` Phi^2 z, the squares taken one by one.
+    """Returns Phi z, or with `square` Phi^2 z with elementwise squares.
 
-    The second of the latents' variances is the images' variance, if the
-    latents are independent.
+    With independent latents of variance z, the latter is the images' variance.
     """
     del train
     shape = (z.shape[-1], math.prod(self.image_shape))

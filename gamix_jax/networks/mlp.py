@@ -1,8 +1,8 @@
 """A fully connected encoder and decoder, the cheapest for small images.
 
-Each weight is used once an image, where a convolution uses it at every pixel.
-They know nothing of neighbouring pixels, and the number of weights grows with
-the number of pixels.
+Each weight is used once per image; a convolution uses it at every pixel. They
+do not use that pixels are neighbours, and the number of weights grows with the
+number of pixels.
 """
 
 import math
@@ -104,7 +104,7 @@ class MLPDecoder(Decoder):
 
 
 def hidden(part: NetworkModule, x: jax.Array, train: bool) -> jax.Array:
-  """The hidden layers, inside an encoder or decoder with `features`."""
+  """Applies the hidden layers of an encoder or decoder."""
   for i, width in enumerate(part.features):
     layer = part.dense(width, f"dense{i}", use_bias=part.bias_before_norm)
     x = nn.relu(part.normed(f"norm{i}", layer(x), train))

@@ -1,6 +1,6 @@
-"""What the networks are made of: normalisations, convolutions.
+"""Building blocks of the networks, and their base classes.
 
-Parameters are float32, convolutions and products in `dtype`.
+Parameters are float32; convolutions and matrix products run in `dtype`.
 """
 
 import math
@@ -28,9 +28,9 @@ NORMS = ("affine", "batch", "group", "none")
 class Norm(nn.Module):
   """The normalisation of a block, over the channels, the last axis.
 
-  `affine` is batch normalisation on its stored statistics, which training
-  leaves as they are: what the published code does. `batch` takes the
-  statistics of the global batch in training. `group` is by `groups`.
+  `affine` is batch normalisation with its stored statistics, which training
+  never updates, as in the published code. `batch` uses the statistics of the
+  global batch in training. `group` is group normalisation, see `groups`.
   """
 
   kind: str
@@ -62,13 +62,13 @@ class Norm(nn.Module):
 
 
 def groups(shape: Sequence[int]) -> int:
-  """The number of groups of `group`, up to 32.
+  """The number of groups of `group`, at most 32.
 
-  Each has 4 numbers of an image or more: one number less its mean is 0, and of
-  two nothing but a sign is left.
+  Each group has at least 4 numbers per image. With one number its difference
+  from the mean is always 0, and with two only a sign remains.
 
   Args:
-    shape: [b, ..., c] of what is normalised.
+    shape: [b, ..., c] of the normalised array.
   """
   *axes, channels = shape[1:]
   found = math.gcd(32, channels)
@@ -78,7 +78,7 @@ def groups(shape: Sequence[int]) -> int:
 
 
 class Affine(nn.Module):
-  """(x - mean) / sqrt(var + 1e-3) * scale + bias, mean and var never moved."""
+  """(x - mean) / sqrt(var + 1e-3) * scale + bias, with constant mean and var."""
 
   dtype: jnp.dtype
   param_dtype: jnp.dtype
@@ -100,15 +100,15 @@ class Affine(nn.Module):
 
 
 def glorot(gain: float = 1.0) -> nn.initializers.Initializer:
-  """Glorot's uniform initial weights, `gain` times as large."""
+  """Glorot uniform initial weights, multiplied by `gain`."""
   return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
 class ConvTranspose(nn.Module):
   """3x3, stride 2, SAME; the kernel is [3, 3, c_out, c_in] as in Keras.
 
-  An output pixel sees 9/4 of the kernel's 9 taps on average, so that initial
-  weights by Glorot halve the signal; a gain of 2 keeps it.
+  An output pixel gets 9/4 of the kernel's 9 taps on average, so Glorot's
+  initial weights halve the signal. A gain of 2 keeps its size.
   """
 
   features: int
@@ -133,9 +133,9 @@ class ConvTranspose(nn.Module):
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-  """[b, h, w, c] -> [b, h/p, w/p, p p c]: squares of pixels as channels.
+  """[b, h, w, c] -> [b, h/p, w/p, p p c]: patches of pixels become channels.
 
-  The pixel (i, j) of a square has the channels (i p + j) c + (0, ..., c - 1).
+  Pixel (i, j) of a patch has the channels (i p + j) c + (0, ..., c - 1).
   """
   to_channels = "b (h i) (w j) c -> b h w (i j c)"
   return einops.rearrange(x, to_channels, i=patch, j=patch)
@@ -148,7 +148,7 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
 
 
 class NetworkModule(nn.Module):
-  """What the blocks and networks below have in common."""
+  """Base class of blocks and networks: their normalisation, types and layers."""
 
   norm: str = "affine"
   dtype: jnp.dtype = jnp.float32
@@ -171,7 +171,7 @@ class NetworkModule(nn.Module):
 
   @property
   def bias_before_norm(self) -> bool:
-    """Batch statistics take a bias out again; its gradient is noise then."""
+    """Whether a layer before a normalisation has a bias; `batch` cancels it."""
     return self.norm != "batch"
 
   def dense(self, features: int, name: str, **kwargs) -> nn.Dense:
@@ -196,9 +196,9 @@ class NetworkModule(nn.Module):
   ) -> jax.Array:
     """The input normalisation of an encoder, of images [b, h, w, c].
 
-    `layer` normalises each channel over the image and has a weight a pixel, as
-    published: an encoder then belongs to one image size. It removes an image's
-    brightness and contrast, so that they are no part of the code; `none` keeps
+    `layer` normalises each channel over the image, with a weight per pixel, as
+    published; the encoder then works with one image size only. It removes an
+    image's brightness and contrast, which the code then lacks. `none` keeps
     them.
     """
     if kind == "none":
@@ -219,15 +219,15 @@ class NetworkModule(nn.Module):
 
 
 class Encoder(NetworkModule):
-  """Observations -> features; `ENCODERS` has them by name.
+  """Base class of encoders, which `ENCODERS` lists by name.
 
   Attributes:
-    keys: of the config's section `model` that it reads, beside its own.
-    settings: config keys of its own with defaults, `model.<name>.<key>`.
-    convolutional: whether a preset gives it patches and a normalisation.
-    latent_shape: (h', w', c) of the latents' grid: features [b, h', w', n] are
-      mapped to c latents at every place, d = h' w' c. None: features are one
-      vector, and so are latents.
+    keys: the keys of the config's section `model` that it reads.
+    settings: its own config keys with defaults, `model.<name>.<key>`.
+    convolutional: whether presets give it patches and group normalisation.
+    latent_shape: (h', w', c) of spatial latents: features [b, h', w', n] are
+      mapped to c latents at every position, and d = h' w' c. None: features
+      and latents are vectors.
   """
 
   keys: ClassVar[tuple[str, ...]] = ()
@@ -239,7 +239,7 @@ class Encoder(NetworkModule):
   def from_config(
     cls, model: ConfigDict, shape: Sequence[int], **kind: Any
   ) -> Self:
-    """The network of a config.
+    """Creates the network from a config.
 
     Args:
       model: the section `model`.
@@ -247,14 +247,14 @@ class Encoder(NetworkModule):
       **kind: `dtype` and `param_dtype`.
 
     Raises:
-      UserError: it cannot have these values.
+      UserError: if a value does not fit the network or the images.
     """
     del model, shape
     return cls(**kind)
 
   @classmethod
   def keys_read(cls, model: ConfigDict) -> set[str]:
-    """`keys`, those alone that make a difference with these values."""
+    """The `keys` that have an effect, given the values of the others."""
     del model
     return set(cls.keys)
 
@@ -262,19 +262,19 @@ class Encoder(NetworkModule):
   def preset_features(
     cls, width: int, hidden: int, halvings: int
   ) -> tuple[int, ...]:
-    """The widths that a preset gives it, from the image on.
+    """The widths of its layers in a preset, in the order of the layers.
 
     Args:
-      width: channels of a convolution at the image.
-      hidden: width of a fully connected layer.
-      halvings: of the image, down to a grid of about 4.
+      width: channels of the convolutions closest to the image.
+      hidden: width of fully connected layers.
+      halvings: how often convolutions halve the image, to a grid of about 4x4.
     """
     del width, hidden, halvings
     return ()
 
   @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
-    """Numbers of an image behind its first layer, or of the image itself."""
+    """Size of the first layer's output per image, or of the image if larger."""
     del model
     return math.prod(shape)
 
@@ -286,7 +286,7 @@ class Encoder(NetworkModule):
 
 
 class Decoder(NetworkModule):
-  """Latents -> observations; `DECODERS` has them by name.
+  """Base class of decoders, which `DECODERS` lists by name.
 
   For the attributes see `Encoder`.
   """
@@ -313,22 +313,22 @@ class Decoder(NetworkModule):
   def preset_features(
     cls, width: int, hidden: int, halvings: int
   ) -> tuple[int, ...]:
-    """See `Encoder.preset_features`; up to the image."""
+    """See `Encoder.preset_features`."""
     del width, hidden, halvings
     return ()
 
   def __call__(
     self, z: Float[Array, "b d"], train: bool
   ) -> Float[Array, "b h w c"]:
-    """The likelihood's parameters, unbounded, float32 or more."""
+    """The likelihood's parameters: unbounded, float32 or float64."""
     raise NotImplementedError
 
 
 def check_features(key: str, features: Sequence[int]) -> tuple[int, ...]:
-  """Widths of layers.
+  """Checks the widths of layers and returns them as a tuple.
 
   Raises:
-    UserError: there are none, or one is no whole number from 1 on.
+    UserError: if there are none, or one is not a positive whole number.
   """
   if not features:
     raise UserError(f"model.{key} is empty; give it a width.")
@@ -342,10 +342,10 @@ def check_features(key: str, features: Sequence[int]) -> tuple[int, ...]:
 def check_divides(
   key: str, shape: Sequence[int], patch: int, halvings: int
 ) -> None:
-  """Refuses an image that a network cannot halve so often.
+  """Checks that an image can be halved as often as a network needs.
 
   Raises:
-    UserError: with sizes that it can.
+    UserError: if it cannot; the message lists sizes that can.
   """
   h, w, _ = shape
   factor = patch * 2**halvings
@@ -362,13 +362,12 @@ def check_divides(
 
 
 class ConvolutionalEncoder(Encoder):
-  """What encoders with convolutions have in common.
+  """Base class of encoders with convolutions.
 
   Attributes:
     features: channels, from the image on.
-    input_norm: see `NetworkModule.normed_input`; with `layer` an encoder
-      belongs to one image size.
-    patch: side of the squares of pixels that are seen as channels.
+    input_norm: see `NetworkModule.normed_input`.
+    patch: side of the square patches of pixels that become channels.
   """
 
   keys = ("encoder_features", "input_norm", "patch", "norm")
@@ -380,7 +379,7 @@ class ConvolutionalEncoder(Encoder):
 
   @classmethod
   def halvings(cls, features: Sequence[int]) -> int:
-    """How often it halves an image, beside the patches."""
+    """How often it halves the image, in addition to the patches."""
     return len(features)
 
   @classmethod
@@ -405,7 +404,7 @@ class ConvolutionalEncoder(Encoder):
 
 
 class ConvolutionalDecoder(Decoder):
-  """What decoders with convolutions have in common.
+  """Base class of decoders with convolutions.
 
   Attributes:
     features: channels, up to the image.
@@ -426,7 +425,7 @@ class ConvolutionalDecoder(Decoder):
 
   @classmethod
   def doublings(cls, features: Sequence[int]) -> int:
-    """How often it doubles an image, beside the patches."""
+    """How often it doubles the image, in addition to the patches."""
     return len(features)
 
   @classmethod
@@ -475,8 +474,8 @@ class ConvolutionalDecoder(Decoder):
   def image(self, x: jax.Array) -> jax.Array:
     """The output convolution: features [b, h/p, w/p, f] -> [b, h, w, c].
 
-    1x1 as published. With patches it is 3x3: each is then seen together with
-    its neighbours, and their common edges fit.
+    1x1 as published. With patches it is 3x3, so that it sees the neighbours of
+    a patch and adjacent patches fit together.
     """
     size = 1 if self.patch == 1 else 3
     x = self.conv(self.channels * self.patch**2, size, "out")(x)

@@ -18,8 +18,8 @@ LEAKY_SLOPE = float(np.float32(0.3))  # Keras holds it in float32
 class PatchDiscriminator(NetworkModule):
   """PatchGAN (Isola et al., arXiv:1611.07004): images -> logits [b, p, q, 1].
 
-  A normalisation stands behind the last convolution too, as in the reference;
-  with `group` and `none` it does not, for it would take the logits' level out.
+  A normalisation follows the last convolution too, as in the reference. With
+  `group` and `none` it does not: it would remove the level of the logits.
   """
 
   keys: ClassVar[tuple[str, ...]] = (
@@ -57,10 +57,10 @@ class PatchDiscriminator(NetworkModule):
 
   @property
   def joint(self) -> bool:
-    """Whether real and fake images go through it at once.
+    """Whether real and fake images must share one pass.
 
-    `batch` has statistics of both, and the published run has `affine`, whose
-    numbers stay what they are to the bit.
+    `batch` needs the statistics of both. `affine` does not, but the published
+    run used one pass, and its numbers are kept to the bit.
     """
     return self.norm in ("affine", "batch")
 
@@ -80,7 +80,7 @@ class PatchDiscriminator(NetworkModule):
 
 
 class Layer(NetworkModule):
-  """Of the discriminator: conv 3x3, norm, leaky ReLU (not last), dropout."""
+  """Conv 3x3, normalisation, leaky ReLU (not in the last), dropout."""
 
   features: int = 0
   stride: int = 1

@@ -1,7 +1,6 @@
-"""The ResNetV2 encoder and decoder.
+"""The ResNetV2 encoder and decoder of the published run.
 
-Pre-activation residual networks (He et al., arXiv:1603.05027) as the reference
-ran them.
+Pre-activation residual networks (He et al., arXiv:1603.05027).
 """
 
 from collections.abc import Sequence
@@ -17,19 +16,19 @@ from gamix_jax.networks.parts import (
   NetworkModule,
 )
 
-# Of these the value at a pixel does not depend on the other pixels, so a
-# strided 1x1 convolution may be moved in front of them.
+# With these the value at a pixel does not depend on other pixels, so a strided
+# 1x1 convolution can be moved in front of them.
 POINTWISE_NORMS = ("affine", "none")
 
 
 class ResidualBlock(NetworkModule):
   """x + conv3(relu(n3(conv2(relu(n2(conv1(relu(n1(x)))))))); 3x3, 3x3, 1x1.
 
-  With `down` the 1x1 has stride 2 and the shortcut is its own strided 1x1 of
-  relu(n4(x)). Where the norm is pointwise, what a strided 1x1 would drop is
-  not computed: the second 3x3 takes the stride (padded by 1 on both sides,
-  where SAME would shift it by a pixel) and the shortcut is cut before its
-  norm. The numbers are the same, at 12 % less arithmetic for the encoder.
+  With `down` the 1x1 has stride 2, and the shortcut has its own strided 1x1 of
+  relu(n4(x)). If the norm is pointwise, pixels that a strided 1x1 would drop
+  are not computed: the second 3x3 has the stride (padded by 1 on both sides,
+  since SAME would shift it by a pixel), and the shortcut is subsampled before
+  its norm. The result is the same, with 12 % less arithmetic in the encoder.
   """
 
   features: int = 0
@@ -114,7 +113,7 @@ class ResNetEncoder(ConvolutionalEncoder):
   """Images [b, h, w, c] -> features [b, h', w', bottleneck_channels].
 
   h' = h / (patch 2^(n - 1)) for n feature counts, the channels of the stem and
-  behind each halving.
+  after each halving.
 
   Attributes:
     bottleneck_channels: channels of the output.
@@ -168,7 +167,7 @@ class ResNetEncoder(ConvolutionalEncoder):
 class ResNetDecoder(ConvolutionalDecoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
-  The features are the channels of the stem and behind each doubling.
+  The features are the channels of the stem and after each doubling.
   """
 
   keys = (*ConvolutionalDecoder.keys, "bottleneck_channels")

@@ -18,16 +18,16 @@ Observations = Mapping[str, jax.Array]  # by modality
 
 @struct.dataclass
 class VAEOutput:
-  """What one forward pass of a VAE leaves for its objective.
+  """The result of one forward pass of a VAE, from which objectives compute.
 
   Attributes:
     x: observations by modality, [b, ...], floats; images in [-1, 1].
     q: their posterior.
     z: draws [s, b, d], with weights w [s, b] that sum to 1 over s.
     w: see z.
-    x_hat: the draws decoded, by modality, [s, b, ...].
-    x_hat_var: the variance of x_hat over z, by modality, [b, ...], where z is
-      the mean alone (num_samples=0).
+    x_hat: the decoded draws, by modality, [s, b, ...].
+    x_hat_var: the variance of x_hat over z, by modality, [b, ...], if z is the
+      posterior's mean (num_samples=0).
   """
 
   x: Observations
@@ -43,10 +43,10 @@ class VAE(nn.Module):
 
   Attributes:
     encoder: observations -> features.
-    posterior: features -> q(z | x); also draws of its own prior.
+    posterior: features -> q(z | x); also draws from its own prior.
     decoder: latents -> the likelihood's parameters.
-    prior: of posterior/prior.py, where it is learned; None: the head's own.
-    modality: the key of its observations.
+    prior: a learned prior of posterior/prior.py; None for the head's own.
+    modality: the key of the observations in a batch.
   """
 
   encoder: Encoder
@@ -70,8 +70,8 @@ class VAE(nn.Module):
   ) -> dict[str, jax.Array]:
     """Latents -> x_hat [..., b, h, w, c], unbounded, by modality.
 
-    The batch axis, the one before the last, stays outermost inside, so that a
-    batch spread over devices stays where it is.
+    Inside, the batch axis is outermost, so that a batch sharded over devices
+    is not moved.
     """
     *lead, b, _ = z.shape
     x_hat = self.decoder(einops.rearrange(z, "... b d -> (b ...) d"), train)
@@ -79,13 +79,13 @@ class VAE(nn.Module):
     return {self.modality: x_hat.reshape(*lead, b, *x_hat.shape[2:])}
 
   def learned_prior(self) -> Mixture:
-    """Of a model that has one; pseudo-inputs meet stored statistics."""
+    """The learned prior; pseudo-inputs are encoded with stored statistics."""
     if isinstance(self.prior, prior.MixturePrior):
       return self.prior()
     return prior.vamp_mixture(self._encode(self.prior()))
 
   def with_prior(self, q: Posterior) -> Posterior:
-    """q beside the prior that this model has."""
+    """Returns q with the model's own prior attached."""
     if self.prior is None:
       return q
     return prior.WithPrior(q, self.learned_prior())
@@ -93,7 +93,7 @@ class VAE(nn.Module):
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> Float[Array, "n d"]:
-    """z from the prior p(z)."""
+    """Draws z from the prior p(z)."""
     if self.prior is not None:
       return prior.draw(self.learned_prior(), key, n, temperature)
     return self.posterior.prior_draws(key, n, temperature)
@@ -107,16 +107,16 @@ class VAE(nn.Module):
     eps: jax.Array | None = None,
     step: jax.Array | None = None,
   ) -> VAEOutput:
-    """One forward pass.
+    """Encodes, samples and decodes.
 
     Args:
       x: observations by modality, [b, ...].
-      key: of the draws.
-      num_samples: draws of z for each x, and component. 0: z is q's mean
-        alone, and x_hat's variance is computed, of a decoder that can.
-      train: whether batch statistics are the batch's own.
-      eps: noise in place of the key's, see `Posterior.sample`.
-      step: of the training, see `Posterior.sample`.
+      key: PRNG key for the draws.
+      num_samples: draws of z per observation (and component). 0: z is q's
+        mean, and x_hat's variance is computed; for a linear decoder only.
+      train: whether batch statistics are those of this batch.
+      eps: noise in place of random draws, see `Posterior.sample`.
+      step: training step, see `Posterior.sample`.
     """
     q = self.with_prior(self.encode(x, train))
     if num_samples:
@@ -126,6 +126,6 @@ class VAE(nn.Module):
     w = jnp.ones(z.shape[:2], z.dtype)
     x_hat = self.decode(z, train)
     _, _, var = q.components()
-    # Latents are independent: the images' variance is the squared map's image.
+    # Latents are independent, so their variances add up with squared weights.
     x_hat_var = {self.modality: self.decoder(var[:, 0], square=True)}
     return VAEOutput(x, q, z, w, x_hat, x_hat_var)

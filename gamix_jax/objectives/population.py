@@ -1,25 +1,26 @@
-"""The population q(z) = 1/N sum_i q(z | x_i) and its pull to N(0, I).
+"""The population q(z) = 1/N sum_i q(z | x_i) and its distance from N(0, I).
 
-A batch of B images is a sample of the population. The forms of the term:
+A batch of B images is a sample of the population. The term has four forms:
 
     means       1/2 sum_d ( m^2 + v - 1 - ln v ), v the biased variance of the
                 posteriors' means: what the published code does
     full        the same, v plus the mean of sigma^2: the mixture's variance
     debiased    the KL of the Gaussian with q(z)'s mean, variances and, to
-                second order, correlations, less the bias that comes of
+                second order, correlations, corrected for the bias of
                 estimating them from B images
     quadratic   1/2 |m|^2 + 1/4 |M - I|^2 of the moments m = E z, M = E z z^T,
                 as a U-statistic: unbiased for any family and any B from 2
 
-The biases of `means` and `full` depend on B, so that the batch size is part of
-their objective. The mean of `quadratic` over parts of a batch estimates the
-same number as the whole batch does, and that of `debiased` nearly: what is left
-of its bias at a perfect population of 8 latents is 0.1 nats or less for 4
-images, 0.006 for 16 and below the noise for 64. So gradients can be accumulated
-over parts of a batch.
+The bias of `means` and `full` depends on B, so the batch size is part of these
+objectives. `quadratic` is unbiased: its mean over parts of a batch estimates
+the same number as the whole batch does, so gradients can be accumulated over
+parts. `debiased` is nearly unbiased: at a perfect population of 8 latents its
+remaining bias is at most 0.1 nats for 4 images and 0.006 for 16, and below the
+noise for 64.
 
-The last two are not the paper's. Matching the diagonal alone leaves latents
-correlated, and then N(0, I) is not where the codes are.
+`debiased` and `quadratic` are not from the paper. The published forms match
+means and variances only, and leave latents correlated. Then N(0, I) has mass
+where there are no codes.
 """
 
 from collections.abc import Callable
@@ -34,8 +35,8 @@ from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
 from gamix_jax.registry import check_choice
 
-# Below any variance worth keeping, and above what float32 loses of 1.
-FLOOR = 1e-6
+# Below any useful variance, and above float32's rounding error at 1.
+MIN_VARIANCE = 1e-6
 
 
 def _moments(q: Posterior) -> tuple[jax.Array, jax.Array]:
@@ -53,20 +54,20 @@ def _diagonal_kl(mean: jax.Array, var: jax.Array) -> jax.Array:
 
 
 def means(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The published form: moments of the posteriors' means alone."""
+  """The published form: variances of the posteriors' means only."""
   weights, mu, _ = q.components()
   mean, between, _ = _biased_moments(weights, mu)
-  # The floor keeps ln v and 1 / v finite where all codes are one.
-  var = jnp.maximum(between, FLOOR)
+  # The minimum keeps ln v and 1 / v finite if all codes are the same.
+  var = jnp.maximum(between, MIN_VARIANCE)
   return _diagonal_kl(mean, var), mean, var
 
 
 def full(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """`means` with the posteriors' variances in v: the mixture's variance."""
+  """As `means`, plus the posteriors' variances: the variance of q(z)."""
   weights, mu, sigma2 = q.components()
   mean, between, weights = _biased_moments(weights, mu)
   var = between + jnp.einsum("bk,bkd->d", weights, sigma2)
-  var = jnp.maximum(var, FLOOR)
+  var = jnp.maximum(var, MIN_VARIANCE)
   return _diagonal_kl(mean, var), mean, var
 
 
@@ -80,17 +81,18 @@ def _biased_moments(weights, mu):
 
 
 def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The Gaussian's KL to second order in the correlations, bias removed.
+  """KL of the Gaussian with q(z)'s moments, with the bias removed.
 
       1/2 sum_a [ m_a^2 - b_a/n + v_a - 1 - ln v_a - (b_a/v_a)^2 / (n-1) ]
         + 1/2 sum_{a<b} C_ab^2 / (v_a v_b)
 
-  n is the batch, b the unbiased variance of the means, v = b plus the mean
-  variance within posteriors; of C^2, C the population's covariance, the
-  unbiased estimate. The correction of the logarithm is of first order in 1/n
-  and assumes Gaussian codes; v in place of the true variances leaves a bias,
-  too, of the order of 1/n times the correlations. May be below 0 for a batch:
-  its mean counts. Needs n of 4 or more.
+  To second order in the correlations. n is the batch size, b the unbiased
+  variance of the means, v = b plus the mean variance within posteriors. C is
+  q(z)'s covariance, and C^2 is estimated without bias. The correction of the
+  logarithm is of first order in 1/n and assumes Gaussian codes. Scaling by v
+  instead of the true variances leaves a bias of the order of 1/n times the
+  correlations. For a single batch the value can be negative; its expectation
+  is what matters. Needs n >= 4.
   """
   weights, mu, _ = q.components()
   mean, within = _moments(q)
@@ -98,9 +100,9 @@ def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   m = jnp.mean(mean, axis=0)
   centred = mean - m[None]
   between = jnp.sum(jnp.square(centred), axis=0) / (n - 1)
-  var = jnp.maximum(between + jnp.mean(within, axis=0), FLOOR)
+  var = jnp.maximum(between + jnp.mean(within, axis=0), MIN_VARIANCE)
   bias = between / n + jnp.square(between / var) / (n - 1)
-  # Scaled without a gradient: variances are the diagonal's business.
+  # No gradient through the scale: the diagonal terms set the variances.
   scale = jax.lax.rsqrt(jax.lax.stop_gradient(var))
   scaled = centred * scale[None]
   products = _products(scaled)
@@ -113,16 +115,16 @@ def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def squared_covariances(centred: jax.Array) -> jax.Array:
-  """Unbiased estimate of sum_{a<b} Cov(x_a, x_b)^2, whatever x is like.
+  """Unbiased estimate of sum_{a<b} Cov(x_a, x_b)^2, for any distribution of x.
 
-  A U-statistic over all 4-tuples of different rows, written in sums (Himeno &
-  Yamada 2014, Journal of Multivariate Analysis 130, 27).
+  A U-statistic over all 4-tuples of different rows, computed from sums (Himeno
+  & Yamada 2014, Journal of Multivariate Analysis 130, 27).
 
   Args:
-    centred: [n, d], n of 4 or more, with column means of 0.
+    centred: [n, d], n >= 4, with column means of 0.
 
   Returns:
-    A number; may be below 0 for a batch.
+    A number; it can be negative for a single batch.
   """
   return _squared_covariances(centred, _products(centred))
 
@@ -130,7 +132,7 @@ def squared_covariances(centred: jax.Array) -> jax.Array:
 def _products(x: jax.Array) -> jax.Array:
   """sum_i x_i x_i^T of rows, [d, d].
 
-  In full float32 where a device would round the factors (TPU, TF32).
+  In full float32 precision, also on devices that would round (TPU, TF32).
   """
   return jnp.einsum("ni,nj->ij", x, x, precision="highest")
 
@@ -151,13 +153,14 @@ def _squared_covariances(centred, products) -> jax.Array:
 
 
 def _covariances_within(centred, products, weights, offsets) -> jax.Array:
-  """What covariances within images add to `squared_covariances`, unbiased.
+  """The part of the squared covariances that comes from within posteriors.
 
-  sum_{a<b} (C + W)^2 - C^2, C the covariance of the means x and W the mean of
-  W_i = sum_k pi_ik c_ik c_ik^T. An image's W_i stands beside the covariance of
-  the other images' means and beside their W_j only, so that expectations are
-  products: with `squared_covariances` it is what that would be of draws of z,
-  in the mean over draws.
+  An unbiased estimate of sum_{a<b} (C + W)^2 - C^2, with C the covariance of
+  the means x and W the mean of W_i = sum_k pi_ik c_ik c_ik^T. An image's W_i is
+  multiplied only with the covariance of other images' means and with their
+  W_j, so expectations of products are products of expectations. Added to
+  `squared_covariances` of the means, it gives the expectation over draws of z
+  of `squared_covariances` of the draws.
 
   Args:
     centred: x less its mean, [n, d].
@@ -191,10 +194,11 @@ def _off_diagonal(a: jax.Array, b: jax.Array) -> jax.Array:
 def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   """1/2 |E z|^2 + 1/4 |E z z^T - I|_F^2 of the population, unbiased.
 
-  The Gaussian's KL to second order around N(0, I), and the squared maximum mean
-  discrepancy of the kernel <x, y> / 2 + <x, y>^2 / 4. Products of moments are
-  taken over pairs of different images, so that the batch's size does not enter.
-  May be below 0 for a batch: its mean counts. Needs n of 2 or more.
+  This is the Gaussian's KL to second order around N(0, I), and the squared
+  maximum mean discrepancy with the kernel <x, y> / 2 + <x, y>^2 / 4. Products
+  of moments are averaged over pairs of different images, so the expectation
+  does not depend on the batch size. For a single batch the value can be
+  negative. Needs n >= 2.
   """
   weights, mu, sigma2 = q.components()
   n, _, d = mu.shape
@@ -237,8 +241,8 @@ class Form(NamedTuple):
   """A form of the term.
 
   Attributes:
-    function: posterior of the batch -> term [nats], mean [d], variance [d].
-    images: the smallest batch that it can be estimated from.
+    function: posterior of the batch -> term (nats), mean [d], variance [d].
+    images: the smallest batch size.
   """
 
   function: Callable[[Posterior], tuple[jax.Array, jax.Array, jax.Array]]
@@ -254,10 +258,10 @@ FORMS = {
 
 
 def check(form: str, batch_size: int) -> None:
-  """Refuses an unknown form, or a batch too small for it.
+  """Checks a form and its batch size.
 
   Raises:
-    UserError: as said.
+    UserError: if there is no such form, or the batch is too small for it.
   """
   check_choice("objective.population", form, FORMS)
   if batch_size < FORMS[form].images:
@@ -271,15 +275,16 @@ def check(form: str, batch_size: int) -> None:
 def population_kl(
   q: Posterior, form: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The pull of the population to N(0, I), nats.
+  """Computes the population term, in nats.
 
   Args:
     q: the posterior of the global batch.
     form: one of FORMS.
 
   Returns:
-    The term; {"population/mean", "population/var"}, both [d], for the log, and
-    of `means` "population/kl_excess", the term less `finite_sample_bias`.
+    The term, and metrics: "population/mean" and "population/var", both [d];
+    for `means` also "population/kl_excess", the term minus
+    `finite_sample_bias`.
   """
   kl, mean, var = FORMS[form].function(q)
   info: dict[str, Any] = {"population/mean": mean, "population/var": var}
@@ -290,9 +295,9 @@ def population_kl(
 
 
 def finite_sample_bias(images: int, latent: int) -> float:
-  """What `means` reads, in nats, for perfect codes mu ~ N(0, I).
+  """The expectation of `means`, in nats, for perfect codes mu ~ N(0, I).
 
-  -d/2 ( psi((B-1)/2) + ln(2/B) ); it is constant and has no gradient.
+  -d/2 ( psi((B-1)/2) + ln(2/B) ), a constant without gradient.
   """
   psi = scipy.special.digamma((images - 1) / 2)
   return float(-latent / 2 * (psi + np.log(2 / images)))
