@@ -1,4 +1,4 @@
-"""From a config to the `TrainSpec` of its run: every name looked up, once."""
+"""Builds the `TrainSpec` of a run from its config."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 
 def train_spec(config: ConfigDict) -> TrainSpec:
-  """The `TrainSpec` of a complete config (`presets.complete`).
+  """Builds the `TrainSpec` of a complete config (`presets.complete`).
 
   Raises:
-    UserError: a name that is in no table; parts that do not fit each other;
-      weights that do not fit the terms.
+    UserError: if a name is in no table, parts do not fit each other, or weights
+      do not fit the terms.
   """
   dtype, param_dtype = _dtypes(config.dtype)
   kind = dict(dtype=dtype, param_dtype=param_dtype)
@@ -61,7 +61,7 @@ def train_spec(config: ConfigDict) -> TrainSpec:
 
 
 def _dtypes(name: str) -> tuple[Any, Any]:
-  """Of the computation and of the parameters."""
+  """The types of computations and of parameters."""
   if name not in DTYPES:
     raise UserError(
       f"dtype={name!r} must be one of {', '.join(DTYPES)} (float16 is not "
@@ -75,7 +75,7 @@ def _dtypes(name: str) -> tuple[Any, Any]:
 
 
 def _vae(config: ConfigDict, kind: dict[str, Any]) -> VAE:
-  """Encoder, head, decoder and prior in one."""
+  """The VAE, with its encoder, head, decoder and prior."""
   model, shape = config.model, image_shape(config)
   encoder_class = ENCODERS.choose(model.encoder)
   decoder_class = DECODERS.choose(model.decoder)
@@ -109,7 +109,7 @@ def _vae(config: ConfigDict, kind: dict[str, Any]) -> VAE:
 def _discriminator(
   config: ConfigDict, kind: dict[str, Any]
 ) -> nn.Module | None:
-  """The discriminator, where there is one."""
+  """The discriminator, or None without adversarial loss."""
   model = config.model
   chosen = DISCRIMINATORS.choose(model.discriminator)
   disc = chosen.from_config(model, image_shape(config), **kind)
@@ -118,15 +118,15 @@ def _discriminator(
   return disc
 
 
-# Keys of the section `model` that are of one encoder or decoder or another.
+# Keys of the section `model` that only some encoders or decoders read.
 _OF_NETWORKS = ("input_norm", "patch", "upsample_gain", "bottleneck_channels")
 
 
 def _check_model_keys(model: ConfigDict, read: set[str]) -> None:
-  """Refuses keys of networks that the config does not have.
+  """Checks that keys which no network reads have their defaults.
 
   Raises:
-    UserError: with the flags that set them back.
+    UserError: if not; the message lists the flags that set them back.
   """
   default = base().model
   wrong = [k for k in _OF_NETWORKS if k not in read and model[k] != default[k]]
@@ -140,10 +140,10 @@ def _check_model_keys(model: ConfigDict, read: set[str]) -> None:
 
 
 def _check_posterior_keys(config: ConfigDict) -> None:
-  """Refuses keys of a family that the config does not have.
+  """Checks that keys of other posterior families have their defaults.
 
   Raises:
-    UserError: as said.
+    UserError: if not.
   """
   section = config.posterior
   for name, default in base().posterior.items():

@@ -1,9 +1,9 @@
-"""p(x | z): how a decoder's output is read, and what its error costs.
+"""Likelihoods p(x | z).
 
-A likelihood is a class here and a line in `LIKELIHOODS`. The reconstruction
-term is `weight` times the mean error over an observation's n numbers. Up to a
-constant, that is minus the log density of p(x | z), whose scale the weight
-sets. `Modality` says which likelihood an observation has.
+The reconstruction term is `weight` times the mean error over the n numbers of
+an observation. Up to a constant this is -ln p(x | z), and the weight sets the
+scale of the density. A likelihood is a class here and a line in `LIKELIHOODS`;
+`Modality` says which one an observation has.
 """
 
 from typing import Any, ClassVar
@@ -16,10 +16,10 @@ from gamix_jax.registry import Registry
 
 
 class Likelihood:
-  """What a likelihood has to say of x and of the decoder's output x_hat.
+  """Base class of likelihoods.
 
   Attributes:
-    continuous: whether p(x | z) is a density over real numbers, not over 0, 1.
+    continuous: whether p(x | z) is a density over real numbers.
   """
 
   continuous: ClassVar[bool] = True
@@ -27,23 +27,23 @@ class Likelihood:
   def error(
     self, x: Float[Array, "..."], x_hat: Float[Array, "..."]
   ) -> Float[Array, "..."]:
-    """The error of every number, nats at a weight of 1 a number."""
+    """The elementwise error of x_hat, the decoder's output."""
     raise NotImplementedError
 
   def log_normalizer(self, n: int, weight: float) -> Any:
-    """ln of the density's normalising constant, of n numbers, nats."""
+    """ln of the normalising constant of p(x | z), for n numbers, in nats."""
     raise NotImplementedError
 
   def mean(self, x_hat: Float[Array, "..."]) -> Float[Array, "..."]:
-    """E[x | z], in the range of x: what is shown. Unbounded if x_hat is."""
+    """E[x | z], which pictures show; not clipped to the range of x."""
     return x_hat
 
   def default_weight(self, n: int) -> float:
-    """The weight that a preset gives the reconstruction of n numbers."""
+    """The default weight of the reconstruction of n numbers."""
     return n / 2
 
   def describe(self, n: int, weight: float) -> str:
-    """The density that a weight stands for, in words."""
+    """The density for a weight, in words."""
     raise NotImplementedError
 
 
@@ -74,9 +74,9 @@ class Normal(Likelihood):
 
 
 class Bernoulli(Likelihood):
-  """Cross-entropy: x in [-1, 1] is a probability, (x + 1) / 2; x_hat logits.
+  """Cross-entropy of x, read as the probability (x + 1) / 2; x_hat are logits.
 
-  At weight n it is the likelihood of x's own bits, at another one tempered.
+  With weight n it is the Bernoulli likelihood, with another weight its power.
   """
 
   continuous = False

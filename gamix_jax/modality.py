@@ -1,7 +1,7 @@
-"""What is observed: an entry of a batch, with its likelihood.
+"""Modalities: the kinds of observations in a batch.
 
-A batch is a dict of arrays. `Modality` describes one of its entries; a model of
-images alone has the one entry "image".
+A batch is a dict of arrays, and `Modality` describes one entry. A model of
+images has one modality, "image".
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ IMAGE = "image"
 
 
 def to_float(x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-  """uint8 to [-1, 1]; floats are in [-1, 1] already."""
+  """Converts uint8 to floats in [-1, 1]; floats are in [-1, 1] already."""
   if x.dtype == jnp.uint8:
     return x.astype(dtype) / 127.5 - 1
   return x.astype(dtype)
@@ -32,10 +32,10 @@ class Modality:
   """One kind of observation.
 
   Attributes:
-    shape: of one, the event axes: (h, w, c) of an image.
+    shape: of one observation, such as (h, w, c).
     likelihood: p(x | z).
-    dtype: of it in a batch.
-    weight: of its reconstruction beside that of the other modalities.
+    dtype: in a batch.
+    weight: of its reconstruction, relative to other modalities.
   """
 
   shape: tuple[int, ...]
@@ -45,13 +45,13 @@ class Modality:
 
   @property
   def size(self) -> int:
-    """Numbers of one observation."""
+    """The number of elements of one observation."""
     return math.prod(self.shape)
 
   def error(
     self, x: Float[Array, "b ..."], x_hat: Float[Array, "..."]
   ) -> Float[Array, "... b"]:
-    """The likelihood's error, the mean over the event axes."""
+    """The likelihood's error, averaged over the elements of an observation."""
     x_hat = promote_f32(x_hat)
     each = self.likelihood.error(expand_leading(x, x_hat.ndim), x_hat)
     return jnp.mean(each, axis=tuple(range(-len(self.shape), 0)))
@@ -62,10 +62,10 @@ class Modality:
     x_hat: Float[Array, "..."],
     weight: float,
   ) -> Float[Array, "... b"]:
-    """ln p(x | z) in nats of the density that weight * error stands for.
+    """ln p(x | z) in nats, of the density for a reconstruction weight.
 
-    With n numbers, weight * mean |x - x_hat| is, up to its constant, minus the
-    log density of Laplace noise of scale n / weight; see each likelihood.
+    For example, with n elements weight * mean |x - x_hat| is, up to a constant,
+    -ln p(x | z) of Laplace noise with scale n / weight.
     """
     constant = self.likelihood.log_normalizer(self.size, weight)
     return -weight * self.error(x, x_hat) - constant
@@ -80,7 +80,7 @@ def log_likelihood(
   x_hat: Mapping[str, jax.Array],
   weight: float,
 ) -> Float[Array, "... b"]:
-  """ln p(x | z) of all modalities, nats.
+  """ln p(x | z) of all modalities together, in nats.
 
   Args:
     modalities: what is observed.
@@ -95,7 +95,7 @@ def log_likelihood(
 
 
 def sum_over(values: Any) -> Any:
-  """The sum of one or more arrays, without a 0 to begin with."""
+  """The sum of one or more arrays."""
   first, *others = values
   for value in others:
     first = first + value

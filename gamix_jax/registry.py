@@ -1,14 +1,13 @@
 """Tables of parts that a config names: posteriors, networks, data sources...
 
-A part is written in one file and registered by one line:
+A part is one file, and one line registers it:
 
     @gamix_jax.posterior.POSTERIORS.register("laplace")
     class LaplaceHead(Head): ...
 
-A user's own module does the same. Keys of its own that such a part has
-(`settings`) become keys of the config, and the config names the module, so
-that a run can be opened wherever the module can be imported. See
-docs/extending.md.
+Users' own modules do the same. The `settings` of such a part become keys of the
+config, and the config names the module, so that other commands can import it to
+open the run. See docs/extending.md.
 """
 
 import importlib
@@ -19,13 +18,13 @@ from gamix_jax.errors import UserError
 
 T = TypeVar("T")
 
-# Of parts from outside this package: their modules, and their config keys.
+# The modules and config keys of parts from outside this package.
 _modules: list[str] = []
 _keys: dict[str, Any] = {}
 
 
 class Registry(dict[str, T], Generic[T]):
-  """Parts by the name that a config key gives them."""
+  """A dict of parts by name, from which a config key chooses."""
 
   def __init__(self, key: str) -> None:
     """A table for a config key, such as "posterior.name"."""
@@ -37,12 +36,12 @@ class Registry(dict[str, T], Generic[T]):
   @overload
   def register(self, name: str, part: T) -> T: ...
   def register(self, name: str, part: T | None = None) -> Any:
-    """Adds a part; without one, a decorator that does.
+    """Adds a part; without `part`, returns a decorator that adds one.
 
-    A module that is imported again, as in a notebook, replaces its parts.
+    A module that is reloaded, as in a notebook, replaces its parts.
 
     Raises:
-      ValueError: the name is taken by a part of another module.
+      ValueError: if another module has registered the name.
     """
     if part is None:
       return lambda part: self.register(name, part)
@@ -59,33 +58,33 @@ class Registry(dict[str, T], Generic[T]):
     return part
 
   def config_keys(self, name: str, part: T) -> dict[str, Any]:
-    """Config keys that a part brings with it, with their defaults."""
+    """The config keys of a part, with their defaults."""
     section = self.key.rpartition(".")[0]
     settings = getattr(part, "settings", {})
     return {f"{section}.{name}.{k}": v for k, v in settings.items()}
 
   def choose(self, name: str) -> T:
-    """The part of a name.
+    """The part with a name.
 
     Raises:
-      UserError: there is none; names those that there are.
+      UserError: if there is none; the message lists all names.
     """
     check_choice(self.key, name, self)
     return self[name]
 
 
 def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
-  """Refuses a config key's value that is none of some names.
+  """Checks that the value of a config key is one of `choices`.
 
   Raises:
-    UserError: as said; it lists them.
+    UserError: if not; the message lists them.
   """
   if value not in choices:
     raise UserError(f"{key}={value!r} must be one of {', '.join(choices)}.")
 
 
 def extension_modules() -> tuple[str, ...]:
-  """Modules outside this package that have registered parts."""
+  """The modules outside this package that have registered parts."""
   return tuple(_modules)
 
 
@@ -98,7 +97,7 @@ def import_extensions(modules: Iterable[str]) -> None:
   """Imports modules that register parts.
 
   Raises:
-    UserError: one cannot be found.
+    UserError: if there is no such module.
   """
   for module in modules:
     try:

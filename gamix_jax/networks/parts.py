@@ -78,7 +78,7 @@ def groups(shape: Sequence[int]) -> int:
 
 
 class Affine(nn.Module):
-  """(x - mean) / sqrt(var + 1e-3) * scale + bias, with constant mean and var."""
+  """(x - mean) / sqrt(var + 1e-3) * scale + bias; mean and var are constant."""
 
   dtype: jnp.dtype
   param_dtype: jnp.dtype
@@ -148,7 +148,7 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
 
 
 class NetworkModule(nn.Module):
-  """Base class of blocks and networks: their normalisation, types and layers."""
+  """Base class of blocks and networks."""
 
   norm: str = "affine"
   dtype: jnp.dtype = jnp.float32

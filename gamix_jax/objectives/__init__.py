@@ -1,14 +1,13 @@
-"""THE PAPER, 3: the named terms; their weighted sum is the loss.
+"""THE PAPER, 3: objectives, named terms whose weighted sum is the loss.
 
-All in nats per image, images in [-1, 1]. q(z | x_i) is image i's posterior,
-i = 1..B over the global batch, and w [s, b] are the weights of its s draws (see
-`Posterior.sample`), so that a mixture is scored stratum by stratum. Every
-objective has the term
+All terms are in nats per image, with images in [-1, 1]. q(z | x_i) is the
+posterior of image i = 1..B of the global batch, and w [s, b] are the weights of
+its s draws (see `Posterior.sample`). Every objective has the term
 
     recon    mean_i sum_s w_si mean over h, w, c of |x_i - x_hat_si|
 
-or that of another likelihood. An objective is a class in a file here and a line
-below. Read `base` first, then `gamix` and `population`.
+with this or another likelihood's error. An objective is a class in a file here
+and a line below. Read `base` first, then `gamix` and `population`.
 """
 
 from gamix_jax.config import ConfigDict
@@ -31,7 +30,7 @@ from gamix_jax.registry import Registry
 
 
 class _Objectives(Registry[type[Objective]]):
-  """With a weight and a ramp for every term of a user's own objective."""
+  """Adds config keys for the weights and ramps of a new objective's terms."""
 
   def config_keys(self, name, part):
     keys = super().config_keys(name, part)
@@ -52,10 +51,10 @@ OBJECTIVES.register("evae", EVAE)
 def term_names(
   objective: str, adversarial_loss: str
 ) -> tuple[list[str], list[str]]:
-  """The names of the VAE's terms and of the discriminator's.
+  """The names of the VAE's terms and of the discriminator's terms.
 
   Raises:
-    UserError: there is no such objective or adversarial loss.
+    UserError: if there is no such objective or adversarial loss.
   """
   of_vae = list(OBJECTIVES.choose(objective).terms)
   if ADVERSARIAL.choose(adversarial_loss) is None:
@@ -64,7 +63,7 @@ def term_names(
 
 
 def default_weights(config: ConfigDict, recon: float) -> dict[str, float]:
-  """A preset's weight for every term of a config, of a given `recon`."""
+  """The default weight of every term, for a weight of `recon`."""
   weights = {"recon": recon}
   weights |= OBJECTIVES.choose(config.objective.name).default_weights(recon)
   loss = ADVERSARIAL.choose(config.adversarial.loss)
@@ -72,10 +71,10 @@ def default_weights(config: ConfigDict, recon: float) -> dict[str, float]:
 
 
 def check_fit(config: ConfigDict, family: type[Posterior]) -> None:
-  """Refuses an objective that is not defined for a posterior or a prior.
+  """Checks that an objective is defined for a posterior and a prior.
 
   Raises:
-    UserError: names the objectives that are.
+    UserError: if it is not; the message lists the objectives that are.
   """
   name, section = config.objective.name, config.posterior
   named = f"posterior.name={section.name!r}"

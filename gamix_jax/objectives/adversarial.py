@@ -1,4 +1,4 @@
-"""The discriminator's terms, of logits of patches.
+"""Adversarial losses on the logits of patches.
 
 adversarial   mean_i sum_s w_si mean over patches of BCE(D(x_hat_si), real)
 real, fake    the same means of BCE(D(x), real) and BCE(D(x_hat), fake)
@@ -15,23 +15,23 @@ OF_VAE, OF_DISCRIMINATOR = ("adversarial",), ("real", "fake")
 
 
 class AdversarialLoss:
-  """Scores of logits, of any shape: what each side wants low."""
+  """Base class: elementwise losses of logits of any shape."""
 
   def generator(self, fake: Array) -> Array:
-    """Of the VAE: that its images are taken for real."""
+    """The VAE's loss; low if its images pass for real."""
     raise NotImplementedError
 
   def real(self, logits: Array) -> Array:
-    """Of the discriminator: that real images are told."""
+    """The discriminator's loss on real images."""
     raise NotImplementedError
 
   def fake(self, logits: Array) -> Array:
-    """Of the discriminator: that the VAE's images are told."""
+    """The discriminator's loss on the VAE's images."""
     raise NotImplementedError
 
   def default_weights(self, recon: float) -> dict[str, float]:
-    """What a preset gives the terms beside a reconstruction's weight."""
-    # Adam divides a scale out: of the discriminator's own two it is free.
+    """Default weights, given the weight of `recon`."""
+    # Adam is invariant to the scale of the discriminator's own loss.
     return {"adversarial": recon / 100, "real": 1.0, "fake": 1.0}
 
   def __call__(
@@ -40,7 +40,7 @@ class AdversarialLoss:
     logits_fake: Float[Array, "s b p q 1"],
     w: Float[Array, "s b"],
   ) -> Terms:
-    """`adversarial`, `real` and `fake`, each []."""
+    """Computes `adversarial`, `real` and `fake`, each []."""
 
     def over_patches(each):
       return jnp.mean(each, axis=(-3, -2, -1))
@@ -56,7 +56,7 @@ class AdversarialLoss:
 
 
 class BinaryCrossEntropy(AdversarialLoss):
-  """The published one; the VAE's is the non-saturating one."""
+  """The published loss, with the non-saturating generator loss."""
 
   def generator(self, fake: Array) -> Array:
     return self.real(fake)

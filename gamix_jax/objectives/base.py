@@ -1,4 +1,4 @@
-"""What an objective is: named terms, whose weighted sum is the VAE's loss."""
+"""The base class of objectives."""
 
 import dataclasses
 from typing import Any, ClassVar, Self
@@ -17,20 +17,20 @@ State = Any  # a pytree of arrays
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """A VAE's objective, called with the output of its forward pass.
+  """Computes the terms of a VAE's loss from the output of its forward pass.
 
   Attributes:
-    modalities: what is reconstructed.
-    num_samples: draws of z for each x (and component); 0: none, the
-      expectation over z is taken in closed form.
-    recon_weight: of the term `recon`, for an objective that has it inside a
+    modalities: the observations that are reconstructed.
+    num_samples: draws of z per observation (and component). 0: no draws, the
+      expectation over z has a closed form.
+    recon_weight: the weight of `recon`, for objectives that need it in a
       logarithm.
     terms: the names of its terms.
-    ramped: those of them that pull single posteriors to the prior and may start
-      without their weight: with all of it from the start, codes that carry no
-      information cost least, and a run can stay there.
-    learned_prior: whether it is defined for a prior that is learned.
-    settings: config keys of its own with defaults, `objective.<name>.<key>`;
+    ramped: the terms that pull single posteriors to the prior and have a ramp
+      in presets. With their full weight from the start, posteriors can collapse
+      to the prior and stay there.
+    learned_prior: whether it is defined for learned priors.
+    settings: its own config keys with defaults, `objective.<name>.<key>`; also
       fields of the class.
   """
 
@@ -46,24 +46,27 @@ class Objective:
   def __call__(
     self, output: VAEOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:
-    """The terms, unweighted; what else is to be logged; the next state.
+    """Computes the terms.
 
     Args:
       output: of the global batch.
-      state: what `init` or the step before returned.
+      state: from `init`, or from the step before.
+
+    Returns:
+      The unweighted terms, further metrics, and the next state.
     """
     raise NotImplementedError
 
   def init(self) -> State:
-    """The state before step 0; kept in checkpoints. Most have none."""
+    """The state before step 0. It is saved in checkpoints; most have none."""
     return {}
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
-    """The objective of a config.
+    """Creates the objective from a config.
 
     Raises:
-      UserError: it cannot have these values.
+      UserError: if a value does not fit the objective.
     """
     name = config.objective.name
     return cls(
@@ -80,16 +83,16 @@ class Objective:
 
   @classmethod
   def default_weights(cls, recon: float) -> dict[str, float]:
-    """What a preset gives its terms, but for `recon`, whose weight is given."""
+    """Default weights of all terms but `recon`, given the weight of `recon`."""
     del recon
     return dict.fromkeys(cls.terms[1:], 1.0)
 
   def recon(self, output: VAEOutput) -> jax.Array:
-    """mean_i sum_s w_si error(x_i, x_hat_si), [], over all modalities."""
+    """The term `recon`: mean_i sum_s w_si error(x_i, x_hat_si), []."""
     return jnp.mean(jnp.sum(output.w * self.errors(output), axis=0))
 
   def errors(self, output: VAEOutput) -> jax.Array:
-    """The likelihoods' errors, [s, b], of the modalities by their weights."""
+    """The weighted sum of all modalities' errors, [s, b]."""
     return sum_over(
       m.weight * m.error(output.x[name], output.x_hat[name])
       for name, m in self.modalities.items()

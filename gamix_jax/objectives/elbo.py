@@ -1,4 +1,4 @@
-"""The ELBO: every posterior is pulled to the prior.
+"""The ELBO: pulls every posterior to the prior.
 
 kl    mean_i KL(q(z | x_i) || p(z))
 """
@@ -20,10 +20,10 @@ from gamix_jax.posterior import Posterior
 
 @dataclasses.dataclass(frozen=True)
 class ELBO(Objective):
-  """The standard VAE.
+  """The objective of the standard VAE.
 
-  Of a mixture this is the stratified ELBO, with the mixture's own density
-  (`selbo` is its other name; Morningstar et al., arXiv:2003.01687).
+  For a mixture it is the stratified ELBO with the mixture's own density, also
+  called SELBO (Morningstar et al., arXiv:2003.01687).
   """
 
   terms = ("recon", "kl")
@@ -42,12 +42,12 @@ class ELBO(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class AnalyticELBO(Objective):
-  """The ELBO of a linear decoder in closed form: no draws, no relaxation.
+  """The ELBO of a linear decoder in closed form, without draws.
 
       E |x - Phi z|^2 = |x - Phi E z|^2 + sum_d |Phi_d|^2 Var z_d
 
-  of independent latents; with counts, whose mean is their variance, amortised
-  sparse coding (arXiv:2405.14473).
+  for independent latents. With Poisson latents this is amortised sparse coding
+  (arXiv:2405.14473).
   """
 
   terms = ("recon", "kl")

@@ -1,10 +1,9 @@
-"""The Epanechnikov VAE's loss as published; NOT a bound of ln p(x).
+"""The published loss of the Epanechnikov VAE; it is not a bound of ln p(x).
 
     kernel    mean_i 3 B / (5 M) sum_d 1 / r_d(x_i)
 
-B the prior's width, M the (global) batch; arXiv:2405.12783, equation 10, where
-it stands beside the reconstruction with a weight of 1. mu is in no term but
-`recon`.
+B is the prior's width and M the size of the global batch (arXiv:2405.12783,
+equation 10, with weight 1). Only `recon` depends on mu.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from gamix_jax.posterior import Posterior
 
 @dataclasses.dataclass(frozen=True)
 class EVAE(Objective):
-  """For posteriors whose draws have the prior's noise added."""
+  """The EVAE objective, for posteriors that add the prior's noise."""
 
   terms = ("recon", "kernel")
   ramped = ("kernel",)

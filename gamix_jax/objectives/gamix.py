@@ -1,4 +1,4 @@
-"""GAMIX: the population is pulled to the prior, single posteriors are not.
+"""GAMIX: pulls the population to the prior, not single posteriors.
 
     population_kl     1/2 sum_d ( m^2 + v - 1 - ln v )   and its other forms
     collapse_penalty  mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 )

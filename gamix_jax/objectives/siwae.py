@@ -24,8 +24,8 @@ from gamix_jax.posterior import Posterior
 class SIWAE(Objective):
   """recon_weight * recon + kl is minus the bound, up to a constant.
 
-  So `kl` is what the bound loses beside the reconstruction: with one draw of
-  one component an estimate of KL(q || p), with more of them less.
+  So `kl` is minus the bound without its reconstruction part. With one draw of
+  one component it is an estimate of KL(q || p), with more it is smaller.
   """
 
   terms = ("recon", "kl")

@@ -1,4 +1,4 @@
-"""The terms' weights in a run, and how they grow at its start."""
+"""The weights of all terms, and their ramps."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,15 +13,14 @@ from gamix_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TermWeights:
-  """Weights by term.
+  """The weights of the VAE's and the discriminator's terms.
 
   Attributes:
-    vae: of the VAE's terms.
-    disc: of the discriminator's; empty where there is none.
-    ramps: steps over which the weight of a VAE's term grows from 0, linearly;
-      terms that are not here have theirs from the start.
-    adversarial_start: the step from which `adversarial` counts; its ramp begins
-      there.
+    vae: weights of the VAE's terms.
+    disc: weights of the discriminator's terms; empty without a discriminator.
+    ramps: steps over which weights of the VAE's terms grow linearly from 0;
+      terms without a ramp have their full weight from the start.
+    adversarial_start: the first step with `adversarial`, where its ramp begins.
   """
 
   vae: dict[str, float]
@@ -33,11 +32,16 @@ class TermWeights:
   def from_config(
     cls, config: ConfigDict, of_vae: Sequence[str], of_disc: Sequence[str]
   ) -> Self:
-    """The weights that a config gives to these terms.
+    """The weights of a config.
+
+    Args:
+      config: of the run.
+      of_vae: names of the VAE's terms.
+      of_disc: names of the discriminator's terms.
 
     Raises:
-      UserError: a term without a weight, or a weight or ramp without a term;
-        the message has the flags that help.
+      UserError: if a term has no weight, or a weight or ramp has no term; the
+        message lists the flags to set.
     """
     terms = [*of_vae, *of_disc]
     chosen = (

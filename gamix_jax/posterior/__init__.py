@@ -1,7 +1,7 @@
 """THE PAPER, 1: the posterior q(z | x).
 
-A family is a file here and a line below: a Flax module (`Head`) that turns the
-encoder's features into a `Posterior`. Read `base` first.
+A family is a file here and a line below: a Flax module (`Head`) that maps the
+encoder's features to a `Posterior`. Read `base` first.
 """
 
 from typing import Any
@@ -29,12 +29,12 @@ def head(name: str, **section: Any) -> Head:
   """The module named by `config.posterior`.
 
   Args:
-    name: of the family.
-    **section: what every family has; and for some a mapping of its own, by its
-      name, of which the others' are not looked at.
+    name: the name of the family.
+    **section: keys of all families, and mappings with the keys of single
+      families by their names; those of other families are ignored.
 
   Raises:
-    UserError: there is no such family; it cannot have these values.
+    UserError: if there is no such family, or a value is out of its range.
   """
   own = section.get(name, {})
   common = {k: v for k, v in section.items() if k not in POSTERIORS}

@@ -1,9 +1,9 @@
-"""What every posterior family can do, and the sums they share.
+"""The base classes of posterior families, and functions that they share.
 
     q(z) = 1/B sum_i q(z | x_i),    q(z | x_i) = sum_k pi_ik q_k(z | x_i)
 
-is the population of the paper (arXiv:2309.13160); `centres` is what its
-moments are made of.
+is the population of the paper (arXiv:2309.13160); its moments are computed from
+`Posterior.components`.
 """
 
 import math
@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 
-# exp(20 / 2) and exp(-30 / 2) are far from float32's ends, and so are the sums
-# made of them. The bounds of latent diffusion's autoencoders.
+# exp(20 / 2) and exp(-30 / 2) and sums of them stay within float32's range. The
+# same bounds as in the autoencoders of latent diffusion.
 LOGVAR_RANGE = (-30.0, 20.0)
 
 LOG_2PI = 1.8378770664093453
@@ -27,20 +27,19 @@ LOG_2PI = 1.8378770664093453
 class Posterior:
   """q(z | x) of b images over a latent of size d; a pytree of float32.
 
-  A family derives from this and is a `flax.struct.dataclass`. What objectives
-  and samplers need to know of it, it says by these flags:
+  A family is a subclass and a `flax.struct.dataclass`. Objectives and samplers
+  use these flags, never the class or its name:
 
   Attributes:
-    discrete: whether z are counts: no variance of their own, no mixture of
-      Gaussians that fits them.
+    discrete: whether z are counts, without a variance parameter.
     has_components: whether it is a mixture.
-    closed_form_kl: whether `kl_divergence` does without draws.
-    has_finite_elbo: whether ln q and ln p give a finite bound of ln p(x).
+    closed_form_kl: whether `kl_divergence` ignores the draws.
+    has_finite_elbo: whether the ELBO is a finite bound of ln p(x).
     standard_normal_prior: whether p(z) is N(0, I).
-    allows_learned_prior: whether KL(q || p) to another prior can be estimated
-      from draws with a useful gradient.
-    adds_prior_noise: whether draws are the kernel's plus the prior's, as in the
-      published EVAE.
+    allows_learned_prior: whether KL(q || p) to a learned prior can be estimated
+      from draws, with its gradient.
+    adds_prior_noise: whether draws of the prior are added to those of q, as in
+      the published EVAE.
   """
 
   discrete: ClassVar[bool] = False
@@ -58,27 +57,27 @@ class Posterior:
     eps: jax.Array | None = None,
     step: jax.Array | None = None,
   ) -> tuple[Float[Array, "s b d"], Float[Array, "s b"]]:
-    """Differentiable draws z, with weights w that sum to 1 over s.
+    """Draws z differentiably, with weights w that sum to 1 over s.
 
-    They are n samples (s = n, w = 1/n) or, of a mixture, n of every component
-    (s = n k, w = pi / n), so that sum_s w f(z) estimates E_q f without bias.
+    There are s = n draws with w = 1/n or, for a mixture, n of every component
+    (s = n k, w = pi / n). sum_s w f(z) is an unbiased estimate of E_q f.
 
     Args:
       key: a typed PRNG key.
-      n: the number of draws, per component where there are any.
-      eps: standard noise to use instead of the key's; its shape is the
-        family's `noise_shape(n)`.
-      step: of the training, for a family whose draws are relaxed and grow
-        sharper with it; None for evaluation, where nothing is relaxed.
+      n: the number of draws (per component).
+      eps: standard noise to use instead of random noise, of shape
+        `noise_shape(n)`.
+      step: the training step, for families with relaxed draws; None for
+        evaluation, without relaxation.
     """
     raise NotImplementedError
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
-    """The shape of the standard noise behind n draws."""
+    """The shape of the standard noise for n draws."""
     raise NotImplementedError
 
   def mean(self) -> Float[Array, "b d"]:
-    """E_q z: what a deterministic reconstruction decodes."""
+    """E_q z, which deterministic reconstructions decode."""
     raise NotImplementedError
 
   def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
@@ -86,7 +85,7 @@ class Posterior:
     raise NotImplementedError
 
   def log_prior(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
-    """ln p(z) in nats; that of N(0, I) unless a family says otherwise."""
+    """ln p(z) in nats; of N(0, I) by default."""
     return log_prior(z)
 
   def components(
@@ -98,20 +97,20 @@ class Posterior:
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
-    """KL(q || p) in nats: in closed form, or estimated from draws."""
+    """KL(q || p) in nats, in closed form or estimated from draws."""
     return kl_by_draws(self, z, w)
 
 
 class Head(nn.Module):
-  """Features of the encoder -> the posterior of a family.
+  """Base class of the modules that map features to a posterior.
 
   Attributes:
     latent: d, the size of z.
-    components: of a family that has any.
-    initial_logvar: of q at the start, of a family that has a variance.
-    family: the class of what it makes; `posterior_type` is that of an instance.
-    settings: config keys of the family's own with defaults, which are
-      `posterior.<name>.<key>`; arguments of the constructor.
+    components: the number of components of a mixture.
+    initial_logvar: ln of q's variance at initialisation.
+    family: the class of posteriors that it returns.
+    settings: its own config keys with defaults, `posterior.<name>.<key>`; also
+      fields of the class.
   """
 
   latent: int
@@ -124,7 +123,7 @@ class Head(nn.Module):
   settings: ClassVar[dict[str, Any]] = {}
 
   def __post_init__(self):
-    """Raises UserError at the first field out of its range."""
+    """Raises UserError if a field is out of its range."""
     super().__post_init__()
     family, name = self.family, self.family.__name__
     if self.components < 1 or (
@@ -148,17 +147,17 @@ class Head(nn.Module):
 
   @property
   def posterior_type(self) -> type[Posterior]:
-    """The class of what it makes with these fields."""
+    """The class of posteriors that it returns with these fields."""
     return self.family
 
   def __call__(self, features: Float[Array, "b ... n"]) -> Posterior:
-    """The posterior of features [b, n], or [b, h', w', n] of a latent grid."""
+    """Maps features [b, n], or [b, h', w', n] for spatial latents."""
     raise NotImplementedError
 
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> Float[Array, "n d"]:
-    """z from the prior, its standard deviation times `temperature`."""
+    """Draws z from the prior, with its scale multiplied by `temperature`."""
     z = jax.random.normal(key, (n, self.latent), self.param_dtype)
     return temperature * z
 
@@ -170,10 +169,10 @@ def dense(
   outputs: int,
   bias: float = 0.0,
 ) -> Float[Array, "b outputs"]:
-  """A linear map of features, inside a head.
+  """A linear map of features, used in a head.
 
-  Of a grid of features it is the same map at every place, with a share of the
-  outputs each, in the order of the grid.
+  For spatial features it is the same map at every position, and outputs are
+  ordered by position.
   """
   *grid, _ = features.shape[1:]
   linear = nn.Dense(
@@ -194,7 +193,7 @@ def dense_components(
   name: str,
   bias: float = 0.0,
 ) -> Float[Array, "b k d"]:
-  """`dense` to a latent of every component, inside a head."""
+  """`dense` to the latents of every component, used in a head."""
   k = head.components
   mapped = dense(head, features, name, k * head.latent, bias)
   places = math.prod(features.shape[1:-1])
@@ -204,7 +203,7 @@ def dense_components(
 def location_and_scale(
   head: nn.Module, features: Float[Array, "b ... n"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-  """Two linear maps of features to mu and logvar, inside a head.
+  """Linear maps of features to mu and logvar, used in a head.
 
   Their parameters are the head's, under "mu" and "logvar".
   """
@@ -214,22 +213,22 @@ def location_and_scale(
 
 
 def kl_by_draws(q: Posterior, z: jax.Array, w: jax.Array) -> jax.Array:
-  """sum_s w ( ln q(z | x) - ln p(z) ), [b]: unbiased, its gradient too."""
+  """sum_s w ( ln q(z | x) - ln p(z) ), [b]; an unbiased estimate of the KL."""
   return jnp.sum(w * (q.log_prob(z) - q.log_prior(z)), axis=0)
 
 
 def promote_f32(x: jax.Array) -> jax.Array:
-  """x in float32, or in float64 if it is that already."""
+  """Casts x to float32, unless it is float64."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def expand_leading(x: jax.Array | float, ndim: int) -> jax.Array:
-  """x with axes of length 1 in front, so that it has at least ndim axes."""
+  """Prepends axes of length 1, so that x has at least ndim axes."""
   return jnp.expand_dims(x, tuple(range(ndim - jnp.ndim(x))))
 
 
 def clamp_logvar(logvar: jax.Array) -> jax.Array:
-  """logvar inside LOGVAR_RANGE, so that every exp of it is finite."""
+  """Clips logvar to LOGVAR_RANGE, so that exp(logvar) is finite."""
   return jnp.clip(logvar, *LOGVAR_RANGE)
 
 
