@@ -161,7 +161,7 @@ MISTAKES = {
       "--config.model.upsample_gain=2",
     ),
     [
-      "model.encoder='mlp' and model.decoder='mlp'",
+      "model.encoder='mlp' nor model.decoder='mlp'",
       "--config.model.patch=1 --config.model.upsample_gain=1.0",
     ],
   ),
