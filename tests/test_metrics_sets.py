@@ -64,7 +64,7 @@ def test_images_refuse():
   x = np.zeros((2, 8, 8, 1), np.float32)
   with pytest.raises(UserError, match="11x11"):
     metrics.ssim(x, x)
-  with pytest.raises(UserError, match="two sets"):
+  with pytest.raises(UserError, match="Two sets"):
     metrics.psnr(x, x[:1])
 
 
