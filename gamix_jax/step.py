@@ -234,7 +234,7 @@ def gradients(
   state: TrainState,
   batch: Batch,
   layout: ShardingPlan | None = None,
-):
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, Any], Any]:
   """Computes the gradient of each loss with respect to its own network.
 
   Two pullbacks of one forward pass. The discriminator's part of the first

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.networks.parts import ConvolutionalDecoder, ConvolutionalEncoder
@@ -57,7 +58,9 @@ class ConvDecoder(ConvolutionalDecoder):
     return preset_features(width, halvings)[::-1]
 
   @nn.compact
-  def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, z: Float[Array, "b d"], train: bool
+  ) -> Float[Array, "b h w c"]:
     x = self.to_grid(z)
     for i, width in enumerate(self.features):
       x = nn.relu(self.normed(f"norm{i}", x, train))

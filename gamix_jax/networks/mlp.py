@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.networks.parts import (
@@ -97,7 +98,9 @@ class MLPDecoder(Decoder):
     return hidden, hidden
 
   @nn.compact
-  def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, z: Float[Array, "b d"], train: bool
+  ) -> Float[Array, "b h w c"]:
     x = hidden(self, z, train)
     x = self.dense(math.prod(self.image_shape), "out")(x)
     return promote_f32(x).reshape(-1, *self.image_shape)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.networks.parts import (
@@ -188,7 +189,9 @@ class ResNetDecoder(ConvolutionalDecoder):
     return (*[2 * width] * halvings, width)
 
   @nn.compact
-  def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, z: Float[Array, "b d"], train: bool
+  ) -> Float[Array, "b h w c"]:
     x = self.to_grid(z)
     x = self.conv(self.features[0], 3, "stem")(x)
     for s, pair in enumerate(

@@ -32,8 +32,8 @@ class VAEOutput:
 
   x: Observations
   q: Posterior
-  z: jax.Array
-  w: jax.Array
+  z: Float[Array, "s b d"]
+  w: Float[Array, "s b"]
   x_hat: Observations
   x_hat_var: Observations | None = None
 

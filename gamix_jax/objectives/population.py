@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
@@ -37,9 +38,11 @@ from gamix_jax.registry import check_choice
 
 # Below any useful variance, and above float32's rounding error at 1.
 MIN_VARIANCE = 1e-6
+# The term in nats; the population's mean and variance.
+Estimate = tuple[Float[Array, ""], Float[Array, " d"], Float[Array, " d"]]
 
 
-def _moments(q: Posterior) -> tuple[jax.Array, jax.Array]:
+def _moments(q: Posterior) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
   """Each image's mean and variance under its posterior, both [b, d]."""
   weights, mu, var = q.components()
   mean = jnp.einsum("bk,bkd->bd", weights, mu)
@@ -47,13 +50,15 @@ def _moments(q: Posterior) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.einsum("bk,bkd->bd", weights, spread)
 
 
-def _diagonal_kl(mean: jax.Array, var: jax.Array) -> jax.Array:
+def _diagonal_kl(
+  mean: Float[Array, " d"], var: Float[Array, " d"]
+) -> Float[Array, ""]:
   """KL(N(mean, diag var) || N(0, I)) in nats, of [d] each."""
   log_det = jnp.sum(jnp.log(var))
   return 0.5 * (jnp.sum(var) + jnp.sum(jnp.square(mean)) - var.size - log_det)
 
 
-def means(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
+def means(q: Posterior) -> Estimate:
   """The published form: variances of the posteriors' means only."""
   weights, mu, _ = q.components()
   mean, between, _ = _biased_moments(weights, mu)
@@ -62,7 +67,7 @@ def means(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   return _diagonal_kl(mean, var), mean, var
 
 
-def full(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
+def full(q: Posterior) -> Estimate:
   """As `means`, plus the posteriors' variances: the variance of q(z)."""
   weights, mu, sigma2 = q.components()
   mean, between, weights = _biased_moments(weights, mu)
@@ -80,7 +85,7 @@ def _biased_moments(weights, mu):
   return mean, between, weights
 
 
-def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
+def debiased(q: Posterior) -> Estimate:
   """KL of the Gaussian with q(z)'s moments, with the bias removed.
 
       1/2 sum_a [ m_a^2 - b_a/n + v_a - 1 - ln v_a - (b_a/v_a)^2 / (n-1) ]
@@ -114,7 +119,7 @@ def debiased(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
   return kl, m, var
 
 
-def squared_covariances(centred: jax.Array) -> jax.Array:
+def squared_covariances(centred: Float[Array, "n d"]) -> Float[Array, ""]:
   """Unbiased estimate of sum_{a<b} Cov(x_a, x_b)^2, for any distribution of x.
 
   A U-statistic over all 4-tuples of different rows, computed from sums (Himeno
@@ -129,7 +134,7 @@ def squared_covariances(centred: jax.Array) -> jax.Array:
   return _squared_covariances(centred, _products(centred))
 
 
-def _products(x: jax.Array) -> jax.Array:
+def _products(x: Float[Array, "n d"]) -> Float[Array, "d d"]:
   """sum_i x_i x_i^T of rows, [d, d].
 
   In full float32 precision, also on devices that would round (TPU, TF32).
@@ -137,7 +142,9 @@ def _products(x: jax.Array) -> jax.Array:
   return jnp.einsum("ni,nj->ij", x, x, precision="highest")
 
 
-def _squared_covariances(centred, products) -> jax.Array:
+def _squared_covariances(
+  centred: Float[Array, "n d"], products: Float[Array, "d d"]
+) -> Float[Array, ""]:
   n = float(centred.shape[0])  # whose products no int32 may hold
   square = jnp.square(centred)
   s = products / (n - 1)
@@ -152,7 +159,12 @@ def _squared_covariances(centred, products) -> jax.Array:
   return factor * ((n - 1) * (n - 2) * off + crossed - n * q)
 
 
-def _covariances_within(centred, products, weights, offsets) -> jax.Array:
+def _covariances_within(
+  centred: Float[Array, "n d"],
+  products: Float[Array, "d d"],
+  weights: Float[Array, "n k"],
+  offsets: Float[Array, "n k d"],
+) -> Float[Array, ""]:
   """The part of the squared covariances that comes from within posteriors.
 
   An unbiased estimate of sum_{a<b} (C + W)^2 - C^2, with C the covariance of
@@ -191,7 +203,7 @@ def _off_diagonal(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.sum(a * b) - jnp.sum(jnp.diagonal(a) * jnp.diagonal(b))
 
 
-def quadratic(q: Posterior) -> tuple[jax.Array, jax.Array, jax.Array]:
+def quadratic(q: Posterior) -> Estimate:
   """1/2 |E z|^2 + 1/4 |E z z^T - I|_F^2 of the population, unbiased.
 
   This is the Gaussian's KL to second order around N(0, I), and the squared
@@ -224,7 +236,11 @@ def _pairs(of_sum: jax.Array, own: jax.Array, n: float) -> jax.Array:
   return (of_sum - own) / (float(n) * (n - 1))
 
 
-def _squared_norms(weights, mu, sigma2) -> jax.Array:
+def _squared_norms(
+  weights: Float[Array, "b k"],
+  mu: Float[Array, "b k d"],
+  sigma2: Float[Array, "b k d"],
+) -> Float[Array, " b"]:
   """|E z z^T|_F^2 of each image, [b], without an array [b, d, d].
 
   sum_kl pi_k pi_l [ <mu_k, mu_l>^2 + 2 mu_k^T S_l mu_k + <S_k, S_l> ] with
@@ -245,7 +261,7 @@ class Form(NamedTuple):
     images: the smallest batch size.
   """
 
-  function: Callable[[Posterior], tuple[jax.Array, jax.Array, jax.Array]]
+  function: Callable[[Posterior], Estimate]
   images: int
 
 

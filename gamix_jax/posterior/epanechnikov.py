@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
@@ -47,10 +48,10 @@ class Epanechnikov(base.Posterior):
 
   closed_form_kl: ClassVar[bool] = True
 
-  mu: jax.Array
-  logvar: jax.Array
+  mu: Float[Array, "b d"]
+  logvar: Float[Array, "b d"]
 
-  def radius(self) -> jax.Array:
+  def radius(self) -> Float[Array, "b d"]:
     """r = sqrt(5) sigma, [b, d]: half the kernel's support."""
     return jnp.exp((self.logvar + LOG_5) / 2)
 
@@ -75,10 +76,10 @@ class Epanechnikov(base.Posterior):
     z = self.mu[None] + self.radius()[None] * self._kernel(key, n, eps)
     return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
 
-  def mean(self) -> jax.Array:
+  def mean(self) -> Float[Array, "b d"]:
     return self.mu
 
-  def log_prob(self, z: jax.Array) -> jax.Array:
+  def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     """-inf outside the support."""
     mu, r = (base.expand_leading(v, z.ndim) for v in (self.mu, self.radius()))
     inside = 1 - jnp.square((z - mu) / r)
@@ -93,7 +94,9 @@ class Epanechnikov(base.Posterior):
     weights = jnp.ones((self.mu.shape[0], 1), self.mu.dtype)
     return weights, self.mu[:, None], jnp.exp(self.logvar)[:, None]
 
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(
+    self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
+  ) -> Float[Array, " b"]:
     """Closed form, KL(q || N(0, I)); the draws are not looked at.
 
     sum_d -ln r - (5/3 - ln 3) + 1/2 ln 2 pi + ( mu^2 + r^2 / 5 ) / 2; at least
@@ -148,14 +151,14 @@ class EVAEPosterior(Epanechnikov):
     z = BANDWIDTH * (self.mu[None] + self.radius()[None] * t) + noise
     return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
 
-  def mean(self) -> jax.Array:
+  def mean(self) -> Float[Array, "b d"]:
     """b mu. The paper does not say what it decodes at test time."""
     return BANDWIDTH * self.mu
 
   def _noise_var(self) -> float:
     return self.width**2 / (12 if self.uniform else 1)
 
-  def log_prob(self, z: jax.Array) -> jax.Array:
+  def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     """ln of the kernel's convolution with the prior; -inf where it is 0.
 
     With U[-B/2, B/2] it is [F((z + B/2 - b mu) / (b r)) - F(...)] / B; with
@@ -166,7 +169,7 @@ class EVAEPosterior(Epanechnikov):
     density = _of_uniform if self.uniform else _of_gaussian
     return jnp.sum(jnp.log(density(off, r, self.width)), axis=-1)
 
-  def log_prior(self, z: jax.Array) -> jax.Array:
+  def log_prior(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     """-inf outside of a uniform prior's support."""
     if self.uniform:
       inside = jnp.all(jnp.abs(z) <= self.width / 2, axis=-1)
@@ -180,7 +183,9 @@ class EVAEPosterior(Epanechnikov):
     mean = self.mean()[:, None]
     return weights, mean, BANDWIDTH**2 * var + self._noise_var()
 
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(
+    self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
+  ) -> Float[Array, " b"]:
     """By the draws; infinite with a uniform prior."""
     return base.kl_by_draws(self, z, w)
 
@@ -247,7 +252,7 @@ class EpanechnikovHead(base.Head):
     return Epanechnikov if self.prior == "normal" else EVAEPosterior
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> Epanechnikov:
+  def __call__(self, features: Float[Array, "b ... n"]) -> Epanechnikov:
     mu, logvar = base.location_and_scale(self, features)
     if self.prior == "normal":
       return Epanechnikov(mu, logvar)

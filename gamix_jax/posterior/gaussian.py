@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float
 
 from gamix_jax.posterior import base
 
@@ -17,8 +18,8 @@ class Gaussian(base.Posterior):
   closed_form_kl: ClassVar[bool] = True
   allows_learned_prior: ClassVar[bool] = True
 
-  mu: jax.Array
-  logvar: jax.Array
+  mu: Float[Array, "b d"]
+  logvar: Float[Array, "b d"]
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
     return (n, *self.mu.shape)
@@ -36,17 +37,19 @@ class Gaussian(base.Posterior):
     z = self.mu[None] + jnp.exp(self.logvar / 2)[None] * eps
     return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
 
-  def mean(self) -> jax.Array:
+  def mean(self) -> Float[Array, "b d"]:
     return self.mu
 
-  def log_prob(self, z: jax.Array) -> jax.Array:
+  def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     return base.normal_log_prob(z, self.mu, self.logvar)
 
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = jnp.ones((self.mu.shape[0], 1), self.mu.dtype)
     return weights, self.mu[:, None], jnp.exp(self.logvar)[:, None]
 
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(
+    self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
+  ) -> Float[Array, " b"]:
     """Closed form; the draws are not looked at."""
     del z, w
     return base.normal_kl(self.mu, self.logvar)
@@ -58,5 +61,5 @@ class GaussianHead(base.Head):
   family: ClassVar[type] = Gaussian
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> Gaussian:
+  def __call__(self, features: Float[Array, "b ... n"]) -> Gaussian:
     return Gaussian(*base.location_and_scale(self, features))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
@@ -24,14 +25,14 @@ class Mixture(base.Posterior):
   has_components: ClassVar[bool] = True
   allows_learned_prior: ClassVar[bool] = True
 
-  logits: jax.Array
-  mu: jax.Array
-  logvar: jax.Array
+  logits: Float[Array, "b k"]
+  mu: Float[Array, "b k d"]
+  logvar: Float[Array, "b k d"]
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
     return (n, *self.mu.shape)
 
-  def weights(self) -> jax.Array:
+  def weights(self) -> Float[Array, "b k"]:
     """pi, [b, k]."""
     return jax.nn.softmax(self.logits, axis=-1)
 
@@ -51,10 +52,10 @@ class Mixture(base.Posterior):
     w = jnp.tile(self.weights().T, (n, 1)) * (1 / n)
     return z, w
 
-  def mean(self) -> jax.Array:
+  def mean(self) -> Float[Array, "b d"]:
     return jnp.sum(self.weights()[..., None] * self.mu, axis=1)
 
-  def log_prob(self, z: jax.Array) -> jax.Array:
+  def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     """The mixture's own density: logsumexp over the components."""
     each = base.normal_log_prob(z[..., None, :], self.mu, self.logvar)
     log_weights = jax.nn.log_softmax(self.logits, axis=-1)
@@ -65,7 +66,9 @@ class Mixture(base.Posterior):
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     return self.weights(), self.mu, jnp.exp(self.logvar)
 
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(
+    self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
+  ) -> Float[Array, " b"]:
     """Stratified estimate: sum_s w ( ln q(z | x) - ln p(z) ).
 
     Unbiased, gradient too. One component has the closed form.
@@ -102,7 +105,7 @@ class MixtureHead(base.Head):
       )
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> Mixture:
+  def __call__(self, features: Float[Array, "b ... n"]) -> Mixture:
     k = self.components
     mu = base.dense_components(self, features, "mu")
     logvar = base.dense_components(

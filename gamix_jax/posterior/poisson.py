@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
@@ -86,7 +87,7 @@ def rate_kl(log_y: jax.Array) -> jax.Array:
 
 def arrivals_needed(rate: float, reach: float = 1.0) -> int:
   """How many arrivals in [0, reach] there are but for a chance of 1e-5."""
-  import scipy.stats  # noqa: PLC0415  (0.4 s, which other families save)
+  import scipy.stats  # noqa: PLC0415  (0.4 s)
 
   return int(scipy.stats.poisson(rate * reach).ppf(1 - TAIL))
 
@@ -125,14 +126,14 @@ class Poisson(base.Posterior):
   closed_form_kl: ClassVar[bool] = True
   standard_normal_prior: ClassVar[bool] = False
 
-  log_rate: jax.Array
-  log_prior_rate: jax.Array
+  log_rate: Float[Array, "b d"]
+  log_prior_rate: Float[Array, "b d"]
   ramp: str = struct.field(pytree_node=False, default="cubic")
   temperature: float = struct.field(pytree_node=False, default=0.05)
   temperature_steps: int = struct.field(pytree_node=False, default=1)
   buckets: tuple[int, ...] = struct.field(pytree_node=False, default=(32,))
 
-  def rate(self) -> jax.Array:
+  def rate(self) -> Float[Array, "b d"]:
     """lambda = r dr(x), [b, d]: mean and variance of the counts."""
     return jnp.exp(self.log_rate) + TINY_RATE
 
@@ -180,14 +181,14 @@ class Poisson(base.Posterior):
     gone = jnp.clip(step / self.temperature_steps, 0, 1)
     return (1 + gone * (self.temperature - 1)).astype(self.log_rate.dtype)
 
-  def mean(self) -> jax.Array:
+  def mean(self) -> Float[Array, "b d"]:
     return self.rate()
 
-  def log_prob(self, z: jax.Array) -> jax.Array:
+  def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     """ln of the probability of counts; of relaxed ones, its continuation."""
     return _log_pmf(z, base.expand_leading(jnp.log(self.rate()), z.ndim))
 
-  def log_prior(self, z: jax.Array) -> jax.Array:
+  def log_prior(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
     return _log_pmf(z, base.expand_leading(self.log_prior_rate, z.ndim))
 
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -196,7 +197,9 @@ class Poisson(base.Posterior):
     rate = self.rate()[:, None]
     return weights, rate, rate
 
-  def kl_divergence(self, z: jax.Array, w: jax.Array) -> jax.Array:
+  def kl_divergence(
+    self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
+  ) -> Float[Array, " b"]:
     """sum_d r f(lambda / r), closed form; the draws are not looked at."""
     del z, w
     log_r = self.log_prior_rate
@@ -244,7 +247,7 @@ class PoissonHead(base.Head):
         "a draw takes thousands of arrivals."
       )
 
-  def setup(self):
+  def setup(self) -> None:
     self.log_residual = nn.Dense(
       self.latent,
       use_bias=self.bias,
@@ -272,7 +275,7 @@ class PoissonHead(base.Head):
     last = arrivals_needed(most) + 12
     return (*(2**i for i in range(4, 16) if 2**i < last), last)
 
-  def __call__(self, features: jax.Array) -> Poisson:
+  def __call__(self, features: Float[Array, "b ... n"]) -> Poisson:
     features = features.reshape(len(features), -1)  # of a grid, all places
     log_dr = base.promote_f32(self.log_residual(features))
     log_r = self._log_r()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
@@ -62,7 +63,9 @@ class WithPrior(base.Posterior):
     return self.q.components()
 
 
-def draw(prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0):
+def draw(
+  prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0
+) -> Float[Array, "n d"]:
   """z [n, d] of a mixture: a component each, its spread times `temperature`."""
   which_key, noise_key = jax.random.split(key)
   which = jax.random.categorical(which_key, prior.logits[0], shape=(n,))
@@ -108,7 +111,7 @@ class PseudoInputs(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self) -> jax.Array:
+  def __call__(self) -> Float[Array, "k h w c"]:
     shape = (self.components, *self.image_shape)
     u = self.param("u", nn.initializers.normal(0.5), shape, self.param_dtype)
     return jnp.tanh(u)
