@@ -173,7 +173,7 @@ def test_only_the_first_speaks_and_writes(both, fsdp):
   (_, first, _), (_, second, _) = two
   where = "8 x cpu in 2 processes"
   if fsdp > 1:
-    where += f", each copy of the state over {fsdp}"
+    where += f", each copy of the state sharded over {fsdp}"
   assert f"Devices    {where};" in first
   assert "Done: step 20 of 20" in first
   assert second == ""
@@ -287,7 +287,7 @@ def assert_read_its_rows(events, images, run, host):
   trained = read - set(of_test)
   assert set.union(*mine[:3]) <= trained <= set.union(*mine)
   # Those in pictures, which every process draws, and its rows of the numbers.
-  shown = set(of_test[: validation.PICTURED])
+  shown = set(of_test[: validation.NUM_PICTURED])
   looked_at = range(min(c.eval_images, len(test)))
   assert shown <= read
   assert read & set(of_test) <= shown | {
@@ -463,7 +463,7 @@ def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
   [
     (dict(coordinator="a:1"), "give all three"),
     (dict(num_processes=2, process_id=0), "give all three"),
-    (dict(coordinator="a", num_processes=2, process_id=0), "not HOST:PORT"),
+    (dict(coordinator="a", num_processes=2, process_id=0), "must be HOST:PORT"),
     (dict(coordinator="a:1", num_processes=2, process_id=2), "from 0 to 1"),
   ],
 )

@@ -56,7 +56,11 @@ def test_one_heap_only_for_large_arrays():
   def heaps(layer):
     return ran(HEAPS, str(layer)).stderr.count("Arena")
 
-  assert heaps(malloc.LARGE) == 1 < heaps(malloc.LARGE - 1)
+  assert (
+    heaps(malloc.MIN_SHARED_HEAP_BYTES)
+    == 1
+    < heaps(malloc.MIN_SHARED_HEAP_BYTES - 1)
+  )
 
 
 def faults(*words):

@@ -239,7 +239,7 @@ MISTAKES = {
     many_broken,
     ["of the 100 files", "are broken (000.jpg", "data.max_corrupt_fraction"],
   ),
-  "devices@8": (key("data.batch_size=12"), ["12", "8 devices", "8 or 16"]),
+  "devices@8": (key("data.batch_size=12"), ["12", "devices, 8", "8 or 16"]),
 }
 
 # name: (command, words of its message). Something is there already.

@@ -139,7 +139,7 @@ def test_a_run_that_wakes_and_dies_is_told_each_time():
   lines = lived(small(), *[DEAD] * 6, *[WELL] * 6, *[DEAD] * 6)
   steps = [int(line.split(":")[0]) for line in lines]
   assert steps == [DEAD_AFTER, 700, 1200 + 100 * WINDOW]
-  assert lines[1].endswith("not dead any more: codes tell images apart.")
+  assert lines[1].endswith("not dead any more: codes distinguish images.")
   assert lived(small(), *[DEAD] * 4, *[WELL] * 9) == []  # awake by then
 
 

@@ -768,7 +768,7 @@ def test_conv_of_one_pixel(dtype, stride):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("wide", [0, convolutions.WIDE])
+@pytest.mark.parametrize("wide", [0, convolutions.MIN_CHANNELS])
 def test_conv_halving(dtype, before, wide):
   """Against XLA's own operation."""
   rng = np.random.default_rng(0)
@@ -882,7 +882,7 @@ def test_which_convolution_takes_which_form(monkeypatch):
   [
     (2, 3, 5, 4, 6),
     (1, 1, 1, 3, 2),
-    (2, 3, 5, convolutions.WIDE, convolutions.WIDE + 2),
+    (2, 3, 5, convolutions.MIN_CHANNELS, convolutions.MIN_CHANNELS + 2),
   ],
 )
 def test_conv_transpose_by_phases(dtype, shape):

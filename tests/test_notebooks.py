@@ -274,7 +274,9 @@ def test_another_end_is_no_mistake_of_the_users(tmp_path, screen):
 
 
 def test_axes_have_every_term_shown():
-  assert sorted(sum(panels.AXES.values(), ())) == sorted(progress.SHOWN)
+  assert sorted(sum(panels.AXES.values(), ())) == sorted(
+    progress.PROGRESS_SCALARS
+  )
 
 
 def test_panels_of_a_workdir_at_any_time(tmp_path):

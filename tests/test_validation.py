@@ -49,7 +49,7 @@ def looked_at(made, state):
     own = {"mean": z, "var": 0 * z, "mask": batch["mask"]}
     return own | {"mae": x, "kl": x, "posterior": q}
 
-  made._numbers = say
+  made._metrics = say
   return made.numbers(state)["eval/mae"]
 
 
@@ -94,7 +94,7 @@ def known(made, state, q):
     numbers = {"mean": mean, "var": 0 * mean, "kl": mean[:, 0]}
     return numbers | {"posterior": own, "mask": mask}
 
-  made._numbers = say
+  made._metrics = say
   return made.numbers(state)
 
 
@@ -173,7 +173,7 @@ def test_families_and_priors(examiner, name):
     (7, 8, ""),
     (8, 8, "8 images and 8 latents; raise eval_images to 9 or more."),
     (20, 99, "20 images and 20 latents; hold out 21 or more."),
-    (20, 16, "hold out 21 or more and raise eval_images to as many."),
+    (20, 16, "hold out 21 or more and raise eval_images to the same number."),
   ],
 )
 def test_too_few_images_for_the_population_kl(

@@ -1,6 +1,6 @@
-"""What a CPU wants written differently; results differ by rounding at most.
+"""CPU-specific implementations; results differ by rounding at most.
 
-convolutions  the operations of the layers: one function each for all platforms
-winograd      3x3 convolutions with fewer products
-malloc        memory that is freed and soon needed again is kept
+convolutions  convolutions of the layers, one function for all platforms each
+winograd      3x3 convolutions with fewer multiplications
+malloc        keeps freed memory in the process, for the next step
 """

@@ -1,14 +1,14 @@
-"""Memory that a step frees is kept for the next one, on a CPU.
+"""Keeps memory that a training step frees for the next step, on a CPU.
 
-XLA asks the C library for a step's arrays anew at every step. glibc gets blocks
-of over 32 MB from the kernel and gives them back at once, so that at every step
-the kernel clears them page by page: on two cores a sixth of a step of the
-celeba networks (benchmarks/LOG.md).
+XLA allocates a step's arrays with malloc at every step. By default glibc
+returns blocks of over 32 MB to the kernel as soon as they are freed, and the
+kernel clears their pages at the next step: with the celeba networks on two
+cores that takes a sixth of the time (benchmarks/LOG.md).
 
-Threads have heaps of their own, none of over 64 MB and given back as soon as
-they are empty, so one heap for all is needed too; which must be said before
-JAX starts its threads. It makes them wait for each other at every block, and of
-small arrays that costs more than it saves.
+glibc also gives threads heaps of their own, of at most 64 MB, and returns them
+when they are empty. So all threads must share one heap, which must be set
+before JAX starts them. Threads then wait for each other at every allocation,
+which for small arrays costs more than it saves.
 """
 
 import ctypes
@@ -17,49 +17,57 @@ import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
-# Of glibc's <malloc.h>: never trimmed, grown by 256 MB, no blocks apart from
-# the heap.
-_KEEP = {-1: 2**31 - 1, -2: 2**28, -4: 0}
-_ONE_HEAP = {-8: 1}
-# A step with one heap for all, over one without (two cores): arrays of 0.5 MB
-# 1.6, of 3 MB 0.92, of 4 MB 0.75, of 8 MB 0.75.
-LARGE = 2 << 20
+# {parameter of mallopt: value}; the numbers are those of glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_KEEP_FREED = {
+  _M_TRIM_THRESHOLD: 2**31 - 1,  # never return memory at the heap's end
+  _M_TOP_PAD: 2**28,  # grow the heap by 256 MB
+  _M_MMAP_MAX: 0,  # allocate everything in the heap
+}
+_ONE_HEAP = {_M_ARENA_MAX: 1}
+# Bytes of an array from which one shared heap is used. Time of a step with one
+# heap relative to several (two cores): 1.6 for arrays of 0.5 MB, 0.92 for 3 MB,
+# 0.75 for 4 MB and 8 MB.
+MIN_SHARED_HEAP_BYTES = 2 << 20
 
 
 def keep_freed(layer: int) -> bool:
-  """Has glibc keep what is freed; whether that was done.
+  """Makes glibc keep freed memory; returns whether it did.
 
-  Elsewhere than on Linux with glibc nothing is. The process's memory then
-  stays at its peak until it ends.
+  Does nothing without glibc. The process's memory then stays at its peak until
+  it exits.
 
   Args:
-    layer: bytes of a step's larger arrays: the batch at the first layer.
+    layer: bytes of the larger arrays of a step: the batch at the first layer.
   """
   if sys.platform != "linux":
     return False
   libc = ctypes.CDLL(None)
   if not hasattr(libc, "gnu_get_libc_version"):
     return False
-  options = _KEEP | (_ONE_HEAP if layer >= LARGE else {})
+  options = _KEEP_FREED | (_ONE_HEAP if layer >= MIN_SHARED_HEAP_BYTES else {})
   return all(libc.mallopt(k, v) for k, v in options.items())
 
 
 def keep_freed_on_cpu(layer: int) -> bool:
-  """`keep_freed` if JAX will run on a CPU; to be called before it starts.
+  """Calls `keep_freed` if JAX will run on a CPU.
 
-  Where JAX is told no platform and could find another than the CPU it is not
-  known yet what it will run on, and nothing is done.
+  Call it before JAX starts. If no platform is set and JAX could find one other
+  than the CPU, the platform is not known yet and this does nothing.
   """
   return _will_be_cpu() and keep_freed(layer)
 
 
 def _will_be_cpu() -> bool:
   jax = sys.modules.get("jax")
-  named = (jax and jax.config.jax_platforms) or os.environ.get("JAX_PLATFORMS")
-  if named:
-    return named.split(",")[0] == "cpu"
-  # As JAX looks for others: plugins by name, plugins by entry, TPU's library.
-  places = ("jax_plugins", "libtpu")
+  platforms = (jax and jax.config.jax_platforms) or os.environ.get(
+    "JAX_PLATFORMS"
+  )
+  if platforms:
+    return platforms.split(",")[0] == "cpu"
+  # JAX finds other platforms as plugins (entry points or the namespace package
+  # jax_plugins) or through libtpu.
+  modules = ("jax_plugins", "libtpu")
   return not entry_points(group="jax_plugins") and not any(
-    map(find_spec, places)
+    map(find_spec, modules)
   )

@@ -1,5 +1,5 @@
-"""Many devices, several processes.
+"""Training on several devices and in several processes.
 
-mesh         the devices' mesh, and how states and batches are sharded over it
-distributed  what the processes of a run do together
+mesh         the device mesh, and the shardings of states and batches
+distributed  setup of multi-process runs, and collective operations
 """

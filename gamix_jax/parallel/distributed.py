@@ -1,7 +1,8 @@
-"""The processes of one run: how they meet, and what they agree on.
+"""Setup of a multi-process run, and operations across its processes.
 
-Call `initialize` first, before anything asks JAX for its devices. The others
-cost nothing on one process; on several all must call them, in the same order.
+Call `initialize` first, before anything asks JAX for its devices. The functions
+that communicate must be called by all processes, in the same order; in a
+single-process run they are free.
 """
 
 import glob
@@ -20,13 +21,14 @@ from jax.experimental import multihost_utils
 from gamix_jax.errors import UserError
 
 _MESSAGE_BYTES = 1 << 16
-# Seconds after which the wait for the other processes is explained, and given
-# up. The second is JAX's own limit, at which it would abort with a stack trace.
+# Seconds of waiting for the other processes until a message is printed, and
+# until the process exits. The latter is JAX's own limit, at which it would
+# abort with a stack trace.
 EXPLAIN, GIVE_UP = 60, 300
-# Without a sign of life for as long, a process counts as dead, and the others
-# end: at once where they are in a step that needs it, else within this time.
+# Seconds without a heartbeat after which a process counts as dead. The others
+# then exit: at once if they wait for it in a step, else within this time.
 HEARTBEAT = 30
-LOST = 75  # exit code, as of sysexits.h: a failure that will pass; try again
+LOST = 75  # exit code EX_TEMPFAIL of sysexits.h: temporary failure, try again
 
 
 def initialize(
@@ -35,28 +37,30 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Makes this process one of several, where there are several.
+  """Connects the processes of a multi-process run.
 
-  Asked for, or found: inside a TPU pod, a Slurm step (`srun`) or an indexed
-  Kubernetes job with JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES (the files
-  of `launch/gke` set them). Alone it returns at once.
+  A multi-process run is requested by the arguments or detected: in a TPU pod,
+  in a Slurm step (`srun`), or in an indexed Kubernetes job that sets
+  JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, as the files of `launch/gke`
+  do. In a single-process run this does nothing.
 
   Args:
-    multihost: whether it was asked for.
-    coordinator: address and port of process 0; None: found, as are the others.
-    num_processes: of the run.
-    process_id: this one's, from 0.
+    multihost: fail if this is not a multi-process run.
+    coordinator: HOST:PORT of process 0; None: detected, as the next two.
+    num_processes: number of processes in the run.
+    process_id: index of this process, from 0.
 
   Raises:
-    UserError: what is needed is not known, or contradicts itself.
+    UserError: an argument is missing or invalid, or the other processes cannot
+      be detected.
   """
   given = (coordinator, num_processes, process_id)
   if any(v is not None for v in given):
     if None in given:
       raise UserError(
-        "--coordinator=HOST:PORT, --num_processes=N and --process_id=I belong "
-        "together: give all three on every host, or none where a TPU pod, "
-        "Slurm or JobSet tells them."
+        "--coordinator=HOST:PORT, --num_processes=N and --process_id=I must be "
+        "used together: give all three on every host, or none in a TPU pod, "
+        "under srun or in a JobSet, where they are detected."
       )
   else:
     given = _from_job()
@@ -69,14 +73,15 @@ def initialize(
   try:
     jax.distributed.initialize(
       *given,
-      initialization_timeout=2 * GIVE_UP,  # `_watch` speaks before
+      initialization_timeout=2 * GIVE_UP,  # `_watch` ends the process earlier
       heartbeat_timeout_seconds=HEARTBEAT,
     )
   except (ValueError, RuntimeError) as e:
     raise UserError(
-      f"--multihost: {str(e).splitlines()[0]}\nNothing here tells which "
-      "processes belong together (a TPU pod, srun, a JobSet of launch/gke); "
-      "give --coordinator=HOST:PORT --num_processes=N --process_id=I."
+      f"--multihost: {str(e).splitlines()[0]}\nThe processes of the run cannot "
+      "be detected here (as in a TPU pod, under srun or in a JobSet of "
+      "launch/gke); use --coordinator=HOST:PORT --num_processes=N "
+      "--process_id=I."
     ) from e
   finally:
     done.set()
@@ -85,7 +90,7 @@ def initialize(
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
   host, colon, port = coordinator.rpartition(":")
   if not (host and colon and port.isdigit()):
-    raise UserError(f"--coordinator={coordinator} is not HOST:PORT.")
+    raise UserError(f"--coordinator={coordinator} must be HOST:PORT.")
   if not 0 <= process_id < num_processes:
     raise UserError(
       f"--process_id={process_id} must be from 0 to {num_processes - 1}, with "
@@ -94,21 +99,23 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _from_job() -> tuple[str | None, int | None, int | None]:
-  """What an indexed Kubernetes job knows of itself.
+  """Reads (coordinator, num_processes, process_id) from the environment.
+
+  An indexed Kubernetes job sets these variables; otherwise all three are None.
 
   Raises:
-    UserError: a number is none.
+    UserError: a variable is not an integer.
   """
   names = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",
     "JOB_COMPLETION_INDEX",
   )
-  found = [os.environ.get(name) for name in names]
-  if None in found:
+  values = [os.environ.get(name) for name in names]
+  if None in values:
     return None, None, None
   try:
-    return found[0], int(found[1]), int(found[2])
+    return values[0], int(values[1]), int(values[2])
   except ValueError as e:
     raise UserError(f"{names[1]}, {names[2]}: {e}.") from e
 
@@ -119,30 +126,30 @@ def _in_slurm_step() -> bool:
 
 
 def _on_tpu() -> bool:
-  """Whether this machine has TPU chips, and the library for them."""
+  """Whether this machine has TPU chips and libtpu is installed."""
   chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _watch(done: threading.Event, coordinator: str | None) -> None:
-  """Says what the process waits for; ends it when it has waited long enough.
+  """Explains a long wait for the other processes, then exits.
 
-  In a thread, since JAX waits outside Python and aborts at its own limit.
+  Runs in a thread, since JAX waits outside Python and aborts at its own limit.
   """
   where = f" at {coordinator}" if coordinator else ""
   if done.wait(EXPLAIN):
     return
   print(
-    f"gamix_jax: waiting for the run's other processes{where} since "
-    f"{EXPLAIN} s. The command is to be started on every host of a pod (gcloud "
-    "... ssh --worker=all), and process 0 must be reachable.",
+    f"gamix_jax: still waiting for the run's other processes{where} after "
+    f"{EXPLAIN} s. Start the command on every host of a pod (gcloud ... ssh "
+    "--worker=all), and make sure that process 0 can be reached.",
     file=sys.stderr,
     flush=True,
   )
   if done.wait(GIVE_UP - EXPLAIN):
     return
   print(
-    f"gamix_jax: not all processes came in {GIVE_UP} s; this one ends.",
+    f"gamix_jax: not all processes connected within {GIVE_UP} s; exiting.",
     file=sys.stderr,
     flush=True,
   )
@@ -150,22 +157,22 @@ def _watch(done: threading.Event, coordinator: str | None) -> None:
 
 
 def is_multiprocess() -> bool:
-  """Whether this run has several processes; asks no device."""
+  """Whether this run has several processes; does not initialise devices."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main_process() -> bool:
-  """Whether this is process 0, which writes and speaks for all."""
+  """Whether this is process 0, which writes files and prints for all."""
   return jax.process_index() == 0
 
 
 def peer_failure(error: BaseException) -> str | None:
-  """What to say of an error that another process's end brings; None: not."""
-  # What carries the words between CPUs raises a ValueError in some places.
-  theirs = isinstance(error, jax.errors.JaxRuntimeError) or (
+  """Returns a message if another process's exit caused the error, else None."""
+  # Gloo, which communicates between CPUs, raises a ValueError in some places.
+  from_peer = isinstance(error, jax.errors.JaxRuntimeError) or (
     isinstance(error, ValueError) and "Gloo" in str(error)
   )
-  if not is_multiprocess() or not theirs:
+  if not is_multiprocess() or not from_peer:
     return None
   return (
     f"process {jax.process_index()} lost the others: "
@@ -175,21 +182,23 @@ def peer_failure(error: BaseException) -> str | None:
 
 
 def run_on_main(work: Callable[[], Any]) -> Any:
-  """What process 0's `work` returns, on every process; JSON can hold it.
+  """Calls `work` on process 0 and returns its result on every process.
+
+  The result must be serialisable as JSON.
 
   Raises:
-    UserError: on every process, if it was raised there.
+    UserError: `work` raised it; it is then raised on every process.
   """
-  told: Any = None
+  result: Any = None
   if is_main_process():
     try:
-      told = [True, work()]
+      result = [True, work()]
     except UserError as e:
       if jax.process_count() == 1:
         raise
-      told = [False, str(e)]
-  fine, value = broadcast(told)
-  if not fine:
+      result = [False, str(e)]
+  succeeded, value = broadcast(result)
+  if not succeeded:
     raise UserError(value)
   return value
 
@@ -201,18 +210,18 @@ def barrier(name: str) -> None:
 
 
 def any_process(here: bool) -> bool:
-  """Whether it is so on any process."""
+  """Whether `here` is true on any process."""
   if jax.process_count() == 1:
     return here
   return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
 
 
 def broadcast(value: Any) -> Any:
-  """What process 0 found out, on every process: anything JSON can hold."""
+  """Returns process 0's `value`, serialisable as JSON, on every process."""
   if jax.process_count() == 1:
     return value
   text = json.dumps(value).encode()
   sent = np.zeros(_MESSAGE_BYTES, np.uint8)
   sent[: len(text)] = np.frombuffer(text, np.uint8)
-  got = multihost_utils.broadcast_one_to_all(sent)
-  return json.loads(np.asarray(got).tobytes().rstrip(b"\0"))
+  received = multihost_utils.broadcast_one_to_all(sent)
+  return json.loads(np.asarray(received).tobytes().rstrip(b"\0"))

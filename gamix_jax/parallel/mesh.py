@@ -1,11 +1,10 @@
-"""The device mesh, and the shardings of a state and of a batch on it.
+"""The device mesh, and the shardings of states and batches.
 
-    data   copies of the state; each sees other rows of the batch
-    fsdp   devices that one copy of the state is sharded over; each sees other
-           rows, too, and parameters are gathered in the step
+    data   data parallelism: the state is replicated along this axis
+    fsdp   the state is sharded along this axis; a step gathers the parameters
 
-The rows of a batch are sharded over both axes, so the mesh is no part of what
-is computed: a run may be continued with another `mesh.fsdp`.
+The batch is sharded over both axes, so the mesh does not affect the results:
+a run may be continued with another `mesh.fsdp`.
 """
 
 import dataclasses
@@ -23,41 +22,42 @@ DATA, FSDP = "data", "fsdp"
 
 
 def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
-  """All devices of all hosts, [data, fsdp], those of a host side by side.
+  """Creates a mesh [data, fsdp] of all devices of all hosts.
 
-  So the rows of a batch are the same ones whatever the hosts are: every host
-  brings a contiguous share (`data.batches`) and its devices hold it. And a
-  copy of the state lies within a host, whose devices are closest to each
-  other, where `fsdp` divides their number.
+  The devices of a host are adjacent. Each host then loads a contiguous part of
+  the batch (`data.batches`) for its own devices, so that a batch has the same
+  rows for any number of hosts. If `fsdp` divides the number of devices per
+  host, a copy of the state is stored within one host, where communication is
+  fastest.
 
   Raises:
-    UserError: the global batch does not divide by them, or they do not by
-      `fsdp`.
+    UserError: the number of devices does not divide the batch size, or `fsdp`
+      does not divide the number of devices.
   """
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if batch_size % count:
     below = batch_size // count * count
-    fits = [b for b in (below, below + count) if b]
+    valid = [b for b in (below, below + count) if b]
     raise UserError(
-      f"data.batch_size={batch_size} does not divide by the {count} devices; "
-      f"use {' or '.join(map(str, fits))}."
+      f"data.batch_size={batch_size} must be a multiple of the number of "
+      f"devices, {count}; use {' or '.join(map(str, valid))}."
     )
   if count % fsdp:
-    fits = [n for n in range(1, count + 1) if count % n == 0]
+    valid = [n for n in range(1, count + 1) if count % n == 0]
     raise UserError(
-      f"mesh.fsdp={fsdp} does not divide the {count} devices; "
-      f"use {' or '.join(map(str, fits))}."
+      f"mesh.fsdp={fsdp} must divide the number of devices, {count}; "
+      f"use {' or '.join(map(str, valid))}."
     )
-  return _grid(devices, fsdp)
+  return _mesh(devices, fsdp)
 
 
 def local() -> Mesh:
-  """This process's own devices, each with a copy of the state."""
-  return _grid(jax.local_devices(), 1)
+  """Creates a mesh of this process's devices, each with a copy of the state."""
+  return _mesh(jax.local_devices(), 1)
 
 
-def _grid(devices: list[jax.Device], fsdp: int) -> Mesh:
+def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
   return Mesh(
     np.asarray(devices).reshape(-1, fsdp),
     (DATA, FSDP),
@@ -66,19 +66,19 @@ def _grid(devices: list[jax.Device], fsdp: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds all of it."""
+  """Returns the sharding of an array that every device holds completely."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Every device holds its rows of the first axis."""
+  """Returns the sharding of a batch: its first axis over all devices."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_batch(
   mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-  """This host's rows [b_local, ...] as arrays of the global batch [b, ...]."""
+  """Builds global arrays [b, ...] from each host's rows [b_local, ...]."""
   sharding = batch_sharding(mesh)
   return {
     k: jax.make_array_from_process_local_data(sharding, v)
@@ -86,29 +86,29 @@ def global_batch(
   }
 
 
-# ---------------------------------------------------------- a state
+# ---------------------------------------------------------- states
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingPlan:
-  """The shardings of a state, and where a step changes them.
+  """The shardings of a state, and where a training step changes them.
 
   Large arrays (parameters, optimiser slots, averaged weights) are sharded over
-  the axis `fsdp`. A step gathers the parameters (`replicate`) and shards its
-  gradients (`shard`) before the updates, which are computed in parts. Left to
-  itself the compiler shards layers over that axis instead and sends
-  activations.
+  the axis `fsdp`. A step gathers the parameters (`replicate`) and shards the
+  gradients (`shard`), so that each device computes the updates of its part.
+  Without these constraints the compiler shards layers over that axis and
+  communicates activations instead.
 
   Attributes:
-    mesh: of `create_mesh`.
-    min_size: smaller arrays, by their count of numbers, are never sharded.
+    mesh: see `create_mesh`.
+    min_size: arrays with fewer elements are never sharded.
   """
 
   mesh: Mesh
   min_size: int
 
   def shardings(self, tree: Any) -> Any:
-    """The sharding of each leaf; decided here and nowhere else.
+    """Returns the sharding of each leaf; the only place that decides it.
 
     Args:
       tree: a state, or a part of one; arrays or their shapes.
@@ -116,20 +116,20 @@ class ShardingPlan:
     return jax.tree.map(lambda leaf: self._partition_spec(leaf.shape), tree)
 
   def _partition_spec(self, shape: tuple[int, ...]) -> NamedSharding:
-    """Along the largest axis that divides, the first of equal ones.
+    """Shards the largest divisible axis; of equal ones, the first.
 
-    Of a kernel [3, 3, 128, 128] that is c_in. The last axis is what a TPU lays
-    along 128 lanes: an eighth of it takes the memory of all.
+    For a kernel [3, 3, 128, 128] that is c_in. The last axis would waste memory
+    on a TPU, which pads it to 128 lanes.
     """
     parts = self.mesh.shape[FSDP]
-    dividing = [n for n in shape if n % parts == 0]
-    if parts == 1 or not dividing or math.prod(shape) < self.min_size:
+    divisible = [n for n in shape if n % parts == 0]
+    if parts == 1 or not divisible or math.prod(shape) < self.min_size:
       return replicated(self.mesh)
-    before = shape.index(max(dividing))
-    return NamedSharding(self.mesh, PartitionSpec(*[None] * before, FSDP))
+    axis = shape.index(max(divisible))
+    return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, FSDP))
 
   def with_shardings(self, abstract: Any) -> Any:
-    """Shapes (of `jax.eval_shape`) with their shardings."""
+    """Adds shardings to the result of `jax.eval_shape`."""
     return jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
@@ -139,14 +139,14 @@ class ShardingPlan:
     )
 
   def replicate(self, tree: Any) -> Any:
-    """Inside a jitted function: the arrays, complete on every device."""
-    return self._constrained(tree, replicated(self.mesh))
+    """Gathers arrays to every device; for use in a jitted function."""
+    return self._constrain(tree, replicated(self.mesh))
 
   def shard(self, tree: Any) -> Any:
-    """Inside a jitted function: arrays shaped as parameters, sharded."""
-    return self._constrained(tree, self.shardings(tree))
+    """Shards arrays with the shapes of parameters; for a jitted function."""
+    return self._constrain(tree, self.shardings(tree))
 
-  def _constrained(self, tree: Any, wanted: Any) -> Any:
-    if self.mesh.shape[FSDP] == 1:  # nothing is in parts
+  def _constrain(self, tree: Any, shardings: Any) -> Any:
+    if self.mesh.shape[FSDP] == 1:  # nothing is sharded
       return tree
-    return jax.lax.with_sharding_constraint(tree, wanted)
+    return jax.lax.with_sharding_constraint(tree, shardings)

@@ -1,10 +1,10 @@
-"""A run from its config to its last checkpoint. Read `loop` first.
+"""Training, from a config to the last checkpoint. Read `loop` first.
 
-loop        the steps, and when what else is done
-workdir     the run's folder: new, or continued
-validation  numbers and pictures of held-out images
-monitor     warnings in plain words
-progress    what is printed
-writer      metrics.jsonl, TensorBoard, pictures
-profiling   a trace of some steps
+loop        the training loop: steps, logging, validation, checkpoints
+workdir     creates a run's folder, or checks that the run may continue in it
+validation  metrics and pictures of held-out images
+monitor     warnings about the GAN, the latent codes and the input pipeline
+progress    progress bar and log lines
+writer      metrics.jsonl, TensorBoard, PNG
+profiling   profiler trace of selected steps
 """

@@ -1,4 +1,4 @@
-"""The loop: batches in; a state, numbers, pictures and checkpoints out."""
+"""The training loop: steps, logging, validation and checkpoints."""
 
 import collections
 import concurrent.futures
@@ -24,14 +24,14 @@ from gamix_jax.training.progress import HELD_OUT, Progress
 from gamix_jax.training.validation import Validator
 from gamix_jax.training.writer import NullWriter, Writer
 
-# Steps that may be under way on the device: enough to hide the host, few
-# enough for the progress to be true and a signal to be answered.
-IN_FLIGHT = 2
+# Steps that are dispatched ahead of the device: enough to hide the host's work,
+# few enough that the progress is accurate and a signal is handled promptly.
+MAX_STEPS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
 class Trainer:
-  """What one run holds while it runs."""
+  """The objects that a run uses while it trains."""
 
   config: ConfigDict
   spec: step.TrainSpec
@@ -43,11 +43,11 @@ class Trainer:
   profile: Profile
 
   def is_due(self, every: int, done: int) -> bool:
-    """Whether something is to be done after `done` steps; at the end, too."""
+    """Whether `done` is a multiple of `every`, or the last step."""
     return done % every == 0 or done == self.config.steps
 
   def report(self, done: int, metrics: dict[str, Any]) -> None:
-    """Scalars to the log, histograms, and what ails the run."""
+    """Logs scalars and histograms, and prints new warnings."""
     metrics = {k: np.asarray(v) for k, v in metrics.items()}
     scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
     scalars |= self.progress.speed()
@@ -58,56 +58,63 @@ class Trainer:
       self.progress.say(line)
 
   def examine(self, done: int, state: step.TrainState) -> dict[str, float]:
-    """Held-out numbers and pictures."""
+    """Computes and logs metrics and pictures of held-out images.
+
+    Returns:
+      {"eval/mae": ...}.
+    """
     with self.progress.paused():
-      numbers = self.examiner.numbers(state)
-      self.writer.scalars(done, numbers)
+      eval_metrics = self.examiner.numbers(state)
+      self.writer.scalars(done, eval_metrics)
       self.writer.images(done, self.examiner.panels(state))
     text = "  ".join(
-      f"{k} {numbers[f'eval/{k}']:.4g}"
+      f"{k} {eval_metrics[f'eval/{k}']:.4g}"
       for k in HELD_OUT
-      if f"eval/{k}" in numbers
+      if f"eval/{k}" in eval_metrics
     )
     self.progress.say(f"held out at {done}: {text}")
-    return numbers
+    return eval_metrics
 
-  def save(self, done, state, numbers, skipping: bool, last: bool) -> None:
-    """A checkpoint, if the run can go on from it.
+  def save(
+    self, done, state, eval_metrics, nonfinite: bool, last: bool
+  ) -> None:
+    """Saves a checkpoint, unless the run could not continue from it.
 
-    Weights may be past mending where the loss is not finite: they are not to
-    push good ones out of the checkpoints.
+    While the loss is not finite the weights may be beyond recovery. They must
+    not replace good ones among the checkpoints that are kept.
     """
-    if skipping and not last:
+    if nonfinite and not last:
       self.progress.say(f"{done}: not saved, since the loss is not finite.")
       return
-    if skipping:
+    if nonfinite:
       _check_weights(done, state)
-    self.checkpoints.save(done, state, numbers)
+    self.checkpoints.save(done, state, eval_metrics)
 
 
 def train(config: ConfigDict, folder: str) -> dict[str, float]:
-  """Trains, or goes on with what `folder` holds, up to `config.steps`.
+  """Trains up to `config.steps`; continues the run that `folder` holds, if any.
 
   Args:
-    config: from a file of configs/; checked here.
+    config: as returned by a file in configs/; it is validated here.
     folder: the workdir.
 
   Returns:
-    The last held-out numbers, {"eval/mae": ...}; empty if a signal ended it.
+    The metrics of the last evaluation, {"eval/mae": ...}; empty if a signal
+    stopped the run.
 
   Raises:
-    UserError: whatever the user can fix, before anything is written where
-      possible.
+    UserError: any problem that the user can fix. Most are raised before
+      anything is written.
   """
   presets.complete(config)
   if "://" in folder:
     raise UserError(
-      f"--workdir={folder} is an address, and a folder is needed; mount it, "
-      "see launch/README.md."
+      f"--workdir={folder} is an address, but must be a folder. Mount the "
+      "storage and use its path; see launch/README.md."
     )
   path = paths.resolve(folder)
   lock = Lock(path)
-  distributed.run_on_main(lock.check)  # now, not only after all data are read
+  distributed.run_on_main(lock.check)  # fail before the data are read
   spec = build.train_spec(config)
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
@@ -123,7 +130,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       keep=config.checkpoint.keep,
       keep_best=config.checkpoint.keep_best,
     ) as checkpoints,
-    concurrent.futures.ThreadPoolExecutor(1) as beside,
+    concurrent.futures.ThreadPoolExecutor(1) as executor,
     Preemption() as preemption,
   ):
     distributed.run_on_main(
@@ -131,12 +138,12 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
     abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
     _log_setup(path, config, abstract, devices, train_set, test_set)
-    # What takes longest goes beside all that is to be made ready.
+    # Compilation takes longest, so it runs in parallel with the other setup.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
-      compiling = beside.submit(_compile, spec, config, abstract, layout)
+      compiling = executor.submit(_compile, spec, config, abstract, layout)
     begin, state = _restore_or_init(spec, checkpoints, abstract, layout)
-    loop = Trainer(
+    trainer = Trainer(
       config,
       spec,
       checkpoints,
@@ -151,8 +158,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       HealthMonitor(config, train_set.in_memory),
       Profile(config, path, shown=distributed.is_main_process()),
     )
-    if loop.examiner.left_out:
-      _print_main(loop.examiner.left_out)
+    if trainer.examiner.left_out:
+      _print_main(trainer.examiner.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,
@@ -164,25 +171,28 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       process_count=jax.process_count(),
     )
     try:
-      numbers = _run(loop, layout, compiling, state, begin, batches, preemption)
+      eval_metrics = _run(
+        trainer, layout, compiling, state, begin, batches, preemption
+      )
     finally:
       batches.close()
-      loop.profile.close()
-      loop.progress.close()
-      loop.writer.close()
-  _log_result(path, config, numbers, checkpoints.latest(), loop.progress)
-  return numbers
+      trainer.profile.close()
+      trainer.progress.close()
+      trainer.writer.close()
+  latest = checkpoints.latest()
+  _log_result(path, config, eval_metrics, latest, trainer.progress)
+  return eval_metrics
 
 
 def _make_absolute(section: ConfigDict) -> None:
-  """Paths that mean the same wherever a later command is started."""
+  """Makes paths absolute, in place, so that later commands find the data."""
   section.source = data.resolve_source(section.source)
   if section.cache not in ("none", "memory"):
     section.cache = str(paths.resolve(section.cache))
 
 
 def _compile(spec, config, abstract, layout):
-  """The training step, compiled for the state and the batch that will come."""
+  """Compiles the training step for the shapes of this run."""
   batch = {
     name: jax.ShapeDtypeStruct(
       (config.data.batch_size, *modality.shape),
@@ -196,7 +206,7 @@ def _compile(spec, config, abstract, layout):
 
 
 def _restore_or_init(spec, checkpoints, abstract, layout):
-  """The step and the state to go on from: the newest whole one, or a new."""
+  """Returns (step, state) of the newest complete checkpoint, or a new state."""
   restored = checkpoints.restore(abstract)
   if restored is not None:
     _print_main(f"Continuing at step {restored[0]}.")
@@ -204,94 +214,97 @@ def _restore_or_init(spec, checkpoints, abstract, layout):
   return 0, step.init_sharded(spec, layout.shardings(abstract))
 
 
-def _prepare(loop, layout, compiling, state, batches):
-  """The compiled step; the batches, the first of which is there by now."""
-  with loop.progress.paused():
-    batches = itertools.chain([next(batches)], batches)  # begins to read
+def _prepare(trainer, layout, compiling, state, batches):
+  """Returns the compiled step, and the batches with the first one loaded."""
+  with trainer.progress.paused():
+    batches = itertools.chain([next(batches)], batches)  # starts the readers
     if compiling is not None:
       return compiling.result(), batches
-    return _compile(loop.spec, loop.config, state, layout), batches
+    return _compile(trainer.spec, trainer.config, state, layout), batches
 
 
 def _run(
-  loop, layout, compiling, state, begin, batches, preemption
+  trainer, layout, compiling, state, begin, batches, preemption
 ) -> dict[str, float]:
-  """The steps; returns the last held-out numbers."""
-  config = loop.config
+  """Runs the training steps and returns the metrics of the last evaluation."""
+  config = trainer.config
   if begin < config.steps:
-    train_step, batches = _prepare(loop, layout, compiling, state, batches)
+    train_step, batches = _prepare(trainer, layout, compiling, state, batches)
   in_flight: collections.deque = collections.deque()
-  numbers: dict[str, float] = {}
+  eval_metrics: dict[str, float] = {}
   for done in range(begin + 1, config.steps + 1):
-    with loop.profile.around(done):
-      with loop.progress.waiting():
+    with trainer.profile.around(done):
+      with trainer.progress.waiting():
         batch = next(batches)
-      batch = {name: batch[name] for name in loop.spec.modalities}
+      batch = {name: batch[name] for name in trainer.spec.modalities}
       batch = mesh.global_batch(layout.mesh, batch)
       state, metrics = train_step(state, batch)
-    if loop.profile.after(done, state):
-      loop.progress.say(f"The trace of steps {config.profile} is written.")
+    if trainer.profile.after(done, state):
+      trainer.progress.say(f"The trace of steps {config.profile} is written.")
     in_flight.append((done, metrics))
-    if len(in_flight) > IN_FLIGHT:
-      _check(*in_flight.popleft(), config)
-    loop.progress.advance(done)
+    if len(in_flight) > MAX_STEPS_IN_FLIGHT:
+      _check_updates(*in_flight.popleft(), config)
+    trainer.progress.advance(done)
 
     stop = preemption.reached(done)
-    if loop.is_due(config.log_every, done):
-      loop.report(done, metrics)
-    save = loop.is_due(config.checkpoint.every, done) or stop
-    numbers = {}
-    best = save and config.checkpoint.keep_best and not stop
-    if loop.is_due(config.eval_every, done) or best:
-      numbers = loop.examine(done, state)
+    if trainer.is_due(config.log_every, done):
+      trainer.report(done, metrics)
+    save = trainer.is_due(config.checkpoint.every, done) or stop
+    eval_metrics = {}
+    # The best checkpoints are chosen by eval/elbo.
+    needs_elbo = save and config.checkpoint.keep_best and not stop
+    if trainer.is_due(config.eval_every, done) or needs_elbo:
+      eval_metrics = trainer.examine(done, state)
     if save:
       while in_flight:
-        _check(*in_flight.popleft(), config)
-      skipping = int(metrics["nonfinite/consecutive"]) > 0
+        _check_updates(*in_flight.popleft(), config)
+      nonfinite = int(metrics["nonfinite/consecutive"]) > 0
       last = stop or done == config.steps
-      loop.save(done, state, numbers, skipping, last)
+      trainer.save(done, state, eval_metrics, nonfinite, last)
     if stop:
-      loop.progress.say(f"Asked to stop: saving step {done}.")
+      trainer.progress.say(f"Asked to stop: saving step {done}.")
       return {}
-  if begin >= config.steps:  # done before, and written down then
-    numbers = loop.examiner.numbers(state)
-  return numbers
+  if begin >= config.steps:  # an earlier start finished and logged these
+    eval_metrics = trainer.examiner.numbers(state)
+  return eval_metrics
 
 
-def _check(done: int, metrics: dict[str, Any], config: ConfigDict) -> None:
-  """Ends a run whose updates have not been finite for a while.
+def _check_updates(
+  done: int, metrics: dict[str, Any], config: ConfigDict
+) -> None:
+  """Stops the run after too many consecutive non-finite updates.
 
   Raises:
-    UserError: says since when, and what helps.
+    UserError: `guard.max_nonfinite` updates in a row were not finite.
   """
-  in_a_row = int(metrics["nonfinite/consecutive"])
-  if in_a_row >= config.guard.max_nonfinite:
+  consecutive = int(metrics["nonfinite/consecutive"])
+  if consecutive >= config.guard.max_nonfinite:
     raise UserError(
-      f"The loss or its gradient was not finite in the {in_a_row} steps up to "
-      f"{done}; the weights are those before. The last checkpoint is kept.\n"
+      f"The loss or its gradient was not finite in the {consecutive} steps up "
+      f"to {done}; the weights are those before. The last checkpoint is kept.\n"
       "Lower the learning rates, set optim.*.clip, or start the discriminator "
       "later (adversarial.disc_start, .gen_delay, ramp.adversarial)."
     )
 
 
 def _check_weights(done: int, state: step.TrainState) -> None:
-  """Refuses to save, for a run to go on from, what it could not go on from.
+  """Checks that a state is finite before it is saved.
 
   Raises:
-    UserError: a number of the state is not finite.
+    UserError: a value of the state is not finite.
   """
   if not jax.jit(step.finite)(state):
     raise UserError(
       f"The weights are not finite after step {done}, which is not saved; the "
       "last checkpoint is kept, and the same command continues from there.\n"
-      "If it comes again: lower the learning rates, set optim.*.clip, or start "
-      "the discriminator later (adversarial.disc_start, .gen_delay, "
+      "If it happens again: lower the learning rates, set optim.*.clip, or "
+      "start the discriminator later (adversarial.disc_start, .gen_delay, "
       "ramp.adversarial)."
     )
 
 
 def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
-  """What is about to be trained, and on what."""
+  """Prints a summary of the data, the model and the devices."""
   table = parameter_overview.get_parameter_overview(
     {"vae": abstract.vae.params, "disc": abstract.disc.params},
     include_stats=False,
@@ -303,29 +316,31 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
   h, w, c = train_set.shape
   kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
-  on = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
+  hardware = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
   if distributed.is_multiprocess():
-    on += f" in {jax.process_count()} processes"
-  if (parts := config.mesh.fsdp) > 1:
-    on += f", each copy of the state over {parts}"
+    hardware += f" in {jax.process_count()} processes"
+  if (fsdp := config.mesh.fsdp) > 1:
+    hardware += f", each copy of the state sharded over {fsdp}"
   _print_main(
     f"Data       {config.data.source}: {len(train_set)} images to train on, "
     f"{len(test_set)} held out, {h}x{w}x{c}\n"
     f"Parameters {sum(counts.values()):,}: "
     + ", ".join(f"{k} {v:,}" for k, v in counts.items())
     + f" (all in {path / 'parameters.txt'})\n"
-    f"Devices    {on}; batch {config.data.batch_size}, "
-    f"{config.data.batch_size // devices.size} a device; {config.dtype}"
+    f"Devices    {hardware}; batch {config.data.batch_size}, "
+    f"{config.data.batch_size // devices.size} per device; {config.dtype}"
   )
 
 
-def _log_result(path, config, numbers, latest, progress) -> None:
-  """The summary at the end."""
-  word = "Done" if latest == config.steps else "Stopped"
-  _print_main(f"{word}: step {latest} of {config.steps}, {progress.elapsed()}.")
-  if numbers:
-    width = max(map(len, numbers))
-    for name, value in numbers.items():
+def _log_result(path, config, eval_metrics, latest, progress) -> None:
+  """Prints a summary at the end of a run."""
+  status = "Done" if latest == config.steps else "Stopped"
+  _print_main(
+    f"{status}: step {latest} of {config.steps}, {progress.elapsed()}."
+  )
+  if eval_metrics:
+    width = max(map(len, eval_metrics))
+    for name, value in eval_metrics.items():
       _print_main(f"  {name:<{width}}  {value:.5g}")
     _print_main(
       f"Pictures in {path / 'images'}, checkpoint in {path}/checkpoints."
@@ -335,6 +350,6 @@ def _log_result(path, config, numbers, latest, progress) -> None:
 
 
 def _print_main(line: str) -> None:
-  """To the user, once for all processes."""
+  """Prints a line from the main process only."""
   if distributed.is_main_process():
     print(line, flush=True)

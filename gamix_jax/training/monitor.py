@@ -1,4 +1,4 @@
-"""Plain words on what the logged numbers mean: is the GAN, the code, well?"""
+"""Warns when logged metrics show a problem: GAN, latent codes, or input."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -7,35 +7,40 @@ from gamix_jax import objectives, preset_values
 from gamix_jax.config import ConfigDict
 from gamix_jax.posterior import POSTERIORS
 
-# Over this many reports, so that one batch is no verdict.
+# Number of reports that a warning is based on, so that one unusual batch does
+# not cause one.
 WINDOW = 3
-BLIND_ACCURACY = 0.55  # of 0.5, telling real from fake by chance
+BLIND_ACCURACY = 0.55  # chance level is 0.5
 SATURATED_ACCURACY = 0.98
-SATURATED_GAP = 6.0  # mean logit of real less that of fake: e^-6 of gradient
-COLLAPSED_SHARE = 0.5
-# Whether a run is dead is judged from this step on, before which it may be
-# about to wake; at the end of a shorter one that had the second number of
-# steps. A ramp is no reason to wait: codes are freest while a weight is small.
-# And it is judged to the end, since codes may die as the weight grows.
+# Mean logit of real minus that of fake; the gradient is then about e^-6.
+SATURATED_GAP = 6.0
+COLLAPSED_FRACTION = 0.5
+# Posterior collapse ("dead" in messages) is checked from step DEAD_AFTER on,
+# since codes may become informative until then, and at the end of a shorter run
+# of at least DEAD_AT_END steps. Ramps do not delay the check, since codes are
+# least constrained while a weight is small. The check continues to the end,
+# since codes may collapse as the weight grows.
 DEAD_AFTER, DEAD_AT_END = 500, 100
-DEAD_KL = 0.5  # nats an image
-DEAD_SHARE = 0.05  # of the variance over images that reconstructions explain
-# Of a start that wakes codes, beside the initial variance and the ramp of
-# `preset_values`: all of it together, none alone. Found on MNIST at 16x16.
-WAKING_RATE, WAKING_WARMUP = 2e-3, 50
-WAITING_SHARE, NOT_WAITING_SHARE = 0.1, 0.05  # of the time, for data
+DEAD_KL = 0.5  # nats per image
+DEAD_EXPLAINED = 0.05  # fraction of the variance over images that is explained
+# Settings that prevent collapse, together with the initial variance and the
+# ramp of `preset_values`. None is enough alone. Found on MNIST at 16x16.
+RESTART_LEARNING_RATE, RESTART_WARMUP = 2e-3, 50
+# Fraction of the time spent waiting for data: the warning appears above the
+# first value and is withdrawn below the second.
+WAITING_FRACTION, NOT_WAITING_FRACTION = 0.1, 0.05
 
 
 class HealthMonitor:
-  """Says a thing once, and again only after it had changed."""
+  """Prints each warning once, and again only after its status has changed."""
 
   def __init__(self, config: ConfigDict, cached: bool = True):
-    """What there is to judge.
+    """Creates a monitor without history.
 
     Args:
       config: of the run.
-      cached: whether images are decoded once, so that no `data.cache` is left
-        to recommend.
+      cached: whether decoded images are cached; `data.cache` is then not
+        recommended.
     """
     self._config, self._cached = config, cached
     self._window: collections.deque = collections.deque(maxlen=WINDOW)
@@ -43,80 +48,83 @@ class HealthMonitor:
     self._skipped = 0.0
 
   def messages(self, done: int, scalars: Mapping[str, float]) -> list[str]:
-    """New lines for the user after these scalars of step `done`."""
+    """Returns new messages for the user, given the scalars of step `done`."""
     self._window.append(scalars)
     lines = []
     if scalars["nonfinite/total"] > self._skipped:
       new = scalars["nonfinite/total"] - self._skipped
       lines.append(f"{done}: {new:.0f} updates skipped, not finite.")
       self._skipped = scalars["nonfinite/total"]
-    said = {}
+    checks = {}
     if len(self._window) == WINDOW:
-      said = {"code": self._code(), "data": self._data()}
+      checks = {"variance": self._variance(), "data": self._data()}
       if self._config.adversarial.loss != "none":
-        said["gan"] = self._gan()
+        checks["gan"] = self._gan()
     ended = done >= max(self._config.steps, DEAD_AT_END)
     if ended or (len(self._window) == WINDOW and done >= DEAD_AFTER):
-      said["life"] = self._life()
-    for subject, (ill, text) in said.items():
-      if ill != self._last.get(subject, ""):
-        lines.append(f"{done}: {text or WELL[subject]}")
-      self._last[subject] = ill
+      checks["collapse"] = self._collapse()
+    for name, (status, text) in checks.items():
+      if status != self._last.get(name, ""):
+        lines.append(f"{done}: {text or RECOVERED[name]}")
+      self._last[name] = status
     return lines
 
   def _mean(self, name: str) -> float:
     return sum(s[name] for s in self._window) / len(self._window)
 
   def _gan(self) -> tuple[str, str]:
-    """(status, message) of the discriminator; empty where it is well."""
+    """Checks the discriminator: (status, message), both empty if it is fine."""
     accuracy = self._mean("disc/accuracy")
     gap = self._mean("disc/logits_real") - self._mean("disc/logits_fake")
     if accuracy < BLIND_ACCURACY:
       return "blind", (
-        f"the discriminator is blind (it tells {accuracy:.0%} of patches "
-        "rightly): it gives little to learn from. Raise its learning rate or "
+        f"the discriminator is blind (it classifies {accuracy:.0%} of patches "
+        "correctly): it gives little to learn from. Raise its learning rate or "
         "width, or let it train alone first (adversarial.gen_delay)."
       )
     if accuracy > SATURATED_ACCURACY and gap > SATURATED_GAP:
       return "saturated", (
-        f"the discriminator is saturated (it tells {accuracy:.0%} rightly, "
-        f"logits {gap:.1f} apart): its gradient vanishes. Lower its learning "
-        "rate, or raise weights.adversarial."
+        "the discriminator is saturated (it classifies "
+        f"{accuracy:.0%} correctly, logits {gap:.1f} apart): its gradient "
+        "vanishes. Lower its learning rate, or raise weights.adversarial."
       )
     return "", ""
 
-  def _code(self) -> tuple[str, str]:
-    share = self._mean("posterior/collapsed_fraction")
-    if share > COLLAPSED_SHARE:
+  def _variance(self) -> tuple[str, str]:
+    """Checks the posterior's variances: (status, message)."""
+    fraction = self._mean("posterior/collapsed_fraction")
+    if fraction > COLLAPSED_FRACTION:
       return "collapsed", (
-        f"{share:.0%} of the posterior's variances are near 0: codes are "
+        f"{fraction:.0%} of the posterior's variances are near 0: codes are "
         "points, and N(0, I) will not decode well. Raise "
         "weights.collapse_penalty or lower weights.recon."
       )
     return "", ""
 
-  def _life(self) -> tuple[str, str]:
-    """Whether codes carry no information, in every report of the window."""
+  def _collapse(self) -> tuple[str, str]:
+    """Checks for posterior collapse in every report: (status, message)."""
     kl = [s["posterior/kl"] for s in self._window if "posterior/kl" in s]
-    share = [s["posterior/explained_variance"] for s in self._window]
-    silent, alike = max(kl, default=DEAD_KL) < DEAD_KL, max(share) < DEAD_SHARE
-    if not (silent or alike):
+    explained = [s["posterior/explained_variance"] for s in self._window]
+    low_kl = max(kl, default=DEAD_KL) < DEAD_KL
+    same_reconstruction = max(explained) < DEAD_EXPLAINED
+    if not (low_kl or same_reconstruction):
       return "", ""
     text = "the run is dead:"
     if kl:
       text += f" the codes' KL to the prior is {max(kl[-1], 0):.2g} nats"
-      text += ", next to no information, and" if silent else ", but"
-    text += f" reconstructions explain {max(share[-1], 0):.0%} of the images' "
-    text += "variance"
-    if alike:
+      text += ", next to no information, and" if low_kl else ", but"
+    text += f" reconstructions explain {max(explained[-1], 0):.0%} of the "
+    text += "images' variance"
+    if same_reconstruction:
       text += ": every image has about the same reconstruction"
-    flags = " ".join(f"--config.{key}={v}" for key, v in self._waking())
+    flags = " ".join(f"--config.{key}={v}" for key, v in self._restart_keys())
     return "dead", (
-      f"{text}. If it stays so, start anew in another --workdir with {flags}"
+      f"{text}. If this does not change, restart in another --workdir with "
+      f"{flags}"
     )
 
-  def _waking(self) -> Iterator[tuple[str, str]]:
-    """Keys and values of a start that wakes codes, where they differ."""
+  def _restart_keys(self) -> Iterator[tuple[str, str]]:
+    """Yields (key, value) of the settings to change to prevent collapse."""
     c = self._config
     discrete = POSTERIORS[c.posterior.name].family.discrete  # has no variance
     if (
@@ -127,20 +135,21 @@ class HealthMonitor:
     for term in objectives.OBJECTIVES[c.objective.name].ramped:
       if c.ramp[term] < length:
         yield f"ramp.{term}", f"{length}"
-    if c.optim.vae.learning_rate < WAKING_RATE:
-      yield "optim.vae.learning_rate", f"{WAKING_RATE:g}"
-    if c.optim.vae.warmup < WAKING_WARMUP:
-      yield "optim.vae.warmup", f"{WAKING_WARMUP}"
+    if c.optim.vae.learning_rate < RESTART_LEARNING_RATE:
+      yield "optim.vae.learning_rate", f"{RESTART_LEARNING_RATE:g}"
+    if c.optim.vae.warmup < RESTART_WARMUP:
+      yield "optim.vae.warmup", f"{RESTART_WARMUP}"
     yield "weights.recon", f"{2 * c.weights.recon:g}"
 
   def _data(self) -> tuple[str, str]:
+    """Checks the input pipeline: (status, message)."""
     name = "input/wait_fraction"
-    # All reports, since the first one's batches are not made ahead.
+    # All reports must agree, since no batches are prefetched for the first.
     least = min(s[name] for s in self._window)
-    ill = self._last.get("data") == "waiting"
-    if least <= (NOT_WAITING_SHARE if ill else WAITING_SHARE):
+    waiting = self._last.get("data") == "waiting"
+    if least <= (NOT_WAITING_FRACTION if waiting else WAITING_FRACTION):
       return "", ""
-    text = f"{self._mean(name):.0%} of the time goes by in waiting for data"
+    text = f"{self._mean(name):.0%} of the time is spent waiting for data"
     if self._cached:
       return "waiting", f"{text}, though images are decoded already."
     return "waiting", (
@@ -149,9 +158,10 @@ class HealthMonitor:
     )
 
 
-WELL = {
-  "data": "data comes in time again.",
+# Messages for a status that is fine again.
+RECOVERED = {
+  "data": "data arrive in time again.",
   "gan": "the discriminator is neither blind nor saturated any more.",
-  "code": "the posterior's variances are off 0 again.",
-  "life": "the run is not dead any more: codes tell images apart.",
+  "variance": "the posterior's variances are not near 0 any more.",
+  "collapse": "the run is not dead any more: codes distinguish images.",
 }

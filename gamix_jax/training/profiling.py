@@ -1,9 +1,10 @@
-"""Some steps of a run traced: where their time goes, operation by operation.
+"""Profiler trace of selected training steps.
 
---config.profile=20:25 writes profile/ into the workdir, of the steps 20 to 25.
-In it, under plugins/profile/<time>/, the file that ends in .trace.json.gz opens
-in https://ui.perfetto.dev; the .xplane.pb in XProf (pip install xprof; xprof
---logdir=DIR/profile), which runs inside TensorBoard too.
+--config.profile=20:25 traces the steps 20 to 25 and writes the trace to
+profile/ in the workdir. To view it, open
+profile/plugins/profile/<time>/*.trace.json.gz in https://ui.perfetto.dev, or
+the .xplane.pb next to it in XProf (pip install xprof; xprof
+--logdir=DIR/profile), also available as a TensorBoard plugin.
 """
 
 import contextlib
@@ -20,17 +21,23 @@ FOLDER = "profile"
 
 
 class Profile:
-  """Traces the steps that `config.profile` names, of those that are done."""
+  """Traces the steps of `config.profile` that this process runs."""
 
   def __init__(self, config: ConfigDict, path: Path, shown: bool = True):
-    """`path` is the workdir; a process that is not `shown` traces nothing."""
+    """Creates the profiler.
+
+    Args:
+      config: of the run.
+      path: the workdir.
+      shown: whether this process writes the trace; False: it does nothing.
+    """
     self._folder = path / FOLDER
     self._steps = configs.profiled(config) if shown else range(0)
     self._tracing = False
 
   @contextlib.contextmanager
   def around(self, done: int) -> Iterator[None]:
-    """Around step `done`, from 1; the trace shows it as one."""
+    """Context of step `done`, counted from 1; marks it in the trace."""
     if done not in self._steps:
       yield
       return
@@ -41,9 +48,9 @@ class Profile:
       yield
 
   def after(self, done: int, state: Any) -> bool:
-    """Ends the trace with its last step; whether one was written.
+    """Ends the trace after its last step; returns whether one was written.
 
-    Waits for `state` then, so that the steps are in it to their end.
+    It then waits for `state`, so that the trace contains the complete steps.
     """
     if not self._tracing or done < self._steps[-1]:
       return False
@@ -52,7 +59,7 @@ class Profile:
     return True
 
   def close(self) -> None:
-    """Ends a trace that is still going on, of a run that was ended."""
+    """Ends the trace if one is running, as after an interrupted run."""
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""Training progress: a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ import tqdm
 
 
 def duration(seconds: float) -> str:
-  """For people: `1 h 02 min`, `3 min 20 s`, `12 s`."""
+  """Formats a duration: `1 h 02 min`, `3 min 20 s`, `12 s`."""
   seconds = round(seconds)
   minutes, s = divmod(seconds, 60)
   hours, m = divmod(minutes, 60)
@@ -19,18 +19,25 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-  """Counts steps and time; pauses (evaluation) do not count as speed."""
+  """Prints progress and measures speed, without pauses such as evaluation."""
 
   def __init__(
     self, begin: int, steps: int, batch_size: int, shown: bool = True
   ):
-    """`begin` of `steps` are done; nothing is seen of one not `shown`."""
+    """Starts the clock, and the progress bar on a terminal.
+
+    Args:
+      begin: steps that are already done.
+      steps: length of the run.
+      batch_size: images per step.
+      shown: whether to print; only the main process does.
+    """
     self._shown = shown
     self._steps, self._batch = steps, batch_size
     self._start = time.monotonic()
-    self._done = self._mark_done = begin
-    self._mark = self._start
-    self._out = self._waited = 0.0
+    self._done = self._last_done = begin  # now, and at the last `speed`
+    self._last_time = self._start
+    self._paused = self._waited = 0.0
     self._bar = None
     if shown and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
@@ -38,42 +45,44 @@ class Progress:
       )
 
   def advance(self, done: int) -> None:
-    """A step was started."""
+    """Records that step `done` was dispatched."""
     self._done = done
     if self._bar is not None:
       self._bar.update()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Time that is not training."""
+    """Context whose time does not count as training."""
     start = time.monotonic()
     yield
-    self._out += time.monotonic() - start
+    self._paused += time.monotonic() - start
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Time spent for want of a batch."""
+    """Context whose time counts as waiting for data."""
     start = time.monotonic()
     yield
     self._waited += time.monotonic() - start
 
   def speed(self) -> dict[str, float]:
-    """Since the last call: images/s, and the share spent waiting for data."""
+    """Returns images/s and the fraction of waiting, since the last call."""
     now = time.monotonic()
-    seconds = max(now - self._mark - self._out, 1e-9)
-    steps = self._done - self._mark_done
+    seconds = max(now - self._last_time - self._paused, 1e-9)
+    steps = self._done - self._last_done
     out = {
       "speed/images_per_second": steps * self._batch / seconds,
       "input/wait_fraction": self._waited / seconds,
     }
-    self._mark, self._mark_done = now, self._done
-    self._out = self._waited = 0.0
+    self._last_time, self._last_done = now, self._done
+    self._paused = self._waited = 0.0
     return out
 
   def show(self, done: int, scalars: Mapping[str, float]) -> None:
-    """The losses, the codes' KL in nats, the speed and the time left."""
+    """Prints the losses, the KL in nats, the speed and the time left."""
     losses = "  ".join(
-      f"{k.split('/')[1]} {scalars[k]:.4g}" for k in SHOWN if k in scalars
+      f"{k.split('/')[1]} {scalars[k]:.4g}"
+      for k in PROGRESS_SCALARS
+      if k in scalars
     )
     rate = scalars["speed/images_per_second"]
     if self._bar is not None:
@@ -89,28 +98,28 @@ class Progress:
     )
 
   def say(self, line: str) -> None:
-    """A line of its own."""
+    """Prints a separate line."""
     if self._bar is not None:
       self._bar.write(line)
     elif self._shown:
       print(line, flush=True)
 
   def elapsed(self) -> str:
-    """Since the start, for people."""
+    """Returns the formatted time since the start."""
     return duration(time.monotonic() - self._start)
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Closes the progress bar."""
     if self._bar is not None:
       self._bar.close()
 
 
-# Of the scalars, those that are shown. `posterior/kl` is there whatever the
-# objective, where the family has one: without it nobody sees a dead code.
-SHOWN = (
+# Scalars in the progress line. `posterior/kl` is shown for every objective, if
+# the family has it, since it reveals posterior collapse.
+PROGRESS_SCALARS = (
   *("vae/recon", "vae/population_kl", "vae/collapse_penalty", "posterior/kl"),
   *("vae/adversarial", "disc/real", "disc/fake"),
 )
-# Of the held-out numbers, those of a line. A unit is active as soon as its mean
-# moves; how much the codes say is beside it, in nats.
+# Metrics in the line of held-out results. A unit counts as active as soon as
+# its mean varies; `mutual_information` shows how much the codes carry, in nats.
 HELD_OUT = ("mae", "psnr", "elbo", "kl", "mutual_information", "active_units")

@@ -1,4 +1,4 @@
-"""Validation during training: numbers and pictures of held-out images."""
+"""Validation during training: metrics and pictures of held-out images."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
 
 GRID_COLUMNS = 8
-GRID_ROWS = 4  # of images over their reconstructions
-SAMPLES = 64
-INTERPOLATED = 8  # images of an interpolation, including its ends
-PICTURED = GRID_COLUMNS * GRID_ROWS  # held-out images in pictures
+GRID_ROWS = 4  # each row has originals and, below them, reconstructions
+NUM_SAMPLES = 64
+INTERPOLATION_STEPS = 8  # images per interpolation, including both ends
+NUM_PICTURED = GRID_COLUMNS * GRID_ROWS  # held-out images in pictures
 
 
 class Validator:
-  """Numbers and panels of a state's averaged weights.
+  """Computes metrics and pictures with the averaged (EMA) weights.
 
   Attributes:
-    left_out: one line that says which number is left out and why; empty if
-      there are all that the family has.
+    left_out: a line that says which metric is left out and why; empty if none
+      is.
   """
 
   def __init__(
@@ -35,37 +35,47 @@ class Validator:
     layout: mesh.ShardingPlan,
     dataset: data.Dataset,
   ):
-    """`dataset` is the held-out split."""
+    """Creates the jitted functions and loads the images for the pictures.
+
+    Args:
+      spec: what is trained.
+      config: of the run.
+      layout: the shardings of the state.
+      dataset: the held-out split.
+    """
     self._spec, self._config, self._layout = spec, config, layout
     self._dataset = dataset
     vae = spec.vae
     self._normal = (
       vae.prior is None and vae.posterior.posterior_type.standard_normal_prior
     )
-    self.left_out = _too_few(config, len(dataset)) if self._normal else ""
-    everywhere = mesh.replicated(layout.mesh)
-    self._numbers = jax.jit(self._evaluate, out_shardings=everywhere)
-    self._pictures = jax.jit(self._draw, out_shardings=everywhere)
-    shown = [dataset[i]["image"] for i in range(min(PICTURED, len(dataset)))]
-    self._shown = np.stack((shown * PICTURED)[:PICTURED])
+    self.left_out = ""
+    if self._normal:
+      self.left_out = _too_few_images(config, len(dataset))
+    replicated = mesh.replicated(layout.mesh)
+    self._metrics = jax.jit(self._compute_metrics, out_shardings=replicated)
+    self._pictures = jax.jit(self._compute_pictures, out_shardings=replicated)
+    count = min(NUM_PICTURED, len(dataset))
+    images = [dataset[i]["image"] for i in range(count)]
+    self._images = np.stack((images * NUM_PICTURED)[:NUM_PICTURED])
 
   def numbers(self, state: TrainState) -> dict[str, float]:
-    """`eval/<metric>`, means over up to `eval_images` held-out images.
+    """Computes `eval/<metric>`: means over up to `eval_images` held-out images.
 
-    mae, psnr, elbo, iwae, kl, population_kl_gaussian, mutual_information and
-    active_units, as in the table of `metrics.specs`, with these particulars:
+    The metrics are mae, psnr, elbo, iwae, kl, population_kl_gaussian,
+    mutual_information and active_units; `metrics.specs` describes them. Here:
 
-    - mae and psnr are of reconstructions from q's mean, clipped to [-1, 1].
-    - elbo, iwae and kl have `eval_draws` draws an image, see
+    - mae and psnr use the reconstruction from q's mean, clipped to [-1, 1].
+    - elbo, iwae and kl use `eval_draws` draws of z per image, see
       `train_metrics.held_out`.
-    - mutual_information has one draw an image, with the same noise every
-      time; it is at most ln n of n images.
+    - mutual_information uses one draw per image, with the same noise every
+      time. For n images it is at most ln n.
 
     A family without finite bounds has no elbo, iwae, kl and
-    mutual_information. population_kl_gaussian is left out where the prior is
-    not N(0, I), and where there are no more images than latents, since their
-    covariance then has no full rank. kl minus population_kl_gaussian is about
-    what a code tells of its image (Hoffman & Johnson 2016).
+    mutual_information. population_kl_gaussian is left out if the prior is not
+    N(0, I), or if there are not more images than latents, since the covariance
+    then does not have full rank. kl minus population_kl_gaussian is about the
+    information that a code carries on its image (Hoffman & Johnson 2016).
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
@@ -74,91 +84,93 @@ class Validator:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    found: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
     for i, batch in enumerate(batches):
       if i * size >= self._config.eval_images:
         break
-      whole = mesh.global_batch(
+      global_batch = mesh.global_batch(
         self._layout.mesh, {"image": batch["image"], "mask": batch["mask"]}
       )
-      mask = whole.pop("mask")
-      out = self._numbers(
+      mask = global_batch.pop("mask")
+      out = self._metrics(
         state.ema,
         state.vae.batch_stats,
-        whole | {"step": np.int32(i), "mask": mask},
+        global_batch | {"step": np.int32(i), "mask": mask},
       )
       out = jax.device_get(out)
       real = out.pop("mask") > 0
-      found.append(jax.tree.map(lambda v, real=real: v[real], out))
-    each = jax.tree.map(
-      lambda *v: np.concatenate(v)[: self._config.eval_images], *found
+      outputs.append(jax.tree.map(lambda v, real=real: v[real], out))
+    per_image = jax.tree.map(
+      lambda *v: np.concatenate(v)[: self._config.eval_images], *outputs
     )
-    mean, var = each.pop("mean"), each.pop("var")
-    posterior = each.pop("posterior")
-    numbers = {f"eval/{k}": float(np.mean(v)) for k, v in each.items()}
+    mean, var = per_image.pop("mean"), per_image.pop("var")
+    posterior = per_image.pop("posterior")
+    values = {f"eval/{k}": float(np.mean(v)) for k, v in per_image.items()}
     if self._normal and not self.left_out:
       gaussian = metrics.population_kl_gaussian(mean, var)
-      numbers["eval/population_kl_gaussian"] = gaussian
+      values["eval/population_kl_gaussian"] = gaussian
     if posterior.has_finite_elbo:
-      numbers["eval/kl"] = numbers.pop("eval/kl")  # in lists beside these two
-      numbers["eval/mutual_information"] = self._information(posterior)
+      # Moves kl next to population_kl_gaussian and mutual_information.
+      values["eval/kl"] = values.pop("eval/kl")
+      values["eval/mutual_information"] = self._mutual_information(posterior)
     report = metrics.latent_report(mean, var)
-    numbers["eval/active_units"] = report["active_units"]
-    return numbers
+    values["eval/active_units"] = report["active_units"]
+    return values
 
-  def _information(self, posterior: Posterior) -> float:
-    """Mutual information of these images and their codes; 0 of one image."""
+  def _mutual_information(self, posterior: Posterior) -> float:
+    """Mutual information between images and codes; 0 for a single image."""
     key = jax.random.fold_in(self._spec.key(0), 3)
     return metrics.surgery(posterior, key)["mutual_information"]
 
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:
-    """Pictures as uint8 [h, w, c].
+    """Returns pictures, uint8 [h, w, c], by name.
 
-    Originals over reconstructions; samples from N(0, I); straight
-    interpolations between the codes of held-out images.
+    reconstructions: rows of originals with their reconstructions below.
+    samples: decoded from draws of the prior.
+    interpolation: linear, between the codes of held-out images.
     """
     out = jax.device_get(
-      self._pictures(state.ema, state.vae.batch_stats, self._shown)
+      self._pictures(state.ema, state.vae.batch_stats, self._images)
     )
-    x = np.asarray(to_float(self._shown))
+    x = np.asarray(to_float(self._images))
     return {
       "reconstructions": pictures.grid(
         pictures.pairs(x, out["reconstructions"], GRID_COLUMNS), GRID_COLUMNS
       ),
       "samples": pictures.grid(out["samples"], GRID_COLUMNS),
-      "interpolation": pictures.grid(out["interpolation"], INTERPOLATED),
+      "interpolation": pictures.grid(out["interpolation"], INTERPOLATION_STEPS),
     }
 
-  def _evaluate(self, params, batch_stats, batch):
+  def _compute_metrics(self, params, batch_stats, batch):
     params = self._layout.replicate(params)
     draws = self._config.eval_draws
     return eval_step(self._spec, draws, params, batch_stats, batch)
 
-  def _draw(self, params, batch_stats, image):
+  def _compute_pictures(self, params, batch_stats, image):
     spec, params = self._spec, self._layout.replicate(params)
     vae = spec.vae.bind({"params": params, "batch_stats": batch_stats})
     x = {IMAGE: to_float(image, spec.dtype)}
     mean = vae.encode(x).mean()
     # The same latents every time, so that pictures can be compared.
-    z = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), SAMPLES)
-    t = jnp.linspace(0, 1, INTERPOLATED, dtype=mean.dtype)[None, :, None]
-    ends = mean[: PICTURED // 2, None]
+    z = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), NUM_SAMPLES)
+    t = jnp.linspace(0, 1, INTERPOLATION_STEPS, dtype=mean.dtype)[None, :, None]
+    ends = mean[: NUM_PICTURED // 2, None]
     first, last = ends[::2], ends[1::2]
     between = (first + t * (last - first)).reshape(-1, mean.shape[-1])
 
-    kinds = {"reconstructions": mean, "samples": z, "interpolation": between}
-    x_hat = vae.decode(jnp.concatenate(list(kinds.values())))[IMAGE]
+    latents = {"reconstructions": mean, "samples": z, "interpolation": between}
+    x_hat = vae.decode(jnp.concatenate(list(latents.values())))[IMAGE]
     image = spec.image.likelihood.mean(x_hat)
-    stops = np.cumsum([len(v) for v in kinds.values()])
-    return dict(zip(kinds, jnp.split(image, stops[:-1]), strict=True))
+    stops = np.cumsum([len(v) for v in latents.values()])
+    return dict(zip(latents, jnp.split(image, stops[:-1]), strict=True))
 
 
-def _too_few(config: ConfigDict, held_out: int) -> str:
-  """Why there is no `eval/population_kl_gaussian`; empty if there is one.
+def _too_few_images(config: ConfigDict, held_out: int) -> str:
+  """Explains why `eval/population_kl_gaussian` is left out; empty if it is not.
 
   Args:
     config: of the run.
-    held_out: images of the split.
+    held_out: number of held-out images.
   """
   n, d = min(config.eval_images, held_out), config.model.latent
   if n > d:
@@ -168,7 +180,7 @@ def _too_few(config: ConfigDict, held_out: int) -> str:
   else:
     action = f"hold out {d + 1} or more"
     if config.eval_images <= d:
-      action += " and raise eval_images to as many"
+      action += " and raise eval_images to the same number"
   return (
     f"eval/population_kl_gaussian is left out: it needs more held-out images "
     f"than latents, and there are {n} images and {d} latents; {action}."

@@ -1,4 +1,4 @@
-"""The workdir of a run: created with its config, and checked when it goes on.
+"""Creates the workdir of a run, or checks that a run may continue in it.
 
 config.json      every key
 parameters.txt   every parameter's name and shape
@@ -6,8 +6,8 @@ metrics.jsonl    one JSON object per line: step and scalars
 tensorboard/     the same, with images and histograms
 checkpoints/     see `checkpoint`
 images/          *.png
-profile/         a trace of some steps, if `config.profile` asks for one
-.lock            the process that trains here now, see `files.Lock`
+profile/         the profiler trace, if `config.profile` is set
+.lock            the process that trains in this folder, see `files.Lock`
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
 
-# Keys that a run may be continued with a new value of. They change what is
-# shown and kept or how fast it goes, but no number of the training.
+# Keys that may change when a run is continued. They affect logging, checkpoints
+# and speed, but not the training itself.
 RESUMABLE_KEYS = (
   "log_every",
   "eval_every",
@@ -35,35 +35,35 @@ RESUMABLE_KEYS = (
   "mesh.fsdp_min_size",
   "profile",
 )
-_SHOWN = 8  # differing keys named in a message
+_MAX_LISTED_KEYS = 8  # differing keys listed in a message
 
 
 def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
-  """The keys that differ between two configs of a run.
+  """Returns the keys that differ between two configs of a run.
 
-  Data that were moved to another place do not differ if both fingerprints are
-  known and equal. If `new` accepts any data, no data differ.
+  A changed path of the data does not count if both fingerprints are known and
+  equal. If `new` accepts any data, neither path nor fingerprint count.
 
   Returns:
     {key: (old value, new value)}.
   """
   differing = configs.differences(old, new)
-  was, now = old.data.fingerprint, new.data.fingerprint
-  if now == data.ANY_FINGERPRINT or not (was and now):
+  before, now = old.data.fingerprint, new.data.fingerprint
+  if now == data.ANY_FINGERPRINT or not (before and now):
     differing.pop("data.fingerprint", None)
   same = data.resolve_source(old.data.source) == data.resolve_source(
     new.data.source
   )
-  if same or now == data.ANY_FINGERPRINT or (was and was == now):
+  if same or now == data.ANY_FINGERPRINT or (before and before == now):
     differing.pop("data.source", None)
   return differing
 
 
 def _not_resumable(old: ConfigDict, new: ConfigDict) -> dict:
-  """The differing keys that a run cannot be continued with."""
+  """Returns the differing keys that must not change in a continued run."""
   differing = changed(old, new)
   resumable = set(RESUMABLE_KEYS)
-  # With constant rates the first steps of a longer run are the same.
+  # With constant learning rates `steps` does not affect the steps before it.
   if all(new.optim[net].schedule == "constant" for net in new.optim):
     resumable.add("steps")
   return {k: v for k, v in differing.items() if k not in resumable}
@@ -72,7 +72,7 @@ def _not_resumable(old: ConfigDict, new: ConfigDict) -> dict:
 def prepare(
   path: Path, config: ConfigDict, lock: Lock, fingerprint: str
 ) -> None:
-  """Creates and locks the workdir, or checks that a run may go on in it.
+  """Locks the workdir; creates it, or checks that the run may continue in it.
 
   Args:
     path: the workdir.
@@ -82,13 +82,13 @@ def prepare(
 
   Raises:
     UserError: the folder cannot be written to, is in use, holds something
-      else, or was trained on other images or with another config; the message
-      lists the keys that differ.
+      else, or was trained on other images or with another config. In the last
+      case the message lists the keys that differ.
   """
   if config.data.fingerprint != data.ANY_FINGERPRINT:
     config.data.fingerprint = fingerprint
   check(path, config)
-  probe = path / ".probe"  # a fixed name: killed runs leave at most one
+  probe = path / ".probe"  # a fixed name, so that killed runs leave at most one
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire()
@@ -99,18 +99,18 @@ def prepare(
   except OSError as e:
     raise UserError(
       f"--workdir={path} cannot be written to ({e.strerror}); "
-      "give another one, or fix its permissions."
+      "use another one, or fix its permissions."
     ) from e
-  check(path, config)  # another run may have begun it in between
+  check(path, config)  # again, since another run may have started in between
   config.data.fingerprint = fingerprint
   (path / "images").mkdir(exist_ok=True)
   files.write_text(path / "config.json", configs.to_json(config))
 
 
 def check(path: Path, config: ConfigDict) -> None:
-  """Checks that a run with this config may go on in a folder; writes nothing.
+  """Checks that a run with this config may continue in a folder.
 
-  A folder that is missing or holds no run passes.
+  Writes nothing. A folder that does not exist or holds no run passes.
 
   Raises:
     UserError: the folder holds checkpoints without a config.json, or was
@@ -123,18 +123,18 @@ def check(path: Path, config: ConfigDict) -> None:
     if "data.fingerprint" in differing:
       raise data.fingerprint_error(config.data.source, old.data.source)
     if differing:
-      shown = [
-        f"{key}: {was!r} there, {now!r} now"
-        for key, (was, now) in list(differing.items())[:_SHOWN]
+      listed = [
+        f"{key}: {before!r} there, {now!r} now"
+        for key, (before, now) in list(differing.items())[:_MAX_LISTED_KEYS]
       ]
-      more = len(differing) - len(shown)
+      more = len(differing) - len(listed)
       raise UserError(
         f"--workdir={path} was trained with another config "
-        f"({'; '.join(shown)}{f'; and {more} more' if more else ''}).\n"
-        "Give the old values to continue it, or another --workdir."
+        f"({'; '.join(listed)}{f'; and {more} more' if more else ''}).\n"
+        "Use the old values to continue it, or another --workdir."
       )
   elif path.is_dir() and (path / "checkpoints").exists():
     raise UserError(
       f"--workdir={path} has checkpoints but no config.json, so their config "
-      "is unknown; give another --workdir."
+      "is unknown; use another --workdir."
     )

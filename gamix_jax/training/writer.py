@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Writer:
-  """Writes what a run reports; a continued run goes on after its step."""
+  """Writes metrics and images; a continued run appends after its checkpoint."""
 
   def __init__(self, folder: Path, step: int):
     """Opens the files.
 
     Args:
       folder: the workdir.
-      step: the last step of the checkpoint; what an interrupted run wrote
-        about later steps is dropped.
+      step: the step of the restored checkpoint, or 0. Entries of later steps,
+        written by an interrupted run, are dropped.
 
     Raises:
       UserError: the folder cannot be written to.
@@ -48,14 +48,15 @@ class Writer:
       raise
 
   def _open_board(self, step: int) -> RecordWriter:
-    # Not a SummaryWriter: its thread ends without an error on a full disk, and
-    # the next call waits for it for ever.
+    # Not a SummaryWriter: on a full disk its thread ends without an error, and
+    # the next call waits for it forever.
     with writing(self._events):
       self._events.mkdir(exist_ok=True)
       name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-      name += f".{len(list(self._events.iterdir()))}"  # never an existing name
+      name += f".{len(list(self._events.iterdir()))}"  # makes it unique
       board = RecordWriter(str(self._events / f"events.out.tfevents.{name}"))
-    # TensorBoard drops what an interrupted run wrote about later steps.
+    # With SessionLog.START TensorBoard drops entries of later steps, which an
+    # interrupted run wrote.
     start = SessionLog(status=SessionLog.START)
     for head in (
       Event(file_version="brain.Event:2"),
@@ -66,16 +67,16 @@ class Writer:
     return board
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes a line of metrics.jsonl; non-finite numbers become null."""
+    """Writes a line of metrics.jsonl; non-finite values become null."""
     finite = {k: v for k, v in values.items() if math.isfinite(v)}
     line = {"step": step} | {k: finite.get(k) for k in values}
     self._append(f"{json.dumps(line)}\n".encode())
-    self._show(step, [summary.scalar(k, v) for k, v in finite.items()])
+    self._write_events(step, [summary.scalar(k, v) for k, v in finite.items()])
 
   def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-    """Writes histograms of arrays [d]; arrays with NaN are left out."""
+    """Writes histograms of arrays [d]; skips arrays with non-finite values."""
     finite = {k: v for k, v in values.items() if np.all(np.isfinite(v))}
-    self._show(
+    self._write_events(
       step, [summary.histogram(k, v, "auto") for k, v in finite.items()]
     )
 
@@ -85,7 +86,7 @@ class Writer:
       path = self._folder / "images" / f"{name}_{step:07d}.png"
       with writing(path):
         pictures.save_png(path, image)
-    self._show(
+    self._write_events(
       step,
       [summary.image(k, v, dataformats="HWC") for k, v in panels.items()],
     )
@@ -101,7 +102,7 @@ class Writer:
       self._board.close()
 
   def _append(self, line: bytes) -> None:
-    """Appends a whole line or nothing."""
+    """Appends a complete line; on an error, nothing."""
     with writing(self._jsonl):
       begin, rest = os.fstat(self._file.fileno()).st_size, memoryview(line)
       try:
@@ -112,7 +113,7 @@ class Writer:
           self._file.truncate(begin)
         raise
 
-  def _show(self, step: int, summaries: list[Any]) -> None:
+  def _write_events(self, step: int, summaries: list[Any]) -> None:
     with writing(self._events):
       for each in summaries:
         event = Event(wall_time=time.time(), step=step, summary=each)
@@ -121,7 +122,7 @@ class Writer:
 
 
 class NullWriter:
-  """Writes nothing: the writer of all processes but the main one."""
+  """Writes nothing; used by all processes except the main one."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Does nothing."""
@@ -137,23 +138,23 @@ class NullWriter:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-  """The undamaged lines of metrics.jsonl, as objects with a "step".
+  """Yields the undamaged lines of metrics.jsonl, as dicts with a "step".
 
   Raises:
     OSError: the file cannot be read.
   """
   lines = path.read_bytes().split(b"\n")
-  return (row for row in map(_row, lines) if row is not None)
+  return (row for row in map(_parse_row, lines) if row is not None)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-  """A line of metrics.jsonl as an object; None if it is damaged."""
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+  """Parses a line of metrics.jsonl; None if it is damaged."""
   try:
     row = json.loads(line)
   except (ValueError, RecursionError):
     return None
-  whole = isinstance(row, dict) and type(row.get("step")) is int
-  return row if whole else None
+  valid = isinstance(row, dict) and type(row.get("step")) is int
+  return row if valid else None
 
 
 def _truncate_after(path: Path, step: int) -> None:
@@ -162,15 +163,15 @@ def _truncate_after(path: Path, step: int) -> None:
     return
   with writing(path):
     lines = path.read_bytes().split(b"\n")
-  found = [_row(line) for line in lines]
-  # The last is what follows the last newline: nothing, or the part of a line
-  # that was written before a kill.
-  damaged = sum(row is None for row in found[:-1])
+  parsed = [_parse_row(line) for line in lines]
+  # The last entry follows the last newline: it is empty, or a partial line of a
+  # run that was killed.
+  damaged = sum(row is None for row in parsed[:-1])
   if damaged:
     log.warning("%s: %d damaged lines are left out.", path, damaged)
   kept = [
     line + b"\n"
-    for line, row in zip(lines, found, strict=True)
+    for line, row in zip(lines, parsed, strict=True)
     if row is not None and row["step"] <= step
   ]
   write_bytes(path, b"".join(kept))
