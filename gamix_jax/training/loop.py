@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -35,9 +36,11 @@ class Trainer:
 
   config: ConfigDict
   spec: step.TrainSpec
+  layout: mesh.ShardingPlan
   checkpoints: Checkpoints
+  preemption: Preemption
   writer: Writer | NullWriter
-  examiner: Validator
+  validator: Validator
   progress: Progress
   monitor: HealthMonitor
   profile: Profile
@@ -57,16 +60,16 @@ class Trainer:
     for line in self.monitor.messages(done, scalars):
       self.progress.say(line)
 
-  def examine(self, done: int, state: step.TrainState) -> dict[str, float]:
+  def evaluate(self, done: int, state: step.TrainState) -> dict[str, float]:
     """Computes and logs metrics and pictures of held-out images.
 
     Returns:
       {"eval/mae": ...}.
     """
     with self.progress.paused():
-      eval_metrics = self.examiner.numbers(state)
+      eval_metrics = self.validator.numbers(state)
       self.writer.scalars(done, eval_metrics)
-      self.writer.images(done, self.examiner.panels(state))
+      self.writer.images(done, self.validator.panels(state))
     text = "  ".join(
       f"{k} {eval_metrics[f'eval/{k}']:.4g}"
       for k in HELD_OUT
@@ -76,19 +79,73 @@ class Trainer:
     return eval_metrics
 
   def save(
-    self, done, state, eval_metrics, nonfinite: bool, last: bool
+    self,
+    done: int,
+    state: step.TrainState,
+    metrics: dict[str, Any],
+    eval_metrics: dict[str, float],
+    last: bool,
   ) -> None:
     """Saves a checkpoint, unless the run could not continue from it.
 
     While the loss is not finite the weights may be beyond recovery. They must
     not replace good ones among the checkpoints that are kept.
     """
+    nonfinite = int(metrics["nonfinite/consecutive"]) > 0
     if nonfinite and not last:
       self.progress.say(f"{done}: not saved, since the loss is not finite.")
       return
     if nonfinite:
       _check_weights(done, state)
     self.checkpoints.save(done, state, eval_metrics)
+
+  def run(
+    self,
+    train_step: Callable,
+    state: step.TrainState,
+    begin: int,
+    batches: Iterator[dict[str, np.ndarray]],
+  ) -> dict[str, float]:
+    """Runs the steps after `begin`.
+
+    Returns:
+      The metrics of the last evaluation; empty if a signal stopped the run.
+    """
+    config = self.config
+    in_flight: collections.deque = collections.deque()
+    eval_metrics: dict[str, float] = {}
+    for done in range(begin + 1, config.steps + 1):
+      with self.profile.around(done):
+        with self.progress.waiting():
+          batch = next(batches)
+        batch = {name: batch[name] for name in self.spec.modalities}
+        batch = mesh.global_batch(self.layout.mesh, batch)
+        state, metrics = train_step(state, batch)
+      if self.profile.after(done, state):
+        self.progress.say(f"The trace of steps {config.profile} is written.")
+      in_flight.append((done, metrics))
+      if len(in_flight) > MAX_STEPS_IN_FLIGHT:
+        _check_updates(*in_flight.popleft(), config)
+      self.progress.advance(done)
+
+      stop = self.preemption.reached(done)
+      if self.is_due(config.log_every, done):
+        self.report(done, metrics)
+      save = self.is_due(config.checkpoint.every, done) or stop
+      eval_metrics = {}
+      # The best checkpoints are chosen by eval/elbo.
+      needs_elbo = save and config.checkpoint.keep_best and not stop
+      if self.is_due(config.eval_every, done) or needs_elbo:
+        eval_metrics = self.evaluate(done, state)
+      if save:
+        while in_flight:
+          _check_updates(*in_flight.popleft(), config)
+        last = stop or done == config.steps
+        self.save(done, state, metrics, eval_metrics, last)
+      if stop:
+        self.progress.say(f"Asked to stop: saving step {done}.")
+        return {}
+    return eval_metrics
 
 
 def train(config: ConfigDict, folder: str) -> dict[str, float]:
@@ -143,10 +200,14 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     if (checkpoints.latest() or 0) < config.steps:
       compiling = executor.submit(_compile, spec, config, abstract, layout)
     begin, state = _restore_or_init(spec, checkpoints, abstract, layout)
+    if compiling is None and begin < config.steps:  # the newest is damaged
+      compiling = executor.submit(_compile, spec, config, abstract, layout)
     trainer = Trainer(
       config,
       spec,
+      layout,
       checkpoints,
+      preemption,
       Writer(path, begin) if distributed.is_main_process() else NullWriter(),
       Validator(spec, config, layout, test_set),
       Progress(
@@ -158,8 +219,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       HealthMonitor(config, train_set.in_memory),
       Profile(config, path, shown=distributed.is_main_process()),
     )
-    if trainer.examiner.left_out:
-      _print_main(trainer.examiner.left_out)
+    if trainer.validator.left_out:
+      _print_main(trainer.validator.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,
@@ -171,9 +232,15 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       process_count=jax.process_count(),
     )
     try:
-      eval_metrics = _run(
-        trainer, layout, compiling, state, begin, batches, preemption
-      )
+      if compiling is None:  # an earlier start finished and logged these
+        eval_metrics = trainer.validator.numbers(state)
+      else:
+        with trainer.progress.paused():
+          first = next(batches)  # starts the readers
+          train_step = compiling.result()
+        eval_metrics = trainer.run(
+          train_step, state, begin, itertools.chain([first], batches)
+        )
     finally:
       batches.close()
       trainer.profile.close()
@@ -212,61 +279,6 @@ def _restore_or_init(spec, checkpoints, abstract, layout):
     _print_main(f"Continuing at step {restored[0]}.")
     return restored
   return 0, step.init_sharded(spec, layout.shardings(abstract))
-
-
-def _prepare(trainer, layout, compiling, state, batches):
-  """Returns the compiled step, and the batches with the first one loaded."""
-  with trainer.progress.paused():
-    batches = itertools.chain([next(batches)], batches)  # starts the readers
-    if compiling is not None:
-      return compiling.result(), batches
-    return _compile(trainer.spec, trainer.config, state, layout), batches
-
-
-def _run(
-  trainer, layout, compiling, state, begin, batches, preemption
-) -> dict[str, float]:
-  """Runs the training steps and returns the metrics of the last evaluation."""
-  config = trainer.config
-  if begin < config.steps:
-    train_step, batches = _prepare(trainer, layout, compiling, state, batches)
-  in_flight: collections.deque = collections.deque()
-  eval_metrics: dict[str, float] = {}
-  for done in range(begin + 1, config.steps + 1):
-    with trainer.profile.around(done):
-      with trainer.progress.waiting():
-        batch = next(batches)
-      batch = {name: batch[name] for name in trainer.spec.modalities}
-      batch = mesh.global_batch(layout.mesh, batch)
-      state, metrics = train_step(state, batch)
-    if trainer.profile.after(done, state):
-      trainer.progress.say(f"The trace of steps {config.profile} is written.")
-    in_flight.append((done, metrics))
-    if len(in_flight) > MAX_STEPS_IN_FLIGHT:
-      _check_updates(*in_flight.popleft(), config)
-    trainer.progress.advance(done)
-
-    stop = preemption.reached(done)
-    if trainer.is_due(config.log_every, done):
-      trainer.report(done, metrics)
-    save = trainer.is_due(config.checkpoint.every, done) or stop
-    eval_metrics = {}
-    # The best checkpoints are chosen by eval/elbo.
-    needs_elbo = save and config.checkpoint.keep_best and not stop
-    if trainer.is_due(config.eval_every, done) or needs_elbo:
-      eval_metrics = trainer.examine(done, state)
-    if save:
-      while in_flight:
-        _check_updates(*in_flight.popleft(), config)
-      nonfinite = int(metrics["nonfinite/consecutive"]) > 0
-      last = stop or done == config.steps
-      trainer.save(done, state, eval_metrics, nonfinite, last)
-    if stop:
-      trainer.progress.say(f"Asked to stop: saving step {done}.")
-      return {}
-  if begin >= config.steps:  # an earlier start finished and logged these
-    eval_metrics = trainer.examiner.numbers(state)
-  return eval_metrics
 
 
 def _check_updates(
