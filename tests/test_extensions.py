@@ -18,6 +18,7 @@ from program import ROOT, assert_refused, rows
 from gamix_jax import config, registry
 from gamix_jax.errors import UserError
 from gamix_jax.registry import Registry
+from gamix_jax.training import workdir
 
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 MODULES = {
@@ -139,6 +140,20 @@ def test_a_part_brings_its_keys(forgotten):
     table.register("mine", Theirs)
   Theirs.__module__ = "mine"  # imported again, in a notebook
   assert table.register("mine", Theirs) is Theirs
+
+
+def test_other_modules_do_not_stop_a_run(forgotten, tmp_path):
+  """That a process has imported for another run, as in a notebook."""
+  c = config.base()
+  (tmp_path / "config.json").write_text(config.to_json(c))
+  registry._modules.append("json")
+  registry._keys["posterior.json.width"] = 2
+  again = config.base()
+  assert again.extensions == ("json",)
+  workdir.check(tmp_path, again)
+  again.posterior.json.width = 3
+  with pytest.raises(UserError, match=r"posterior\.json\.width"):
+    workdir.check(tmp_path, again)
 
 
 @pytest.mark.parametrize("weight", [16.0, 40.0])

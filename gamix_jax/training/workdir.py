@@ -30,6 +30,7 @@ RESUMABLE_KEYS = (
   "checkpoint.keep_best",
   "data.cache",
   "data.workers",
+  "extensions",  # a process may have imported others, for another run
   "guard.max_nonfinite",
   "mesh.fsdp",
   "mesh.fsdp_min_size",
