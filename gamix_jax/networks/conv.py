@@ -10,7 +10,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
-from gamix_jax.networks.parts import ConvolutionalDecoder, ConvolutionalEncoder
+from gamix_jax.networks.parts import (
+  ConvolutionalDecoder,
+  ConvolutionalEncoder,
+  check_features,
+)
 
 
 class ConvEncoder(ConvolutionalEncoder):
@@ -30,7 +34,8 @@ class ConvEncoder(ConvolutionalEncoder):
   @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
     h, w, _ = shape
-    return h * w // (2 * model.patch) ** 2 * model.encoder_features[0]
+    width = check_features(model, "encoder_features")[0]
+    return h * w // (2 * model.patch) ** 2 * width
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

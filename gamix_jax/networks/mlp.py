@@ -43,7 +43,7 @@ class MLPEncoder(Encoder):
   ) -> Self:
     del shape
     return cls(
-      features=check_features("encoder_features", model.encoder_features),
+      features=check_features(model, "encoder_features"),
       input_norm=model.input_norm,
       norm=model.norm,
       **kind,
@@ -58,7 +58,10 @@ class MLPEncoder(Encoder):
 
   @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
-    return max(math.prod(shape), model.encoder_features[0])
+    return max(
+      math.prod(shape),
+      check_features(model, "encoder_features")[0],
+    )
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -84,7 +87,7 @@ class MLPDecoder(Decoder):
     cls, model: ConfigDict, shape: Sequence[int], **kind: Any
   ) -> Self:
     return cls(
-      features=check_features("decoder_features", model.decoder_features),
+      features=check_features(model, "decoder_features"),
       image_shape=tuple(shape),
       norm=model.norm,
       **kind,

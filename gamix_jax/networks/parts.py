@@ -324,19 +324,20 @@ class Decoder(NetworkModule):
     raise NotImplementedError
 
 
-def check_features(key: str, features: Sequence[int]) -> tuple[int, ...]:
-  """Checks the widths of layers and returns them as a tuple.
+def check_features(model: ConfigDict, key: str) -> tuple[int, ...]:
+  """Checks the widths of layers at a key and returns them as a tuple.
 
   Raises:
     UserError: if there are none, or one is not a positive whole number.
   """
+  features = tuple(model[key])
   if not features:
     raise UserError(f"model.{key} is empty; give it a width.")
   if not all(isinstance(v, int) and v > 0 for v in features):
     raise UserError(
-      f"model.{key}={tuple(features)} must be whole numbers > 0, as (64, 128)."
+      f"model.{key}={features} must be whole numbers > 0, as (64, 128)."
     )
-  return tuple(features)
+  return features
 
 
 def check_divides(
@@ -386,7 +387,7 @@ class ConvolutionalEncoder(Encoder):
   def from_config(
     cls, model: ConfigDict, shape: Sequence[int], **kind: Any
   ) -> Self:
-    features = check_features("encoder_features", model.encoder_features)
+    features = check_features(model, "encoder_features")
     times = cls.halvings(features)
     check_divides("encoder_features", shape, model.patch, times)
     return cls(
@@ -453,7 +454,7 @@ class ConvolutionalDecoder(Decoder):
   def from_config(
     cls, model: ConfigDict, shape: Sequence[int], **kind: Any
   ) -> Self:
-    features = check_features("decoder_features", model.decoder_features)
+    features = check_features(model, "decoder_features")
     times = cls.doublings(features)
     check_divides("decoder_features", shape, model.patch, times)
     return cls(

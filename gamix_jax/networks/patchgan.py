@@ -48,8 +48,8 @@ class PatchDiscriminator(NetworkModule):
         "be of one length, and the last of the features 1, the logit."
       )
     return cls(
-      features=check_features("discriminator_features", features),
-      strides=check_features("discriminator_strides", strides),
+      features=check_features(model, "discriminator_features"),
+      strides=check_features(model, "discriminator_strides"),
       dropout=model.dropout,
       norm=model.norm,
       **kind,

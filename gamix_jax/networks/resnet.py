@@ -15,6 +15,7 @@ from gamix_jax.networks.parts import (
   ConvolutionalDecoder,
   ConvolutionalEncoder,
   NetworkModule,
+  check_features,
 )
 
 # With these the value at a pixel does not depend on other pixels, so a strided
@@ -147,7 +148,8 @@ class ResNetEncoder(ConvolutionalEncoder):
   @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
     h, w, _ = shape
-    return h * w // model.patch**2 * model.encoder_features[0]
+    width = check_features(model, "encoder_features")[0]
+    return h * w // model.patch**2 * width
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
