@@ -135,7 +135,7 @@ def test_a_section_is_no_key(parsed, section, value):
     *(
       (
         f"weights.collapse_penalty={value}",
-        "weights.collapse_penalty=.* neither a number",
+        "weights.collapse_penalty=.* must be a number",
       )
       for value in ("", "none", "nan", "(1,)", "x", "True")
     ),
