@@ -52,9 +52,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
 
   c.data = ConfigDict()
   c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
-  c.data.fingerprint = (
-    ""  # of the images; set by the first start; any: unchecked
-  )
+  c.data.fingerprint = ""  # of the images, from the first start; any: unchecked
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted
   c.data.batch_size = 20  # global; the population is this batch
