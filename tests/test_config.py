@@ -218,9 +218,9 @@ def test_ranges(table):
     (dict(model__encoder_features=(0, 4)), "whole numbers > 0"),
     (dict(model__discriminator_strides=(0, 1)), "whole numbers > 0"),
     (dict(profile="3"), "profile='3' must be FIRST:LAST"),
-    (dict(profile="0:3"), "two steps of 1 to 240000"),
-    (dict(profile="5:4"), "two steps of 1 to"),
-    (dict(profile="2:9", steps=8), "two steps of 1 to 8"),
+    (dict(profile="0:3"), "two steps from 1 to 240000"),
+    (dict(profile="5:4"), "two steps from 1 to"),
+    (dict(profile="2:9", steps=8), "two steps from 1 to 8"),
   ],
 )
 def test_refused(changes, message):
