@@ -110,7 +110,7 @@ def _check_workdir(workdir: str) -> None:
   """Checks that the path is UTF-8, as the checkpoint libraries require.
 
   Raises:
-    UserError: it is not.
+    UserError: the path is not UTF-8.
   """
   path = os.path.abspath(workdir)
   try:

@@ -302,7 +302,7 @@ def check_keys(config: ConfigDict) -> None:
   """Checks that a config has exactly the keys of `base()` and its extensions.
 
   Raises:
-    UserError: it does not.
+    UserError: keys are missing or unknown.
   """
   if isinstance(config, ConfigDict) and "extensions" in config:
     extend(config)

@@ -31,13 +31,13 @@ MAX_STEPS_IN_FLIGHT = 2
 
 @dataclasses.dataclass
 class Trainer:
-  """The objects that a run uses while it trains."""
+  """The parts of a run; `done` is the number of steps done so far."""
 
   config: ConfigDict
   spec: step.TrainSpec
   checkpoints: Checkpoints
   writer: Writer | NullWriter
-  examiner: Validator
+  validator: Validator
   progress: Progress
   monitor: HealthMonitor
   profile: Profile
@@ -64,9 +64,9 @@ class Trainer:
       {"eval/mae": ...}.
     """
     with self.progress.paused():
-      eval_metrics = self.examiner.numbers(state)
+      eval_metrics = self.validator.numbers(state)
       self.writer.scalars(done, eval_metrics)
-      self.writer.images(done, self.examiner.panels(state))
+      self.writer.images(done, self.validator.panels(state))
     text = "  ".join(
       f"{k} {eval_metrics[f'eval/{k}']:.4g}"
       for k in HELD_OUT
@@ -158,8 +158,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       HealthMonitor(config, train_set.in_memory),
       Profile(config, path, shown=distributed.is_main_process()),
     )
-    if trainer.examiner.left_out:
-      _print_main(trainer.examiner.left_out)
+    if trainer.validator.left_out:
+      _print_main(trainer.validator.left_out)
     batches = data.batches(
       train_set,
       batch_size=config.data.batch_size,
@@ -265,7 +265,7 @@ def _run(
       trainer.progress.say(f"Asked to stop: saving step {done}.")
       return {}
   if begin >= config.steps:  # an earlier start finished and logged these
-    eval_metrics = trainer.examiner.numbers(state)
+    eval_metrics = trainer.validator.numbers(state)
   return eval_metrics
 
 
