@@ -1,11 +1,12 @@
-"""CelebA at 64x64: the centre 140 pixels of the aligned faces, as is usual.
+"""CelebA at 64x64: the usual centre crop of 140 pixels of the aligned faces.
 
   python -m gamix_jax.main --config=configs/celeba.py --workdir=runs/celeba
 
-For a GPU; not trained to the end with this code yet. TFDS downloads CelebA from
-Google Drive, whose quota often refuses it: then get img_align_celeba.zip by
-hand, unpack it and add --config.data.source=folder:/data/img_align_celeba. On a
-CPU use --config.preset=small, see configs/folder.py.
+For a GPU. No complete run with this code exists yet. TFDS downloads CelebA from
+Google Drive, which often fails because of its quota. In that case download
+img_align_celeba.zip manually, unpack it and add
+--config.data.source=folder:/data/img_align_celeba. On a CPU use
+--config.preset=small, see configs/folder.py.
 """
 
 from gamix_jax import config as gamix
@@ -13,7 +14,7 @@ from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
-  """`tiny`: 3 steps on synthetic images."""
+  """Returns the config; variant `tiny`: 3 steps on synthetic images."""
   config = gamix.base()
   presets.ours(config, "base")
   config.steps = 100_000

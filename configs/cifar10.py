@@ -2,9 +2,9 @@
 
   python -m gamix_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-TFDS prepares CIFAR-10 with TensorFlow once: pip install -e '.[tfds]'. A folder
-of images does as well: --config.data.source=folder:data/cifar10. Not
-trained to the end with this version yet.
+TFDS needs TensorFlow once, to prepare CIFAR-10: pip install -e '.[tfds]'. A
+folder of images can be used instead: --config.data.source=folder:data/cifar10.
+No complete run with this version exists yet.
 """
 
 from gamix_jax import config as gamix
@@ -12,7 +12,7 @@ from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
-  """`tiny`: 3 steps on synthetic images."""
+  """Returns the config; variant `tiny`: 3 steps on synthetic images."""
   config = gamix.base()
   presets.ours(config, "small")
   config.steps = 20_000

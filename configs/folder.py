@@ -1,18 +1,18 @@
-"""Your own images (JPEG, PNG, WebP, BMP, TIFF) in a folder, in any nesting.
+"""Your own images (JPEG, PNG, WebP, BMP, TIFF) in a folder or its subfolders.
 
   python -m gamix_jax.main --config=configs/folder.py \
       --config.data.source=folder:/data/images --workdir=runs/images
 
-At 64x64 in colour, the centre square of each. A folder with train/ and test/
-inside keeps that split; otherwise a fifth is held out, by a hash of the names.
-Networks and weights go with --config.data.image_size (32, 64, 128, 256, or a
-pair), --config.data.channels=1 (grey) and --config.preset: small for a CPU,
-base and large for a GPU.
+Images are cropped to the centre square and resized to 64x64 in colour.
+Subfolders train/ and test/ define the split; without them a fifth is held out
+by a hash of the names. Networks and weights adapt to --config.data.image_size
+(32, 64, 128, 256, or a pair), --config.data.channels=1 (grey) and
+--config.preset: small for a CPU, base and large for a GPU.
 
-On 11,864 grey faces of 64x64, 557 CPU-seconds of one core (11,407 of the 20,000
-steps; benchmarks.quality, one seed): held-out mean absolute error 0.078, and
-samples from N(0, I) that are soft faces of different people. Base and large
-were not trained to the end yet.
+Results for 11,864 grey faces of 64x64 after 557 CPU-seconds of one core (11,407
+of the 20,000 steps; benchmarks.quality, one seed): held-out mean absolute error
+0.078; samples from N(0, I) are blurred faces of different people. No complete
+runs with base and large exist yet.
 """
 
 from gamix_jax import config as gamix
@@ -20,7 +20,7 @@ from gamix_jax import presets
 
 
 def get_config(variant: str = ""):
-  """`tiny`: 3 steps on synthetic images."""
+  """Returns the config; variant `tiny`: 3 steps on synthetic images."""
   config = gamix.base()
   presets.ours(config, "small")
   config.steps = 20_000

@@ -1,8 +1,11 @@
-"""What the commands share: flags, messages, exit codes.
+"""Shared by all commands: flags, error messages and exit codes.
 
-0: done, or stopped on request with everything saved. 2: a mistake the message
-says how to fix. 75: another process of the run is gone; to be started again.
-Anything else is a defect of this program.
+Exit codes:
+
+0   finished, or stopped on request with everything saved
+2   an error that the user can fix; the message says how
+75  another process of the run exited; start the command again
+    Any other code is a bug.
 """
 
 import contextlib
@@ -26,15 +29,15 @@ from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
-# A checkout has them beside the package, an installed wheel inside it.
+# Next to the package in a checkout, inside it in an installed wheel.
 CONFIG_FOLDERS = (PACKAGE.parent / "configs", PACKAGE / "configs")
 DEFAULT_CONFIG = "digits.py"
-USAGE = 2  # exit code
-COMPILED_BYTES = 1 << 30  # of compiled programs kept; digits' are 1.5 MB
+USER_ERROR = 2  # exit code
+CACHE_BYTES = 1 << 30  # limit of the compilation cache; digits needs 1.5 MB
 
 
 def shipped_config(name: str) -> Path:
-  """Where one of this project's own configs lies.
+  """Returns the path of one of this project's configs.
 
   Raises:
     UserError: the project has no config of that name.
@@ -42,16 +45,17 @@ def shipped_config(name: str) -> Path:
   for folder in CONFIG_FOLDERS:
     if (folder / name).is_file():
       return folder / name
-  have = sorted(
+  available = sorted(
     p.name for f in CONFIG_FOLDERS if f.is_dir() for p in f.glob("*.py")
   )
   raise UserError(
-    f"--config={name}: no such file; the project has: {', '.join(have)}."
+    f"--config={name}: there is no such file; the project's configs are: "
+    f"{', '.join(available)}."
   )
 
 
 def _find_config(argument: str) -> str:
-  """--config=configs/x.py[:variant] also from where there is no configs/."""
+  """Finds --config=configs/x.py[:variant] from any working directory."""
   path, colon, variant = argument.partition(":")
   if path.startswith("~"):
     path = str(paths.resolve(path))
@@ -65,11 +69,15 @@ def _find_config(argument: str) -> str:
 def parse(
   argv: Sequence[str], define: Callable[[], object] | None = None
 ) -> None:
-  """Parses the flags that were defined, or that `define` defines.
+  """Parses the command line.
+
+  Args:
+    argv: the program's name and its arguments.
+    define: defines further flags; called after the first checks.
 
   Raises:
-    UserError: an unknown flag, a config key that is none, a value of another
-      type, a config file that is missing or wrong.
+    UserError: an unknown flag or config key, a value of the wrong type, or a
+      config file that does not exist or raises an error.
   """
   argv = list(argv)
   for i, word in enumerate(argv):
@@ -82,13 +90,13 @@ def parse(
       argv[i + 1] = _find_config(argv[i + 1])
   try:
     _check_overrides(argv)
-    if define is not None:  # of a config that is at hand: it is read at once
+    if define is not None:  # DEFINE_config_dict applies overrides immediately
       define()
     rest = flags.FLAGS(argv)
   except UserError:
     raise
   except Exception as e:
-    message = _fault_of_config(e, argv) or _flag_message(e)
+    message = _config_file_message(e, argv) or _flag_message(e)
     if message is None:
       raise
     raise UserError(message) from e
@@ -99,10 +107,10 @@ def parse(
 
 
 def _check_workdir(workdir: str) -> None:
-  """Refuses a folder that the libraries that write checkpoints cannot name.
+  """Checks that the path is UTF-8, as the checkpoint libraries require.
 
   Raises:
-    UserError: its path is not UTF-8.
+    UserError: the path is not UTF-8.
   """
   path = os.path.abspath(workdir)
   try:
@@ -110,16 +118,18 @@ def _check_workdir(workdir: str) -> None:
   except UnicodeEncodeError as e:
     raise UserError(
       f"--workdir={workdir}: the path {path!a} is not UTF-8, which is needed "
-      "to write checkpoints there; give another folder."
+      "to write checkpoints there; use another folder."
     ) from e
 
 
 def _check_overrides(argv: Sequence[str]) -> None:
-  """Refuses what ml_collections takes, or refuses in words of its own.
+  """Checks config overrides, in addition to ml_collections.
+
+  ml_collections accepts some of these mistakes and reports others unclearly.
 
   Raises:
-    UserError: a section instead of one of its keys, a key of what is none, an
-      empty word or None for a key that has none.
+    UserError: a section instead of one of its keys, a key below another key, or
+      an empty value or None for a key that cannot be so.
   """
   schema = configs.base()
   for word in argv[1:]:
@@ -127,69 +137,73 @@ def _check_overrides(argv: Sequence[str]) -> None:
     if not match:
       continue
     key, value = match.groups()
-    at: Any = schema
+    node: Any = schema
     parts = key.split(".")
     for i, part in enumerate(parts):
-      if not isinstance(at, ConfigDict):
+      if not isinstance(node, ConfigDict):
         raise UserError(
-          f"--config has no key {key!r}: {'.'.join(parts[:i])} is no section, "
-          f"but a key, by default {at!r}."
+          f"--config has no key {key!r}: {'.'.join(parts[:i])} is not a "
+          f"section, but a key; its default is {node!r}."
         )
-      if part not in at:
-        return  # what it might be is said where it is looked up
-      at = at[part]
-    if isinstance(at, ConfigDict):
-      keys = list(configs.flat(at))
+      if part not in node:
+        return  # `parse` reports it, with similar keys
+      node = node[part]
+    if isinstance(node, ConfigDict):
+      keys = list(configs.flat(node))
       example = "name" if "name" in keys else keys[0]
       raise UserError(
-        f"--config.{key} is a section; give one of its keys, as "
+        f"--config.{key} is a section; set one of its keys, as "
         f"--config.{key}.{example}=VALUE. It has: {', '.join(keys)}."
       )
-    if isinstance(at, str | tuple) and (
-      value == "None" or (value == "" and at != "")
+    if isinstance(node, str | tuple) and (
+      value == "None" or (value == "" and node != "")
     ):
       raise UserError(
-        f"--config.{key}={value}: this key is never {value or 'empty'}. By "
-        f"default it is {at!r}; gamix_jax/config.py says what else it may be."
+        f"--config.{key}={value}: this key cannot be {value or 'empty'}. Its "
+        f"default is {node!r}; gamix_jax/config.py lists other values."
       )
 
 
-def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str | None:
-  """Where in a config file of `argv` an error arose, and which; None: not."""
+def _config_file_message(
+  error: BaseException, argv: Sequence[str]
+) -> str | None:
+  """Describes an error raised in a config file of `argv`; None for others."""
   files = {word.partition("=")[2].partition(":")[0] for word in argv}
   files |= {word.partition(":")[0] for word in argv[1:]}
-  seen: BaseException | None = error
-  while seen is not None:
-    if isinstance(seen, UserError):  # flags wrap it
-      return str(seen)
-    if isinstance(seen, SyntaxError) and seen.filename in files:
-      return f"{seen.filename}, line {seen.lineno}: {seen.msg}."
-    if isinstance(seen, SyntaxError) and seen.filename is None:
-      return f"The file of --config is no Python: {seen.msg}."
-    for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, UserError):  # wrapped by absl
+      return str(cause)
+    if isinstance(cause, SyntaxError) and cause.filename in files:
+      return f"{cause.filename}, line {cause.lineno}: {cause.msg}."
+    if isinstance(cause, SyntaxError) and cause.filename is None:
+      return f"The file of --config is not valid Python: {cause.msg}."
+    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
       if frame.filename in files:
-        what = _misspelt(seen) or f"{type(seen).__name__}: {_first(seen)}"
-        return f"{frame.filename}, line {frame.lineno}: {what}"
-    seen = seen.__cause__ or seen.__context__
+        problem = _suggestion(cause)
+        problem = problem or f"{type(cause).__name__}: {_first_line(cause)}"
+        return f"{frame.filename}, line {frame.lineno}: {problem}"
+    cause = cause.__cause__ or cause.__context__
   return None
 
 
-def _misspelt(error: BaseException) -> str | None:
-  """ml_collections' suggestion, if that is what went wrong."""
+def _suggestion(error: BaseException) -> str | None:
+  """Returns ml_collections' suggestion for a misspelt key, if there is one."""
   match = re.search(
     r'Did you mean "(.*?)" instead of "(.*?)"', str(error.args[:1])
   )
   return f"no key {match[2]!r}; did you mean {match[1]!r}?" if match else None
 
 
-def _first(error: BaseException) -> str:
-  """The first line of what an error says."""
+def _first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message."""
   text = str(error).strip().strip("'\"") or type(error).__name__
   return text.splitlines()[0]
 
 
-_KINDS = {
-  "invalid literal for int": "a whole number, in digits alone",
+# {part of an error message: description of the expected value}
+_EXPECTED = {
+  "invalid literal for int": "a whole number, in digits only",
   "could not convert string to float": "a number",
   "Non-boolean argument": "true or false",
   "as a ConfigDict": "of a key in that section, as --config.SECTION.KEY=VALUE",
@@ -197,65 +211,69 @@ _KINDS = {
 
 
 def _flag_message(error: Exception) -> str | None:
-  """One or two lines of what absl and ml_collections say."""
+  """Describes an error of absl or ml_collections in one or two lines."""
   text = str(error)
-  if found := _misspelt(error):
-    return f"--config has {found}"
+  if suggestion := _suggestion(error):
+    return f"--config has {suggestion}"
   if "'get_config" in text or "get_config()" in text:
-    return "--config is a file with a function get_config(variant='')."
+    return "--config must be a file with a function get_config(variant='')."
   if isinstance(error, AttributeError | KeyError):
     return (
-      f"--config has no key {_first(error)!r}; gamix_jax/config.py lists all "
-      "keys (gamix_jax/evaluate/settings.py those of evaluate)."
+      f"--config has no key {_first_line(error)!r}; gamix_jax/config.py lists "
+      "all keys (gamix_jax/evaluate/settings.py those of evaluate)."
     )
   if not isinstance(error, flags.Error | TypeError | ValueError):
     return None
   flag = re.match(r"flag (--\S+?)=(.*?): ", text)
   if flag:
-    for words, kind in _KINDS.items():
+    for words, expected in _EXPECTED.items():
       if words in text:
-        return f"{flag[1]}={flag[2]} must be {kind}."
+        return f"{flag[1]}={flag[2]} must be {expected}."
   return "\n".join(text.strip().splitlines()[:2])
 
 
-class _Told(logging.Filter):
-  """Lets each of this package's lines through once; news of one process."""
+class _OnceFilter(logging.Filter):
+  """Passes each log line of this package once; info only in one process."""
 
   def __init__(self):
     super().__init__()
-    self._told: set[tuple[str, str]] = set()
+    self._passed: set[tuple[str, str]] = set()
 
   def filter(self, record: logging.LogRecord) -> bool:
-    """Whether the line is to be shown."""
+    """Whether the record passes."""
     if not record.name.startswith("gamix_jax"):
       return True
     line = record.name, record.getMessage()
-    if line in self._told or (record.levelno < logging.WARNING and _other()):
+    if line in self._passed:
       return False
-    self._told.add(line)
+    if record.levelno < logging.WARNING and not _is_main_process():
+      return False
+    self._passed.add(line)
     return True
 
 
-def _other() -> bool:
-  """Whether this is another process of the run than the first."""
+def _is_main_process() -> bool:
+  """Whether this is the main process of the run; does not import JAX."""
   if "jax" not in sys.modules:
-    return False
+    return True
   from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
-  return not distributed.is_main_process()
+  return distributed.is_main_process()
 
 
-def _show_log() -> None:
-  """As plain lines: what ours says on stdout, warnings of all on stderr."""
-  once = _Told()
-  news = logging.StreamHandler(sys.stdout)
-  news.addFilter(lambda record: record.levelno < logging.WARNING)
-  warned = logging.StreamHandler(sys.stderr)
-  warned.setLevel(logging.WARNING)
-  for handler in (news, warned):
+def _configure_logging() -> None:
+  """Logs plain lines: this package's info to stdout, warnings to stderr."""
+  once = _OnceFilter()
+  info = logging.StreamHandler(sys.stdout)
+  info.addFilter(lambda record: record.levelno < logging.WARNING)
+  warning = logging.StreamHandler(sys.stderr)
+  warning.setLevel(logging.WARNING)
+  for handler in (info, warning):
     handler.addFilter(once)
-  # In place of what a library may have set up by a line of its own.
-  logging.basicConfig(format="%(message)s", handlers=[news, warned], force=True)
+  # Replaces handlers that a library may have installed.
+  logging.basicConfig(
+    format="%(message)s", handlers=[info, warning], force=True
+  )
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
 
@@ -266,45 +284,45 @@ def run(
   define: Callable[[], object] | None = None,
   text: str | None = None,
 ) -> int:
-  """Parses the flags and runs a command; the process's exit code.
+  """Parses the flags, runs a command and returns the exit code.
 
   Args:
-    main: of the command.
-    argv: its words; the process's if left out.
+    main: the command.
+    argv: its arguments; default: `sys.argv`.
     define: see `parse`.
-    text: printed for --help, instead of all that.
+    text: printed for --help, without running the command.
   """
   streams.guard()
   argv = sys.argv if argv is None else argv
   if text is not None and "--help" in argv:
     print(text)
     return 0
-  _show_log()
+  _configure_logging()
   save_errors.silence_orbax()
   try:
     parse(argv, define)
     main()
   except UserError as e:
-    return _say(str(e))
+    return _fail(str(e))
   except KeyboardInterrupt:
-    return _say("interrupted; the last complete checkpoint is kept.")
+    return _fail("interrupted; the last complete checkpoint is kept.")
   except Exception as e:
-    _end_if_lost(e)
+    _exit_after_peer_failure(e)
     if message := situations.told(e):
-      return _say(message)
-    _end_if_several(e)
+      return _fail(message)
+    _exit_if_multiprocess(e)
     raise
   return 0
 
 
 def start(main: Callable[[], None], text: str | None) -> int:
-  """`run` of a command that has `--config`, by default digits'.
+  """Runs a command that has `--config`; its default is the config of digits.
 
-  That is filled in here rather than declared, since overrides
-  (--config.key=value) need the file on the command line.
+  The default is added to the command line, since overrides
+  (--config.key=value) need the file there.
 
   Args:
-    main: of the command.
+    main: the command.
     text: printed for --help.
   """
   argv = sys.argv
@@ -313,20 +331,20 @@ def start(main: Callable[[], None], text: str | None) -> int:
   return run(main, argv, text=text)
 
 
-def _end_if_lost(error: Exception) -> None:
-  """Ends one of several processes if the error is another one's end.
+def _exit_after_peer_failure(error: Exception) -> None:
+  """Exits immediately if another process's exit caused the error.
 
-  At once: the usual way out would wait for the others, who wait for this one.
+  A normal exit would wait for the other processes, which wait for this one.
   """
   if "jax" in sys.modules:
     from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
     if message := distributed.peer_failure(error):
-      _say(message, distributed.LOST)  # ends: there are several
+      _fail(message, distributed.LOST)  # exits
 
 
-def _end_if_several(error: Exception) -> None:
-  """The same of a defect, which every process tells."""
+def _exit_if_multiprocess(error: Exception) -> None:
+  """Prints an unexpected error and exits, in a multi-process run."""
   if "jax" in sys.modules:
     from gamix_jax.parallel import distributed  # noqa: PLC0415  (flags come before JAX)
 
@@ -336,10 +354,10 @@ def _end_if_several(error: Exception) -> None:
       os._exit(1)
 
 
-def _say(message: str, code: int = USAGE) -> int:
-  """The exit code; of one of several processes, the end of it.
+def _fail(message: str, code: int = USER_ERROR) -> int:
+  """Prints an error and returns the exit code; exits in a multi-process run.
 
-  The usual way out would wait for the others, who wait for this one.
+  A normal exit would wait for the other processes, which wait for this one.
   """
   print(f"gamix_jax: {message}", file=sys.stderr, flush=True)
   if "jax" in sys.modules:
@@ -351,47 +369,47 @@ def _say(message: str, code: int = USAGE) -> int:
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled steps between runs, unless JAX is told where already.
+  """Enables JAX's compilation cache in ~/.cache/gamix_jax/compiled.
 
-  JAX_COMPILATION_CACHE_DIR says where; set and empty, there is no cache.
+  JAX_COMPILATION_CACHE_DIR overrides the folder; "" disables the cache.
   """
-  import jax  # noqa: PLC0415  (flags are refused before jax is there)
+  import jax  # noqa: PLC0415  (wrong flags are reported without importing JAX)
 
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-    # JAX's own is a second, by which a fast machine keeps the step alone and
-    # compiles evaluation and pictures at every start.
+    # With JAX's default of one second a fast machine caches only the training
+    # step, and compiles evaluation and pictures at every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "gamix_jax" / "compiled"
-    trim(folder, COMPILED_BYTES)
+    trim(folder, CACHE_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-  _replace_torn()
+  _delete_corrupt_entries()
 
 
 def data_now() -> ConfigDict:
-  """The section `data` of a command that reads the images of a run."""
+  """Returns the section `data` of commands that read the images of a run."""
   c = ConfigDict()
-  c.source = ""  # where they lie now; "": where they lay when it was trained
-  c.fingerprint = ""  # any: take others than the run was trained on
+  c.source = ""  # current location; "": the same as in training
+  c.fingerprint = ""  # any: accept images that the run was not trained on
   return c
 
 
 def define_data() -> None:
-  """The flags --config.data.*, of a command that has no other --config."""
+  """Defines the flags --config.data.* of a command without --config=FILE."""
   c = ConfigDict()
   c.data = data_now()
   config_flags.DEFINE_config_dict("config", c.lock())
 
 
 def keep_freed_memory(workdir: str) -> None:
-  """Has memory kept that a trained model frees between chunks, on a CPU.
+  """Keeps memory that a model frees between batches, on a CPU; see `malloc`.
 
-  To be called before JAX starts its threads; see `malloc`.
+  Call it before JAX starts its threads.
 
   Args:
-    workdir: the run's, or a folder of exported weights. One without a readable
-      config changes nothing: `inference.load` is about to refuse it.
+    workdir: of the run, or a folder of exported weights. If its config cannot
+      be read this does nothing; `inference.load` then reports the error.
   """
   from gamix_jax.inference.device import default_batch_size  # noqa: PLC0415
   from gamix_jax.inference.load import saved_config  # noqa: PLC0415
@@ -403,45 +421,45 @@ def keep_freed_memory(workdir: str) -> None:
     malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 
 
-def _replace_torn() -> None:
-  """Deletes a kept program that cannot be read, instead of JAX's warning.
+def _delete_corrupt_entries() -> None:
+  """Makes JAX's warning on a corrupt cache entry delete that entry.
 
-  JAX writes in place, so a kill leaves half an entry (and another process may
-  meet one). It then compiles, but never writes where there is a file: every
-  start to come would warn and compile again.
+  JAX does not write entries atomically, so a killed process leaves a partial
+  one, which another process may also read. JAX then compiles but does not
+  replace existing files, so every later start would warn and compile again.
   """
   import jax  # noqa: PLC0415
 
   show = warnings.showwarning
 
-  def hear(message, *args, **kwargs):
-    found = re.match(
+  def show_or_delete(message, *args, **kwargs):
+    match = re.match(
       r"Error reading persistent compilation cache entry for '(\w+)'",
       str(message),
     )
-    if not found or not (folder := jax.config.jax_compilation_cache_dir):
+    if not match or not (folder := jax.config.jax_compilation_cache_dir):
       return show(message, *args, **kwargs)
-    for path in Path(folder).glob(f"{found[1]}-*-cache"):
+    for path in Path(folder).glob(f"{match[1]}-*-cache"):
       path.unlink(missing_ok=True)
 
-  warnings.showwarning = hear
+  warnings.showwarning = show_or_delete
 
 
-def trim(folder: Path, most: int) -> None:
-  """Deletes what was longest not written, until `most` bytes are left.
+def trim(folder: Path, max_bytes: int) -> None:
+  """Deletes the oldest cache entries until at most `max_bytes` are left.
 
-  JAX could bound its cache itself, with a lock that every start waits for and
-  that needs a package more. Here two processes may do the same work, and a
-  program that one of them wanted is compiled again.
+  JAX can limit its cache itself, but needs another package for that and a lock
+  that every start waits for. Without the lock two processes may trim at the
+  same time, and a deleted entry that one of them needs is compiled again.
   """
   files = []
   for path in folder.glob("*-cache"):
-    with contextlib.suppress(FileNotFoundError):  # another one was quicker
+    with contextlib.suppress(FileNotFoundError):  # another process deleted it
       stat = path.stat()
       files.append((stat.st_mtime, stat.st_size, path))
   total = sum(size for _, size, _ in files)
   for _, size, path in sorted(files):
-    if total <= most:
+    if total <= max_bytes:
       return
     path.unlink(missing_ok=True)
     total -= size

@@ -1,15 +1,15 @@
 """Trains a model: python -m gamix_jax.main [--config=FILE] [--workdir=DIR].
 
---config=configs/digits.py          what to train; digits if left out
+--config=configs/digits.py          what to train; default: digits
 --config=configs/celeba.py:tiny     its tiny variant, on synthetic images
 --config.optim.vae.learning_rate=1e-3     any key, see gamix_jax/config.py
---workdir=runs/digits               all that the run writes; the same command
-                                    again continues it
---multihost     one of several processes, as a TPU pod, srun or a JobSet say
---coordinator=HOST:PORT --num_processes=N --process_id=I     where none does
+--workdir=runs/digits               output folder; the same command continues
+                                    the run in it
+--multihost     fail if no TPU pod, Slurm step or JobSet is detected
+--coordinator=HOST:PORT --num_processes=N --process_id=I     set them by hand
 
-Compiled steps are kept in ~/.cache/gamix_jax/compiled, up to 1 GiB; the
-variable JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty.
+Compiled steps are cached in ~/.cache/gamix_jax/compiled, up to 1 GiB. Set
+JAX_COMPILATION_CACHE_DIR to use another folder, or to "" to disable the cache.
 """
 
 import sys
@@ -22,27 +22,27 @@ from gamix_jax import cli, presets
 from gamix_jax.cpu import malloc
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", default=None, help_string="A file of configs/, and its keys."
+  "config", default=None, help_string="A config file; its keys are flags, too."
 )
 WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run is kept; runs/<config> if left out."
+  "workdir", None, "Output folder of the run; default: runs/<config>."
 )
 MULTIHOST = flags.DEFINE_bool(
-  "multihost", False, "Whether this is one of several processes."
+  "multihost", False, "Fail if no TPU pod, Slurm step or JobSet is detected."
 )
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "Address and port of process 0."
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Of the run, on all hosts."
+  "num_processes", None, "Number of processes of the run, on all hosts."
 )
 PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "This one's number, from 0."
+  "process_id", None, "Index of this process, from 0."
 )
 
 
 def main() -> None:
-  """Trains as the flags say."""
+  """Trains with the config and workdir of the flags."""
   presets.complete(CONFIG.value)
   from gamix_jax.networks import layer_bytes  # noqa: PLC0415  (flags come first)
 

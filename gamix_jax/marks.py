@@ -1,7 +1,7 @@
-"""How what this program writes is told from the data that users bring.
+"""Recognises output of this program, so that it is not read as training data.
 
-A picture says so in its PNG, a folder by the files that it holds. So a run
-may lie below its own data, and its pictures never become training images.
+Pictures have a text chunk in their PNG; folders are recognised by their files.
+So a workdir can be inside the data folder.
 """
 
 import os
@@ -10,30 +10,30 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-# Of a PNG, for writers that take metadata (matplotlib, Pillow).
+# PNG metadata, for writers that accept them (matplotlib, Pillow).
 METADATA = {"Software": "gamix_jax"}
 _TEXT = b"Software\0gamix_jax"
-_AFTER_HEADER = 33  # bytes of a PNG: its signature and the chunk IHDR
+_HEADER_BYTES = 33  # of a PNG: its signature and the chunk IHDR
 
-# {file: what is in it and in no other program's file of that name}
-_FILES = {
+# {file name: text that only this program's file of that name contains}
+_SIGNATURES = {
   "config.json": b'"data.source"',  # a workdir; exported weights
   "protocol.json": b'"images_written"',  # generate --format=folder
   "compare.csv": b"family,seed",  # the root of a comparison
 }
-_CACHE = re.compile(r"\.?(train|test)-[0-9a-f]{20}(\..+)?")  # of data.cache
-_SNIFFED = 1 << 16  # bytes of such a file
+_CACHE_NAME = re.compile(r"\.?(train|test)-[0-9a-f]{20}(\..+)?")  # data.cache
+_SEARCHED_BYTES = 1 << 16  # at the beginning of such a file
 
 
 def mark(png: bytes) -> bytes:
-  """The same picture, marked as written by this program."""
+  """Returns the PNG with a text chunk that marks it as output."""
   body = b"tEXt" + _TEXT
   chunk = len(_TEXT).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
-  return png[:_AFTER_HEADER] + chunk + png[_AFTER_HEADER:]
+  return png[:_HEADER_BYTES] + chunk + png[_HEADER_BYTES:]
 
 
 def is_marked(head: bytes) -> bool:
-  """Whether a file that begins so is a picture that this program wrote.
+  """Whether a file is a picture that this program wrote.
 
   Args:
     head: the file's first 4 KiB.
@@ -42,24 +42,24 @@ def is_marked(head: bytes) -> bool:
 
 
 def is_output(folder: str | os.PathLike[str], names: Collection[str]) -> bool:
-  """Whether a folder is one that this program writes.
+  """Whether this program wrote a folder.
 
   Args:
-    folder: where it is.
+    folder: its path.
     names: of its entries.
   """
-  return any(_CACHE.fullmatch(name) for name in names) or any(
-    _has(Path(folder) / name, text)
-    for name, text in _FILES.items()
+  return any(_CACHE_NAME.fullmatch(name) for name in names) or any(
+    _contains(Path(folder) / name, text)
+    for name, text in _SIGNATURES.items()
     if name in names
   )
 
 
-def _has(file: Path, text: bytes) -> bool:
+def _contains(file: Path, text: bytes) -> bool:
   try:
     if not file.is_file():
       return False
     with file.open("rb") as f:
-      return text in f.read(_SNIFFED)
+      return text in f.read(_SEARCHED_BYTES)
   except OSError:
     return False

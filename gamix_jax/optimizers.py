@@ -1,4 +1,4 @@
-"""The optimisers of `config.optim`: optax's, and Adam as Keras writes it."""
+"""The optimisers of `config.optim`: from optax, and Keras' variant of Adam."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,14 @@ from gamix_jax.errors import UserError
 def scale_by_keras_adam(
   b1: float, b2: float, eps: float
 ) -> optax.GradientTransformation:
-  """Adam with epsilon on the uncorrected sqrt(v), as Keras has it.
+  """Adam with eps added to the uncorrected sqrt(v), as in Keras.
 
       u = sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
 
-  Kingma & Ba, arXiv:1412.6980, end of section 2, with their eps-hat. optax's
-  `adam` puts eps behind the correction, which differs at the first steps.
-  Keras rounds the decays to float32 before it raises them to t; so does this.
+  This is the form at the end of section 2 of Kingma & Ba, arXiv:1412.6980, with
+  their eps-hat. optax's `adam` adds eps after the bias correction, which
+  differs in the first steps. As in Keras, the decays are rounded to float32
+  before they are raised to the power t.
   """
 
   def init(params):
@@ -29,9 +30,9 @@ def scale_by_keras_adam(
     count = optax.safe_increment(state.count)
     mu = optax.tree.update_moment(grads, state.mu, b1, 1)
     nu = optax.tree.update_moment(grads, state.nu, b2, 2)
-    kind = jnp.result_type(*jax.tree.leaves(grads))
-    t = count.astype(kind)
-    power1, power2 = (jnp.asarray(np.float32(b), kind) ** t for b in (b1, b2))
+    dtype = jnp.result_type(*jax.tree.leaves(grads))
+    t = count.astype(dtype)
+    power1, power2 = (jnp.asarray(np.float32(b), dtype) ** t for b in (b1, b2))
     rate = jnp.sqrt(1 - power2) / (1 - power1)
     updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), mu, nu)
     return updates, optax.ScaleByAdamState(count, mu, nu)
@@ -58,7 +59,18 @@ def optimizer(  # noqa: PLR0913 (the section, key by key)
   warmup: int,
   schedule: str,
 ) -> optax.GradientTransformation:
-  """Of one section of `config.optim`; `steps` is the run's length.
+  """Creates the optimiser of a section of `config.optim`.
+
+  Args:
+    steps: length of the run.
+    name: key of `SCALES`.
+    learning_rate: its maximum, after warm-up.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: see the optimiser.
+    clip: maximum global norm of the gradient; 0: no clipping.
+    warmup: steps of linear warm-up.
+    schedule: one of `SCHEDULES`.
 
   Raises:
     UserError: unknown name or schedule.
@@ -66,12 +78,12 @@ def optimizer(  # noqa: PLR0913 (the section, key by key)
   if name not in SCALES:
     raise UserError(
       f"optim.*.name={name!r} is not an optimiser; "
-      f"there are: {', '.join(SCALES)}."
+      f"use one of: {', '.join(SCALES)}."
     )
   if schedule not in SCHEDULES:
     raise UserError(
       f"optim.*.schedule={schedule!r} is not a schedule; "
-      f"there are: {', '.join(SCHEDULES)}."
+      f"use one of: {', '.join(SCHEDULES)}."
     )
   rate = learning_rate
   if schedule == "cosine":

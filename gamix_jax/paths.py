@@ -1,4 +1,4 @@
-"""What a path on a command line means: the same in every command."""
+"""Resolves paths of the command line."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,17 @@ from gamix_jax.errors import UserError
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-  """An absolute path: `~` and `~name` are home folders, links stay links.
+  """Makes a path absolute and expands `~` and `~name`.
 
-  Whatever else a name holds ([, *, ?, spaces) is part of the name.
+  Links are not resolved. Characters such as [, *, ? and spaces have no special
+  meaning.
 
   Raises:
-    UserError: `~name` of a user whom this machine does not know.
+    UserError: `~name` of a user that does not exist on this machine.
   """
   try:
     return Path(path).expanduser().absolute()
-  except RuntimeError as e:  # pathlib's, of a home that is not known
+  except RuntimeError as e:  # pathlib cannot determine the home folder
     raise UserError(
-      f"{path}: that home folder is not known here. Give the full path."
+      f"{path}: that home folder is not known here. Use the full path."
     ) from e

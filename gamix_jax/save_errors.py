@@ -1,4 +1,4 @@
-"""Why a save failed, said once: in the operating system's words."""
+"""Reports a failed save once, with the operating system's reason."""
 
 import errno
 import logging
@@ -24,39 +24,39 @@ _REASONS = {
 
 
 def reason(error: BaseException) -> str | None:
-  """The operating system's words for a failure that the user can fix.
+  """Returns the operating system's message for a failure the user can fix.
 
   Args:
-    error: as raised by a save; its causes are searched too.
+    error: as raised by a save; its causes are searched, too.
 
   Returns:
     For instance "No space left on device"; None for any other error.
   """
-  seen: BaseException | None = error
-  while seen is not None:
-    if isinstance(seen, OSError) and seen.errno in _REASONS:
-      return _REASONS[seen.errno]
-    # tensorstore, which writes the arrays, passes on the text alone.
-    for words in _REASONS.values():
-      if words in str(seen):
-        return words
-    seen = seen.__cause__ or seen.__context__
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, OSError) and cause.errno in _REASONS:
+      return _REASONS[cause.errno]
+    # tensorstore, which writes the arrays, passes on only the message.
+    for message in _REASONS.values():
+      if message in str(cause):
+        return message
+    cause = cause.__cause__ or cause.__context__
   return None
 
 
 def silence_orbax() -> None:
-  """Stops Orbax from reporting failed saves and reads by itself.
+  """Stops Orbax from printing errors of failed saves and reads.
 
-  `Checkpoints` raises one error with the reason. Without this, a user with a
-  full disk would find its two lines below dozens of tracebacks: of Orbax's log,
-  and of writes in progress that were abandoned with the save.
+  `Checkpoints` raises one error with the reason. Without this function its two
+  lines would be preceded by dozens of tracebacks, from Orbax's log and from
+  other writes that were cancelled.
 
-  It changes the process (log filters, `sys.unraisablehook`, a warnings filter),
-  so commands call it when they start, and the library never does. A second call
-  changes nothing.
+  It changes the whole process (log filters, `sys.unraisablehook`, a warnings
+  filter), so it is called by commands at their start, never by the library. A
+  second call does nothing.
   """
   logging.getLogger("absl").addFilter(_not_from_orbax)
-  logging.getLogger("asyncio").addFilter(_not_a_failed_write)
+  logging.getLogger("asyncio").addFilter(_not_failed_write)
   if not isinstance(sys.unraisablehook, _UnraisableHook):
     sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
   warnings.filterwarnings(
@@ -68,23 +68,23 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
   return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-def _not_a_failed_write(record: logging.LogRecord) -> bool:
-  """False for an abandoned write whose error nobody waited for."""
+def _not_failed_write(record: logging.LogRecord) -> bool:
+  """Returns False for the error of a cancelled write."""
   error = record.exc_info[1] if record.exc_info else None
   return error is None or reason(error) is None
 
 
 class _UnraisableHook:
-  """Drops the errors of abandoned reads and writes; passes on all others."""
+  """Drops errors of cancelled reads and writes; passes on all others."""
 
   def __init__(self, previous) -> None:
     self._previous = previous
 
   def __call__(self, unraisable) -> None:
     kind, error = unraisable.exc_type, unraisable.exc_value
-    # A write ends after Orbax has closed the event loop that waited for it.
+    # A write finished after Orbax closed the event loop that waited for it.
     closed = kind is RuntimeError and str(error) == "Event loop is closed"
-    # A read is given up because another one failed.
-    given_up = isinstance(getattr(error, "__cause__", None), GeneratorExit)
-    if not (closed or given_up):
+    # A read was cancelled because another one failed.
+    cancelled = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+    if not (closed or cancelled):
       self._previous(unraisable)

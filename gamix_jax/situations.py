@@ -1,69 +1,70 @@
-"""What an error means that a user's situation brings, not a defect of ours."""
+"""Messages for errors caused by the user's environment rather than by a bug."""
 
 import errno
 import sys
 
-# OSErrors of a call that was wrong in itself. All others are of files, disks,
-# limits and names: what is wrong is in the error.
-_OURS = {
+# OSErrors that indicate a wrong call, so a bug. All others are about files,
+# disks, limits or names.
+_BUG_ERRNOS = {
   *(errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.ENOSYS),
   *(errno.EDOM, errno.ERANGE, errno.ENOTSOCK),
 }
 
 
 def told(error: BaseException) -> str | None:
-  """What is wrong and what helps, in a line or two; None: it is a defect."""
+  """Returns a message of one or two lines; None if the error is a bug."""
   if isinstance(error, OSError):
-    if error.errno is None or error.errno in _OURS:
+    if error.errno is None or error.errno in _BUG_ERRNOS:
       return None
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}. What was complete before is kept."
+    return f"{where}{error.strerror}. Output completed before is kept."
   if isinstance(error, UnicodeEncodeError):
-    return _name(error)
-  return _memory(error) or _devices()
+    return _encoding_message(error)
+  return _memory_message(error) or _platform_message()
 
 
-def _name(error: UnicodeEncodeError) -> str | None:
-  """A file's name that is not UTF-8 reached what takes UTF-8 alone."""
+def _encoding_message(error: UnicodeEncodeError) -> str | None:
+  """Describes a file name that is not UTF-8; None for other errors."""
   bad = error.object[error.start : error.end]
   if not any("\ud800" <= c <= "\udfff" for c in bad):
     return None
   return (
-    f"{error.object!a} has a letter that is not UTF-8, which the "
+    f"{error.object!a} has a character that is not UTF-8, which the "
     "libraries used here cannot write; rename the file or folder."
   )
 
 
-def _memory(error: BaseException) -> str | None:
+def _memory_message(error: BaseException) -> str | None:
+  """Describes a lack of memory or threads; None for other errors."""
   text = str(error)
   if isinstance(error, MemoryError):
-    of = "this machine's memory"
+    memory = "this machine's memory"
   elif isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
-    of = "the device's memory"  # JAX's own
+    memory = "the device's memory"  # raised by JAX
   elif isinstance(error, RuntimeError) and "can't start new thread" in text:
     return (
-      "This machine lets the process start no more threads (ulimit -u); end "
-      "others, or raise that limit."
+      "The process cannot start more threads on this machine (ulimit -u); end "
+      "other processes, or raise that limit."
     )
   else:
     return None
-  first = f" ({text.strip().splitlines()[0][:200]})" if text.strip() else ""
+  detail = f" ({text.strip().splitlines()[0][:200]})" if text.strip() else ""
   return (
-    f"There is not enough of {of}{first}.\nSmaller batches, images or "
-    "networks need less (--config.data.batch_size, data.image_size, model.*; "
-    "of evaluate --config.eval.images). What was complete before is kept."
+    f"There is not enough of {memory}{detail}.\nUse smaller batches, images or "
+    "networks (--config.data.batch_size, data.image_size, model.*; for "
+    "evaluate --config.eval.images). Output completed before is kept."
   )
 
 
-def _devices() -> str | None:
-  """If JAX finds no device of the platform that it was told to use.
+def _platform_message() -> str | None:
+  """Describes a requested platform that JAX does not find; None otherwise.
 
-  Asked once more rather than told from the error: it may be any, even an
-  assertion without a word.
+  This asks JAX for its devices again, since the original error can be of any
+  type, even an assertion without a message.
   """
   jax = sys.modules.get("jax")
-  asked = jax and jax.config.jax_platforms
-  if not asked or asked == "cpu":
+  requested = jax and jax.config.jax_platforms
+  if not requested or requested == "cpu":
     return None
   try:
     jax.devices()
@@ -72,9 +73,9 @@ def _devices() -> str | None:
   else:
     return None
   jax.config.update("jax_platforms", None)
-  there = ", ".join(sorted({d.platform for d in jax.devices()}))
-  why = f" ({reason[0][:200]})" if reason else ""
+  available = ", ".join(sorted({d.platform for d in jax.devices()}))
+  detail = f" ({reason[0][:200]})" if reason else ""
   return (
-    f"JAX_PLATFORMS={asked} asks for what JAX does not find here{why}.\n"
-    f"There is: {there}. Set it to that, or unset it."
+    f"JAX_PLATFORMS={requested}, but JAX does not find that platform "
+    f"here{detail}.\nAvailable: {available}. Set it to that, or unset it."
   )

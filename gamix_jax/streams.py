@@ -1,4 +1,4 @@
-"""What a command prints never ends it: a closed pipe, a full disk, a letter."""
+"""Makes printing safe: closed pipes, full disks, unencodable characters."""
 
 import errno
 import io
@@ -6,39 +6,39 @@ import os
 import select
 import sys
 
-_LATER = {errno.ENOSPC, errno.EDQUOT}  # what may be over by the next line
+_TEMPORARY = {errno.ENOSPC, errno.EDQUOT}  # the next write may succeed
 
 
-class _Kept(io.FileIO):
-  """A stream's file, whose failures to write nobody has to care about."""
+class _SafeFile(io.FileIO):
+  """A file whose writes never fail; data that cannot be written are dropped."""
 
   def write(self, data) -> int:
-    """How many bytes are dealt with: written, or dropped for good."""
+    """Returns the number of bytes that were written or dropped."""
     try:
       if (written := super().write(data)) is not None:
         return written
-      select.select([], [self], [])  # another program set it not to wait
+      select.select([], [self], [])  # another program made it non-blocking
       return self.write(data)
     except OSError as e:
-      if e.errno not in _LATER:  # whoever else writes there is spared, too
-        _to_null(self.fileno())
+      if e.errno not in _TEMPORARY:  # other writers to this file are safe, too
+        _redirect_to_null(self.fileno())
       return len(data)
 
 
-def _to_null(fd: int) -> None:
+def _redirect_to_null(fd: int) -> None:
   null = os.open(os.devnull, os.O_RDWR)
-  if null != fd:  # which it is if `fd` was closed and the first that is free
+  if null != fd:  # they are equal if `fd` was closed and is the lowest free one
     os.dup2(null, fd)
     os.close(null)
 
 
 def guard() -> None:
-  r"""From now on, writing to the process's stdout and stderr cannot fail.
+  r"""Makes writes to the process's stdout and stderr unable to fail.
 
-  A line that cannot be written is dropped: the reader has gone (`| head`), the
-  disk is full, the stream was closed from the start. A letter that the stream
-  has no code for is written as `\xe9`. Streams that are not the process's own
-  (a notebook's, a test's) stay as they are; a second call does nothing.
+  A line that cannot be written is dropped: the reader has exited (`| head`),
+  the disk is full, or the stream was closed from the start. A character that
+  the stream cannot encode is written as `\xe9`. Streams that were replaced (by
+  a notebook or a test) are not changed. A second call does nothing.
   """
   for fd, name in ((1, "stdout"), (2, "stderr")):
     stream = getattr(sys, name)
@@ -46,16 +46,16 @@ def guard() -> None:
       try:
         os.fstat(fd)
       except OSError:
-        _to_null(fd)  # before a file of the run gets that number
+        _redirect_to_null(fd)  # before another file gets this descriptor
       file = open(os.devnull, "w")  # noqa: SIM115
     elif (
       stream is getattr(sys, f"__{name}__")
       and isinstance(stream, io.TextIOWrapper)
-      and not isinstance(getattr(stream.buffer, "raw", None), _Kept)
+      and not isinstance(getattr(stream.buffer, "raw", None), _SafeFile)
       and stream.fileno() == fd
     ):
       file = io.TextIOWrapper(
-        io.BufferedWriter(_Kept(fd, "wb", closefd=False)),
+        io.BufferedWriter(_SafeFile(fd, "wb", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",
         newline="\n",

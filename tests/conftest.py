@@ -319,8 +319,8 @@ def fault_table(notes):
   for note in notes:
     rows[note["what"]].append(note)
   yield (
-    "| what was done | times | the program ended with | steps done again | "
-    "in the end, against the run never disturbed |"
+    "| fault | times | exit code | steps repeated | "
+    "result, compared with an uninterrupted run |"
   )
   yield "|---|---|---|---|---|"
   for what, notes_ in sorted(rows.items()):

@@ -111,7 +111,7 @@ def fill(path, leave):
       file.write(bytes(min(free, 1 << 16)))
 
 
-@pytest.mark.faults("the disk full in a save")
+@pytest.mark.faults("a full disk during a save")
 def test_full_disk(program, straight, fault, tmp_path):
   """While it trains; then there is room again."""
   workdir = tmp_path / "run"
@@ -127,10 +127,10 @@ def test_full_disk(program, straight, fault, tmp_path):
     last = assert_whole(workdir)
     (workdir / "filler").unlink()
     assert assert_continues(program, flags, straight, STEPS) == last
-  fault.note("2 and two lines", done - last, BITS)
+  fault.note("2, message of two lines", done - last, BITS)
 
 
-@pytest.mark.faults("files limited in size (a quota) in a save")
+@pytest.mark.faults("a file size limit (quota) during a save")
 def test_file_too_large(program, straight, fault, tmp_path):
   """Under the largest file of a checkpoint, over the logs of the first steps.
 
@@ -151,7 +151,7 @@ def test_file_too_large(program, straight, fault, tmp_path):
   last = max(complete(tmp_path / "run"), default=0)
   assert leftovers(tmp_path / "run") == []
   assert assert_continues(program, flags, straight, STEPS) == last
-  fault.note("2 and two lines", done - last, BITS)
+  fault.note("2, message of two lines", done - last, BITS)
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ def read_only(folder):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.faults("the checkpoints' directory made read-only in training")
+@pytest.mark.faults("the checkpoints' folder made read-only during training")
 def test_read_only(program, straight, fault, tmp_path):
   flags = of(tmp_path, KEEP)
   folder = tmp_path / "run" / "checkpoints"
@@ -191,7 +191,7 @@ def test_read_only(program, straight, fault, tmp_path):
       )
       last = max(complete(tmp_path / "run"))
   assert assert_continues(program, flags, straight, STEPS) == last
-  fault.note("2 and two lines", done - last, BITS)
+  fault.note("2, message of two lines", done - last, BITS)
 
 
 # ------------------------------------------------------------ files
@@ -219,7 +219,7 @@ def damaged(workdir, step, damage):
   return str(path.relative_to(folder))
 
 
-@pytest.mark.faults("an array file changed by a bit, truncated or gone")
+@pytest.mark.faults("an array file with a flipped bit, truncated or deleted")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage(program, straight, fault, tmp_path, damage):
   """Of the newest checkpoint: it is named, and the one before is used."""
@@ -233,7 +233,7 @@ def test_damage(program, straight, fault, tmp_path, damage):
   assert "Moved the damaged checkpoint" in err
   assert again.continued() == STEPS - EVERY
   assert_same_end(run, straight, STEPS)
-  fault.note("0, and names the file", EVERY, BITS)
+  fault.note("0, message names the file", EVERY, BITS)
 
 
 @pytest.mark.faults("an array file damaged in every checkpoint")
@@ -266,10 +266,10 @@ def test_damage_to_all(program, straight, fault, tmp_path):
   assert code == 0, err
   assert again.continued() == good
   assert_same_end(run, straight, STEPS)
-  fault.note("2, with each checkpoint named", STEPS - good, BITS)
+  fault.note("2, message names each checkpoint", STEPS - good, BITS)
 
 
-@pytest.mark.faults("an image file deleted in training")
+@pytest.mark.faults("an image file deleted during training")
 def test_deleted_image(program, fault, tmp_path):
   """It is named; put back, the run goes on."""
   hundred(tmp_path / "images", broken=0)
@@ -285,13 +285,13 @@ def test_deleted_image(program, fault, tmp_path):
   flags = (*flags, f"--workdir={tmp_path}/run")
   went_on = assert_continues(program, flags, tmp_path / "straight", STEPS)
   assert went_on == last
-  fault.note("2, and names the file", done - last, BITS)
+  fault.note("2, message names the file", done - last, BITS)
 
 
 # ------------------------------------------------------------ signals
 
 
-@pytest.mark.faults("SIGTERM in an evaluation")
+@pytest.mark.faults("SIGTERM during evaluation")
 def test_asked_to_stop_in_an_evaluation(program, straight, fault, tmp_path):
   flags = of(tmp_path, KEEP)
   with watched(program, *flags, fault="looking:1") as run:
@@ -305,7 +305,7 @@ def test_asked_to_stop_in_an_evaluation(program, straight, fault, tmp_path):
   fault.note("0, saved", 0, BITS)
 
 
-@pytest.mark.faults("SIGTERM while it compiles its step")
+@pytest.mark.faults("SIGTERM during compilation")
 def test_asked_to_stop_while_compiling(program, straight, fault, tmp_path):
   flags = of(tmp_path, KEEP)
   with watched(program, *flags, fault="compiling") as run:
@@ -317,7 +317,7 @@ def test_asked_to_stop_while_compiling(program, straight, fault, tmp_path):
   fault.note("0, saved", 0, BITS)
 
 
-@pytest.mark.faults("SIGTERM in its start")
+@pytest.mark.faults("SIGTERM during startup")
 def test_asked_to_stop_in_its_start(program, straight, fault, tmp_path):
   """It has nothing to save yet, and the signal may just end it."""
   flags = of(tmp_path, KEEP)
@@ -352,7 +352,7 @@ def floats(workdir, step):
   return {n: x for n, x in found.items() if np.asarray(x).dtype == np.float32}
 
 
-@pytest.mark.faults("a NaN in one pixel of two batches (given as floats)")
+@pytest.mark.faults("a NaN in one pixel of two float batches")
 def test_nan_in_a_batch(program, straight, fault, tmp_path):
   """Two updates are left out, and nothing else comes of it.
 
@@ -384,7 +384,7 @@ def test_nan_in_a_batch(program, straight, fault, tmp_path):
     if step > 12:
       shutil.rmtree(workdir / "checkpoints" / str(step))
   assert assert_continues(program, flags, straight, STEPS) == 12
-  same = "two updates less; from the checkpoint before them, bit for bit"
+  same = "two updates fewer; bit for bit from the checkpoint before them"
   fault.note("0, both updates skipped and counted", 0, same)
 
 
@@ -408,7 +408,9 @@ def test_nan_in_a_weight(program, straight, fault, tmp_path):
   last = assert_whole(workdir)
   assert last == 20
   assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
-  fault.note("2 after 5 skips, two lines", done - last, BITS)
+  fault.note(
+    "2 after 5 skipped updates, message of two lines", done - last, BITS
+  )
 
 
 @pytest.mark.faults("a NaN in a weight, then SIGTERM")
@@ -422,7 +424,7 @@ def test_nan_in_a_weight_then_asked_to_stop(program, straight, fault, tmp_path):
   last = assert_whole(workdir)
   assert last == 20
   assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
-  fault.note("2 and two lines", done - last, BITS)
+  fault.note("2, message of two lines", done - last, BITS)
 
 
 @pytest.mark.faults("a NaN in a weight, shortly before the end")
@@ -435,7 +437,7 @@ def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
   last = assert_whole(workdir)
   assert last == 20
   assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
-  fault.note("2 and two lines", done - last, BITS)
+  fault.note("2, message of two lines", done - last, BITS)
 
 
 # ------------------------------------------------------------ at no cost
@@ -490,7 +492,9 @@ def test_two_starts_at_ten_offsets(program, straight, fault, tmp_path):
   ]
   refused = codes.count([0, 2])
   assert refused > 0
-  fault.note("0; the other 2 and two lines", 0, BITS, times=refused)
+  fault.note(
+    "0; the second start 2, message of two lines", 0, BITS, times=refused
+  )
 
 
 # --------------------------------------------------- docs/faults.md

@@ -103,7 +103,7 @@ def told(code, seconds):
   return f"{abs(code) if code > 0 else 128 - code} in {seconds:.0f} s"
 
 
-@pytest.mark.faults("kill -9 of one of two processes, in a step")
+@pytest.mark.faults("kill -9 of one of two processes, during a step")
 @pytest.mark.parametrize("index", [0, 1])
 def test_killed_in_a_step(program, straight, fault, tmp_path, index):
   workdir = tmp_path / "run"
@@ -118,7 +118,7 @@ def test_killed_in_a_step(program, straight, fault, tmp_path, index):
   fault.note(told(code, seconds), done - last, BITS)
 
 
-@pytest.mark.faults("kill -9 of one of two processes, in a save")
+@pytest.mark.faults("kill -9 of one of two processes, during a save")
 @pytest.mark.parametrize(
   ("index", "where"), [(0, "arrays"), (1, "arrays"), (0, "commit")]
 )
@@ -163,7 +163,7 @@ def test_asked_to_stop(program, straight, fault, tmp_path, index, when):
   fault.note("0, both saved the same step", 0, BITS)
 
 
-@pytest.mark.faults("one of two processes stopped for 10 s (SIGSTOP)")
+@pytest.mark.faults("one of two processes paused for 10 s (SIGSTOP)")
 @pytest.mark.parametrize("index", [1])
 def test_slow(program, straight, fault, tmp_path, index):
   """Shorter than the heartbeat's limit: it is waited for."""
@@ -178,7 +178,7 @@ def test_slow(program, straight, fault, tmp_path, index):
   fault.note("0", 0, BITS)
 
 
-@pytest.mark.faults("one of two processes stopped for longer than HEARTBEAT")
+@pytest.mark.faults("one of two processes paused for longer than HEARTBEAT")
 @pytest.mark.parametrize("index", [0, 1])
 def test_too_slow(program, straight, fault, tmp_path, index):
   """It counts as dead: the other ends, and then it does, too."""
@@ -195,5 +195,5 @@ def test_too_slow(program, straight, fault, tmp_path, index):
   print(code, seconds, slow, done, last, leftovers(workdir))
   print(both[0].text(), both[1].text())
   assert_two_continue(program, workdir, straight, last)
-  ended = f"{told(code, seconds)}, and it {told(*slow)} after it woke"
+  ended = f"{told(code, seconds)}; itself {told(*slow)} after resuming"
   fault.note(ended, done - last, BITS)

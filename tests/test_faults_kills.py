@@ -61,7 +61,7 @@ def hit(run, workdir):
   return "step"
 
 
-@pytest.mark.faults("kill -9 of a run of digits at random moments")
+@pytest.mark.faults("kill -9 of a run of digits at random times")
 def test_fifty_kills(program, straight, fault, tmp_path):
   """What was complete is what the next launch goes on from."""
   rng = random.Random(50)
@@ -85,5 +85,5 @@ def test_fifty_kills(program, straight, fault, tmp_path):
   assert 0 < newest < STEPS
   assert min(hits[k] for k in ("start", "save")) > 0, hits
   assert assert_continues(program, flags, straight, STEPS, LONG) == newest
-  where = ", ".join(f"{n} in a {k}" for k, n in sorted(hits.items()))
+  where = ", ".join(f"{n} during {k}" for k, n in sorted(hits.items()))
   fault.note(f"137 ({where})", lost, BITS, times=KILLS)

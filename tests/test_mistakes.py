@@ -258,7 +258,7 @@ PLACES = {
   ),
   "earlier version": (
     with_file("run/config.json", '{"model.latent": 3}'),
-    ["run/config.json has config version 1", "reads 2", "train anew"],
+    ["run/config.json has config version 1", "reads 2", "train again"],
   ),
   "other config": (
     other_config,

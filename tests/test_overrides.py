@@ -87,9 +87,9 @@ def test_a_section_is_no_key(parsed, section, value):
 @pytest.mark.parametrize(
   ("word", "says"),
   [
-    ("posterior.name.mixture=3", "posterior.name is no section"),
-    ("steps.x=3", "steps is no section, but a key, by default 240000"),
-    ("model.encoder_features.0=3", "model.encoder_features is no section"),
+    ("posterior.name.mixture=3", "posterior.name is not a section"),
+    ("steps.x=3", "steps is not a section, but a key; its default is 240000"),
+    ("model.encoder_features.0=3", "model.encoder_features is not a section"),
     *(
       (f"steps={value}", "steps=.* must be a whole number, in digits")
       for value in ("1e3", "1000.0", "", "None", "nan", "True", "(3)", "x")
@@ -111,14 +111,14 @@ def test_a_section_is_no_key(parsed, section, value):
       for value in ("", "None", "yes", "2")
     ),
     *(
-      (f"{key}=None", f"{key}=None: this key is never None")
+      (f"{key}=None", f"{key}=None: this key cannot be None")
       for key in (
         *("data.cache", "data.source", "data.crop", "posterior.name"),
         *("model.encoder_features", "data.exclude_labels", "dtype", "profile"),
       )
     ),
     *(
-      (f"{key}=", f"{key}=: this key is never empty. By default it is")
+      (f"{key}=", f"{key}=: this key cannot be empty. Its default is")
       for key in (
         *("data.cache", "data.source", "data.crop", "posterior.name"),
         *("model.encoder_features", "data.exclude_labels", "dtype"),
@@ -135,7 +135,7 @@ def test_a_section_is_no_key(parsed, section, value):
     *(
       (
         f"weights.collapse_penalty={value}",
-        "weights.collapse_penalty=.* neither a number",
+        "weights.collapse_penalty=.* must be a number",
       )
       for value in ("", "none", "nan", "(1,)", "x", "True")
     ),

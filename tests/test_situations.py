@@ -113,4 +113,4 @@ def test_a_platform_that_is_not_there(
   )
   if "pip install" in ran.stderr:  # of Gradio, told first
     pytest.skip("explore is not installed")
-  assert_refused(ran, f"JAX_PLATFORMS={platform}", "There is: cpu.")
+  assert_refused(ran, f"JAX_PLATFORMS={platform}", "Available: cpu.")

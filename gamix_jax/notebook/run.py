@@ -109,7 +109,7 @@ class Run:
     code, said = self.process.returncode, self.said()
     self._said.close()
     del _running[self.workdir]
-    if code == cli.USAGE:
+    if code == cli.USER_ERROR:
       raise UserError(said.rpartition("gamix_jax: ")[2].strip())
     if code == -signal.SIGTERM:
       print("Stopped before its first step: nothing new to save.")

@@ -45,7 +45,7 @@ def initialize(
   do. In a single-process run this does nothing.
 
   Args:
-    multihost: fail if this is not a multi-process run.
+    multihost: fail if no multi-process run is detected.
     coordinator: HOST:PORT of process 0; None: detected, as the next two.
     num_processes: number of processes in the run.
     process_id: index of this process, from 0.

@@ -32,7 +32,7 @@ MAX_STEPS_IN_FLIGHT = 2
 
 @dataclasses.dataclass
 class Trainer:
-  """The objects that a run uses while it trains."""
+  """The parts of a run; `done` is the number of steps done so far."""
 
   config: ConfigDict
   spec: step.TrainSpec
