@@ -188,7 +188,7 @@ def test_files_are_images_too(run, model, tmp_path):
   ("what", "asked", "words"),
   [
     ("samples", dict(n=0), "--n=0"),
-    ("samples", dict(source="vamp"), "what fits: prior, population, gmm"),
+    ("samples", dict(source="vamp"), "use one of prior, population, gmm"),
     ("samples", dict(components="4"), "of --source=population and gmm"),
     ("samples", dict(source="gmm", components="x"), "--components=x"),
     ("samples", dict(temperature=-1.0), "temperature=-1"),
@@ -216,7 +216,7 @@ def test_other_mistakes(run, tmp_path):
   gaussian = workdir(tmp_path / "gaussian")
   for where, what, out, words in (
     (gaussian, "components", "a.png", "one component.*'gaussian'.*mixture"),
-    (tmp_path / "none", "samples", "a.png", "none is no folder"),
+    (tmp_path / "none", "samples", "a.png", "none is not a folder"),
     (run, "walk", "a.png", "ends with .gif or .mp4"),
     (run, "samples", "a.jpg", "ends with .png"),
     (run, "samples", "no/a.png", "no folder"),
