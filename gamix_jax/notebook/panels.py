@@ -9,7 +9,7 @@ from gamix_jax.plots import named
 from gamix_jax.training import writer
 from gamix_jax.training.progress import HELD_OUT
 
-# Metrics of `progress.SHOWN` that share an axis, as their scales are similar.
+# Terms that share an axis, since their values are of similar size.
 AXES = {
   "reconstruction error": ("vae/recon",),
   "KL and collapse, nats": (
