@@ -144,6 +144,7 @@ def to_state(
     step=jnp.asarray(weights.step, jnp.int32),
     vae=vae,
     disc=disc,
+    objective=spec.objective.init(),
     ema=jax.tree.map(jnp.copy, vae.params),
     nonfinite=jnp.zeros(2, jnp.int32),
   )
