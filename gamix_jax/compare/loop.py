@@ -104,4 +104,4 @@ def _run_all(
       return
   with Preemption():
     report.write(root, shared, families, runs, done)
-  print(f"Compared: {root / report.TABLE}, {report.NUMBERS}, {report.FIGURE}.")
+  print(f"Compared: {root / report.TABLE}, {report.CSV}, {report.FIGURE}.")
