@@ -22,14 +22,15 @@ _SPEC = re.compile(
 def family_config(config: ConfigDict, spec: str) -> ConfigDict:
   """Returns the config of one family in a comparison.
 
-  The weight of a term of the objective or discriminator is the first available
-  one of: the spec's; the config's; the preset's (see `presets.complete`), or
-  without a preset that of `config.base()`; 1. Terms of other objectives get
-  None. The ramp of the KL-like term of the config's objective is transferred to
-  the corresponding term of the new one, except for siwae, which allows none;
-  ramps that are None in the config are the preset's. Omitted components are the
-  config's if it has the same posterior, else 1. An omitted population, and all
-  other keys, are the config's.
+  All keys are the config's, except:
+
+  - The weight of a term of the objective or discriminator is the first one
+    available: the spec's; the config's; the preset's (see `presets.complete`),
+    or without a preset that of `config.base()`; 1. Terms of other objectives
+    get None.
+  - A ramp in the config applies to the ramped terms of the spec's objective;
+    siwae has none. Ramps that are None in the config are the preset's.
+  - Omitted components are the config's if it has the same posterior, else 1.
 
   Args:
     config: with weights of any objective, or with a preset that chooses the

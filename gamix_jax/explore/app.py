@@ -130,24 +130,24 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
   gr = gradio()
   zeros = [0] * len(ui.sliders)
 
-  def opened(path, share, z1):
+  def on_upload(path, share, z1):
     x = view.open(path)
     z = view.code(x)
     mark = view.map(view.place(z))
     mixed = view.mixed(z, z1, share)
     return z, view.shown(x), view.picture(z), mark, mixed, *zeros
 
-  def moved(z, *by):
+  def on_slide(z, *by):
     z = view.moved(z, by)
     return view.picture(z), view.map(view.place(z))
 
-  def clicked(share, z1, event: gr.SelectData):
+  def on_map_click(share, z1, event: gr.SelectData):
     x, y = event.index
     z = view.at(x, y)
     mixed = view.mixed(z, z1, share)
     return z, view.picture(z), view.map((x, y)), mixed, *zeros
 
-  def opened_other(path, share, z):
+  def on_upload_other(path, share, z):
     x = view.open(path)
     z1 = view.code(x)
     return z1, view.shown(x), view.mixed(z, z1, share)
@@ -162,24 +162,26 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
       **kwargs,
     )
 
-  shown = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
-  on(ui.file.upload, opened, [ui.file, ui.share, ui.other], shown)
+  outputs = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
+  on(ui.file.upload, on_upload, [ui.file, ui.share, ui.other], outputs)
   on(
     ui.file1.upload,
-    opened_other,
+    on_upload_other,
     [ui.file1, ui.share, ui.code],
     [ui.other, ui.seen1, ui.mix],
   )
   for slider in ui.sliders:
-    on(slider.input, moved, [ui.code, *ui.sliders], [ui.now, ui.plane], **last)
+    on(
+      slider.input, on_slide, [ui.code, *ui.sliders], [ui.now, ui.plane], **last
+    )
   ui.zero.click(
-    lambda z: (*moved(z, *zeros), *zeros),
+    lambda z: (*on_slide(z, *zeros), *zeros),
     [ui.code],
     [ui.now, ui.plane, *ui.sliders],
   )
   # Without `on`, since Gradio inspects the annotation of `event`.
   ui.plane.select(
-    clicked,
+    on_map_click,
     [ui.share, ui.other],
     [ui.code, ui.now, ui.plane, ui.mix, *ui.sliders],
     show_progress="hidden",

@@ -78,7 +78,7 @@ def main() -> None:
   cli.keep_freed_memory(given.workdir)
   from gamix_jax.generate import renderers  # noqa: PLC0415  (flags come first)
 
-  asked = {name: given[name].value for name in USES[given.what]}
+  options = {name: given[name].value for name in USES[given.what]}
   renderers.make(
     given.workdir,
     given.what,
@@ -87,7 +87,7 @@ def main() -> None:
     raw=given.format == "folder",
     which=given.which,
     step=given.step,
-    **asked,
+    **options,
   )
 
 

@@ -41,7 +41,7 @@ def make(
   raw: bool = False,
   which: str = "ema",
   step: int | None = None,
-  **asked: Any,
+  **options: Any,
 ) -> None:
   """Writes one picture, animation or folder of images, atomically.
 
@@ -53,7 +53,7 @@ def make(
     raw: whether to write single, unscaled images to a folder.
     which: the weights, see `inference.load`.
     step: the checkpoint, see `inference.load`.
-    **asked: the flags of `what`, see `__main__`.
+    **options: the flags of `what`, see `__main__`.
 
   Raises:
     UserError: if the arguments, the run or the images are invalid.
@@ -62,9 +62,9 @@ def make(
   _check_out(target, what, raw)
   model = inference.load(workdir, which, step, data=data)
   protocol = {"what": what, "workdir": str(model.workdir), "step": model.step}
-  protocol |= {"which": which} | asked
+  protocol |= {"which": which} | options
   title = f"{named(model.workdir.name)}, {which} weights of step {model.step}"
-  RENDERERS[what](model, _Out(target, raw, title, protocol), **asked)
+  RENDERERS[what](model, _Out(target, raw, title, protocol), **options)
   print(f"Written: {target}")
 
 
@@ -139,10 +139,8 @@ def _sampler(model, *, source, temperature, seed, fit_images, components):
     source=source,
     temperature=temperature,
   )
-  return (
-    draw,
-    f"{SOURCE_NAMES[source]}, temperature {temperature:g}, seed {seed}",
-  )
+  name = SOURCE_NAMES[source]
+  return draw, f"{name}, temperature {temperature:g}, seed {seed}"
 
 
 def samples(model, out, *, n, **new) -> None:
@@ -170,16 +168,16 @@ def reconstructions(model, out, *, n, images) -> None:
     n = _number("n", n, RECONSTRUCTIONS)
     x, _, _ = select_images.first(model.config, n)
     names = [str(i) for i in range(len(x))]
-  back, x = model.reconstruct(x), _as_pixels(x)
+  x_hat, x = model.reconstruct(x), _as_pixels(x)
   grids = [
     ImageGrid(
-      np.stack([x[i : i + COLUMNS], back[i : i + COLUMNS]]),
+      np.stack([x[i : i + COLUMNS], x_hat[i : i + COLUMNS]]),
       names[i : i + COLUMNS],
       ("image", "decoded"),
     )
     for i in range(0, len(x), COLUMNS)
   ]
-  mae = np.mean(np.abs(x - back))
+  mae = np.mean(np.abs(x - x_hat))
   title = f"Images and their reconstructions, mean absolute error {mae:.3f}"
   out.write(grids, title)
 
@@ -189,7 +187,9 @@ def interpolation(model, out, *, images, steps, path) -> None:
   steps = _number("steps", steps, INTERPOLATION_STEPS, 2)
   x, names = select_images.images(model.config, images or ("0", "1"))
   if len(x) % 2:
-    raise UserError(f"--images has {len(x)} images; it must have pairs.")
+    raise UserError(
+      f"--images has {len(x)} images; the number must be even (pairs)."
+    )
   rows = []
   for a, b in zip(x[::2], x[1::2], strict=True):
     between = model.interpolate(a, b, steps, path=path)
@@ -199,8 +199,8 @@ def interpolation(model, out, *, images, steps, path) -> None:
   ticks = [f"{t:.2g}" for t in np.linspace(0, 1, steps)]
   pairs = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2], strict=True)]
   grid = ImageGrid(np.stack(rows), ["from", *ticks, "to"], pairs)
-  what = "Convex" if path == "straight" else "Spherical"
-  title = f"{what} interpolation between the means of two posteriors"
+  kind = "Convex" if path == "straight" else "Spherical"
+  title = f"{kind} interpolation between the means of two posteriors"
   out.write([grid], title, "position between the latents of the two images")
 
 
@@ -248,9 +248,9 @@ def components(model, out, *, images) -> None:
   else:
     x, _, _ = select_images.first(model.config, COMPONENT_IMAGES)
     names = [str(i) for i in range(len(x))]
-  back = model.reconstruct(x)
+  x_hat = model.reconstruct(x)
   grids, weights = [], []
-  for image, mean, name in zip(x, back, names, strict=True):
+  for image, mean, name in zip(x, x_hat, names, strict=True):
     pi, decoded = model.components(image)
     weights.append(pi.tolist())
     row = np.concatenate([_as_pixels(image[None]), mean[None], decoded])

@@ -57,7 +57,7 @@ class Likelihood:
     draws = min(max(1, room // images), samples)
     prior = device.prior()
 
-    def of_images(x, index):
+    def chunk_terms(x, index):
       q = device.encoder(device.vae, x)
       parts = []
       for start in range(0, samples, draws):
@@ -70,7 +70,7 @@ class Likelihood:
         for k in parts[0]
       }
 
-    terms = device.by_chunks(of_images, x, np.arange(len(x)), at_most=images)
+    terms = device.by_chunks(chunk_terms, x, np.arange(len(x)), at_most=images)
     terms = {k: np.asarray(v, np.float64) for k, v in terms.items()}
     return {
       "elbo": terms["elbo"].mean(axis=1),
@@ -91,22 +91,22 @@ def _per_draw(
   """Returns the bound of each draw, [b, t], for b images and t draws."""
 
   def draw(q, i, t):
-    one = jax.tree.map(lambda leaf: leaf[None], q)
-    z, w = one.sample(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
+    q = jax.tree.map(lambda leaf: leaf[None], q)
+    z, w = q.sample(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
     return z[:, 0], w[:, 0]
 
-  of_images = jax.vmap(draw, (0, 0, None), out_axes=1)
-  z, w = jax.vmap(of_images, (None, None, 0))(q, index, draws)
+  draw_images = jax.vmap(draw, (0, 0, None), out_axes=1)
+  z, w = jax.vmap(draw_images, (None, None, 0))(q, index, draws)
   x_hat = spec.vae.apply(vae, z, method="decode")  # [t, s, b, ...]
   x = {IMAGE: to_float(x, spec.dtype)}
   q = q if prior is None else WithPrior(q, prior)
 
-  def of_draw(z, w, x_hat):
+  def draw_bounds(z, w, x_hat):
     return train_metrics.bounds(
       VAEOutput(x, q, z, w, x_hat),
       spec.modalities,
       spec.weights.vae["recon"],
     )
 
-  bounds = jax.vmap(of_draw)(z, w, x_hat)
+  bounds = jax.vmap(draw_bounds)(z, w, x_hat)
   return {k: bounds[k].T for k in ("elbo", "iwae")}

@@ -37,8 +37,8 @@ def load(
     which: "ema" for the averaged weights, "raw" for those of the last step.
     step: of the checkpoint; default: the newest complete one.
     batch_size: images on the devices at a time; default: by image size.
-    data: values that replace the config's, unless "": `source`, the current
-      place of the images; `fingerprint`, "any" to accept other images.
+    data: values that replace those in the config, unless "": `source`, where
+      the images are now; `fingerprint`, "any" to accept other images.
 
   Raises:
     UserError: if there is no run, no complete checkpoint or none of that step,

@@ -92,7 +92,7 @@ def write(
     about: more text for the header; `read` needs "step" and "which".
 
   Raises:
-    OSError: a file cannot be written.
+    OSError: if a file cannot be written.
   """
   from safetensors.numpy import save  # noqa: PLC0415
 

@@ -41,7 +41,7 @@ class LatentSamplers:
   """Samplers fitted to the posteriors of training images.
 
   Attributes:
-    about: metadata: the weights, the number of images, the settings.
+    about: metadata: weights, number of images, settings.
     population: the posteriors of those images.
     gmm: a fitted `sklearn.mixture.GaussianMixture`; None for discrete latents.
   """
@@ -190,7 +190,7 @@ def save(file: Path, samplers: LatentSamplers) -> None:
 def read(
   file: Path, metadata: dict[str, Any], like: Posterior
 ) -> LatentSamplers | None:
-  """Reads samplers; returns None if the file is missing, other or damaged.
+  """Reads samplers; None if missing, damaged or fitted to other weights.
 
   Args:
     file: written by `save`; may be missing.
