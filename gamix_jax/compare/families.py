@@ -49,7 +49,7 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
   try:
     derived, weights = _derive(config, spec)
     presets.complete(derived)
-    _weigh(derived, weights)
+    _apply_weights(derived, weights)
     build.train_spec(derived)
   except UserError as e:
     raise UserError(f"--families={spec}: {e}") from e
@@ -69,20 +69,20 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
       f"a family must be {FORM}, with posterior one of {', '.join(POSTERIORS)} "
       f"and objective one of {', '.join(objectives.OBJECTIVES)}."
     )
-  name, components, goal, population, weights = match.groups()
-  objectives.term_names(goal, "none")  # raises if it is unknown
-  terms = objectives.OBJECTIVES[goal].terms
+  name, components, objective, population, weights = match.groups()
+  objectives.term_names(objective, "none")  # raises if it is unknown
+  terms = objectives.OBJECTIVES[objective].terms
   if population and "population_kl" not in terms:
     supported = [
       k for k, o in objectives.OBJECTIVES.items() if "population_kl" in o.terms
     ]
     raise UserError(
-      f"objective {goal!r} has no population; remove it, or use one of "
+      f"objective {objective!r} has no population; remove it, or use one of "
       f"{', '.join(supported)}."
     )
   derived = config.copy_and_resolve_references()
-  _set_posterior(derived, name, components, goal)
-  derived.objective.name = goal
+  _set_posterior(derived, name, components, objective)
+  derived.objective.name = objective
   if population:
     derived.objective.population = population
   _set_weights(derived, terms)
@@ -90,18 +90,18 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
   return derived, weights
 
 
-def _weigh(config: ConfigDict, weights: str) -> None:
+def _apply_weights(config: ConfigDict, weights: str) -> None:
   """Sets the weights `@term=weight...` in a complete config."""
-  goal, loss = config.objective.name, config.adversarial.loss
-  vae_terms, disc_terms = objectives.term_names(goal, loss)
+  objective, loss = config.objective.name, config.adversarial.loss
+  vae_terms, disc_terms = objectives.term_names(objective, loss)
   terms = [*vae_terms, *disc_terms]
   weighted = set()
   for part in weights.split("@")[1:]:
     term, text = part.split("=")
     if term not in terms:
       raise UserError(
-        f"@{part}: objective {goal!r} with adversarial.loss={loss!r} has no "
-        f"such term; it has {', '.join(terms)}."
+        f"@{part}: objective {objective!r} with adversarial.loss={loss!r} has "
+        f"no such term; use one of {', '.join(terms)}."
       )
     if term in weighted:
       raise UserError(f"@{part}: {term} has a weight already; remove one.")
@@ -116,7 +116,7 @@ def _weigh(config: ConfigDict, weights: str) -> None:
       config.weights[term] = weight
 
 
-def _set_posterior(config, name, components, goal) -> None:
+def _set_posterior(config, name, components, objective) -> None:
   """Sets the section `posterior`; resets other families' keys to base()."""
   section, default = config.posterior, configs.base().posterior
   if components:
@@ -131,7 +131,7 @@ def _set_posterior(config, name, components, goal) -> None:
       section[other].update(default[other])
   if name == "epanechnikov":  # the only family with two priors
     keys = section.epanechnikov
-    if goal != "evae":
+    if objective != "evae":
       keys.prior = default.epanechnikov.prior
     elif keys.prior == default.epanechnikov.prior:
       keys.prior = "uniform"

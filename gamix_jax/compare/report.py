@@ -168,8 +168,8 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
   if used < 2:
     yield "Not defined: the Frechet distances need at least 2 images."
   yield from (f"Warning: {line}" for line in few_images(used))
-  goals = {c.objective.name for _, c in runs.values()}
-  if "evae" in goals:
+  objective_names = {c.objective.name for _, c in runs.values()}
+  if "evae" in objective_names:
     yield (
       "The loss of `evae` is not a bound of ln p(x), and its KL is infinite, "
       "so it has no ELBO and no IWAE bound."
@@ -215,7 +215,7 @@ def front(
       lines.setdefault(_line_key(configs[spec]), []).append(spec)
   posteriors = {posterior for posterior, _ in lines}
   points = []
-  for (posterior, goal), specs in lines.items():
+  for (posterior, objective), specs in lines.items():
     first = configs[specs[0]]
     vae_terms, disc_terms = objectives.term_names(
       first.objective.name, first.adversarial.loss
@@ -225,7 +225,7 @@ def front(
       for t in vae_terms + disc_terms
       if len({configs[spec].weights[t] for spec in specs}) > 1
     ] or [t for t in objectives.OBJECTIVES[first.objective.name].terms[1:]]
-    name = goal if len(posteriors) == 1 else f"{posterior}/{goal}"
+    name = objective if len(posteriors) == 1 else f"{posterior}/{objective}"
     for spec in specs:
       weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
       points.append(
@@ -241,12 +241,12 @@ def front(
 
 def _line_key(config: ConfigDict) -> tuple[str, str]:
   """Returns posterior[:components] and objective[:population]."""
-  posterior, goal = config.posterior.name, config.objective.name
+  posterior, objective = config.posterior.name, config.objective.name
   if config.posterior.components > 1:
     posterior += f":{config.posterior.components}"
-  if "population_kl" in objectives.OBJECTIVES[goal].terms:
-    goal += f":{config.objective.population}"
-  return posterior, goal
+  if "population_kl" in objectives.OBJECTIVES[objective].terms:
+    objective += f":{config.objective.population}"
+  return posterior, objective
 
 
 # ---------------------------------------------------------- files
