@@ -201,7 +201,7 @@ def test_settings_refuse(changes, words):
   ("flags", "words"),
   [
     ((), ["--workdir is missing"]),
-    (("--workdir=none_such",), ["is no folder"]),
+    (("--workdir=none_such",), ["is not a folder"]),
     (("--workdir=x", "--config.eval.imges=3"), ["did you mean", "images"]),
     (("--workdir=x", "--config.eval.images=many"), ["images", "many"]),
   ],

@@ -179,7 +179,7 @@ def test_pictures_of_few_images(tmp_path, n, same):
     new = NEW if what in ("samples", "walk") else {}
     renderers.make(str(run), what, str(out), **asked, **new)
     assert out.stat().st_size > 100
-  with pytest.raises(UserError, match="A map wants 4 images"):
+  with pytest.raises(UserError, match="A map needs at least 4 images"):
     renderers.make(
       str(run), "map", f"{tmp_path}/m.png", n=None, method="pca", seed=0
     )

@@ -129,7 +129,7 @@ def test_uploads_that_are_refused(shown, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
   path.write_text("hello")
-  refused("no image")
+  refused("not a readable image")
   whole = io.BytesIO()
   Image.fromarray(noise(0, 50, 50, 3)).save(whole, "png")
   path.write_bytes(whole.getvalue()[:4000])

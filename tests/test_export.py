@@ -176,8 +176,8 @@ def _off(make, part):
 
 def test_other_numbers_are_not_written(model, tmp_path, monkeypatch, exported):
   before = {f: f.read_bytes() for f in exported.iterdir()}
-  make = serialize.MAKERS["stablehlo"]
-  monkeypatch.setitem(serialize.MAKERS, "stablehlo", partial(_off, make))
+  make = serialize.EXPORTERS["stablehlo"]
+  monkeypatch.setitem(serialize.EXPORTERS, "stablehlo", partial(_off, make))
   for out in (tmp_path / "new" / "folder", exported):
     with pytest.raises(UserError, match="differs from the model by 0"):
       exporting.export(model, "decoder", "stablehlo", out)

@@ -188,13 +188,17 @@ def test_files_are_images_too(run, model, tmp_path):
   ("what", "asked", "words"),
   [
     ("samples", dict(n=0), "--n=0"),
-    ("samples", dict(source="vamp"), "what fits: prior, population, gmm"),
-    ("samples", dict(components="4"), "of --source=population and gmm"),
+    ("samples", dict(source="vamp"), "use one of prior, population, gmm"),
+    ("samples", dict(components="4"), "need --source=population or gmm"),
     ("samples", dict(source="gmm", components="x"), "--components=x"),
     ("samples", dict(temperature=-1.0), "temperature=-1"),
     ("reconstructions", dict(images=("999999",)), "images 0 to 331"),
     ("reconstructions", dict(images=("no.png",)), "no.png is neither"),
-    ("reconstructions", dict(images=(str(ROOT / "README.md"),)), "no whole"),
+    (
+      "reconstructions",
+      dict(images=(str(ROOT / "README.md"),)),
+      "not a complete",
+    ),
     ("interpolation", dict(images=("0",)), "pairs"),
     ("interpolation", dict(path="curved"), "curved"),
     ("traversal", dict(dims=["0", "3"]), "0 to 2"),
@@ -202,7 +206,7 @@ def test_files_are_images_too(run, model, tmp_path):
     ("traversal", dict(images=("0", "1")), "one image"),
     ("map", dict(method="lda"), "pca, tsne, umap"),
     ("walk", dict(fps=0.0), "--fps=0"),
-    ("walk", dict(n=2, images=("0",)), "give one"),
+    ("walk", dict(n=2, images=("0",)), "not both"),
   ],
 )
 def test_mistakes(run, tmp_path, what, asked, words):
@@ -216,9 +220,9 @@ def test_other_mistakes(run, tmp_path):
   gaussian = workdir(tmp_path / "gaussian")
   for where, what, out, words in (
     (gaussian, "components", "a.png", "one component.*'gaussian'.*mixture"),
-    (tmp_path / "none", "samples", "a.png", "none is no folder"),
-    (run, "walk", "a.png", "ends with .gif or .mp4"),
-    (run, "samples", "a.jpg", "ends with .png"),
+    (tmp_path / "none", "samples", "a.png", "none is not a folder"),
+    (run, "walk", "a.png", "must end with .gif or .mp4"),
+    (run, "samples", "a.jpg", "must end with .png"),
     (run, "samples", "no/a.png", "no folder"),
   ):
     with pytest.raises(UserError, match=words):

@@ -283,7 +283,7 @@ def test_workdirs_that_are_refused(tmp_path, run):
     with pytest.raises(UserError, match=words):
       gamix_jax.load(path, **kwargs)
 
-  refused(tmp_path / "none", "none is no folder")
+  refused(tmp_path / "none", "none is not a folder")
   refused(tmp_path, "no config.json")
   refused(folder, "which='best'", which="best")
   refused(folder, "step 7.*5, 10", step=7)
@@ -319,5 +319,5 @@ def test_a_damaged_checkpoint(tmp_path, run, images, caplog):
   q = of(spec, state.ema, state.vae.batch_stats, "encode", images)
   conftest.assert_close(model.encode(images), q, rtol=1e-5)
   damage(5)
-  with pytest.raises(UserError, match="whole"):
+  with pytest.raises(UserError, match="is damaged"):
     gamix_jax.load(tmp_path / "run")

@@ -144,7 +144,7 @@ def test_counts_have_a_population_and_no_mixture():
   counts = inference.Model(config, spec, 0, vae, {})
   with pytest.raises(UserError, match=r"'gmm'.*'poisson'.*prior, population"):
     counts.draw_latents(KEY, 2, source="gmm")
-  with pytest.raises(UserError, match=r"what fits: prior, population\."):
+  with pytest.raises(UserError, match=r"use one of prior, population\."):
     counts.check_source("gmm")
 
 
@@ -155,9 +155,9 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
   model = gamix_jax.load(run, batch_size=32)
   assert model.fitted is None
   for source in ("population", "gmm"):
-    with pytest.raises(UserError, match=rf"'{source}' wants .*fit_samplers"):
+    with pytest.raises(UserError, match=rf"'{source}' needs .*fit_samplers"):
       model.sample(KEY, 2, source=source)
-  with pytest.raises(UserError, match=r"'population' wants .*fit_samplers"):
+  with pytest.raises(UserError, match=r"'population' needs .*fit_samplers"):
     model.anomaly_score(images, "population")
   about = model.fit_samplers(images, components=3)
   assert about["images"] == 60 and about["components"] == 3
@@ -266,7 +266,7 @@ def test_interpolate_and_components(model, images):
   wanted, mu, _ = q.components()
   np.testing.assert_allclose(weights, wanted[1], rtol=1e-5)
   np.testing.assert_allclose(shown, model.decode(mu[1]), atol=1e-5)
-  with pytest.raises(UserError, match="one image; given were 2"):
+  with pytest.raises(UserError, match="one image; 2 were given"):
     model.components(images[:2])
 
 

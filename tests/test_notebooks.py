@@ -172,7 +172,7 @@ def test_exploring_shows_everything(executed):
   }
   (panel,) = book["sliders"].outputs
   assert "application/vnd.jupyter.widget-view+json" in panel.data
-  assert "vamp: source='vamp' does not fit" in text(book["sources"])
+  assert "vamp: source='vamp' does not work" in text(book["sources"])
   assert (folder / "runs/digits/samplers/ema_3.npz").is_file()
   (weights,) = re.findall(r"\[(.*)\]", text(book["components"]))
   assert sum(map(float, weights.split())) == pytest.approx(1, abs=2e-3)

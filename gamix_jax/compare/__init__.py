@@ -1,7 +1,7 @@
-"""Trains several families and objectives alike, and judges them alike.
+"""Trains and evaluates several families and objectives under equal conditions.
 
-families       what a name such as mixture:4/gamix:quadratic stands for
-evaluate_run   one run: trained, or continued, and measured as by `evaluate`
+families       parses names such as mixture:4/gamix:quadratic
+evaluate_run   trains or continues one run and evaluates it like `evaluate`
 loop           all runs, one after another
-report         the table, its protocol, a CSV and figures
+report         writes the table, its protocol, a CSV and figures
 """

@@ -1,4 +1,4 @@
-"""One run of a comparison: trained, or continued, and measured."""
+"""Trains or continues one run of a comparison, and evaluates it."""
 
 import importlib.metadata
 import json
@@ -23,11 +23,11 @@ from gamix_jax.training import loop, workdir
 from gamix_jax.training.writer import rows
 
 RESULTS = "results.json"
-FORMAT = 2  # of that file; the runs of another one are judged again
-STRIP = "strip.png"  # SHOWN reconstructions, then SHOWN samples
+FORMAT = 2  # of that file; runs with another format are evaluated again
+STRIP = "strip.png"  # EXAMPLES reconstructions, then EXAMPLES samples
 ORIGINALS = "originals.png"  # the images of these reconstructions
-SHOWN = 8
-BOUNDS = ("elbo", "iwae")  # as the training's last validation found them
+EXAMPLES = 8
+BOUNDS = ("elbo", "iwae")  # taken from the last validation of the training
 SAMPLES_KEY = 20  # the same for every family and seed
 SURGERY_KEY = 21
 
@@ -41,7 +41,7 @@ Result = dict[str, Any]
 
 
 def finished(folder: Path, config: ConfigDict) -> Result | None:
-  """The result of a run that is finished, by this very config; else None."""
+  """Returns the result of a run if it is finished with this config, or None."""
   path = folder / RESULTS
   if not path.is_file():
     return None
@@ -49,51 +49,53 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
     result = json.loads(path.read_bytes())
     if result["format"] != FORMAT:
       return None
-    # As a saved config is read: a key that is newer has its default.
-    was = configs.from_json(json.dumps(result["config"]), str(path))
-    numbers = {k: float(v) for k, v in result["numbers"].items()}
-    if not np.isfinite(list(numbers.values())).all():
-      raise ValueError("a number that is not finite")
+    # Read like a saved config: newer keys get their defaults.
+    saved = configs.from_json(json.dumps(result["config"]), str(path))
+    values = {k: float(v) for k, v in result["numbers"].items()}
+    if not np.isfinite(list(values.values())).all():
+      raise ValueError("a value is not finite")
     if result["protocol"].keys() != PROTOCOL:
       raise ValueError("another protocol")
     for name in (STRIP, ORIGINALS):
       with Image.open(folder / name) as image:
         image.load()
-  # Of another version, or damaged, which raises all kinds of errors.
+  # Another version or a damaged file, which raises many kinds of errors.
   except Exception:
     return None
-  if workdir.changed(was, config):
+  if workdir.changed(saved, config):
     return None
-  return result | {"numbers": numbers}
+  return result | {"numbers": values}
 
 
 def features(config: ConfigDict, cache: Path) -> Features:
-  """The features of images that `evaluate` chooses by default.
+  """Returns the image features that `evaluate` uses by default.
 
   Args:
-    config: of any of the runs; all have the same data.
-    cache: a folder where a trained classifier is kept.
+    config: the config of any run; all have the same data.
+    cache: the folder where a trained classifier is saved.
 
   Raises:
     UserError: as `data.open_dataset`.
   """
-  own = settings.base().eval
+  eval_config = settings.base().eval
   train_set = data.open_dataset(config.data, "train", config.seed)
-  images = eval_inputs.random_images(train_set, own.train_images, own.seed)
-  return eval_inputs.choose_features(own, images, cache)
+  images = eval_inputs.random_images(
+    train_set, eval_config.train_images, eval_config.seed
+  )
+  return eval_inputs.choose_features(eval_config, images, cache)
 
 
 def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
-  """Trains what is left to train, and judges it.
+  """Trains the remaining steps of a run and evaluates it.
 
   Args:
-    folder: the run's workdir, as of `python -m gamix_jax.main`.
-    config: checked.
+    folder: workdir of the run, as for `python -m gamix_jax.main`.
+    config: a validated config.
     features: the same for all runs, see the function `features`.
 
   Returns:
-    What is in its `results.json` from then on: config, numbers, protocol.
-    None if a signal ended the training; it can be continued.
+    The contents of its `results.json`: config, numbers, protocol. None if a
+    signal stopped the training, which can be continued.
 
   Raises:
     UserError: as `loop.train`.
@@ -105,15 +107,15 @@ def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
   images = eval_inputs.first_images(test_set, config.eval_images)
   model = inference.load(folder)
   bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
-  numbers = {k: v for k, v in bounds.items() if v is not None}
-  numbers |= _measure(
+  values = {k: v for k, v in bounds.items() if v is not None}
+  values |= _measure(
     EvalInputs(model, settings.base().eval, features, images), folder
   )
-  numbers["sec_per_step"] = _seconds_per_step(folder, config.data.batch_size)
+  values["sec_per_step"] = _seconds_per_step(folder, config.data.batch_size)
   result = {
     "format": FORMAT,
     "config": json.loads(configs.to_json(config)),
-    "numbers": {k: float(v) for k, v in numbers.items() if np.isfinite(v)},
+    "numbers": {k: float(v) for k, v in values.items() if np.isfinite(v)},
     "protocol": _protocol(config, model, images)
     | {
       "features": features.protocol["features"],
@@ -121,30 +123,30 @@ def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
     },
   }
   write_text(folder / RESULTS, json.dumps(result, indent=1) + "\n")
-  jax.clear_caches()  # of programs that no other run has
+  jax.clear_caches()  # compiled functions of this run only
   return result
 
 
 def _measure(inputs: EvalInputs, folder: Path) -> dict[str, float]:
-  """Measures as `evaluate` does; also writes two pictures."""
+  """Computes metrics like `evaluate`; also writes two pictures."""
   model, n = inputs.model, len(inputs.images)
   measured = EvalRun(inputs)
   measured.reconstructions()
   z = model.draw_latents(jax.random.key(SAMPLES_KEY), n)
   measured.samples("prior", z)
   measured.latents(jax.random.key(SURGERY_KEY), at_most=None)
-  first = {k: x[:SHOWN] for k, x in measured.shown.items()}
-  made = np.concatenate([first["reconstructions"], first["prior"]])
-  pictures.save_png(folder / STRIP, pictures.grid(made, len(made)))
-  originals = pictures.grid(first["originals"], SHOWN)
+  examples = {k: x[:EXAMPLES] for k, x in measured.shown.items()}
+  strip = np.concatenate([examples["reconstructions"], examples["prior"]])
+  pictures.save_png(folder / STRIP, pictures.grid(strip, len(strip)))
+  originals = pictures.grid(examples["originals"], EXAMPLES)
   pictures.save_png(folder / ORIGINALS, originals)
-  one = model.encode(inputs.images.x[:1])
-  z, _ = one.sample(jax.random.key(0), model.config.objective.num_samples)
+  q = model.encode(inputs.images.x[:1])
+  z, _ = q.sample(jax.random.key(0), model.config.objective.num_samples)
   return measured.numbers.values | {"decodes_per_image": len(z)}
 
 
 def _seconds_per_step(folder: Path, batch_size: int) -> float:
-  """The median over the log's rows but the first, which has compilation."""
+  """Returns the median over the log, except the first row (compilation)."""
   speed = [
     row["speed/images_per_second"]
     for row in rows(folder / "metrics.jsonl")
@@ -156,11 +158,11 @@ def _seconds_per_step(folder: Path, batch_size: int) -> float:
 def _protocol(
   config: ConfigDict, model: inference.Model, images: Images
 ) -> dict[str, Any]:
-  """The data, the networks' sizes, the versions and the devices."""
+  """Returns data and network sizes, versions and devices."""
   state = jax.eval_shape(partial(step.init, model.spec))
   parts = dict(state.vae.params) | {"discriminator": state.disc.params}
   section = config.data.copy_and_resolve_references()
-  section.cache = "none"  # only counted
+  section.cache = "none"  # images are only counted
   return {
     "train_images": len(data.open_dataset(section, "train", config.seed)),
     "held_out_images": images.total,

@@ -1,7 +1,7 @@
-"""What `posterior[:components]/objective[:population][@term=weight...]` means.
+"""Parses `posterior[:components]/objective[:population][@term=weight...]`.
 
-A comparison is as fair as its weights: with those of the spec each side can
-have several, and its best ones be set against the other's.
+A comparison is only as fair as its weights. With weights in the spec, each
+family can be run with several, and the best ones compared.
 """
 
 import math
@@ -20,35 +20,36 @@ _SPEC = re.compile(
 
 
 def family_config(config: ConfigDict, spec: str) -> ConfigDict:
-  """The config of one family in a comparison; all else is `config`'s.
+  """Returns the config of one family in a comparison.
 
-  Terms that the spec gives a weight have that. Of the others, those of the
-  objective and of the discriminator have the config's weights; where it has
-  none, the preset's (see `presets.complete`), or without a preset those of
-  `config.base()`; where that has none either, 1. Terms of other objectives get
-  None. The ramp of the term that pulls single posteriors goes on with the
-  objective's own such term, but for siwae, which allows none; where the config
-  leaves ramps open, they are the preset's. Components left out are the config's
-  own if it names that family, else 1; a population left out is the config's.
+  All keys are the config's, except:
+
+  - The weight of a term of the objective or discriminator is the first one
+    available: the spec's; the config's; the preset's (see `presets.complete`),
+    or without a preset that of `config.base()`; 1. Terms of other objectives
+    get None.
+  - A ramp in the config applies to the ramped terms of the spec's objective;
+    siwae has none. Ramps that are None in the config are the preset's.
+  - Omitted components are the config's if it has the same posterior, else 1.
 
   Args:
-    config: with weights of any objective, or with a preset that is to choose
-      what is None. It is not changed.
+    config: with weights of any objective, or with a preset that chooses the
+      values that are None. It is not modified.
     spec: `posterior[:components]/objective[:population][@term=weight...]`, such
       as `gaussian/elbo@kl=0.5` or `mixture:4/gamix:quadratic`.
 
   Returns:
-    A complete and checked config.
+    A complete, validated config.
 
   Raises:
-    UserError: another form, a name that is in no table, a population for an
-      objective that has none, a weight of a term that there is not or that is
-      no number from 0 on, a pair that does not fit.
+    UserError: if the spec has another form, an unknown name or term, a
+      population for an objective without one, or a weight that is not a finite
+      number >= 0, or if posterior and objective cannot be combined.
   """
   try:
     derived, weights = _derive(config, spec)
     presets.complete(derived)
-    _weigh(derived, weights)
+    _apply_weights(derived, weights)
     build.train_spec(derived)
   except UserError as e:
     raise UserError(f"--families={spec}: {e}") from e
@@ -56,31 +57,32 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
 
 
 def folder_name(spec: str) -> str:
-  """Of the folder with a family's runs: letters, digits and `_-.+` alone."""
+  """Returns a family's folder name, of letters, digits and `_-.+` only."""
   return re.sub("[/@]", "_", re.sub("[:=]", "-", spec))
 
 
 def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
-  """The config, with nothing but the spec's names checked; its weights."""
+  """Applies a spec's names to a config; returns it and the weights' text."""
   match = _SPEC.fullmatch(spec)
   if not match:
     raise UserError(
-      f"a family is {FORM}; posteriors are {', '.join(POSTERIORS)}, objectives "
-      f"{', '.join(objectives.OBJECTIVES)}."
+      f"a family must be {FORM}, with posterior one of {', '.join(POSTERIORS)} "
+      f"and objective one of {', '.join(objectives.OBJECTIVES)}."
     )
-  name, components, goal, population, weights = match.groups()
-  objectives.term_names(goal, "none")  # or says which there are
-  terms = objectives.OBJECTIVES[goal].terms
+  name, components, objective, population, weights = match.groups()
+  objectives.term_names(objective, "none")  # raises if it is unknown
+  terms = objectives.OBJECTIVES[objective].terms
   if population and "population_kl" not in terms:
-    have = [
+    supported = [
       k for k, o in objectives.OBJECTIVES.items() if "population_kl" in o.terms
     ]
     raise UserError(
-      f"objective {goal!r} has no population; what has: {', '.join(have)}."
+      f"objective {objective!r} has no population; remove it, or use one of "
+      f"{', '.join(supported)}."
     )
   derived = config.copy_and_resolve_references()
-  _set_posterior(derived, name, components, goal)
-  derived.objective.name = goal
+  _set_posterior(derived, name, components, objective)
+  derived.objective.name = objective
   if population:
     derived.objective.population = population
   _set_weights(derived, terms)
@@ -88,33 +90,34 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
   return derived, weights
 
 
-def _weigh(config: ConfigDict, weights: str) -> None:
-  """Gives a complete config the weights `@term=weight...`."""
-  goal, loss = config.objective.name, config.adversarial.loss
-  terms = [t for of in objectives.term_names(goal, loss) for t in of]
-  seen = set()
+def _apply_weights(config: ConfigDict, weights: str) -> None:
+  """Sets the weights `@term=weight...` in a complete config."""
+  objective, loss = config.objective.name, config.adversarial.loss
+  vae_terms, disc_terms = objectives.term_names(objective, loss)
+  terms = [*vae_terms, *disc_terms]
+  weighted = set()
   for part in weights.split("@")[1:]:
     term, text = part.split("=")
     if term not in terms:
       raise UserError(
-        f"@{part}: objective {goal!r} with adversarial.loss={loss!r} has no "
-        f"such term; it has {', '.join(terms)}."
+        f"@{part}: objective {objective!r} with adversarial.loss={loss!r} has "
+        f"no such term; use one of {', '.join(terms)}."
       )
-    if term in seen:
-      raise UserError(f"@{part}: {term} has a weight already.")
-    seen.add(term)
+    if term in weighted:
+      raise UserError(f"@{part}: {term} has a weight already; remove one.")
+    weighted.add(term)
     try:
       weight = float(text)
     except ValueError:
       weight = math.nan
     if not 0 <= weight < math.inf:
-      raise UserError(f"@{part}: {text} is no number from 0 on.")
-    with config.weights.ignore_type():  # a whole number's place takes any
+      raise UserError(f"@{part}: {text} must be a finite number >= 0.")
+    with config.weights.ignore_type():  # an int key accepts a float
       config.weights[term] = weight
 
 
-def _set_posterior(config, name, components, goal) -> None:
-  """Of the section `posterior`; other families' keys are as in base()."""
+def _set_posterior(config, name, components, objective) -> None:
+  """Sets the section `posterior`; resets other families' keys to base()."""
   section, default = config.posterior, configs.base().posterior
   if components:
     section.components = int(components)
@@ -126,16 +129,16 @@ def _set_posterior(config, name, components, goal) -> None:
   for other in POSTERIORS:
     if other != name and other in section:
       section[other].update(default[other])
-  if name == "epanechnikov":  # the one family of two priors
-    own = section.epanechnikov
-    if goal != "evae":
-      own.prior = default.epanechnikov.prior
-    elif own.prior == default.epanechnikov.prior:
-      own.prior = "uniform"
+  if name == "epanechnikov":  # the only family with two priors
+    keys = section.epanechnikov
+    if objective != "evae":
+      keys.prior = default.epanechnikov.prior
+    elif keys.prior == default.epanechnikov.prior:
+      keys.prior = "uniform"
 
 
 def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """Of the terms of objectives; a preset's are left open."""
+  """Sets the weights of objective terms; a preset's stay None."""
   default = configs.base().weights
   known = {t for o in objectives.OBJECTIVES.values() for t in o.terms}
   for term in known | set(terms):
@@ -146,12 +149,12 @@ def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
 
 
 def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """None of a term that there is not; a preset's are left open."""
+  """Sets the ramps, 0 for terms of other objectives; a preset's stay None."""
   if "population_kl" not in terms:
     config.ramp.population_kl = 0
-  pulls = {t for o in objectives.OBJECTIVES.values() for t in o.ramped}
-  given = [config.ramp[t] for t in pulls if config.ramp[t] is not None]
+  ramped_terms = {t for o in objectives.OBJECTIVES.values() for t in o.ramped}
+  given = [config.ramp[t] for t in ramped_terms if config.ramp[t] is not None]
   steps = max(given, default=None)
   ramped = objectives.OBJECTIVES[config.objective.name].ramped
-  for term in pulls:
+  for term in ramped_terms:
     config.ramp[term] = steps if term in ramped else 0

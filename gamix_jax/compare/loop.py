@@ -1,4 +1,4 @@
-"""All runs of a comparison, one after another."""
+"""Trains and evaluates all runs of a comparison, one after another."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,41 +18,41 @@ Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
 def planned(
   config: ConfigDict, families: Sequence[str], seeds: int, root: Path
 ) -> Runs:
-  """{(family, seed): (folder, config)}; writes nothing.
+  """Returns {(family, seed): (folder, config)}; writes nothing.
 
   Args:
-    config: what all share; its seed is the first. What a preset leaves open
-      is each family's own.
+    config: shared by all runs; its seed is the first. Values that its preset
+      chooses may differ between families.
     families: see `family_config`.
-    seeds: how many.
-    root: the comparison's folder.
+    seeds: number of runs per family.
+    root: folder of the comparison.
 
   Raises:
-    UserError: a family that there is not, or one given twice; images too
-      small for the features.
+    UserError: as `family_config`, if a family is repeated, or if the images are
+      too small for the features.
   """
-  metrics.random_features(image_shape(config))  # refuses small images
+  metrics.random_features(image_shape(config))  # raises for small images
   runs: Runs = {}
-  for k in range(seeds):  # all families once before any of them twice
+  for k in range(seeds):  # all families once before any family twice
     fingerprint = _fingerprint(config.data, config.seed + k)
     for spec in families:
-      one = config.copy_and_resolve_references()
-      one.seed = config.seed + k
-      one = family_config(one, spec)
-      one.data.fingerprint = fingerprint
-      if (spec, one.seed) in runs:
-        raise UserError(f"--families has {spec} twice.")
-      folder = root / folder_name(spec) / f"seed{one.seed}"
-      runs[spec, one.seed] = folder, one
+      own = config.copy_and_resolve_references()
+      own.seed = config.seed + k
+      own = family_config(own, spec)
+      own.data.fingerprint = fingerprint
+      if (spec, own.seed) in runs:
+        raise UserError(f"--families has {spec} twice; remove one.")
+      folder = root / folder_name(spec) / f"seed{own.seed}"
+      runs[spec, own.seed] = folder, own
   return runs
 
 
 def compare(
   config: ConfigDict, families: Sequence[str], seeds: int, root: Path
 ) -> None:
-  """Trains and judges the runs that are not done yet; writes the report.
+  """Trains and evaluates all unfinished runs; writes the report.
 
-  The report is written after every run. A signal ends the comparison; the
+  The report is written after every run. A signal stops the comparison; the
   same call continues it.
 
   Args:
@@ -62,13 +62,13 @@ def compare(
     root: see `planned`.
 
   Raises:
-    UserError: as `planned`, or as `training.loop.train`; folders of another
-      comparison are refused before any training.
+    UserError: as `planned` and `training.loop.train`, or, before any training,
+      if a folder holds a run with another config.
   """
   runs = planned(config, families, seeds, root)
-  for folder, one in runs.values():
+  for folder, run_config in runs.values():
     if (folder / "config.json").is_file():
-      workdir.check(folder, one)
+      workdir.check(folder, run_config)
   with Lock(root) as lock:
     root.mkdir(parents=True, exist_ok=True)
     lock.acquire()
@@ -76,10 +76,10 @@ def compare(
 
 
 def _fingerprint(section: ConfigDict, seed: int) -> str:
-  """The fingerprint of the images that all runs of a seed must have."""
+  """Returns the fingerprint of the images that all runs of a seed must use."""
   if section.fingerprint == data.ANY_FINGERPRINT:
     return data.ANY_FINGERPRINT
-  section = dict(section, cache="none")  # nothing is decoded for it
+  section = dict(section, cache="none")  # no image is decoded
   return data.fingerprint(
     *(data.open_dataset(section, split, seed) for split in ("train", "test"))
   )
@@ -96,12 +96,12 @@ def _run_all(
       continue
     print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
     done[spec, seed] = evaluate_run.run(*run, features)
-    with Preemption() as preemption:  # a report is written whole
+    with Preemption() as preemption:  # finish writing the report
       if done[spec, seed]:
         report.write(root, shared, families, runs, done)
     if preemption.requested or not done[spec, seed]:
-      print("Asked to stop: the same command continues the comparison.")
+      print("Stopped; run the same command again to continue the comparison.")
       return
   with Preemption():
     report.write(root, shared, families, runs, done)
-  print(f"Compared: {root / report.TABLE}, {report.NUMBERS}, {report.FIGURE}.")
+  print(f"Compared: {root / report.TABLE}, {report.CSV}, {report.FIGURE}.")

@@ -1,4 +1,4 @@
-"""The report of a comparison: a table, its protocol, a CSV and figures."""
+"""Writes the report of a comparison: table, protocol, CSV and figures."""
 
 import csv
 import io
@@ -17,47 +17,47 @@ from gamix_jax.evaluate.run_metrics import few_images
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.metrics.specs import MetricSpec, by_spec, find
 
-TABLE, NUMBERS, FIGURE = "compare.md", "compare.csv", "compare.png"
+TABLE, CSV, FIGURE = "compare.md", "compare.csv", "compare.png"
 FRONT = "front.png"
-DIGITS = 4  # of a mean that are shown
-OF_RECONSTRUCTIONS = "sharpness_reconstructions"
-OF_IMAGES = "sharpness_images"  # a line in the panel of that
-# Metrics that have a panel in the figure, besides the Frechet distances.
+DIGITS = 4  # significant digits of a mean in the table
+RECONSTRUCTION_SHARPNESS = "sharpness_reconstructions"
+IMAGE_SHARPNESS = "sharpness_images"  # a reference line in the panel above
+# Metrics with a panel in the figure, in addition to the Frechet distances.
 PANELS = (
-  *("mae", OF_RECONSTRUCTIONS, "elbo", "iwae", "active_units"),
+  *("mae", RECONSTRUCTION_SHARPNESS, "elbo", "iwae", "active_units"),
   "sec_per_step",
 )
 
 Key = tuple[str, int]  # family, seed
 
 
-# ---------------------------------------------------------- numbers
+# ---------------------------------------------------------- the table
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-  """Mean and sample standard deviation, None of one value alone."""
+  """Returns mean and sample standard deviation (None for a single value)."""
   if len(values) == 1:
     return values[0], None
   return statistics.fmean(values), statistics.stdev(values)
 
 
 def cell(values: Sequence[float]) -> str:
-  """`mean ± deviation` with the mean's digits; `-` of no values."""
+  """Formats values as `mean ± standard deviation`, or `-` if there are none."""
   if not values:
     return "-"
   mean, sd = spread(values)
   size = max(abs(mean), sd or 0.0)
   places = DIGITS - 1 - math.floor(math.log10(size)) if size else 0
-  if places > 2 * DIGITS:  # so small that zeros would fill the cell
-    shown = f".{DIGITS - 1}e"
+  if places > 2 * DIGITS:  # very small: avoid a cell full of zeros
+    form = f".{DIGITS - 1}e"
   else:
-    whole = all(float(v).is_integer() for v in values) and not sd
-    shown = f".{0 if whole else max(places, 0)}f"
-  return f"{mean:{shown}}" + ("" if sd is None else f" ± {sd:{shown}}")
+    integer = all(float(v).is_integer() for v in values) and not sd
+    form = f".{0 if integer else max(places, 0)}f"
+  return f"{mean:{form}}" + ("" if sd is None else f" ± {sd:{form}}")
 
 
 def values_of(done: Mapping[Key, Any], spec: str, name: str) -> list[float]:
-  """A metric's values, of the family's finished runs that have it."""
+  """Returns a metric's values over the finished runs of a family."""
   return [
     result["numbers"][name]
     for (family, _), result in done.items()
@@ -68,7 +68,7 @@ def values_of(done: Mapping[Key, Any], spec: str, name: str) -> list[float]:
 def to_csv(
   names: Sequence[str], done: Mapping[Key, Any], families: Sequence[str]
 ) -> str:
-  """A row for each finished run; a metric that it does not have is empty."""
+  """Formats one row per finished run; missing metrics are empty."""
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
   writer.writerow(["family", "seed", *names])
@@ -83,15 +83,15 @@ def to_csv(
 def table(
   names: Sequence[str], done: Mapping[Key, Any], families: Sequence[str]
 ) -> str:
-  """Markdown: a line for each metric, a column for each family."""
+  """Formats a Markdown table: a row per metric, a column per family."""
   rows = []
   for name in names:
     cells = [cell(values_of(done, spec, name)) for spec in families]
     rows.append([find(name).title(name), *cells])
   counts = []
   for spec in families:
-    of = [result for (family, _), result in done.items() if family == spec]
-    counts.append(f"{sum(r is not None for r in of)} of {len(of)}")
+    own = [result for (family, _), result in done.items() if family == spec]
+    counts.append(f"{sum(r is not None for r in own)} of {len(own)}")
   rows.append(["seeds", *counts])
   return markdown_table(
     ["", *families], ["---", *["---:"] * len(families)], rows
@@ -102,55 +102,55 @@ def table(
 
 
 def _protocol(config, families, runs, done) -> Iterator[str]:
-  """What all runs share, then what each family has of its own."""
-  finished = [r["protocol"] for r in done.values() if r]
-  one = finished[0]
+  """Yields what all runs share, then the settings of each family."""
+  protocols = [r["protocol"] for r in done.values() if r]
+  first = protocols[0]
   h, w, c = image_shape(config)
   seeds = sorted({seed for _, seed in runs})
   yield (
-    f"Data: {config.data.source}, {h}x{w}x{c}; {one['train_images']} images "
-    f"to train on, {one['held_out_images']} held out."
+    f"Data: {config.data.source}, {h}x{w}x{c}; {first['train_images']} "
+    f"training images, {first['held_out_images']} held-out images."
   )
   yield (
     f"Every run: {config.steps} steps, batch {config.data.batch_size}, "
     f"{config.dtype}, {config.model.latent} latents, reconstruction "
     f"{config.objective.reconstruction}, adversarial loss "
-    f"{config.adversarial.loss}; seeds {', '.join(map(str, seeds))}, each "
-    "with its own first weights, batches and noise, the same for all families."
+    f"{config.adversarial.loss}; seeds {', '.join(map(str, seeds))}. A seed "
+    "determines initial weights, batches and noise, equally for all families."
   )
   yield (
-    f"Judged: averaged weights on {one['used_images']} held-out images, and "
-    f"{one['used_images']} samples of the prior; {config.eval_draws} draws "
-    "for the bounds. In the table: mean ± sample standard deviation over "
-    "seeds."
+    f"Evaluation: averaged weights, {first['used_images']} held-out images, "
+    f"{first['used_images']} samples from the prior; {config.eval_draws} draws "
+    "for the bounds. The table has mean ± sample standard deviation over seeds."
   )
-  machines = sorted({f"{p['devices']} x {p['device']}" for p in finished})
+  machines = sorted({f"{p['devices']} x {p['device']}" for p in protocols})
   versions = [
-    f"{name} {', '.join(sorted({p[name] for p in finished}))}"
+    f"{name} {', '.join(sorted({p[name] for p in protocols}))}"
     for name in ("gamix_jax", "jax", "flax")
   ]
-  hashes = {p["features_sha256"] for p in finished} - {None}
-  trained = min(one["train_images"], settings.base().eval.train_images)
+  hashes = {p["features_sha256"] for p in protocols} - {None}
+  trained = min(first["train_images"], settings.base().eval.train_images)
   learned = f", learned from {trained} training images" if hashes else ""
   weights = f", weights {', '.join(h[:8] for h in sorted(hashes))}"
   yield (
-    f"Distances of images as 8 bits, on the features {one['features']}"
-    f"{learned}{weights if hashes else ''}: those that "
-    "`python -m gamix_jax.evaluate` chooses."
+    f"Distances: 8-bit images, features {first['features']}"
+    f"{learned}{weights if hashes else ''}, which "
+    "`python -m gamix_jax.evaluate` uses by default."
   )
-  yield f"On {', '.join(machines)}; {'; '.join(versions)}."
+  yield f"Environment: {', '.join(machines)}; {'; '.join(versions)}."
   for spec in families:
     own = next(c for (family, _), (_, c) in runs.items() if family == spec)
-    of_vae, of_disc = objectives.term_names(
+    vae_terms, disc_terms = objectives.term_names(
       own.objective.name, own.adversarial.loss
     )
-    weights = ", ".join(f"{k} {own.weights[k]:g}" for k in of_vae + of_disc)
+    terms = vae_terms + disc_terms
+    weights = ", ".join(f"{k} {own.weights[k]:g}" for k in terms)
     line = f"`{spec}`: weights {weights}"
     if "population_kl" in objectives.OBJECTIVES[own.objective.name].terms:
       line += f"; population {own.objective.population}"
-    count = next((r for (f, _), r in done.items() if f == spec and r), None)
-    if count:
-      sizes = count["protocol"]["parameters"]
+    result = next((r for (f, _), r in done.items() if f == spec and r), None)
+    if result:
+      sizes = result["protocol"]["parameters"]
       line += "; parameters " + ", ".join(
         f"{k} {v:,}" for k, v in sizes.items()
       )
@@ -158,32 +158,32 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
 
 
 def _warnings(config, families, runs, done) -> Iterator[str]:
-  """What a reader should not overlook."""
+  """Yields warnings about undefined, imprecise or missing results."""
   used = min(r["protocol"]["used_images"] for r in done.values() if r)
   if used <= NEIGHBOURS:
     yield (
-      f"Not defined: precision, recall, density and coverage need "
-      f"{NEIGHBOURS + 1} images or more, and {used} were used."
+      f"Not defined: precision, recall, density and coverage need at least "
+      f"{NEIGHBOURS + 1} images, and {used} were used."
     )
   if used < 2:
-    yield "Not defined: the Frechet distances need 2 images or more."
+    yield "Not defined: the Frechet distances need at least 2 images."
   yield from (f"Warning: {line}" for line in few_images(used))
-  goals = {c.objective.name for _, c in runs.values()}
-  if "evae" in goals:
+  objective_names = {c.objective.name for _, c in runs.values()}
+  if "evae" in objective_names:
     yield (
-      "The loss of `evae` is not a bound of ln p(x), and its KL is infinite: "
-      "it has no ELBO and no IWAE bound here."
+      "The loss of `evae` is not a bound of ln p(x), and its KL is infinite, "
+      "so it has no ELBO and no IWAE bound."
     )
   hashes = {r["protocol"]["features_sha256"] for r in done.values() if r}
   if len(hashes) > 1:
     yield (
-      "Warning: the features' classifier was not the same for all runs, so "
-      "their distances cannot be compared: remove every results.json, and the "
-      "same command judges all again."
+      "Warning: the features' classifier differs between runs, so their "
+      "distances cannot be compared; remove every results.json and run the "
+      "same command again to evaluate all."
     )
   missing = sum(r is None for r in done.values())
   if missing:
-    yield f"Not finished: {missing} of {len(done)} runs are to come."
+    yield f"Not finished: {missing} of {len(done)} runs."
 
 
 # ---------------------------------------------------------- the front
@@ -195,36 +195,37 @@ def front(
   families: Sequence[str],
   fd: str,
 ) -> list[plots.Point]:
-  """Families as points: reconstruction against samples, as `plots.front`.
+  """Returns the families as points for `plots.front`.
 
-  Families of one posterior, objective and population are one line. Its name
-  has the terms whose weights differ on it (of a point alone: all but the
-  reconstruction's), and a point's label has these weights in that order.
+  Families with the same posterior, objective and population form a line. Its
+  name lists the terms whose weights differ between them (for a single family:
+  all but the reconstruction's); the label of a point has these weights in that
+  order.
 
   Args:
     runs: see `write`.
     done: see `write`.
     families: see `write`.
-    fd: name of the samples' distance.
+    fd: name of the metric for the distance of samples.
   """
   configs = {spec: c for (spec, _), (_, c) in runs.items()}
   lines: dict[tuple[str, str], list[str]] = {}
   for spec in families:
     if values_of(done, spec, "mae") and values_of(done, spec, fd):
-      lines.setdefault(_form(configs[spec]), []).append(spec)
+      lines.setdefault(_line_key(configs[spec]), []).append(spec)
   posteriors = {posterior for posterior, _ in lines}
   points = []
-  for (posterior, goal), specs in lines.items():
-    one = configs[specs[0]]
-    of_vae, of_disc = objectives.term_names(
-      one.objective.name, one.adversarial.loss
+  for (posterior, objective), specs in lines.items():
+    first = configs[specs[0]]
+    vae_terms, disc_terms = objectives.term_names(
+      first.objective.name, first.adversarial.loss
     )
     terms = [
       t
-      for t in of_vae + of_disc
+      for t in vae_terms + disc_terms
       if len({configs[spec].weights[t] for spec in specs}) > 1
-    ] or [t for t in objectives.OBJECTIVES[one.objective.name].terms[1:]]
-    name = goal if len(posteriors) == 1 else f"{posterior}/{goal}"
+    ] or [t for t in objectives.OBJECTIVES[first.objective.name].terms[1:]]
+    name = objective if len(posteriors) == 1 else f"{posterior}/{objective}"
     for spec in specs:
       weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
       points.append(
@@ -238,14 +239,14 @@ def front(
   return points
 
 
-def _form(config: ConfigDict) -> tuple[str, str]:
-  """posterior[:components], objective[:population]."""
-  posterior, goal = config.posterior.name, config.objective.name
+def _line_key(config: ConfigDict) -> tuple[str, str]:
+  """Returns posterior[:components] and objective[:population]."""
+  posterior, objective = config.posterior.name, config.objective.name
   if config.posterior.components > 1:
     posterior += f":{config.posterior.components}"
-  if "population_kl" in objectives.OBJECTIVES[goal].terms:
-    goal += f":{config.objective.population}"
-  return posterior, goal
+  if "population_kl" in objectives.OBJECTIVES[objective].terms:
+    objective += f":{config.objective.population}"
+  return posterior, objective
 
 
 # ---------------------------------------------------------- files
@@ -258,27 +259,27 @@ def write(
   runs: Mapping[Key, tuple[Path, ConfigDict]],
   done: Mapping[Key, Any],
 ) -> None:
-  """Writes the table, the CSV and the figures, each whole or not at all.
+  """Writes the table, the CSV and the figures, each atomically.
 
-  The front is drawn once there are two families to be set against each other.
+  The front is drawn if at least two families have results.
 
   Args:
-    root: the folder to write to.
-    config: what all runs share, complete.
+    root: the output folder.
+    config: the complete config that all runs share.
     families: in the order of the columns.
     runs: see `loop.planned`.
-    done: what `evaluate_run.run` returned for each of them, None of a run
-      that is not finished; one at least is.
+    done: results of `evaluate_run.run` for each run, None if it is not
+      finished; at least one is.
 
   Raises:
-    UserError: a file cannot be written.
+    UserError: if a file cannot be written.
   """
   features = next(r["protocol"]["features"] for r in done.values() if r)
   fd = f"fd_{features}"
   points = front(runs, done, families, f"{fd}_prior")
   specs = by_spec({k for r in done.values() if r for k in r["numbers"]})
   names = [name for own in specs.values() for name in sorted(own)]
-  parts = {
+  sections = {
     "": list(_warnings(config, families, runs, done)),
     "Protocol": list(_protocol(config, families, runs, done)),
     "Metrics": [_meaning(*item) for item in specs.items()],
@@ -287,26 +288,26 @@ def write(
   text += f"\n![]({FIGURE})\n"
   if len(points) > 1:
     text += (
-      "\nReconstruction against samples: lower and further left is better, and "
-      "a family is better than another where it is both.\n"
+      "\nReconstruction against samples: lower and further left is better; a "
+      "family is better than another only if it is both.\n"
       f"\n![]({FRONT})\n"
     )
-  for title, sentences in parts.items():
+  for title, sentences in sections.items():
     head = f"\n## {title}\n\n" if title else "\n"
     text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
   files.write_text(root / TABLE, text)
-  files.write_text(root / NUMBERS, to_csv(names, done, families))
-  shown = (*PANELS, f"{fd}_prior", f"{fd}_reconstructions")
+  files.write_text(root / CSV, to_csv(names, done, families))
+  panel_names = (*PANELS, f"{fd}_prior", f"{fd}_reconstructions")
   panels = {
     find(name).title(name): {
       spec: values_of(done, spec, name) for spec in families
     }
     for name in names
-    if name in shown
+    if name in panel_names
   }
-  of_images = [v for f in families for v in values_of(done, f, OF_IMAGES)]
-  title = find(OF_RECONSTRUCTIONS).title(OF_RECONSTRUCTIONS)
-  lines_at = {title: of_images[0]} if of_images else {}
+  sharpness = [v for f in families for v in values_of(done, f, IMAGE_SHARPNESS)]
+  title = find(RECONSTRUCTION_SHARPNESS).title(RECONSTRUCTION_SHARPNESS)
+  lines_at = {title: sharpness[0]} if sharpness else {}
   if len(points) > 1:
     with files.writing(root / FRONT):
       plots.front(root / FRONT, points, f"{fd}, samples")
@@ -317,14 +318,14 @@ def write(
 
 
 def _meaning(spec: MetricSpec, names: Sequence[str]) -> str:
-  """A sentence about a metric; `names` are those that were measured of it."""
-  shown = ", ".join(f"{spec.title(k)} (`{k}`)" for k in sorted(names))
+  """Describes a metric; `names` are its variants in the table."""
+  titles = ", ".join(f"{spec.title(k)} (`{k}`)" for k in sorted(names))
   unit = f", {spec.unit}" if spec.unit else ""
-  return f"{shown}{unit}: {spec.meaning}."
+  return f"{titles}{unit}: {spec.meaning}."
 
 
 def _images(runs, done, families) -> dict[str, Path]:
-  """Files of held-out images, and of each family's that has a finished run."""
+  """Returns picture files: held-out images, and one per finished family."""
   folders = {
     spec: next(
       (runs[k][0] for k, r in done.items() if k[0] == spec and r), None

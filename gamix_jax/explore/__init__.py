@@ -1,5 +1,5 @@
-"""A page to touch a trained model on: python -m gamix_jax.explore.
+"""A Gradio demo of a trained model: python -m gamix_jax.explore.
 
-view     what the page shows: images and latents in, pictures out
-page     the same in Gradio, and the server
+view     computes the pictures of the page from images and latents
+app      the Gradio page and its server
 """

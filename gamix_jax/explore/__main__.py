@@ -1,13 +1,13 @@
-"""A page to touch a trained model on: python -m gamix_jax.explore.
+"""A Gradio demo of a trained model: python -m gamix_jax.explore.
 
---workdir=runs/digits   of a run, or a folder of exported weights
---port=7860             of the page
---host=127.0.0.1        who reaches it: this machine alone, unless told
---which=ema|raw         the averaged weights, or the last step's
---step=1000             of that checkpoint; the newest if left out
---config.data.source=folder:DIR     where the run's images lie now
+--workdir=runs/digits   workdir of a run, or a folder of exported weights
+--port=7860             port of the page
+--host=127.0.0.1        address to serve on; the default is local only
+--which=ema|raw         averaged weights, or those of the last step
+--step=1000             step of the checkpoint; default: newest
+--config.data.source=folder:DIR     where the run's images are now
 
-Needs pip install '.[explore]'. Ctrl-C ends it.
+Needs pip install '.[explore]'. Press Ctrl-C to stop.
 """
 
 import sys
@@ -19,7 +19,7 @@ from gamix_jax.errors import UserError
 
 
 def main() -> None:
-  """Serves as the flags say."""
+  """Serves the page."""
   given = flags.FLAGS
   if given.workdir is None:
     raise UserError("--workdir is missing; --help shows the command.")
@@ -27,7 +27,7 @@ def main() -> None:
   from gamix_jax import inference  # noqa: PLC0415  (flags come first)
   from gamix_jax.explore import app, view  # noqa: PLC0415
 
-  app.gradio()  # a missing one is told before anything is loaded
+  app.gradio()  # fails before anything is loaded
   model = inference.load(
     given.workdir, given.which, given.step, data=given.config.data
   )
@@ -35,10 +35,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Of a run.")
-  flags.DEFINE_string("host", "127.0.0.1", "Who reaches the page.")
-  flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535)
-  flags.DEFINE_string("which", "ema", "ema or raw.")
-  flags.DEFINE_integer("step", None, "Of a checkpoint.")
+  flags.DEFINE_string("workdir", None, "Workdir of the run.")
+  flags.DEFINE_string("host", "127.0.0.1", "Address to serve on.")
+  flags.DEFINE_integer("port", 7860, "Port of the page.", 1, 65535)
+  flags.DEFINE_string("which", "ema", "ema (averaged) or raw weights.")
+  flags.DEFINE_integer("step", None, "Step of the checkpoint; default: newest.")
   cli.define_data()
   sys.exit(cli.run(main, text=__doc__))

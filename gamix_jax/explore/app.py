@@ -1,4 +1,4 @@
-"""The page in Gradio, and its server. Nothing is fetched from elsewhere."""
+"""The Gradio page and its server. Nothing is fetched from other hosts."""
 
 import importlib
 import os
@@ -11,18 +11,18 @@ from typing import Any
 from gamix_jax.errors import UserError
 from gamix_jax.explore.view import MAX_BYTES, SPAN, View
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-TEMPERATURE = 1.5  # at most
-# Names of fonts that a system has; Gradio's own come from Google.
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+MAX_TEMPERATURE = 1.5
+# System fonts; Gradio's default fonts are fetched from Google.
 FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
 
 def gradio() -> Any:
-  """The package, without its telemetry.
+  """Imports gradio, with its telemetry disabled.
 
   Raises:
-    UserError: it is not installed.
+    UserError: if gradio is not installed.
   """
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -30,39 +30,39 @@ def gradio() -> Any:
     return importlib.import_module("gradio")
   except ImportError as e:
     raise UserError(
-      f"The page needs gradio, which is not installed ({e}): pip install "
+      f"The page needs gradio, which cannot be imported ({e}); use pip install "
       "'gamix_jax[explore]', or '.[explore]' in a checkout."
     ) from e
 
 
-def _told(function: Callable, outputs: int) -> Callable:
-  """The function with its message as the last output, empty or a UserError's.
+def _with_message(function: Callable, outputs: int) -> Callable:
+  """Adds a message as the last output: "", or the text of a UserError.
 
-  What it would have changed stays as it is.
+  After an error the other outputs keep their values.
   """
   gr = gradio()
 
   def call(*args):
     try:
-      found = function(*args)
+      results = function(*args)
     except UserError as e:
       return (*[gr.skip()] * outputs, f"**{e}**")
-    return (*found, "")
+    return (*results, "")
 
   return call
 
 
 def build(view: View) -> Any:
-  """The page, as Gradio's Blocks."""
+  """Builds the page as gradio.Blocks."""
   with gradio().Blocks(
     title="gamix_jax", analytics_enabled=False, delete_cache=(3600, 3600)
   ) as page:
-    _wire(view, _laid_out(view))
+    _connect_events(view, _lay_out(view))
   return page
 
 
-def _laid_out(view: View) -> SimpleNamespace:
-  """What is on the page, inside Blocks: everything by name."""
+def _lay_out(view: View) -> SimpleNamespace:
+  """Creates the components of the page, inside Blocks; returns them by name."""
   gr, ui = gradio(), SimpleNamespace()
   first, second = view.images[:2]
   z0, z1 = view.code(first), view.code(second)
@@ -86,8 +86,8 @@ def _laid_out(view: View) -> SimpleNamespace:
   ui.code, ui.other = gr.State(z0), gr.State(z1)
   with gr.Row():
     with gr.Column(min_width=240):
-      ui.file = upload("An image of yours")
-      ui.seen = image("As the model gets it", view.shown(first), elem_id="seen")
+      ui.file = upload("Your image")
+      ui.seen = image("Model input", view.shown(first), elem_id="seen")
     with gr.Column(min_width=240):
       ui.now = image("Decoded", view.picture(z0), elem_id="decoded")
     with gr.Column(min_width=240):
@@ -100,16 +100,16 @@ def _laid_out(view: View) -> SimpleNamespace:
         )
         for d in view.active
       ]
-      ui.zero = gr.Button("Sliders to 0")
+      ui.zero = gr.Button("Reset sliders")
   with gr.Tab("Map"):
-    gr.Markdown("Held-out images at their codes (PCA). Click to decode.")
+    gr.Markdown("PCA of the codes of held-out images. Click to decode a point.")
     ui.plane = image("Map", view.map(view.place(z0)), elem_id="map")
   with gr.Tab("Mix"), gr.Row():
     with gr.Column(min_width=240):
       ui.file1 = upload("Another image")
-      ui.seen1 = image("The other", view.shown(second))
+      ui.seen1 = image("Other image", view.shown(second))
     with gr.Column(min_width=240):
-      ui.share = gr.Slider(0, 1, 0.5, step=0.01, label="Share of the other")
+      ui.share = gr.Slider(0, 1, 0.5, step=0.01, label="Weight of the other")
       ui.mix = image(
         "Mixed",
         view.mixed(z0, z1, 0.5),
@@ -118,36 +118,36 @@ def _laid_out(view: View) -> SimpleNamespace:
   with gr.Tab("Samples"):
     with gr.Row():
       ui.temperature = gr.Slider(
-        0, TEMPERATURE, 1.0, step=0.05, label="Temperature"
+        0, MAX_TEMPERATURE, 1.0, step=0.05, label="Temperature"
       )
       ui.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
     ui.grid = image("Samples", view.samples(0, 1.0), elem_id="samples")
   return ui
 
 
-def _wire(view: View, ui: SimpleNamespace) -> None:
-  """What follows on what, inside Blocks."""
+def _connect_events(view: View, ui: SimpleNamespace) -> None:
+  """Registers the event handlers, inside Blocks."""
   gr = gradio()
   zeros = [0] * len(ui.sliders)
 
-  def opened(path, share, z1):
+  def on_upload(path, share, z1):
     x = view.open(path)
     z = view.code(x)
     mark = view.map(view.place(z))
     mixed = view.mixed(z, z1, share)
     return z, view.shown(x), view.picture(z), mark, mixed, *zeros
 
-  def moved(z, *by):
+  def on_slide(z, *by):
     z = view.moved(z, by)
     return view.picture(z), view.map(view.place(z))
 
-  def clicked(share, z1, event: gr.SelectData):
+  def on_map_click(share, z1, event: gr.SelectData):
     x, y = event.index
     z = view.at(x, y)
     mixed = view.mixed(z, z1, share)
     return z, view.picture(z), view.map((x, y)), mixed, *zeros
 
-  def opened_other(path, share, z):
+  def on_upload_other(path, share, z):
     x = view.open(path)
     z1 = view.code(x)
     return z1, view.shown(x), view.mixed(z, z1, share)
@@ -156,27 +156,32 @@ def _wire(view: View, ui: SimpleNamespace) -> None:
 
   def on(event, function, inputs, outputs, **kwargs):
     event(
-      _told(function, len(outputs)), inputs, [*outputs, ui.message], **kwargs
+      _with_message(function, len(outputs)),
+      inputs,
+      [*outputs, ui.message],
+      **kwargs,
     )
 
-  shown = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
-  on(ui.file.upload, opened, [ui.file, ui.share, ui.other], shown)
+  outputs = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
+  on(ui.file.upload, on_upload, [ui.file, ui.share, ui.other], outputs)
   on(
     ui.file1.upload,
-    opened_other,
+    on_upload_other,
     [ui.file1, ui.share, ui.code],
     [ui.other, ui.seen1, ui.mix],
   )
   for slider in ui.sliders:
-    on(slider.input, moved, [ui.code, *ui.sliders], [ui.now, ui.plane], **last)
+    on(
+      slider.input, on_slide, [ui.code, *ui.sliders], [ui.now, ui.plane], **last
+    )
   ui.zero.click(
-    lambda z: (*moved(z, *zeros), *zeros),
+    lambda z: (*on_slide(z, *zeros), *zeros),
     [ui.code],
     [ui.now, ui.plane, *ui.sliders],
   )
-  # Not by `on`: Gradio reads the event's annotation.
+  # Without `on`, since Gradio inspects the annotation of `event`.
   ui.plane.select(
-    clicked,
+    on_map_click,
     [ui.share, ui.other],
     [ui.code, ui.now, ui.plane, ui.mix, *ui.sliders],
     show_progress="hidden",
@@ -202,16 +207,16 @@ def serve(view: View, host: str, port: int) -> None:
   """Serves the page until SIGINT or SIGTERM.
 
   Raises:
-    UserError: gradio is missing, the port is taken.
+    UserError: if gradio is missing, or the port or host cannot be used.
   """
   gr = gradio()
   stop = threading.Event()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.set())
-  if host not in LOCAL:
+  if host not in LOCAL_HOSTS:
     print(
-      f"--host={host}: whoever reaches this machine can use the page; it asks "
-      "for no password.",
+      f"--host={host}: anyone who can reach this machine can use the page; it "
+      "has no password.",
       flush=True,
     )
   page = build(view)
@@ -229,9 +234,9 @@ def serve(view: View, host: str, port: int) -> None:
     )
   except OSError as e:
     raise UserError(
-      f"--host={host} --port={port} cannot be served: the port is taken, "
-      "or the host is not this machine's; give another."
+      f"--host={host} --port={port} cannot be used: the port is taken, or the "
+      "host is not an address of this machine; use another."
     ) from e
-  print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+  print(f"http://{host}:{port} (press Ctrl-C to stop)", flush=True)
   stop.wait()
   page.close(verbose=False)

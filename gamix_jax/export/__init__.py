@@ -1,8 +1,8 @@
-"""A trained model for other programs: python -m gamix_jax.export.
+"""Exports a trained model for other programs: python -m gamix_jax.export.
 
-functions     the encoder and the decoder, each as a function of one array
-artifact      such a function as bytes, and bytes run again
-write         exported, checked against the model, written whole or not at all
+signatures    the encoder and the decoder, each as a function of one array
+serialize     converts such a function to bytes, and runs these bytes
+write         exports, compares with the model, and writes atomically
 """
 
 from gamix_jax.export.write import check, export

@@ -1,13 +1,13 @@
-"""A trained model for other programs: python -m gamix_jax.export.
+"""Exports a trained model for other programs: python -m gamix_jax.export.
 
---workdir=runs/digits        of a run, or a folder of exported weights
---what=encoder|decoder       or model, of which safetensors alone are written
+--workdir=runs/digits        workdir of a run, or a folder of exported weights
+--what=encoder|decoder|model part to export; model only as safetensors
 --format=stablehlo           <what>.stablehlo: read by jax.export.deserialize
          onnx                <what>.onnx; needs pip install '.[onnx]'
          safetensors         <what>.safetensors and config.json
---out=DIR                    where they go; <workdir>/export if left out
---which=ema|raw              the averaged weights, or the last step's
---step=1000                  of that checkpoint; the newest if left out
+--out=DIR                    output folder; default: <workdir>/export
+--which=ema|raw              averaged weights, or those of the last step
+--step=1000                  step of the checkpoint; default: newest
 """
 
 import sys
@@ -19,7 +19,7 @@ from gamix_jax.errors import UserError
 
 
 def main() -> None:
-  """Exports as the flags say."""
+  """Exports the part that the flags specify."""
   given = flags.FLAGS
   for name in ("workdir", "what", "format"):
     if getattr(given, name) is None:
@@ -31,17 +31,16 @@ def main() -> None:
   workdir = paths.resolve(given.workdir)
   model = inference.load(workdir, given.which, given.step)
   out = paths.resolve(given.out) if given.out else workdir / "export"
-  for name, about in export.export(
-    model, given.what, given.format, out
-  ).items():
-    print(f"{out / name}: {about}.")
+  written = export.export(model, given.what, given.format, out)
+  for name, description in written.items():
+    print(f"{out / name}: {description}.")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Of a run.")
+  flags.DEFINE_string("workdir", None, "Workdir of the run.")
   flags.DEFINE_string("what", None, "encoder, decoder or model.")
   flags.DEFINE_string("format", None, "stablehlo, onnx or safetensors.")
-  flags.DEFINE_string("out", None, "The folder to write to.")
-  flags.DEFINE_string("which", "ema", "ema or raw.")
-  flags.DEFINE_integer("step", None, "Of a checkpoint.")
+  flags.DEFINE_string("out", None, "Output folder.")
+  flags.DEFINE_string("which", "ema", "ema (averaged) or raw weights.")
+  flags.DEFINE_integer("step", None, "Step of the checkpoint; default: newest.")
   sys.exit(cli.run(main, text=__doc__))

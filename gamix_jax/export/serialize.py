@@ -1,9 +1,10 @@
-"""A function as bytes that need none of this program, and those run again.
+"""Converts functions to bytes that run without this package, and runs them.
 
-stablehlo   jax.export's: read by jax.export.deserialize, on CPU, CUDA and TPU
-onnx        by jax2onnx, float32: read by onnxruntime and many others
+stablehlo   written by jax.export, read by jax.export.deserialize on CPU, CUDA
+            and TPU
+onnx        written by jax2onnx in float32, read by onnxruntime and many others
 
-The batch stays a symbol: any number of rows goes in.
+The batch size is symbolic: the result accepts any number of rows.
 """
 
 import contextlib
@@ -25,9 +26,9 @@ BATCH = "b"
 
 
 def stablehlo(part: Part) -> bytes:
-  """The part, its weights inside, as jax.export writes it.
+  """Exports a part, including its weights, with jax.export.
 
-  An encoder's outputs are a dict by name, a decoder's is the image itself.
+  An encoder returns a dict of outputs by name, a decoder the image itself.
   """
   from jax import export  # noqa: PLC0415
 
@@ -49,10 +50,11 @@ def _run_stablehlo(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def onnx(part: Part) -> bytes:
-  """The part, its weights inside, as an ONNX model of named outputs.
+  """Exports a part, including its weights, as ONNX with named outputs.
 
   Raises:
-    UserError: jax2onnx or onnxruntime is not installed.
+    UserError: if jax2onnx or onnxruntime is not installed, or if jax2onnx
+      cannot convert the part.
   """
   with _quiet():
     needs("jax2onnx", "onnx")
@@ -68,7 +70,7 @@ def onnx(part: Part) -> bytes:
         input_names=[part.input],
         output_names=names,
       )
-    # It has no error of its own for what it cannot write.
+    # jax2onnx has no exception class of its own.
     except Exception as e:
       raise UserError(
         f"jax2onnx {metadata.version('jax2onnx')} cannot write this "
@@ -80,11 +82,11 @@ def onnx(part: Part) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Around jax2onnx, which speaks of what does not touch the numbers.
+  """Silences jax2onnx, whose output does not concern the result.
 
-  It prints, and logs every shape without annotation and every operation of a
-  newer JAX that it does not know. Where warnings are errors, a deprecated name
-  of JAX that it uses makes it leave out operations that it does know.
+  It prints, and it logs every unannotated shape and every unknown operation of
+  newer JAX versions. If warnings are errors, it skips operations that it
+  supports, because it uses a deprecated name of JAX.
   """
   logs = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
   levels = [log.level for log in logs]
@@ -94,7 +96,7 @@ def _quiet() -> Iterator[None]:
     with (
       warnings.catch_warnings(),
       contextlib.redirect_stdout(io.StringIO()),
-      jax.numpy_rank_promotion("allow"),  # its own operations promote
+      jax.numpy_rank_promotion("allow"),  # jax2onnx relies on it
     ):
       warnings.simplefilter("ignore")
       yield
@@ -115,26 +117,26 @@ def _run_onnx(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def needs(module: str, extra: str) -> None:
-  """Refuses to go on without an optional package.
+  """Checks that an optional package is installed.
 
   Raises:
-    UserError: it is not installed.
+    UserError: if it is not.
   """
   try:
     importlib.import_module(module)
   except ImportError as e:
     raise UserError(
-      f"This needs {module}, which is not installed ({e}): pip install "
+      f"This needs {module}, which cannot be imported ({e}); use pip install "
       f"'gamix_jax[{extra}]', or '.[{extra}]' in a checkout."
     ) from e
 
 
-MAKERS = {"stablehlo": stablehlo, "onnx": onnx}
+EXPORTERS = {"stablehlo": stablehlo, "onnx": onnx}
 RUNNERS = {"stablehlo": _run_stablehlo, "onnx": _run_onnx}
 
 
 def versions(form: str) -> dict[str, str]:
-  """Of the packages that a form is made with, besides JAX."""
+  """Returns the versions of the packages a format needs, except JAX."""
   if form != "onnx":
     return {}
   names = ("jax2onnx", "onnx", "onnxruntime")

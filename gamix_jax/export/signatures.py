@@ -1,14 +1,14 @@
 """The encoder and the decoder, each as a function of one array.
 
-encoder   x [b, h, w, c] in [-1, 1]  ->  mean, variance [b, d]; of a mixture
-                                         besides weights [b, k], means and
+encoder   x [b, h, w, c] in [-1, 1]  ->  mean, variance [b, d]; for a mixture
+                                         also weights [b, k], means and
                                          variances [b, k, d]
 decoder   z [b, d]                   ->  image [b, h, w, c] in [-1, 1]
 
-They are of every family: a posterior has a mean and centres, see
-`posterior.base`. `mean` is what a deterministic reconstruction decodes, and
-`variance` is of z, per latent: sigma^2 of a Gaussian, r^2 / 5 of an
-Epanechnikov kernel, the rate of a Poisson law.
+The outputs exist for every family, since every posterior has a mean and
+components, see `posterior.base`. A deterministic reconstruction decodes `mean`.
+`variance` is that of z, per latent: sigma^2 for a Gaussian, r^2 / 5 for an
+Epanechnikov kernel, the rate for a Poisson distribution.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ PARTS = ("encoder", "decoder")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One of them.
+  """An encoder or a decoder.
 
   Attributes:
-    name: of PARTS.
-    function: jax.Array -> {output's name: jax.Array}.
-    model: numpy -> {name: numpy}, the same by the model itself.
-    input: its name.
-    shape: of one row of the input.
-    dtype: of the input.
-    range: of the input; None is any.
+    name: a name in PARTS.
+    function: jax.Array -> {output name: jax.Array}.
+    model: NumPy array -> {output name: NumPy array}, computed by `Model`.
+    input: name of the input.
+    shape: shape of one row of the input.
+    dtype: dtype of the input.
+    range: range of the input; None if unbounded.
   """
 
   name: str
@@ -50,29 +50,29 @@ class Part:
   range: tuple[float, float] | None
 
   def probe(self, rows: int) -> np.ndarray:
-    """Inputs to compare on: uniform noise, or latents of N(0, I)."""
+    """Returns test inputs: uniform noise, or latents from N(0, I)."""
     rng = np.random.default_rng(rows)
     shape = (rows, *self.shape)
     x = rng.uniform(-1, 1, shape) if self.range else rng.normal(size=shape)
     return x.astype(self.dtype)
 
   def outputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of two rows."""
+    """Returns the shapes and dtypes of the outputs for two rows."""
     x = jax.ShapeDtypeStruct((2, *self.shape), self.dtype)
     return jax.eval_shape(self.function, x)
 
 
 def describe(q: Posterior) -> dict[str, jax.Array]:
-  """The encoder's outputs, by name, of a posterior."""
-  found = {"mean": q.mean(), "variance": metrics.total_variance(q)}
+  """Returns the encoder's outputs, by name, for a posterior."""
+  outputs = {"mean": q.mean(), "variance": metrics.total_variance(q)}
   weights, means, variances = q.components()
   if means.shape[1] > 1:
-    found |= {"weights": weights, "means": means, "variances": variances}
-  return found
+    outputs |= {"weights": weights, "means": means, "variances": variances}
+  return outputs
 
 
 def part(model: Model, name: str) -> Part:
-  """The part of a model."""
+  """Returns a part of a model: "encoder" or "decoder"."""
   spec, vae = model.spec, jax.device_get(model.variables["vae"])
   kind = dict(name=name, dtype=np.dtype(spec.dtype))
 
@@ -109,7 +109,7 @@ def part(model: Model, name: str) -> Part:
 
 
 def in_float32(model: Model) -> Model:
-  """The same weights, computed with in float32."""
+  """Returns the model with weights and computation in float32."""
   if model.config.dtype == "float32":
     return model
   config = ConfigDict(model.config)

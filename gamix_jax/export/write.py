@@ -1,4 +1,4 @@
-"""Exports a model, checks the result against it, and writes all or nothing."""
+"""Exports a model, compares the result with it, and writes atomically."""
 
 import contextlib
 import json
@@ -18,34 +18,34 @@ from gamix_jax.export import serialize, signatures
 from gamix_jax.inference import Model, safetensors_io
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
-# Of the largest difference, relative to the output's largest number where that
-# is over 1. Of images, 1e-4 is an eightieth of a grey level.
+# Accepted difference, relative to the output's largest absolute value if > 1.
+# For images, 1e-4 is an eightieth of a grey level.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.03}
-ROWS = (1, 3)  # of the batches compared: the batch is a symbol
+BATCH_SIZES = (1, 3)  # compared with the model; the batch size is symbolic
 
 
 def export(model: Model, what: str, form: str, out: Path) -> dict[str, str]:
-  """Writes a model, or a part of it, for other programs.
+  """Exports a model, or a part of it, for other programs.
 
       stablehlo    <what>.stablehlo and <what>.stablehlo.json
       onnx         <what>.onnx and <what>.onnx.json
       safetensors  <what>.safetensors and config.json
 
-  The .json says what goes in and comes out, of which run it is, and how far
-  what was written is from the model.
+  The .json lists inputs, outputs, run, versions and the largest difference
+  between the exported function and the model.
 
   Args:
     model: see `gamix_jax.load`.
-    what: "encoder" or "decoder"; as safetensors also "model".
-    form: of FORMATS.
-    out: a folder; made where there is none.
+    what: "encoder" or "decoder"; with safetensors also "model".
+    form: one of FORMATS.
+    out: the output folder; created if missing.
 
   Returns:
-    {file: what it is}.
+    {file name: description}.
 
   Raises:
-    UserError: a pair that does not go; a package that is missing; numbers
-      other than the model's; it cannot be written. Nothing is written then.
+    UserError: as `check`, if a package is missing, if the result differs from
+      the model, or if a file cannot be written. Nothing is written then.
   """
   check(what, form)
   with _staged(out) as folder:
@@ -55,10 +55,10 @@ def export(model: Model, what: str, form: str, out: Path) -> dict[str, str]:
 
 
 def check(what: str, form: str) -> None:
-  """Refuses what cannot be exported.
+  """Validates --what and --format.
 
   Raises:
-    UserError: as said.
+    UserError: if one is unknown, or they cannot be combined.
   """
   if form not in FORMATS:
     raise UserError(f"--format={form} must be one of {', '.join(FORMATS)}.")
@@ -68,8 +68,8 @@ def check(what: str, form: str) -> None:
     )
   if what == "model" and form != "safetensors":
     raise UserError(
-      f"--what=model is for --format=safetensors; as {form} there are "
-      f"{' and '.join(signatures.PARTS)}, a file each."
+      f"--what=model is for --format=safetensors; with --format={form} use "
+      f"--what={' or '.join(signatures.PARTS)}."
     )
 
 
@@ -77,7 +77,7 @@ def check(what: str, form: str) -> None:
 def _staged(out: Path) -> Iterator[Path]:
   """Yields a temporary folder; moves its files to `out` if nothing failed.
 
-  Not `files.atomic`, since `out` may hold other exports already.
+  `files.atomic` does not fit, since `out` may hold other exports already.
   """
   with files.writing(out):
     existed = out.is_dir()
@@ -96,10 +96,10 @@ def _staged(out: Path) -> Iterator[Path]:
 def _safetensors(
   model: Model, what: str, folder: Path, out: Path
 ) -> dict[str, str]:
-  beside = out / "config.json"
-  if beside.is_file() and beside.read_text() != configs.to_json(model.config):
+  saved = out / "config.json"
+  if saved.is_file() and saved.read_text() != configs.to_json(model.config):
     raise UserError(
-      f"{beside} is of another model; give another --out, or remove it."
+      f"{saved} is of another model; use another --out, or remove it."
     )
   trees = jax.device_get(model.variables)
   about = {
@@ -109,16 +109,19 @@ def _safetensors(
   }
   safetensors_io.write(folder, what, model.config, trees, about)
   name = safetensors_io.FILE.format(what=what)
-  kept, _ = safetensors_io.contents(folder / name)
+  written, _ = safetensors_io.contents(folder / name)
   arrays = safetensors_io.flat(trees, what)
-  if kept.keys() != arrays.keys() or any(
-    not np.array_equal(kept[k], v) for k, v in arrays.items()
+  if written.keys() != arrays.keys() or any(
+    not np.array_equal(written[k], v) for k, v in arrays.items()
   ):
     raise UserError(
-      f"{name} differs from the model when read back; nothing is kept."
+      f"{name} differs from the model when read back; nothing was written."
     )
   count = sum(v.size for v in arrays.values())
-  return {name: f"{count:,} numbers, bit for bit", "config.json": "every key"}
+  return {
+    name: f"{count:,} values, identical to the model's",
+    "config.json": "the complete config",
+  }
 
 
 def _function(
@@ -128,47 +131,49 @@ def _function(
     model = signatures.in_float32(model)
   part = signatures.part(model, what)
   name = f"{what}.{form}"
-  (folder / name).write_bytes(serialize.MAKERS[form](part))
-  data = (folder / name).read_bytes()  # what is compared is what is kept
-  off = difference(part, form, data)
+  (folder / name).write_bytes(serialize.EXPORTERS[form](part))
+  data = (folder / name).read_bytes()  # compare what was really written
+  error = difference(part, form, data)
   tolerance = TOLERANCE[model.config.dtype]
-  if not off <= tolerance:
+  if not error <= tolerance:
     raise UserError(
-      f"The exported {what} differs from the model by {off:.2g}, over the "
-      f"tolerance of {tolerance:g}; nothing was written.\nTry another "
-      f"--format of {', '.join(serialize.MAKERS)}."
+      f"The exported {what} differs from the model by {error:.2g}, more than "
+      f"the tolerance of {tolerance:g}; nothing was written.\nTry another "
+      f"--format of {', '.join(serialize.EXPORTERS)}."
     )
-  about = _about(model, part, form, off)
-  (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+  metadata = _metadata(model, part, form, error)
+  (folder / f"{name}.json").write_text(json.dumps(metadata, indent=1) + "\n")
   return {
-    name: f"{len(data):,} bytes, off by {off:.1e} at most",
-    f"{name}.json": "what goes in and comes out",
+    name: f"{len(data):,} bytes, largest difference {error:.1e}",
+    f"{name}.json": "inputs, outputs and versions",
   }
 
 
 def difference(part: signatures.Part, form: str, data: bytes) -> float:
-  """How far the bytes' outputs are from the model's.
+  """Returns the largest difference between exported and model outputs.
 
-  The largest absolute difference, relative to the largest number of an output
-  where that is over 1. Infinite where names or shapes differ.
+  The difference is absolute, or relative to the output's largest absolute value
+  if that is > 1. It is infinite if names or shapes differ.
   """
-  most = 0.0
-  for rows in ROWS:
+  largest = 0.0
+  for rows in BATCH_SIZES:
     x = part.probe(rows)
-    ours, theirs = part.model(x), serialize.RUNNERS[form](data, x)
-    if {k: v.shape for k, v in ours.items()} != {
-      k: v.shape for k, v in theirs.items()
+    expected, actual = part.model(x), serialize.RUNNERS[form](data, x)
+    if {k: v.shape for k, v in expected.items()} != {
+      k: v.shape for k, v in actual.items()
     }:
       return float("inf")
-    for k, v in ours.items():
-      wanted = np.asarray(v, np.float64)
-      scale = max(1.0, np.max(np.abs(wanted)))
-      most = max(most, float(np.max(np.abs(theirs[k] - wanted)) / scale))
-  return most
+    for k, output in expected.items():
+      exact = np.asarray(output, np.float64)
+      scale = max(1.0, np.max(np.abs(exact)))
+      largest = max(largest, float(np.max(np.abs(actual[k] - exact)) / scale))
+  return largest
 
 
-def _about(model: Model, part: signatures.Part, form: str, off: float) -> dict:
-  """What the .json says."""
+def _metadata(
+  model: Model, part: signatures.Part, form: str, error: float
+) -> dict:
+  """Returns the contents of the .json."""
 
   def rows(shape):
     return [serialize.BATCH, *shape]
@@ -195,7 +200,7 @@ def _about(model: Model, part: signatures.Part, form: str, off: float) -> dict:
     "platforms": serialize.PLATFORMS if form == "stablehlo" else None,
     "step": model.step,
     "which": model.which,
-    "max_difference": off,
+    "max_difference": error,
     "tolerance": TOLERANCE[model.config.dtype],
     "versions": versions | serialize.versions(form),
     "config": json.loads(configs.to_json(model.config)),

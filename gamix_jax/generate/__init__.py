@@ -1,7 +1,7 @@
-"""Pictures of a trained model.
+"""Renders pictures from a trained model.
 
-select_images   the images that a picture is of: held-out ones, or files
-renderers       the kinds of pictures
-animation       frames as GIF or MP4
-folder          raw images for other tools
+select_images   loads the input images: held-out images, or files
+renderers       one function per kind of picture
+animation       writes frames as GIF or MP4
+folder          writes raw images for other tools
 """

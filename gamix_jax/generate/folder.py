@@ -1,4 +1,4 @@
-"""Images as single PNG files, for other tools."""
+"""Writes images as single PNG files, for other tools."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ def save(
   protocol: Mapping[str, Any],
   decode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
-  """Writes 00000.png, 00001.png, ... and protocol.json, all or nothing.
+  """Writes 00000.png, 00001.png, ... and protocol.json, atomically.
 
   Args:
-    target: the folder; missing or empty.
+    target: the folder; must be missing or empty.
     rows: images [n, h, w, c] in [-1, 1], written as uint8 of that size; with
-      `decode`, its input [n, ...].
+      `decode`, its inputs [n, ...].
     protocol: how the images were made; written as JSON.
-    decode: makes images of up to CHUNK rows.
+    decode: converts up to CHUNK rows to images.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: if the folder cannot be written.
   """
   with files.atomic(target) as temporary:
     temporary.mkdir()

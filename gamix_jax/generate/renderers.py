@@ -1,4 +1,4 @@
-"""What each kind of picture shows, and the one function that makes it."""
+"""Renders each kind of picture; `make` writes one of them."""
 
 import functools
 import math
@@ -17,13 +17,14 @@ from gamix_jax.inference.fitting import FITTED, ensure_fitted
 from gamix_jax.plots import ImageGrid, named
 from gamix_jax.step import to_float
 
-SAMPLES, RECONSTRUCTIONS, WALKS, MAPPED = 64, 16, 8, 2000
+# Default numbers of images, walks and points.
+SAMPLES, RECONSTRUCTIONS, WALKS, MAP_POINTS = 64, 16, 8, 2000
 COLUMNS = 8
-BETWEEN = 6  # steps of the published interpolation
-ALONG = 9  # steps of a traversal
-SHOWN = 4  # images whose components are shown
-FRAMES = 12  # of a walk, from stop to stop
-WORDS = {
+INTERPOLATION_STEPS = 6  # as published
+TRAVERSAL_STEPS = 9
+COMPONENT_IMAGES = 4  # images whose components are shown
+WALK_STEPS = 12  # frames from stop to stop
+SOURCE_NAMES = {
   "prior": "the prior",
   "population": "the population",
   "gmm": "the fitted mixture",
@@ -40,43 +41,45 @@ def make(
   raw: bool = False,
   which: str = "ema",
   step: int | None = None,
-  **asked: Any,
+  **options: Any,
 ) -> None:
-  """Writes one picture, film or folder of images, whole or not at all.
+  """Writes one picture, animation or folder of images, atomically.
 
   Args:
-    workdir: the run's.
-    what: a name of WHATS.
-    out: the file; the folder, if `raw`.
-    data: where the run's images lie now, see `inference.load`.
-    raw: images one by one, as they are.
-    which: of the weights, see `inference.load`.
-    step: of the checkpoint, see `inference.load`.
-    **asked: the flags of `what`, see `__main__`.
+    workdir: workdir of the run.
+    what: a key of RENDERERS.
+    out: the output file, or folder if `raw`.
+    data: where the run's images are now, see `inference.load`.
+    raw: whether to write single, unscaled images to a folder.
+    which: the weights, see `inference.load`.
+    step: the checkpoint, see `inference.load`.
+    **options: the flags of `what`, see `__main__`.
 
   Raises:
-    UserError: whatever is wrong with them, the run or the images.
+    UserError: if the arguments, the run or the images are invalid.
   """
   target = paths.resolve(out)
   _check_out(target, what, raw)
   model = inference.load(workdir, which, step, data=data)
   protocol = {"what": what, "workdir": str(model.workdir), "step": model.step}
-  protocol |= {"which": which} | asked
+  protocol |= {"which": which} | options
   title = f"{named(model.workdir.name)}, {which} weights of step {model.step}"
-  WHATS[what](model, _Out(target, raw, title, protocol), **asked)
+  RENDERERS[what](model, _Out(target, raw, title, protocol), **options)
   print(f"Written: {target}")
 
 
 def _check_out(target: Path, what: str, raw: bool) -> None:
-  """Refuses an ending or a place that will not do, before the work."""
+  """Validates --out before any work is done."""
   if raw:
     if what == "map":
       raise UserError("--what=map has no images for --format=folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-      raise UserError(f"--out={target} is there and not an empty folder.")
+      raise UserError(f"--out={target} exists and is not an empty folder.")
   elif target.suffix.lower() not in ENDINGS.get(what, (".png",)):
-    fit = " or ".join(ENDINGS.get(what, (".png",)))
-    raise UserError(f"--out={target}: a {what} picture ends with {fit}.")
+    endings = " or ".join(ENDINGS.get(what, (".png",)))
+    raise UserError(
+      f"--out={target} must end with {endings} for --what={what}."
+    )
   if not target.absolute().parent.is_dir():
     raise UserError(f"--out={target}: there is no folder {target.parent}.")
 
@@ -85,7 +88,7 @@ ENDINGS = {"walk": (".gif", ".mp4")}
 
 
 class _Out:
-  """Where a picture goes, with what is said about it."""
+  """The output file or folder of a picture, with its title and protocol."""
 
   def __init__(self, target: Path, raw: bool, title: str, protocol: dict):
     self.target, self.raw, self.title = target, raw, title
@@ -93,22 +96,22 @@ class _Out:
 
   def write(
     self,
-    strips: list[ImageGrid],
+    grids: list[ImageGrid],
     title: str,
     xlabel: str = "",
     ylabel: str = "",
   ) -> None:
-    """As a figure; as a folder, all images of all strips in order."""
+    """Writes grids as a figure, or all their images in order to a folder."""
     if self.raw:
-      images = [s.images.reshape(-1, *s.images.shape[-3:]) for s in strips]
+      images = [g.images.reshape(-1, *g.images.shape[-3:]) for g in grids]
       folder.save(self.target, np.concatenate(images), self.protocol)
       return
     title = f"{title}\n{self.title}"
-    plots.image_grids(self.target, strips, title, xlabel, ylabel)
+    plots.image_grids(self.target, grids, title, xlabel, ylabel)
 
 
 def _number(name: str, value: int | None, default: int, least: int = 1) -> int:
-  """A flag's number or its default; raises UserError under `least`."""
+  """Returns a flag's value or its default; raises UserError if < `least`."""
   value = default if value is None else value
   if value < least:
     raise UserError(f"--{name}={value} must be {least} or more.")
@@ -120,14 +123,14 @@ def _as_pixels(x: np.ndarray) -> np.ndarray:
 
 
 def _sampler(model, *, source, temperature, seed, fit_images, components):
-  """n -> latents, and in words where they are from; fits what is needed."""
+  """Returns a function n -> latents and its description; fits if needed."""
   if components is not None and components != "bic":
     if not components.isdecimal():
-      raise UserError(f"--components={components} is no number, nor bic.")
+      raise UserError(f"--components={components} must be an integer or bic.")
     components = int(components)
   if (fit_images, components) != (None, None) and source not in FITTED:
     raise UserError(
-      "--fit_images and --components are of --source=population and gmm."
+      "--fit_images and --components need --source=population or gmm."
     )
   ensure_fitted(model, source, images=fit_images, components=components)
   draw = functools.partial(
@@ -136,13 +139,14 @@ def _sampler(model, *, source, temperature, seed, fit_images, components):
     source=source,
     temperature=temperature,
   )
-  return draw, f"{WORDS[source]}, temperature {temperature:g}, seed {seed}"
+  name = SOURCE_NAMES[source]
+  return draw, f"{name}, temperature {temperature:g}, seed {seed}"
 
 
 def samples(model, out, *, n, **new) -> None:
-  """New images."""
+  """Renders new images."""
   n = _number("n", n, SAMPLES)
-  draw, words = _sampler(model, **new)
+  draw, description = _sampler(model, **new)
   z = draw(n)
   fitted = model.fitted if new["source"] in FITTED else None
   out.protocol |= {"n": n, "fitted": fitted}
@@ -151,78 +155,80 @@ def samples(model, out, *, n, **new) -> None:
     return
   columns = max(COLUMNS, math.isqrt(n - 1) + 1)
   images = plots.padded(model.decode(z), min(columns, n))
-  out.write([ImageGrid(images)], f"{n} samples from {words}")
+  out.write([ImageGrid(images)], f"{n} samples from {description}")
 
 
 def reconstructions(model, out, *, n, images) -> None:
-  """Images over what comes back of them."""
+  """Renders images above their reconstructions."""
   if images:
     if n is not None:
-      raise UserError("--n and --images: give one of them.")
+      raise UserError("Use either --n or --images, not both.")
     x, names = select_images.images(model.config, images)
   else:
     n = _number("n", n, RECONSTRUCTIONS)
     x, _, _ = select_images.first(model.config, n)
     names = [str(i) for i in range(len(x))]
-  back, x = model.reconstruct(x), _as_pixels(x)
-  strips = [
+  x_hat, x = model.reconstruct(x), _as_pixels(x)
+  grids = [
     ImageGrid(
-      np.stack([x[i : i + COLUMNS], back[i : i + COLUMNS]]),
+      np.stack([x[i : i + COLUMNS], x_hat[i : i + COLUMNS]]),
       names[i : i + COLUMNS],
       ("image", "decoded"),
     )
     for i in range(0, len(x), COLUMNS)
   ]
-  off = np.mean(np.abs(x - back))
-  title = f"Images and their reconstructions, mean absolute error {off:.3f}"
-  out.write(strips, title)
+  mae = np.mean(np.abs(x - x_hat))
+  title = f"Images and their reconstructions, mean absolute error {mae:.3f}"
+  out.write(grids, title)
 
 
 def interpolation(model, out, *, images, steps, path) -> None:
-  """From one image to another, a row a pair."""
-  steps = _number("steps", steps, BETWEEN, 2)
+  """Renders interpolations between images, one row per pair."""
+  steps = _number("steps", steps, INTERPOLATION_STEPS, 2)
   x, names = select_images.images(model.config, images or ("0", "1"))
   if len(x) % 2:
-    raise UserError(f"--images has {len(x)} images; wanted are pairs.")
+    raise UserError(
+      f"--images has {len(x)} images; the number must be even (pairs)."
+    )
   rows = []
   for a, b in zip(x[::2], x[1::2], strict=True):
-    way = model.interpolate(a, b, steps, path=path)
-    rows.append(np.concatenate([_as_pixels(a[None]), way, _as_pixels(b[None])]))
-  places = [f"{t:.2g}" for t in np.linspace(0, 1, steps)]
+    between = model.interpolate(a, b, steps, path=path)
+    rows.append(
+      np.concatenate([_as_pixels(a[None]), between, _as_pixels(b[None])])
+    )
+  ticks = [f"{t:.2g}" for t in np.linspace(0, 1, steps)]
   pairs = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2], strict=True)]
-  strip = ImageGrid(np.stack(rows), ["from", *places, "to"], pairs)
-  what = "Convex" if path == "straight" else "Spherical"
-  title = f"{what} interpolation between the means of two posteriors"
-  out.write(
-    [strip], title, "way from the first image's latents to the second's"
-  )
+  grid = ImageGrid(np.stack(rows), ["from", *ticks, "to"], pairs)
+  kind = "Convex" if path == "straight" else "Spherical"
+  title = f"{kind} interpolation between the means of two posteriors"
+  out.write([grid], title, "position between the latents of the two images")
 
 
 def traversal(model, out, *, images, dims, span, steps) -> None:
-  """An image moved along one latent or two."""
-  steps = _number("steps", steps, ALONG, 2)
+  """Renders images moved along one or two latents."""
+  steps = _number("steps", steps, TRAVERSAL_STEPS, 2)
   latents = min(2, model.config.model.latent)
-  words = dims or [str(d) for d in range(latents)]
-  if not all(w.strip().lstrip("-").isdecimal() for w in words):
-    raise UserError(f"--dims={','.join(words)} must be one latent or two.")
-  moved = [int(w) for w in words]
+  dims = dims or [str(d) for d in range(latents)]
+  if not all(d.strip().lstrip("-").isdecimal() for d in dims):
+    raise UserError(f"--dims={','.join(dims)} must be one or two integers.")
+  moved = [int(d) for d in dims]
   x, names = select_images.images(model.config, images or ("0",))
   if len(moved) == 2 and len(x) != 1:
-    raise UserError("Two --dims are of one image; --images has several.")
-  way = moved[0] if len(moved) == 1 else moved
-  made = [model.traverse(v, way, span=span, steps=steps) for v in x]
-  places = [f"{u:g}" for u in np.round(np.linspace(-span, span, steps), 3)]
+    raise UserError("Two --dims need exactly one image; --images has several.")
+  axes = moved[0] if len(moved) == 1 else moved
+  decoded = [model.traverse(v, axes, span=span, steps=steps) for v in x]
+  ticks = [f"{u:g}" for u in np.round(np.linspace(-span, span, steps), 3)]
   unit = "(posterior standard deviations from the mean)"
   out.protocol |= {"dims": moved, "steps": steps}
   if len(moved) == 1:
-    strip = ImageGrid(np.stack(made), places, names)
+    grid = ImageGrid(np.stack(decoded), ticks, names)
     title = f"Latent {moved[0]} of {len(x)} images"
-    out.write([strip], title, f"latent {moved[0]} {unit}")
+    out.write([grid], title, f"latent {moved[0]} {unit}")
     return
-  # As axes go: the first latent to the right, the second upwards.
-  grid = np.swapaxes(made[0], 0, 1)[::-1]
+  # The first latent increases to the right, the second upwards.
+  images = np.swapaxes(decoded[0], 0, 1)[::-1]
   out.write(
-    [ImageGrid(grid, places, places[::-1])],
+    [ImageGrid(images, ticks, ticks[::-1])],
     f"Latents {moved[0]} and {moved[1]} around image {names[0]}",
     f"latent {moved[0]} {unit}",
     f"latent {moved[1]} {unit}",
@@ -230,54 +236,54 @@ def traversal(model, out, *, images, dims, span, steps) -> None:
 
 
 def components(model, out, *, images) -> None:
-  """What each component of an image's posterior shows."""
+  """Renders the decoded mean of each posterior component."""
   if model.config.posterior.components < 2:
     raise UserError(
       f"This model has one component (posterior.name="
-      f"{model.config.posterior.name!r}); pictures of components want "
-      "posterior.name='mixture' with posterior.components of 2 or more."
+      f"{model.config.posterior.name!r}); --what=components needs a model "
+      "with posterior.name='mixture' and posterior.components of 2 or more."
     )
   if images:
     x, names = select_images.images(model.config, images)
   else:
-    x, _, _ = select_images.first(model.config, SHOWN)
+    x, _, _ = select_images.first(model.config, COMPONENT_IMAGES)
     names = [str(i) for i in range(len(x))]
-  back = model.reconstruct(x)
-  strips, weights = [], []
-  for image, mean, name in zip(x, back, names, strict=True):
-    pi, shown = model.components(image)
+  x_hat = model.reconstruct(x)
+  grids, weights = [], []
+  for image, mean, name in zip(x, x_hat, names, strict=True):
+    pi, decoded = model.components(image)
     weights.append(pi.tolist())
-    row = np.concatenate([_as_pixels(image[None]), mean[None], shown])
+    row = np.concatenate([_as_pixels(image[None]), mean[None], decoded])
     labels = ["image", "mean", *(f"{p:.2f}" for p in pi)]
-    strips.append(ImageGrid(row[None], labels, [name]))
+    grids.append(ImageGrid(row[None], labels, [name]))
   out.protocol |= {"weights": weights}
-  title = "Images, their posteriors' means, and each component with its weight"
-  out.write(strips, title)
+  title = "Images, their posterior means, and each component with its weight"
+  out.write(grids, title)
 
 
 def mapped(model, out, *, n, method, seed) -> None:
-  """Codes in a plane."""
-  n = _number("n", n, MAPPED, 4)
+  """Renders the posterior means of held-out images in 2D."""
+  n = _number("n", n, MAP_POINTS, 4)
   x, labels, names = select_images.first(model.config, n)
-  places = model.latent_map(x, method, seed)
+  points = model.latent_map(x, method, seed)
   if (labels < 0).all():
     print("The images have no labels, so the map has one colour.")
-  title = f"{len(x)} held-out images by the means of their posteriors"
+  title = f"Posterior means of {len(x)} held-out images"
   plots.latent_map(
-    out.target, places, labels, names, f"{title}\n{out.title}", method
+    out.target, points, labels, names, f"{title}\n{out.title}", method
   )
 
 
 def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
-  """Films that end where they began, beside one another."""
-  steps = _number("steps", steps, FRAMES)
-  if not 0 < fps <= animation.FASTEST:
+  """Renders looping animations, side by side."""
+  steps = _number("steps", steps, WALK_STEPS)
+  if not 0 < fps <= animation.MAX_FPS:
     raise UserError(
-      f"--fps={fps:g} must be > 0 and at most {animation.FASTEST}."
+      f"--fps={fps:g} must be > 0 and at most {animation.MAX_FPS}."
     )
   if images:
     if n is not None:
-      raise UserError("--n and --images: give one of them.")
+      raise UserError("Use either --n or --images, not both.")
     x, _ = select_images.images(model.config, images)
     at = np.asarray(model.encode(x).mean())[None]  # [walks, stops, d]
   else:
@@ -286,7 +292,7 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
     draw, _ = _sampler(model, **new)
     at = draw(n * stops).reshape(n, stops, -1)
   legs = [
-    # The end of a leg is the next one's beginning.
+    # Without the last point of a leg, which is the first of the next one.
     [ways.between(a, b, steps + 1, "spherical")[:-1] for a, b in _loop(walk)]
     for walk in at
   ]
@@ -300,10 +306,11 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
 
 
 def _loop(stops: np.ndarray):
+  """Returns pairs of consecutive stops, the last paired with the first."""
   return zip(stops, np.roll(stops, -1, axis=0), strict=True)
 
 
-WHATS = {
+RENDERERS = {
   "samples": samples,
   "reconstructions": reconstructions,
   "interpolation": interpolation,

@@ -1,4 +1,4 @@
-"""The images that a picture is of: of the test split, or files."""
+"""Loads the images for a picture: from the test split, or from files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from gamix_jax.plots import named
 
 
 def first(config: ConfigDict, n: int) -> tuple[np.ndarray, np.ndarray, tuple]:
-  """The first n held-out images (or all), their labels, the labels' names."""
+  """Returns the first n held-out images, their labels and the label names."""
   dataset = data.open_dataset(config.data, "test", config.seed)
   x, labels = read_images(dataset, range(min(n, len(dataset))))
   return x, labels, dataset.label_names
@@ -23,21 +23,21 @@ def first(config: ConfigDict, n: int) -> tuple[np.ndarray, np.ndarray, tuple]:
 def images(
   config: ConfigDict, words: Sequence[str]
 ) -> tuple[np.ndarray, list[str]]:
-  """What --images names: uint8 [n, h, w, c], and what to call each.
+  """Loads the images of --images: uint8 [n, h, w, c] and a name for each.
 
   Args:
-    config: the run's. Files are cropped and resized as its data were.
-    words: indices of the test split, or files.
+    config: the run's config. Files are cropped and resized like its data.
+    words: indices in the test split, or files.
 
   Raises:
-    UserError: an index the split has not, a file that is missing or broken;
-      as `data.open_dataset`.
+    UserError: as `data.open_dataset`, if an index is out of range, or if a file
+      is missing or broken.
   """
   dataset = None
-  found = []
+  loaded = []
   for word in words:
     if not word.lstrip("-").isdecimal():
-      found.append(_file(config, word))
+      loaded.append(_load_file(config, word))
       continue
     if dataset is None:
       dataset = data.open_dataset(config.data, "test", config.seed)
@@ -45,12 +45,12 @@ def images(
       raise UserError(
         f"--images={word}: the test split has images 0 to {len(dataset) - 1}."
       )
-    found.append(dataset[int(word)]["image"])
+    loaded.append(dataset[int(word)]["image"])
   names = [named(Path(w).name) for w in words]
-  return np.stack(found), names
+  return np.stack(loaded), names
 
 
-def _file(config: ConfigDict, name: str) -> np.ndarray:
+def _load_file(config: ConfigDict, name: str) -> np.ndarray:
   settings = data.Settings.from_config(config.data)
   prepare = ImageTransform.from_settings(settings)
   try:
@@ -61,4 +61,4 @@ def _file(config: ConfigDict, name: str) -> np.ndarray:
       f"can be read ({e.strerror})."
     ) from e
   except BrokenImage as e:
-    raise UserError(f"--images={name} is no whole image: {e}.") from e
+    raise UserError(f"--images={name} is not a complete image: {e}.") from e

@@ -1,26 +1,26 @@
-"""A trained model, as notebooks and the other commands use it.
+"""The inference API of a trained model, for notebooks and other commands.
 
     model = gamix_jax.load("runs/digits")
     q = model.encode(images)                    # the posterior q(z | x)
     pictures = model.decode(q.mean())
     pictures = model.sample(jax.random.key(0), 16)
 
-Images go in as uint8 or as floats in [-1, 1], [b, h, w, c] or one [h, w, c], of
-numpy or of JAX; they come out as numpy, float32 in [-1, 1]. Whatever the number
-of images, the devices hold `batch_size` of them at a time.
+Input images are uint8 or floats in [-1, 1], shaped [b, h, w, c] or [h, w, c],
+as NumPy or JAX arrays. Output images are NumPy float32 arrays in [-1, 1]. The
+devices hold `batch_size` images at a time, however many are passed.
 
-Read in this order:
+Reading order:
 
-  load         a workdir's config and weights
-  model        `Model`: all that can be asked of it
-  arrays       what comes in, checked
-  device       the networks on this process's devices, a chunk at a time
-  likelihood   the bounds of ln p(x)
-  samplers     where latents come from besides the prior: fitted, kept, read
-  sources      all such sources of one model
-  fitting      them fitted to a run's own training images
-  ways         between latents and around one
-  maps         latents in the plane
+  load         loads a workdir's config and weights
+  model        `Model`: the inference API
+  arrays       validates input images and latents
+  device       runs the networks on this process's devices, in chunks
+  likelihood   lower bounds of ln p(x)
+  samplers     fits, saves and reads samplers of q(z)
+  sources      all latent sources of one model
+  fitting      fits samplers to a run's own training images
+  ways         interpolation and traversal in latent space
+  maps         2D projections of latents
 """
 
 from gamix_jax.inference.load import load

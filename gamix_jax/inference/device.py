@@ -1,4 +1,4 @@
-"""The networks on this process's devices, a chunk of rows at a time."""
+"""Runs the networks on this process's devices, in chunks of rows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,28 +17,28 @@ from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
 from gamix_jax.step import TrainSpec
 
-# Pixels on the devices at a time, unless told otherwise. A layer of 128
-# features is then half a GB.
-PIXELS = 2**20
+# Default number of pixels on the devices at a time: a layer of 128 features
+# then takes half a GB.
+CHUNK_PIXELS = 2**20
 MAX_BATCH = 256
-PATIENCE = 3  # seconds until a bar is shown, on a terminal
+PROGRESS_DELAY = 3  # seconds until a terminal shows a progress bar
 
 
 class Runner:
-  """Functions of arrays that were checked; rows are spread over the devices.
+  """Compiled functions of validated arrays, sharded by rows over the devices.
 
   Attributes:
     spec: the networks, see `step.TrainSpec`.
-    batch_size: rows at a time, on all devices together.
-    vae: "params" and "batch_stats", whole on every device.
-    disc: the discriminator's.
+    batch_size: rows per chunk, over all devices.
+    vae: "params" and "batch_stats", replicated on every device.
+    disc: the same for the discriminator.
     encoder: (vae, x [b, h, w, c]) -> Posterior, compiled.
   """
 
   def __init__(
     self, spec: TrainSpec, vae: dict, disc: dict, batch_size: int | None
   ) -> None:
-    """Raises UserError if `batch_size` is under 1; None chooses it."""
+    """Raises UserError if `batch_size` < 1; None uses the default."""
     if batch_size is None:
       batch_size = default_batch_size(spec.image.shape)
     if batch_size < 1:
@@ -57,55 +57,58 @@ class Runner:
     )
 
   def encode(self, x: np.ndarray) -> Posterior:
-    """Images [b, h, w, c] -> q(z | x) of NumPy arrays."""
+    """Images [b, h, w, c] -> q(z | x) as NumPy arrays."""
     return self.by_chunks(partial(self.encoder, self.vae), x)
 
   def decode(self, z: np.ndarray, *, raw: bool) -> np.ndarray:
-    """Latents [b, d] -> [b, h, w, c], images unless `raw`."""
+    """Latents [b, d] -> images [b, h, w, c], or decoder outputs if `raw`."""
     return self.by_chunks(partial(self._decode, self.vae, raw=raw), z)
 
   def logits(self, x: np.ndarray, *, raw: bool) -> np.ndarray:
-    """Images [b, h, w, c] -> [b, p, q, 1]."""
+    """Images [b, h, w, c] -> discriminator logits [b, p, q, 1]."""
     return self.by_chunks(partial(self._logits, self.disc, raw=raw), x)
 
   def prior(self) -> Mixture | None:
-    """The learned prior; None: the family's own."""
+    """Returns the learned prior, or None if the family's own prior is used."""
     return None if self.spec.vae.prior is None else self._prior(self.vae)
 
   def with_prior(self, q: Posterior) -> Posterior:
-    """q beside the model's prior: `log_prior` and `kl` are of that one."""
+    """Returns q with `log_prior` and KL taken to the model's prior."""
     prior = self.prior()
     return q if prior is None else WithPrior(q, prior)
 
   def prior_draws(self, key: jax.Array, n: int, temperature: float):
-    """z [n, d] of the prior."""
+    """Draws z [n, d] from the prior."""
     return self._prior_draws(self.vae, key, n=n, temperature=temperature)
 
   def by_chunks(
     self, function: Callable, *arrays: np.ndarray, at_most: int | None = None
   ) -> Any:
-    """function(*arrays), `batch_size` rows at a time; NumPy arrays.
+    """Computes function(*arrays) in chunks of rows; returns NumPy arrays.
 
-    The last chunk is filled up, so that all are compiled as one; a few rows
-    alone are filled up to a power of two only, for a single image is not to
-    cost a whole chunk. Every device gets as many rows as the others.
+    The last chunk is padded, so that all chunks share one compilation. Inputs
+    of fewer rows than a chunk are padded to the next power of two only, so that
+    a single image does not cost a full chunk. All devices get equally many
+    rows.
 
     Args:
-      function: of a chunk of each array; its outputs have as many rows.
-      *arrays: of equally many rows.
-      at_most: rows at a time; `batch_size` if left out.
+      function: takes a chunk of each array and returns as many rows.
+      *arrays: arrays with equally many rows.
+      at_most: rows per chunk; default `batch_size`.
     """
     n, devices = len(arrays[0]), self._mesh.size
     size = min(at_most or self.batch_size, at_least(n))
     size = -(-size // devices) * devices
-    done = []
+    outputs = []
     chunks = range(0, n, size)
-    for start in tqdm.tqdm(chunks, delay=PATIENCE, disable=None, leave=False):
+    for start in tqdm.tqdm(
+      chunks, delay=PROGRESS_DELAY, disable=None, leave=False
+    ):
       kept = slice(min(size, n - start))
       rows = [self._put(a[start : start + size], size) for a in arrays]
       out = jax.device_get(function(*rows))
-      done.append(jax.tree.map(itemgetter(kept), out))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
+      outputs.append(jax.tree.map(itemgetter(kept), out))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
   def _put(self, rows: np.ndarray, size: int) -> jax.Array:
     missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
@@ -115,13 +118,13 @@ class Runner:
 
 
 def default_batch_size(image_shape: tuple[int, int, int]) -> int:
-  """Images (h, w, c) on the devices at a time, unless told otherwise."""
+  """Returns the default chunk size for images of shape (h, w, c)."""
   height, width, _ = image_shape
-  return min(max(1, PIXELS // (height * width)), MAX_BATCH)
+  return min(max(1, CHUNK_PIXELS // (height * width)), MAX_BATCH)
 
 
 def at_least(n: int) -> int:
-  """The power of two from n on."""
+  """Returns the smallest power of two that is >= n."""
   return 1 << (n - 1).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""Samplers fitted to a run's own training images, where they are not yet."""
+"""Fits samplers to a run's own training images, unless already fitted."""
 
 from collections.abc import Callable
 
@@ -7,25 +7,25 @@ import tqdm
 
 from gamix_jax import data
 from gamix_jax.errors import UserError
-from gamix_jax.inference.device import PATIENCE
+from gamix_jax.inference.device import PROGRESS_DELAY
 from gamix_jax.inference.model import Model
 from gamix_jax.inference.samplers import COMPONENTS
 
-FITTED = ("population", "gmm")  # of the sources
-IMAGES = 10_000  # training images that are enough, unless told otherwise
+FITTED = ("population", "gmm")  # the sources that need fitting
+DEFAULT_IMAGES = 10_000  # training images to fit to
 
 
 def read_images(
   dataset: data.Dataset, indices: np.ndarray | range
 ) -> tuple[np.ndarray, np.ndarray]:
-  """uint8 images [n, h, w, c] and labels [n] (-1: none) by their indices."""
-  found = [
+  """Reads uint8 images [n, h, w, c] and labels [n] (-1 if unlabelled)."""
+  examples = [
     dataset[int(i)]
-    for i in tqdm.tqdm(indices, delay=PATIENCE, disable=None, leave=False)
+    for i in tqdm.tqdm(indices, delay=PROGRESS_DELAY, disable=None, leave=False)
   ]
   return (
-    np.stack([f["image"] for f in found]),
-    np.array([f["label"] for f in found]),
+    np.stack([example["image"] for example in examples]),
+    np.array([example["label"] for example in examples]),
   )
 
 
@@ -37,35 +37,37 @@ def ensure_fitted(
   components: int | str | None = None,
   say: Callable[[str], None] = print,
 ) -> None:
-  """Has a source of latents ready: fits it if it needs that and is not.
+  """Fits a source of latents if it needs fitting and is not fitted yet.
 
   Args:
-    model: of `load`; its config says which data to open.
+    model: returned by `load`; its config names the dataset.
     source: see `Model.draw_latents`.
-    images: training images to fit to, chosen by the run's seed; None: what
-      there is already, or IMAGES (all, if there are fewer).
-    components: of the mixture, see `Model.fit_samplers`; None: what there is
-      already, or 10, of few images a tenth of them.
-    say: told what is done, a line.
+    images: number of training images to fit to, chosen by the run's seed; None
+      accepts an existing fit, else uses DEFAULT_IMAGES or all if there are
+      fewer.
+    components: of the mixture, see `Model.fit_samplers`; None accepts an
+      existing fit, else uses 10, or n // 10 for n < 100 images.
+    say: called with each progress line.
 
   Raises:
-    UserError: a source that this model cannot have; images under 1; the data
-      cannot be opened; as `Model.fit_samplers`.
+    UserError: as `Model.fit_samplers`, if the model does not support the
+      source, if images < 1, or if the data cannot be opened.
   """
   model.check_source(source)
   if source not in FITTED:
     return
   if images is not None and images < 1:
-    raise UserError(f"{images} training images cannot be fitted to; 1 or more.")
-  there, config = model.fitted, model.config
-  if there is not None:
-    fits = (
-      components is None or components in (there.get(k) for k in _ASKED)
-    ) and (images is None or images == there["images"])
-    if fits:
+    raise UserError(f"--fit_images={images} must be 1 or more.")
+  fitted, config = model.fitted, model.config
+  if fitted is not None:
+    same_components = components is None or components in (
+      fitted.get("components"),
+      fitted.get("chosen_by"),
+    )
+    if same_components and (images is None or images == fitted["images"]):
       return
   dataset = data.open_dataset(config.data, "train", config.seed)
-  n = min(images or IMAGES, len(dataset))
+  n = min(images or DEFAULT_IMAGES, len(dataset))
   rng = np.random.default_rng(config.seed % 2**63)
   chosen = np.sort(rng.permutation(len(dataset))[:n])
   say(f"Fitting the population and a mixture to {n} training images.")
@@ -77,9 +79,6 @@ def ensure_fitted(
   )
   if "components" in about:
     say(
-      f"The mixture has {about['components']} components of "
+      f"The mixture has {about['components']} components with "
       f"{about['covariance']} covariance."
     )
-
-
-_ASKED = ("components", "chosen_by")  # what --components may have said

@@ -1,7 +1,7 @@
-"""The bounds of ln p(x), of many draws an image, in bounded memory.
+"""Lower bounds of ln p(x) from many draws per image, in bounded memory.
 
-Draw t of image i comes from fold_in(fold_in(key, i), t), so the numbers do not
-depend on how many images and draws are looked at at once, but for rounding.
+Draw t of image i uses fold_in(fold_in(key, i), t), so the values do not depend
+on the chunk sizes, up to rounding.
 """
 
 from functools import partial
@@ -21,25 +21,25 @@ from gamix_jax.step import TrainSpec
 
 
 class Likelihood:
-  """What one model's likelihoods are computed with."""
+  """Computes ELBO and IWAE bounds for one model."""
 
-  def __init__(self, device: Runner, named: str) -> None:
-    """`named` is the posterior's name, for a message."""
-    self._device, self._named = device, named
-    self._each = jax.jit(partial(_each, device.spec))
+  def __init__(self, device: Runner, posterior_name: str) -> None:
+    """`posterior_name` is used in an error message."""
+    self._device, self._posterior_name = device, posterior_name
+    self._per_draw = jax.jit(partial(_per_draw, device.spec))
 
   def bounds(
     self, x: np.ndarray, samples: int, key: jax.Array
   ) -> dict[str, np.ndarray]:
-    """`elbo` and `iwae` of each image, nats, [b], float64.
+    """Returns `elbo` and `iwae` per image: float64 [b], in nats.
 
     Args:
-      x: checked images [b, h, w, c].
-      samples: draws an image, of each component where there are any.
-      key: of `jax.random.key`.
+      x: validated images [b, h, w, c].
+      samples: draws per image; per component for a mixture.
+      key: from `jax.random.key`.
 
     Raises:
-      UserError: the family has no finite bound; samples under 1.
+      UserError: if the posterior has no finite bound, or samples < 1.
     """
     if samples < 1:
       raise UserError(f"samples={samples} must be 1 or more.")
@@ -47,38 +47,38 @@ class Likelihood:
     q = jax.eval_shape(device.encoder, device.vae, x[:1])
     if not q.has_finite_elbo:
       raise UserError(
-        f"posterior.name={self._named!r} with this prior has no finite bound "
-        "of ln p(x): q(z | x) reaches over the ends of p(z)."
+        f"posterior.name={self._posterior_name!r} with this prior has no "
+        "finite bound of ln p(x): q(z | x) extends beyond the support of p(z)."
       )
     z, _ = jax.eval_shape(lambda q: q.sample(key, 1), q)
-    # As many images as fit, then as many draws of them; each is decoded.
+    # Fill a chunk with images first, then with draws; every draw is decoded.
     room = max(1, device.batch_size // len(z))
     images = min(room, at_least(len(x)))
     draws = min(max(1, room // images), samples)
     prior = device.prior()
 
-    def of_images(x, index):
+    def chunk_terms(x, index):
       q = device.encoder(device.vae, x)
       parts = []
-      for first in range(0, samples, draws):
-        t = np.arange(first, first + draws)
-        found = self._each(device.vae, prior, key, x, q, index, t)
-        parts.append(jax.device_get(found))
-      # The last part may have more draws than were asked for.
+      for start in range(0, samples, draws):
+        t = np.arange(start, start + draws)
+        part = self._per_draw(device.vae, prior, key, x, q, index, t)
+        parts.append(jax.device_get(part))
+      # The last part may have more draws than requested.
       return {
         k: np.concatenate([p[k] for p in parts], axis=1)[:, :samples]
         for k in parts[0]
       }
 
-    each = device.by_chunks(of_images, x, np.arange(len(x)), at_most=images)
-    each = {k: np.asarray(v, np.float64) for k, v in each.items()}
+    terms = device.by_chunks(chunk_terms, x, np.arange(len(x)), at_most=images)
+    terms = {k: np.asarray(v, np.float64) for k, v in terms.items()}
     return {
-      "elbo": each["elbo"].mean(axis=1),
-      "iwae": scipy.special.logsumexp(each["iwae"], axis=1) - np.log(samples),
+      "elbo": terms["elbo"].mean(axis=1),
+      "iwae": scipy.special.logsumexp(terms["iwae"], axis=1) - np.log(samples),
     }
 
 
-def _each(
+def _per_draw(
   spec: TrainSpec,
   vae: dict,
   prior: Mixture | None,
@@ -88,25 +88,25 @@ def _each(
   index: jax.Array,
   draws: jax.Array,
 ) -> dict[str, jax.Array]:
-  """The bounds of one draw, [b, t], of b images and t draws, by their index."""
+  """Returns the bound of each draw, [b, t], for b images and t draws."""
 
   def draw(q, i, t):
-    one = jax.tree.map(lambda leaf: leaf[None], q)
-    z, w = one.sample(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
+    q = jax.tree.map(lambda leaf: leaf[None], q)
+    z, w = q.sample(jax.random.fold_in(jax.random.fold_in(key, i), t), 1)
     return z[:, 0], w[:, 0]
 
-  of_images = jax.vmap(draw, (0, 0, None), out_axes=1)
-  z, w = jax.vmap(of_images, (None, None, 0))(q, index, draws)
+  draw_images = jax.vmap(draw, (0, 0, None), out_axes=1)
+  z, w = jax.vmap(draw_images, (None, None, 0))(q, index, draws)
   x_hat = spec.vae.apply(vae, z, method="decode")  # [t, s, b, ...]
   x = {IMAGE: to_float(x, spec.dtype)}
   q = q if prior is None else WithPrior(q, prior)
 
-  def of_draw(z, w, x_hat):
+  def draw_bounds(z, w, x_hat):
     return train_metrics.bounds(
       VAEOutput(x, q, z, w, x_hat),
       spec.modalities,
       spec.weights.vae["recon"],
     )
 
-  found = jax.vmap(of_draw)(z, w, x_hat)
-  return {k: found[k].T for k in ("elbo", "iwae")}
+  bounds = jax.vmap(draw_bounds)(z, w, x_hat)
+  return {k: bounds[k].T for k in ("elbo", "iwae")}

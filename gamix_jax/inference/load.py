@@ -1,4 +1,4 @@
-"""A workdir's config and weights."""
+"""Loads a workdir's config and weights."""
 
 import os
 from collections.abc import Mapping
@@ -26,25 +26,24 @@ def load(
   batch_size: int | None = None,
   data: Mapping[str, str] | None = None,
 ) -> Model:
-  """Opens the model that a run has come to.
+  """Loads a trained model from a run's workdir.
 
-  Only weights are read, not the optimisers' arrays, onto all devices of this
-  process, whatever devices the run had.
+  Reads only the weights, not the optimiser states, and replicates them on all
+  devices of this process, whatever devices the run used.
 
   Args:
-    workdir: the run's; or a folder that `gamix_jax.export` wrote, of which
-      `which` and `step` must be what it holds.
-    which: "ema", the average over the steps, or "raw", the last step's.
-    step: that checkpoint's; the newest whole one if left out.
-    batch_size: images on the devices at a time; chosen by their size if left
-      out.
-    data: what replaces the run's own values where it is not "": `source` where
-      its images lie now, `fingerprint` "any" to take other images than its own.
+    workdir: a run's workdir, or a folder written by `gamix_jax.export`; for the
+      latter, `which` and `step` must match the exported weights.
+    which: "ema" for the averaged weights, "raw" for those of the last step.
+    step: of the checkpoint; default: the newest complete one.
+    batch_size: images on the devices at a time; default: by image size.
+    data: values that replace those in the config, unless "": `source`, where
+      the images are now; `fingerprint`, "any" to accept other images.
 
   Raises:
-    UserError: no run there, no checkpoint or none that is whole or of that
-      step, a run of a later version of this program, `which` or `batch_size`
-      is none.
+    UserError: if there is no run, no complete checkpoint or none of that step,
+      if a later version of gamix_jax wrote the run, or if `which` or
+      `batch_size` is invalid.
   """
   if which not in WHICH:
     raise UserError(f"which={which!r} must be one of {', '.join(WHICH)}.")
@@ -56,9 +55,9 @@ def load(
   spec = build.train_spec(config)
   state = jax.eval_shape(partial(init, spec))
   if safetensors_io.is_exported(path):
-    found = safetensors_io.read(path, state, which, step)
+    exported = safetensors_io.read(path, state, which, step)
     return Model(
-      *(config, spec, *found),
+      *(config, spec, *exported),
       batch_size=batch_size,
       workdir=path,
       which=which,
@@ -74,13 +73,13 @@ def load(
     part["ema"] = state.ema
   else:
     part["vae"]["params"] = state.vae.params
-  found = Checkpoints(path / "checkpoints", keep=1).restore_part(part, step)
-  if found is None:
+  restored = Checkpoints(path / "checkpoints", keep=1).restore_part(part, step)
+  if restored is None:
     raise UserError(
-      f"{path} holds no checkpoint yet; the run saves its first at step "
+      f"{path} has no checkpoint yet; the run saves its first at step "
       f"{min(config.checkpoint.every, config.steps)}."
     )
-  step, part = found
+  step, part = restored
   vae = part.pop("vae")
   if which == "ema":
     vae["params"] = part["ema"]
@@ -93,16 +92,14 @@ def load(
 
 
 def saved_config(path: Path) -> ConfigDict:
-  """The config of the run in a folder.
+  """Reads the config of a run.
 
   Raises:
-    UserError: there is none, or a key of it is not one of this version.
+    UserError: if there is none, or it has a key unknown to this version.
   """
   if not path.is_dir():
-    raise UserError(f"{path} is no folder; give the workdir of a run.")
+    raise UserError(f"{path} is not a folder; use the workdir of a run.")
   saved = path / "config.json"
   if not saved.exists():
-    raise UserError(
-      f"{path} holds no config.json, so it is not the workdir of a run."
-    )
+    raise UserError(f"{path} has no config.json; use the workdir of a run.")
   return read(saved)

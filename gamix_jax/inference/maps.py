@@ -1,32 +1,32 @@
-"""Latents in the plane, by scikit-learn or umap-learn."""
+"""2D projections of latents, by scikit-learn or umap-learn."""
 
 import numpy as np
 
 from gamix_jax.errors import UserError
 
 METHODS = ("pca", "tsne", "umap")
-PERPLEXITY = 30.0  # of t-SNE, scikit-learn's own; a third of few points
-NEIGHBORS = 15  # of UMAP, its own
-FEWEST = 4
+PERPLEXITY = 30.0  # of t-SNE: scikit-learn's default; (n - 1) / 3 if less
+NEIGHBORS = 15  # of UMAP: its default
+MIN_POINTS = 4
 
 
 def plane(z: np.ndarray, method: str, seed: int) -> np.ndarray:
-  """Latents [b, d] -> [b, 2], float64; zeros of latents that are all one.
+  """Projects latents [b, d] to float64 [b, 2]; zeros if all are equal.
 
   Raises:
-    UserError: no such method, or it is not installed; under 4 points; one
-      latent only.
+    UserError: if the method is unknown or not installed, b < MIN_POINTS or
+      d < 2.
   """
   if method not in METHODS:
     raise UserError(f"method={method!r} must be one of {', '.join(METHODS)}.")
   n, d = z.shape
-  if n < FEWEST or d < 2:
+  if n < MIN_POINTS or d < 2:
     raise UserError(
-      f"A map wants {FEWEST} images and 2 latents or more; given were {n} "
+      f"A map needs at least {MIN_POINTS} images and 2 latents; there are {n} "
       f"and {d}."
     )
   z = np.asarray(z, np.float64)
-  if not np.ptp(z, axis=0).any():  # they would divide by the codes' variance
+  if not np.ptp(z, axis=0).any():  # the methods divide by the variance
     return np.zeros((n, 2))
   return np.asarray(_METHODS[method](z, seed), np.float64)
 
@@ -52,7 +52,7 @@ def _umap(z: np.ndarray, seed: int) -> np.ndarray:
       "method='umap' needs umap-learn: pip install umap-learn."
     ) from e
   neighbors = min(NEIGHBORS, len(z) - 1)
-  # One thread: with several, UMAP cannot keep to a seed.
+  # One thread: with several, UMAP is not deterministic.
   return UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(
     z
   )

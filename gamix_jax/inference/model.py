@@ -1,4 +1,4 @@
-"""A trained model: all that can be asked of it."""
+"""`Model`: the inference API of a trained model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ SCORES = ("reconstruction", "elbo", "population")
 
 
 class Model:
-  """A trained model; `load` makes it.
+  """A trained model; `load` returns one.
 
   Attributes:
-    config: the run's, every key.
+    config: the run's complete config.
     spec: its networks, see `step.TrainSpec`.
-    step: the steps it was trained.
-    which: of its weights: "ema" or "raw".
-    workdir: where it is from; None of one that was not loaded.
+    step: the number of training steps.
+    which: its weights: "ema" or "raw".
+    workdir: the folder it was loaded from; None if it was not loaded.
     batch_size: images on the devices at a time.
     variables: {"vae", "disc": {"params", "batch_stats"}}, on the devices.
   """
@@ -48,20 +48,20 @@ class Model:
     workdir: Path | None = None,
     which: str = "ema",
   ) -> None:
-    """Of arrays that are at hand; for what is not said see the attributes.
+    """Wraps arrays that are in memory.
 
     Args:
-      config: the run's.
+      config: the run's config.
       spec: its networks.
-      step: of training.
-      vae: its "params" and "batch_stats".
-      disc: the discriminator's; empty where there is none.
+      step: the number of training steps.
+      vae: "params" and "batch_stats" of the VAE.
+      disc: the same for the discriminator; empty if there is none.
       batch_size: see `load`.
-      workdir: where samplers are kept.
-      which: of the weights.
+      workdir: where samplers are saved; None does not save them.
+      which: "ema" or "raw".
 
     Raises:
-      UserError: `batch_size` is under 1.
+      UserError: if `batch_size` < 1.
     """
     self.config, self.spec, self.step = config, spec, step
     self.workdir, self.which = workdir, which
@@ -71,41 +71,42 @@ class Model:
     self._likelihood = Likelihood(self._device, config.posterior.name)
     self._sources = Sources(self._device, config, step, which, workdir)
 
-  # --- there and back ------------------------------------------------------
+  # --- encode and decode ---------------------------------------------------
 
   def encode(self, x: ArrayLike) -> Posterior:
-    """q(z | x) of images.
+    """Computes the posterior q(z | x) of images.
 
     Args:
       x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
 
     Returns:
-      The posterior of b images, of one with b = 1: a pytree of JAX arrays with
-      `mean()`, `draws(key, n)`, `log_prob(z)`, ..., see `posterior.base`.
+      The posterior of b images (b = 1 for a single image): a pytree of JAX
+      arrays with `mean()`, `sample(key, n)`, `log_prob(z)`, ..., see
+      `posterior.base`.
 
     Raises:
-      UserError: another shape, type or range, a number that is not finite.
+      UserError: if shape, dtype or range is wrong, or a value is not finite.
     """
     q = self._device.encode(arrays.batch(self.spec, x))
     return jax.tree.map(jnp.asarray, q)
 
   def with_prior(self, q: Posterior) -> Posterior:
-    """q with this model's prior, which its `log_prior` and KL are then of."""
+    """Returns q with `log_prior` and KL taken to this model's prior."""
     return self._device.with_prior(q)
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
-    """Images of latents.
+    """Decodes latents to images.
 
     Args:
       z: [..., d].
-      raw: the decoder's output as it is, which nothing bounds (and which is
-        logits if `objective.reconstruction` is "bernoulli").
+      raw: whether to return the decoder's unbounded output (logits if
+        `objective.reconstruction` is "bernoulli").
 
     Returns:
       [..., h, w, c], clipped to [-1, 1] unless `raw`.
 
     Raises:
-      UserError: another shape, a number that is not finite.
+      UserError: if shape or dtype is wrong, or a value is not finite.
     """
     latent = self.config.model.latent
     z = arrays.latents(z, latent, self.spec.dtype)
@@ -113,35 +114,36 @@ class Model:
     return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
 
   def discriminate(self, x: ArrayLike, *, raw: bool = False) -> np.ndarray:
-    """The discriminator's logits of patches: over 0, it takes them for real.
+    """Computes the discriminator's logit per patch; > 0 means "real".
 
     Args:
       x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
-      raw: x is what `decode(z, raw=True)` gave, of any range: what the
+      raw: whether x is an output of `decode(z, raw=True)`, of any range, as the
         discriminator was trained on.
 
     Returns:
-      [b, p, q, 1], of one image [p, q, 1].
+      [b, p, q, 1]; [p, q, 1] for a single image.
 
     Raises:
-      UserError: another shape, type or range; the run had no discriminator.
+      UserError: as `encode`, or if the run had no discriminator.
     """
     if self.spec.disc is None:
       raise UserError(
-        "This was trained without a discriminator (adversarial.loss='none')."
+        "This model was trained without a discriminator "
+        "(adversarial.loss='none')."
       )
     rows = arrays.batch(self.spec, x, bounded=not raw)
     logits = self._device.logits(rows, raw=raw)
     return logits.reshape(*np.shape(x)[:-3], *logits.shape[1:])
 
   def reconstruct(self, x: ArrayLike) -> np.ndarray:
-    """Images encoded, and the means of their posteriors decoded.
+    """Encodes images and decodes the posterior means.
 
     Args:
       x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
 
     Returns:
-      Of x's shape, in [-1, 1].
+      Images of x's shape, in [-1, 1].
 
     Raises:
       UserError: as `encode`.
@@ -158,11 +160,11 @@ class Model:
     source: str = "prior",
     temperature: float = 1.0,
   ) -> np.ndarray:
-    """New images: `draw_latents`, decoded.
+    """Draws latents with `draw_latents` and decodes them to new images.
 
     Args:
-      key: of `jax.random.key`; the same key gives the same images.
-      n: how many.
+      key: from `jax.random.key`; the same key gives the same images.
+      n: number of images.
       source: see `draw_latents`.
       temperature: see `draw_latents`.
 
@@ -184,29 +186,30 @@ class Model:
     source: str = "prior",
     temperature: float = 1.0,
   ) -> np.ndarray:
-    """New latents.
+    """Draws new latents.
 
     Args:
-      key: of `jax.random.key`; the same key gives the same latents.
-      n: how many.
-      source: "prior", the model's (mostly N(0, I)); "population", a draw of a
-        random training image's posterior; "gmm", of a Gaussian mixture fitted
-        to such draws; "vamp", of a random pseudo-input's posterior, which is
-        the prior where prior.name is "vamp". See `fit_samplers`.
-      temperature: of the standard deviation, of each component where there
-        are any; under 1 nearer its mean.
+      key: from `jax.random.key`; the same key gives the same latents.
+      n: number of latents.
+      source: "prior", the model's (usually N(0, I)); "population", the
+        posterior of a random training image; "gmm", a Gaussian mixture fitted
+        to draws of the population; "vamp", the posterior of a random
+        pseudo-input, which is the prior if prior.name is "vamp". See
+        `fit_samplers`.
+      temperature: factor of the standard deviation (per component, for a
+        mixture); values < 1 concentrate draws around the mean.
 
     Returns:
       [n, d].
 
     Raises:
-      UserError: n is under 1, or the temperature negative; a source that is
-        none, that this model has not, or that was not fitted yet.
+      UserError: if n < 1, if the temperature is negative, or if the source is
+        unknown, not supported by this model, or not fitted yet.
     """
     return self._sources.draw(key, n, source, temperature)
 
   def check_source(self, source: str) -> None:
-    """Raises UserError, with what fits, of a source this model cannot have."""
+    """Raises UserError if this model does not support the source."""
     self._sources.check(source)
 
   def fit_samplers(
@@ -218,53 +221,58 @@ class Model:
   ) -> dict[str, Any]:
     """Fits the sources "population" and "gmm" to training images.
 
-    A loaded model keeps them beside its checkpoint, in
-    `samplers/<which>_<step>.npz`, where the next `load` finds them; they are
-    used with the very weights only that they were fitted to.
+    A loaded model saves them in its workdir, as `samplers/<which>_<step>.npz`,
+    where the next `load` finds them. They are used only with the exact weights
+    that they were fitted to.
 
     Args:
-      x: training images, [b, h, w, c]; all of them, or as many as are to be
-        kept as the population.
-      seed: of the draws that the mixture is fitted to, and of its start.
+      x: training images, [b, h, w, c]; their posteriors are the population.
+      seed: of the draws that the mixture is fitted to, and of its
+        initialization.
       components: of the mixture; or "bic", see `samplers.fit`.
 
     Returns:
-      What was fitted: step, which, images, components, covariance, ...
+      A description of the fit: step, which, images, components, covariance, ...
 
     Raises:
-      UserError: as `encode`; as `samplers.fit`; it cannot be written.
+      UserError: as `encode` and `samplers.fit`, or if the file cannot be
+        written.
     """
     x = arrays.batch(self.spec, x)
     return self._sources.fit(self._device.encode(x), seed, components)
 
   @property
   def fitted(self) -> dict[str, Any] | None:
-    """What `fit_samplers` has returned, now or in a run before; or None."""
+    """The description of the fitted samplers, see `fit_samplers`, or None."""
     return self._sources.about()
 
-  # --- ways ----------------------------------------------------------------
+  # --- paths in latent space -----------------------------------------------
 
   def interpolate(
     self, x0: ArrayLike, x1: ArrayLike, steps: int, *, path: str = "straight"
   ) -> np.ndarray:
-    """The way from one image to another, between their posteriors' means.
+    """Interpolates between the posterior means of two images.
 
     Args:
-      x0: one image, [h, w, c].
-      x1: another.
-      steps: how many pictures, the reconstructions of both among them.
+      x0: the first image, [h, w, c].
+      x1: the last image, [h, w, c].
+      steps: number of images, including the reconstructions of both.
       path: "straight" or "spherical", see `ways.between`.
 
     Returns:
       [steps, h, w, c] in [-1, 1].
 
     Raises:
-      UserError: as `encode`; several images; steps under 2; no such path.
+      UserError: as `encode`, if x0 or x1 has several images, if steps < 2, or
+        if the path is unknown.
     """
     ends = [self.encode(x).mean() for x in (x0, x1)]
     a, b = map(len, ends)
     if a != 1 or b != 1:
-      raise UserError(f"interpolate is of two images; given were {a} and {b}.")
+      raise UserError(
+        f"interpolate needs exactly one image at each end; {a} and {b} were "
+        "given."
+      )
     return self.decode(ways.between(ends[0][0], ends[1][0], steps, path))
 
   def traverse(
@@ -275,76 +283,78 @@ class Model:
     span: float = 3.0,
     steps: int = 7,
   ) -> np.ndarray:
-    """An image's mean moved along one latent or two, decoded.
+    """Moves an image's posterior mean along one or two latents and decodes it.
 
     Args:
-      image: one, [h, w, c].
-      dims: a latent, or two.
-      span: how far to both sides, in standard deviations of the image's
-        posterior; of a mixture, of the whole one.
-      steps: how many pictures along each latent.
+      image: one image, [h, w, c].
+      dims: the index of one latent, or of two.
+      span: the largest offset, in standard deviations of the image's posterior
+        (of the full mixture, if it is one).
+      steps: number of images along each latent.
 
     Returns:
       [steps, h, w, c], or [steps, steps, h, w, c] with the first of two
       latents along the first axis; in [-1, 1].
 
     Raises:
-      UserError: as `encode`; several images; as `ways.around`.
+      UserError: as `encode` and `ways.around`, or if there are several images.
     """
     q = self.encode(arrays.single(self.spec, image, "A traversal"))
     return self.decode(ways.around(q, dims, span, steps))
 
   def components(self, image: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """What the mean of each component of an image's posterior decodes to.
+    """Decodes the mean of each component of an image's posterior.
 
     Args:
-      image: one, [h, w, c].
+      image: one image, [h, w, c].
 
     Returns:
-      Weights [k], summing to 1, and images [k, h, w, c] in [-1, 1]; k = 1 of
+      Weights [k], summing to 1, and images [k, h, w, c] in [-1, 1]; k = 1 for
       a family without components.
 
     Raises:
-      UserError: as `encode`; several images.
+      UserError: as `encode`, or if there are several images.
     """
     q = self.encode(arrays.single(self.spec, image, "Components"))
     weights, mu, _ = q.components()
     return np.asarray(weights[0]), self.decode(mu[0])
 
-  # --- numbers -------------------------------------------------------------
+  # --- bounds and scores ---------------------------------------------------
 
   def log_likelihood(
     self, x: ArrayLike, samples: int = 100, *, key: jax.Array | None = None
   ) -> np.ndarray:
-    """The importance-weighted bound of ln p(x), of the likelihood trained on.
+    """Estimates the importance-weighted (IWAE) bound of ln p(x).
 
         ln 1/S sum_s p(x, z_s) / q(z_s | x),    z_s ~ q(z | x)
 
-    Burda et al., arXiv:1509.00519; of a mixture stratified (2003.01687). p(x |
-    z) is what the reconstruction term stands for, `modality.log_likelihood`.
+    Burda et al., arXiv:1509.00519; stratified for a mixture (2003.01687).
+    p(x | z) is the likelihood of the reconstruction term, see
+    `modality.log_likelihood`.
 
     Args:
       x: [b, h, w, c] or one [h, w, c].
-      samples: S, of each component where there are any.
-      key: of the draws; the same ones every time if left out.
+      samples: S; per component for a mixture.
+      key: of the draws; default: a fixed key.
 
     Returns:
       [b] in nats.
 
     Raises:
-      UserError: as `encode`; samples under 1; the family has no finite bound.
+      UserError: as `encode`, if samples < 1, or if the posterior has no finite
+        bound.
     """
     return self.bounds(x, samples, key)["iwae"]
 
   def elbo(
     self, x: ArrayLike, samples: int = 16, *, key: jax.Array | None = None
   ) -> np.ndarray:
-    """E_q [ ln p(x, z) - ln q(z | x) ], estimated by draws.
+    """Estimates E_q [ ln p(x, z) - ln q(z | x) ] by sampling.
 
     Args:
       x: [b, h, w, c] or one [h, w, c].
-      samples: draws, of each component where there are any.
-      key: of the draws; the same ones every time if left out.
+      samples: number of draws; per component for a mixture.
+      key: of the draws; default: a fixed key.
 
     Returns:
       [b] in nats.
@@ -357,20 +367,21 @@ class Model:
   def anomaly_score(
     self, x: ArrayLike, by: str = "reconstruction"
   ) -> np.ndarray:
-    """How unlike its training images an image is to the model: larger, more.
+    """Computes an anomaly score per image; larger is more anomalous.
 
     Args:
       x: [b, h, w, c] or one [h, w, c].
-      by: "reconstruction", the mean over pixels of the error that it was
-        trained with, of the mean decoded; "elbo", minus it, in nats;
-        "population", minus the log density in nats of the mean under the
-        mixture that `fit_samplers` fitted to training images' codes.
+      by: "reconstruction", the training reconstruction error, averaged over
+        pixels, of the decoded posterior mean; "elbo", the negative ELBO in
+        nats; "population", the negative log density in nats of the posterior
+        mean under the mixture fitted by `fit_samplers`.
 
     Returns:
       [b].
 
     Raises:
-      UserError: as `encode`, as `elbo`; no such score; nothing fitted yet.
+      UserError: as `encode` and `elbo`, if the score is unknown, or if it needs
+        samplers that are not fitted yet.
     """
     if by not in SCORES:
       raise UserError(f"by={by!r} must be one of {', '.join(SCORES)}.")
@@ -385,22 +396,22 @@ class Model:
   def latent_map(
     self, x: ArrayLike, method: str = "pca", seed: int = 0
   ) -> np.ndarray:
-    """Images' places in a plane: the means of their posteriors, projected.
+    """Projects the posterior means of images to two dimensions.
 
     Args:
       x: [b, h, w, c].
       method: "pca", "tsne", or "umap", which needs umap-learn.
-      seed: of what is random in them.
+      seed: of the method's random numbers.
 
     Returns:
       [b, 2].
 
     Raises:
-      UserError: as `encode`; as `maps.plane`.
+      UserError: as `encode` and `maps.plane`.
     """
     return maps.plane(np.asarray(self.encode(x).mean()), method, seed)
 
   def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
-    """`elbo` and `iwae` of the same draws, each as said above."""
+    """Returns `elbo` and `iwae` from the same draws; see the methods above."""
     key = jax.random.key(0) if key is None else key
     return self._likelihood.bounds(arrays.batch(self.spec, x), samples, key)

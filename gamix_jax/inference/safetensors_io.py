@@ -1,12 +1,12 @@
-"""A model's weights as safetensors, in a folder with its config.
+"""Writes and reads a model's weights as safetensors, with its config.
 
-model.safetensors   every array under its dotted name:
+model.safetensors   all arrays by dotted name:
                     vae.params.decoder.dense.kernel, vae.batch_stats...,
-                    disc.params...; the header has step, weights and checksum
-config.json         every key of the run
+                    disc.params...; the header has step, which and checksum
+config.json         the run's complete config
 
 `gamix_jax.load(folder)` opens it like a workdir. encoder.safetensors and
-decoder.safetensors hold a part under the same names, for other programs.
+decoder.safetensors hold one part under the same names, for other programs.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from gamix_jax.step import TrainState
 
 FILE = "{what}.safetensors"
 FORMAT = "gamix_jax.inference.safetensors_io.1"
-# {what to export: modules of `vae`, None for all}. The posterior's head belongs
-# to the encoder, which is useless without it. A learned prior is in neither.
+# {value of --what: modules of `vae`, None for all}. The encoder includes the
+# posterior's head. A learned prior is in neither part.
 PARTS = {
   "model": None,
   "encoder": ("encoder", "posterior"),
@@ -36,9 +36,9 @@ PARTS = {
 
 
 def is_exported(folder: Path) -> bool:
-  """Whether a folder holds exported weights, of a model or a part of one.
+  """Returns whether a folder holds exported weights of a model or a part.
 
-  A workdir does not, even if weights were exported into it.
+  False for a workdir, even if weights were exported into it.
   """
   return not (folder / "checkpoints").exists() and any(
     (folder / FILE.format(what=what)).is_file() for what in PARTS
@@ -48,7 +48,7 @@ def is_exported(folder: Path) -> bool:
 def flat(
   trees: Mapping[str, Any], what: str = "model"
 ) -> dict[str, np.ndarray]:
-  """The arrays of a model, or of a part, by dotted name.
+  """Returns the arrays of a model, or of a part, by dotted name.
 
   Args:
     trees: {"vae": {"params", "batch_stats"}, "disc": the same or empty}.
@@ -56,23 +56,23 @@ def flat(
   """
   arrays = traverse_util.flatten_dict(dict(trees), sep=".")
   arrays = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
-  if (heads := PARTS[what]) is None:
+  if (modules := PARTS[what]) is None:
     return arrays
   return {
     k: v
     for k, v in arrays.items()
-    if k.startswith("vae.") and k.split(".")[2] in heads
+    if k.startswith("vae.") and k.split(".")[2] in modules
   }
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
   """SHA-256 of names and arrays; safetensors itself has no checksum."""
-  found = hashlib.sha256()
+  checksum = hashlib.sha256()
   for name in sorted(arrays):
     value = arrays[name]
-    found.update(f"{name} {value.dtype} {value.shape}\n".encode())
-    found.update(np.ascontiguousarray(value).data)
-  return found.hexdigest()
+    checksum.update(f"{name} {value.dtype} {value.shape}\n".encode())
+    checksum.update(np.ascontiguousarray(value).data)
+  return checksum.hexdigest()
 
 
 def write(
@@ -85,14 +85,14 @@ def write(
   """Writes <what>.safetensors and config.json into an existing folder.
 
   Args:
-    folder: where to.
+    folder: the folder to write to.
     what: a key of PARTS.
-    config: the run's.
+    config: the run's config.
     trees: {"vae": {"params", "batch_stats"}, "disc": the same or empty}.
     about: more text for the header; `read` needs "step" and "which".
 
   Raises:
-    OSError: a file cannot be written.
+    OSError: if a file cannot be written.
   """
   from safetensors.numpy import save  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def contents(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Reads the arrays and the header of a file that `write` wrote.
 
   Raises:
-    UserError: it is damaged, or another program or version wrote it.
+    UserError: if it is damaged, or written by another program or version.
   """
   from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
@@ -140,17 +140,17 @@ def read(
   """Reads a model from model.safetensors.
 
   Args:
-    folder: where it is.
+    folder: the exported folder.
     shapes: the abstract state of the folder's config.
-    which: "ema" or "raw"; the weights that were exported.
-    step: the step that was exported; None accepts any.
+    which: "ema" or "raw"; must match the exported weights.
+    step: must match the exported step; None accepts any.
 
   Returns:
     The step, and the NumPy arrays of the VAE and of the discriminator.
 
   Raises:
-    UserError: the folder holds only a part, other weights or another step; the
-      file is damaged or does not fit the config.
+    UserError: if the folder holds only a part, other weights or another step,
+      or if the file is damaged or does not match the config.
   """
   path = folder / FILE.format(what="model")
   if not path.is_file():
@@ -168,7 +168,7 @@ def read(
     raise UserError(
       f"{folder} holds only step {header['step']}, not step {step}."
     )
-  wanted = {
+  expected = {
     "vae": {
       "params": shapes.vae.params,
       "batch_stats": shapes.vae.batch_stats,
@@ -178,17 +178,17 @@ def read(
       "batch_stats": shapes.disc.batch_stats,
     },
   }
-  named = traverse_util.flatten_dict(wanted, sep=".", keep_empty_nodes=True)
+  named = traverse_util.flatten_dict(expected, sep=".", keep_empty_nodes=True)
   leaves = {k: v for k, v in named.items() if hasattr(v, "shape")}
-  off = sorted(leaves.keys() ^ arrays.keys()) or sorted(
+  mismatched = sorted(leaves.keys() ^ arrays.keys()) or sorted(
     k
     for k, v in leaves.items()
     if (v.shape, v.dtype) != (arrays[k].shape, arrays[k].dtype)
   )
-  if off:
+  if mismatched:
     raise UserError(
-      f"{path} is of another model than the config.json beside it: "
-      f"{off[0]} and {len(off) - 1} more arrays differ."
+      f"{path} is of another model than the config.json next to it: "
+      f"{mismatched[0]} and {len(mismatched) - 1} more arrays differ."
     )
   trees = traverse_util.unflatten_dict(
     {k: arrays.get(k, empty) for k, empty in named.items()}, sep="."

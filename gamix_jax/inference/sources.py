@@ -1,4 +1,4 @@
-"""Where a model's new latents come from; what was fitted, kept and found."""
+"""The latent sources of one model: prior, pseudo-inputs, fitted samplers."""
 
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ SOURCES = ("prior", "population", "gmm", "vamp")
 
 
 class Sources:
-  """Of one model; the methods of `Model` say what they take."""
+  """The latent sources of one model; see the methods of `Model`."""
 
   def __init__(
     self,
@@ -28,7 +28,7 @@ class Sources:
     which: str,
     workdir: Path | None,
   ) -> None:
-    """Reads nothing yet; without a workdir nothing is kept."""
+    """Fitted samplers are read on first use; no workdir, no saving."""
     self._device, self._config = device, config
     self._step, self._which, self._workdir = step, which, workdir
     self._samplers: samplers.LatentSamplers | None = None
@@ -36,7 +36,7 @@ class Sources:
   def draw(
     self, key: jax.Array, n: int, source: str, temperature: float
   ) -> np.ndarray:
-    """Latents [n, d]; see `Model.draw_latents`."""
+    """Draws latents [n, d]; see `Model.draw_latents`."""
     if n < 1 or not 0 <= temperature < np.inf:
       raise UserError(
         f"n={n} must be 1 or more, temperature={temperature} 0 or more."
@@ -51,27 +51,28 @@ class Sources:
     return z.astype(self._device.spec.dtype)
 
   def check(self, source: str) -> None:
-    """Refuses a source that this model cannot have.
+    """Checks that this model supports the source.
 
     Raises:
-      UserError: names those that it can.
+      UserError: if not; the message lists the supported ones.
     """
     posterior, prior = self._config.posterior.name, self._config.prior.name
-    fit = [s for s in SOURCES if s != "vamp" or prior == s]
+    supported = [s for s in SOURCES if s != "vamp" or prior == s]
     if self._device.spec.vae.posterior.posterior_type.discrete:
-      fit.remove("gmm")
+      supported.remove("gmm")
+    names = ", ".join(supported)
     if source not in SOURCES:
-      raise UserError(f"source={source!r} must be one of {', '.join(fit)}.")
-    if source not in fit:
+      raise UserError(f"source={source!r} must be one of {names}.")
+    if source not in supported:
       raise UserError(
-        f"source={source!r} does not fit posterior.name={posterior!r}, "
-        f"prior.name={prior!r}; what fits: {', '.join(fit)}."
+        f"source={source!r} does not work with posterior.name={posterior!r}, "
+        f"prior.name={prior!r}; use one of {names}."
       )
 
   def fit(
     self, q: Posterior, seed: int, components: int | str
   ) -> dict[str, Any]:
-    """Fits to posteriors of training images; see `Model.fit_samplers`."""
+    """Fits samplers to posteriors of training images; saves them."""
     fitted = samplers.fit(q, seed, components, self._identity)
     if self._workdir is not None:
       samplers.save(self._file, fitted)
@@ -79,7 +80,7 @@ class Sources:
     return dict(fitted.about)
 
   def about(self) -> dict[str, Any] | None:
-    """Of what was fitted, now or before; None: nothing was."""
+    """Returns the fitted samplers' metadata, or None if nothing was fitted."""
     if self._samplers is None and self._workdir is not None:
       x = np.zeros((1, *self._device.spec.image.shape), np.uint8)
       like = jax.eval_shape(self._device.encoder, self._device.vae, x)
@@ -87,10 +88,10 @@ class Sources:
     return None if self._samplers is None else dict(self._samplers.about)
 
   def log_density(self, z: ArrayLike) -> np.ndarray:
-    """ln of the fitted mixture's density, [b] in nats, of latents [b, d].
+    """Returns the log density [b] of latents [b, d] under the fitted mixture.
 
     Raises:
-      UserError: nothing was fitted; the latents are counts.
+      UserError: if nothing was fitted, or the latents are discrete.
     """
     self.check("gmm")
     fitted = self._fitted("by='population'")
@@ -98,7 +99,7 @@ class Sources:
 
   @cached_property
   def _identity(self) -> dict[str, Any]:
-    """Which weights these are."""
+    """Identifies the model's weights."""
     digest = samplers.digest(self._device.vae)
     return {"step": self._step, "which": self._which, "weights": digest}
 
@@ -107,10 +108,11 @@ class Sources:
     return samplers.path(self._workdir, self._which, self._step)
 
   def _fitted(self, what: str) -> samplers.LatentSamplers:
-    """Raises UserError if nothing was fitted."""
+    """Returns the fitted samplers; raises UserError if there are none."""
     if self.about() is None:
       raise UserError(
-        f"{what} wants model.fit_samplers(training_images) once; nothing was "
-        f"fitted to {self._which} at step {self._step} yet."
+        f"{what} needs fitted samplers, and there are none for the "
+        f"{self._which} weights of step {self._step}; call "
+        "model.fit_samplers(training_images) first."
       )
     return self._samplers

@@ -1,16 +1,16 @@
-"""The reference's weights in, a workdir out.
+"""Converts the reference's Keras weights to a workdir.
 
   python -m gamix_jax.keras_weights --weights=FILE.h5 --config=FILE \
     --workdir=DIR
 
-DIR is then as if it had been trained here: `gamix_jax.load` opens it and
-`gamix_jax.main` continues it. The file does not hold strides, loss or data:
-those come from the config. Made from files of the reference and a description
-of its networks, without its code.
+DIR can be used like any workdir: `gamix_jax.load` opens it and `gamix_jax.main`
+continues the training. The file does not contain strides, loss or data; these
+come from the config. Written from files of the reference and a description of
+its networks, without its code.
 
-Reading order: `names` (where a weight is in the file and where here), `file`
-(what a file holds, and whether it is this model), `state` (a run's state of
-it), `__main__` (the command).
+Reading order: `names` (maps weights in the file to those in `TrainState`),
+`file` (reads and validates a file), `state` (converts it to a `TrainState` and
+a workdir), `__main__` (the command).
 """
 
 from gamix_jax.keras_weights.file import Adam, Weights, read

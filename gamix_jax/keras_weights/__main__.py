@@ -1,10 +1,10 @@
-"""The reference's weights in, a workdir out: python -m gamix_jax.keras_weights.
+"""Imports the reference's Keras weights: python -m gamix_jax.keras_weights.
 
 --weights=FILE.h5            the reference's .weights.h5
---config=configs/celeba_hq.py     the model's config, or a saved config.json
+--config=configs/celeba_hq.py     config of the model, or a saved config.json
 --config.data.source=folder:faces      any key, see gamix_jax/config.py
---workdir=runs/published     the folder to make; `gamix_jax.load` opens it and
-                             gamix_jax.main continues it
+--workdir=runs/published     the workdir to create; gamix_jax.load opens it,
+                             gamix_jax.main continues the training
 """
 
 import sys
@@ -21,24 +21,24 @@ from gamix_jax.errors import UserError
 
 
 def get_config(path: str) -> ConfigDict:
-  """A saved config, for `config_flags`: it reads FILE.py:PATH by this."""
+  """Reads a saved config; `config_flags` calls it for FILE.py:PATH."""
   if not Path(path).is_file():
     raise UserError(f"--config={path}: there is no such file.")
   return configs.read(Path(path))
 
 
 def _with_json(argv: Sequence[str]) -> Iterator[str]:
-  """--config=x.json becomes --config=(this file):x.json."""
-  before = ""
-  for word in argv:
-    name, equals, value = word.rpartition("=")
-    mine = "--config" in (name, before) and value.endswith(".json")
-    yield f"{name}{equals}{__file__}:{value}" if mine else word
-    before = word
+  """Replaces --config=x.json with --config=(this file):x.json."""
+  previous = ""
+  for arg in argv:
+    name, equals, value = arg.rpartition("=")
+    is_json = "--config" in (name, previous) and value.endswith(".json")
+    yield f"{name}{equals}{__file__}:{value}" if is_json else arg
+    previous = arg
 
 
 def main() -> None:
-  """Imports as the flags say."""
+  """Imports the weights that the flags specify."""
   from gamix_jax.keras_weights import (  # noqa: PLC0415  (flags come first)
     import_weights,
   )
@@ -47,18 +47,20 @@ def main() -> None:
   for name in ("weights", "config", "workdir"):
     if getattr(given, name) is None:
       raise UserError(f"--{name} is missing; --help shows the command.")
-  found = import_weights(given.weights, given.config, given.workdir)
-  count = sum(value.size for value in found.values.values())
-  moments = "with" if found.adam else "without"
+  imported = import_weights(given.weights, given.config, given.workdir)
+  count = sum(value.size for value in imported.values.values())
+  moments = "with" if imported.adam else "without"
   print(
-    f"{given.workdir}: {count:,} weights at step {found.step}, {moments} "
+    f"{given.workdir}: {count:,} weights at step {imported.step}, {moments} "
     "Adam's moments."
   )
 
 
 if __name__ == "__main__":
-  # Not above, for `get_config` is reached by loading this file once more.
+  # Here, because `config_flags` loads this file again to call `get_config`.
   flags.DEFINE_string("weights", None, "The reference's .weights.h5.")
-  flags.DEFINE_string("workdir", None, "The folder to make.")
-  config_flags.DEFINE_config_file("config", None, "A config, or config.json.")
+  flags.DEFINE_string("workdir", None, "The workdir to create.")
+  config_flags.DEFINE_config_file(
+    "config", None, "A config file, or a config.json."
+  )
   sys.exit(cli.run(main, list(_with_json(sys.argv)), text=__doc__))

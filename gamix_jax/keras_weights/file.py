@@ -1,4 +1,4 @@
-"""What a `.weights.h5` of the reference holds, and whether it fits."""
+"""Reads and validates a `.weights.h5` of the reference."""
 
 import dataclasses
 import os
@@ -17,8 +17,15 @@ from gamix_jax.networks.resnet import bottleneck_channels
 OPTIMIZERS = {"vae": "generator_optimizer", "disc": "discriminator_optimizer"}
 _FIRST_OF_DISC = "discriminator/layer0/conv/kernel"
 
-# What h5py raises where a file is damaged, depending on where.
-_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError)
+# The exceptions that h5py raises for damaged files.
+_H5PY_ERRORS = (
+  OSError,
+  RuntimeError,
+  KeyError,
+  TypeError,
+  ValueError,
+  MemoryError,
+)
 
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -35,12 +42,12 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """What a file holds.
+  """The contents of a file.
 
   Attributes:
-    values: {role: array}; without the discriminator's if the config has none.
-    step: the updates of the VAE.
-    adam: {"vae" or "disc": moments}, of those that the file has.
+    values: {role: array}; without the discriminator if the config has none.
+    step: number of updates of the VAE.
+    adam: {"vae" or "disc": moments}, for the optimisers that the file has.
   """
 
   values: Arrays
@@ -49,54 +56,54 @@ class Weights:
 
 
 def read(
-  path: str | os.PathLike[str], config: ConfigDict, wanted: Shapes
+  path: str | os.PathLike[str], config: ConfigDict, expected: Shapes
 ) -> Weights:
   """Reads a `.weights.h5` of the reference.
 
   Args:
     path: the file.
-    config: of the model it shall be.
-    wanted: {role: shape} by that config, of what must be there.
+    config: the config of the model.
+    expected: {role: shape} of the weights that this config requires.
 
   Returns:
-    Everything of that model, as Keras has it.
+    All weights of that model, in Keras' layout.
 
   Raises:
-    UserError: missing or damaged; without the sampler's weights; of another
-      model; with numbers that are not finite.
+    UserError: if the file is missing, damaged, incomplete or of another model,
+      or if a value is not finite.
   """
   path = Path(path)
   if not path.is_file():
     raise UserError(f"--weights={path}: there is no such file.")
   file = _arrays(path)
-  of = _lengths(file, str(path))
-  paths = _check_whole(file, str(path), of)
+  lengths = _lengths(file, str(path))
+  paths = _check_complete(file, str(path), lengths)
   shapes = {role: file[p].shape for role, p in paths.items()}
-  _check_shapes(str(path), config, wanted, shapes, of)
+  _check_shapes(str(path), config, expected, shapes, lengths)
   weights = _weights(file, paths, _uses_disc(config))
   _check_finite(str(path), weights)
   return weights
 
 
 def _arrays(path: Path) -> Arrays:
-  """Everything in an HDF5 file, {path: array}; seeds are left out.
+  """Reads all arrays of an HDF5 file, {path: array}, except seeds.
 
   Raises:
-    UserError: it is none, or damaged.
+    UserError: if it is not an HDF5 file, or damaged.
   """
-  found: Arrays = {}
+  arrays: Arrays = {}
 
   def visit(name, item):
     if isinstance(item, h5py.Dataset) and "seed_generator" not in name:
-      found[name] = np.asarray(item[()])
+      arrays[name] = np.asarray(item[()])
 
   try:
     with h5py.File(path) as file:
       file.visititems(visit)
-  except _DAMAGE as e:
+  except _H5PY_ERRORS as e:
     reason = str(e).strip("'")
     raise UserError(f"{path} cannot be read as HDF5: {reason}.") from e
-  return found
+  return arrays
 
 
 def _uses_disc(config: ConfigDict) -> bool:
@@ -104,7 +111,7 @@ def _uses_disc(config: ConfigDict) -> bool:
 
 
 def _lengths(file: Arrays, where: str) -> names.Lengths:
-  """Raises UserError where there is nothing of the reference's encoder."""
+  """Counts the features of each network; UserError without an encoder."""
   groups: dict[str, set[str]] = {part: set() for part in names.FOLDERS}
   for path in file:
     for part, folder in names.FOLDERS.items():
@@ -112,36 +119,39 @@ def _lengths(file: Arrays, where: str) -> names.Lengths:
         groups[part].add(path.removeprefix(f"{folder}/").split("/")[0])
   if not groups["encoder"]:
     raise UserError(
-      f"{where} is not of the reference's model: it has nothing in "
+      f"{where} is not a file of the reference's model: it has nothing in "
       f"{names.FOLDERS['encoder']}."
     )
   return names.lengths_of_groups(groups)
 
 
-def _check_whole(file: Arrays, where: str, of: names.Lengths) -> dict[str, str]:
-  """{role: path} of a whole model and nothing besides.
+def _check_complete(
+  file: Arrays, where: str, lengths: names.Lengths
+) -> dict[str, str]:
+  """Returns {role: path} if the file holds exactly one complete model.
 
   Raises:
-    UserError: something is missing, or is there that the reference has not.
+    UserError: if an array is missing or unexpected.
   """
-  paths = names.datasets_of(of)
+  paths = names.datasets_of(lengths)
   missing = [role for role, path in paths.items() if path not in file]
   if any(role.startswith("sampler/") for role in missing):
     raise UserError(
       f"{where} lacks the sampler's weights (z_mean, z_log_var): the model was "
-      "saved before its first call, and Keras had not made them yet.\n"
+      "saved before its first call, which creates them.\n"
       "Call it on a batch, save it again and import that file."
     )
   if _FIRST_OF_DISC not in paths:
     missing.append(_FIRST_OF_DISC)
   if missing:
-    raise UserError(f"{where} is not a whole model: it lacks {missing[0]}.")
+    raise UserError(f"{where} is not a complete model: it lacks {missing[0]}.")
   folders = tuple(f"{folder}/" for folder in names.FOLDERS.values())
   known = set(paths.values())
   extra = [p for p in file if p.startswith(folders) and p not in known]
   if extra:
     raise UserError(
-      f"{where} is not of the reference's networks: it has {extra[0]} besides."
+      f"{where} is not a file of the reference's networks: {extra[0]} is not "
+      "one of their arrays."
     )
   return paths
 
@@ -149,45 +159,48 @@ def _check_whole(file: Arrays, where: str, of: names.Lengths) -> dict[str, str]:
 def _check_shapes(
   where: str,
   config: ConfigDict,
-  wanted: Shapes,
+  expected: Shapes,
   shapes: Shapes,
-  of: names.Lengths,
+  lengths: names.Lengths,
 ) -> None:
-  """Refuses the weights of another model.
+  """Checks that the file's shapes match the config.
 
   Raises:
-    UserError: names the first layer that differs and the keys to fix it.
+    UserError: if not; the message has the first array that differs and the
+      config keys of the file.
   """
   roles = list(names.datasets(config))
   roles += [role for role in shapes if role not in roles]
   if not _uses_disc(config):
     roles = [r for r in roles if names.locate(r)[0] == "vae"]
-  of_config = names.datasets(config)
+  config_roles = names.datasets(config)
   for role in roles:
-    # A bias before a batch norm has no place here; see `state`.
-    here = wanted.get(role, shapes.get(role) if role in of_config else None)
-    there = shapes.get(role)
-    if there != here:
+    # A bias before a batch norm does not exist here; see `state`.
+    in_config = expected.get(
+      role, shapes.get(role) if role in config_roles else None
+    )
+    in_file = shapes.get(role)
+    if in_file != in_config:
       break
   else:
     return
-  its, mine = _keys_of_file(shapes, of), _keys_of_config(config)
+  file_keys, config_keys = _file_keys(shapes, lengths), _config_keys(config)
   flags = [
-    f"--config.{key}='{its[key]}'"
-    if isinstance(its[key], tuple)
-    else f"--config.{key}={its[key]}"
-    for key in its
-    if key in mine and mine[key] != its[key]
+    f"--config.{key}='{value}'"
+    if isinstance(value, tuple)
+    else f"--config.{key}={value}"
+    for key, value in file_keys.items()
+    if key in config_keys and config_keys[key] != value
   ]
   raise UserError(
-    f"{where} is of another model: {role} is {there or 'not'} in it, "
-    f"{here or 'not'} in the config's.\n"
-    f"The keys of the file's: {' '.join(flags)}"
+    f"{where} does not match the config: {role} has shape "
+    f"{in_file or '(missing)'} in the file, {in_config or '(missing)'} in the "
+    f"config's model.\nUse the file's keys: {' '.join(flags)}"
   )
 
 
-def _keys_of_file(shapes: Shapes, of: names.Lengths) -> dict[str, Any]:
-  """The config's keys that a file's shapes determine."""
+def _file_keys(shapes: Shapes, lengths: names.Lengths) -> dict[str, Any]:
+  """Returns the config keys that a file's shapes determine."""
 
   def features(part, block, count):
     stages = [f"{part}/stage{s}/{block}/conv1" for s in range(count - 1)]
@@ -202,17 +215,17 @@ def _keys_of_file(shapes: Shapes, of: names.Lengths) -> dict[str, Any]:
     "model.latent": latent,
     "model.bottleneck_channels": _head(shapes["encoder/head/bias"][0], latent),
     # The first convolution of a stage's last block has the next width.
-    "model.encoder_features": features("encoder", "down", of.encoder),
-    "model.decoder_features": features("decoder", "up", of.decoder),
+    "model.encoder_features": features("encoder", "down", lengths.encoder),
+    "model.decoder_features": features("decoder", "up", lengths.decoder),
     "model.discriminator_features": tuple(
       shapes[f"discriminator/layer{i}/conv/bias"][0]
-      for i in range(of.discriminator)
+      for i in range(lengths.discriminator)
     ),
   }
 
 
-def _keys_of_config(config: ConfigDict) -> dict[str, Any]:
-  """The same keys of a config."""
+def _config_keys(config: ConfigDict) -> dict[str, Any]:
+  """Returns the same keys from a config."""
   height, width, channels = configs.image_shape(config)
   model = config.model
   keys = {
@@ -231,7 +244,7 @@ def _keys_of_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def _head(features: int, latent: int) -> int:
-  """The head's features as a key: 0 where they are what 0 stands for."""
+  """Returns 0 if `features` is the default that the key's 0 stands for."""
   return 0 if features == max(1, latent // 8) else features
 
 
@@ -247,31 +260,31 @@ def _weights(file: Arrays, paths: dict[str, str], disc: bool) -> Weights:
 
 
 def _adam(file: Arrays, net: str, values: Arrays) -> Adam | None:
-  """Adam's moments; None where there are none, or not of this model.
+  """Reads Adam's moments; None if there are none, or not of this model.
 
   The file has iterations, the learning rate, then both moments of every
   trainable weight in turn; before the first update only the first two.
   """
-  trained = [r for r in values if names.locate(r)[:2] == (net, "params")]
+  trainable = [r for r in values if names.locate(r)[:2] == (net, "params")]
   folder = f"{OPTIMIZERS[net]}/vars"
-  held = sum(path.startswith(f"{folder}/") for path in file)
-  if not trained or held != 2 + 2 * len(trained):
+  count = sum(path.startswith(f"{folder}/") for path in file)
+  if not trainable or count != 2 + 2 * len(trainable):
     return None
-  slots = [file[f"{folder}/{2 + i}"] for i in range(2 * len(trained))]
-  mu, nu = (dict(zip(trained, slots[i::2], strict=True)) for i in (0, 1))
-  if any(m[r].shape != values[r].shape for m in (mu, nu) for r in trained):
+  slots = [file[f"{folder}/{2 + i}"] for i in range(2 * len(trainable))]
+  mu, nu = (dict(zip(trainable, slots[i::2], strict=True)) for i in (0, 1))
+  if any(m[r].shape != values[r].shape for m in (mu, nu) for r in trainable):
     return None
   return Adam(int(file[f"{folder}/0"]), mu, nu)
 
 
 def _check_finite(where: str, weights: Weights) -> None:
-  found = [("", weights.values)]
+  groups = [("", weights.values)]
   for net, adam in weights.adam.items():
-    found += [(f"{OPTIMIZERS[net]} of ", m) for m in (adam.mu, adam.nu)]
-  for prefix, arrays in found:
+    groups += [(f"{OPTIMIZERS[net]} of ", m) for m in (adam.mu, adam.nu)]
+  for prefix, arrays in groups:
     for role, value in arrays.items():
       if not np.isfinite(value).all():
         raise UserError(
-          f"{where} is of a training that failed: {prefix}{role} has numbers "
-          "that are not finite."
+          f"{where} is from a diverged training: {prefix}{role} has values "
+          "that are not finite; use an earlier file."
         )

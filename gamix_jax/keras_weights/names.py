@@ -1,9 +1,10 @@
-"""What a weight of the reference is called, in its file and here.
+"""Maps the reference's weights: from paths in its file to `TrainState` leaves.
 
 Keras numbers the layers of a class in the order of the model (`conv2d`,
-`conv2d_1`, ...), and Adam's moments follow the same order. So one list of
-layers, made from the lengths of the features, finds everything in a file.
-A weight goes by its role: `encoder/stage0/down/conv1/kernel`.
+`conv2d_1`, ...), and Adam's moments follow the same order. So the list of
+layers, which follows from the number of features of each network, determines
+all paths in a file. A weight is identified by its role, such as
+`encoder/stage0/down/conv1/kernel`.
 """
 
 from collections import Counter
@@ -18,8 +19,8 @@ FOLDERS = {
   "decoder": "layers/vae/decoder_model/layers",
   "discriminator": "discriminator_model/layers/functional/layers",
 }
-# Keras keeps a model's layers by their distance to its output, so those of a
-# shortcut stand between those of the main path.
+# Keras sorts a model's layers by their distance to its output, so those of a
+# shortcut are between those of the main path.
 _BLOCK = ("bn1", "conv1", "bn2", "conv2", "bn3", "conv3")
 _DOWN = (*_BLOCK[:5], "bn4_shortcut", "conv3", "conv4_shortcut")
 _UP = (
@@ -32,14 +33,14 @@ _STAGES = {
   "encoder": {"block0": _BLOCK, "block1": _BLOCK, "down": _DOWN},
   "decoder": {"block0": _BLOCK, "up": _UP},
 }
-_VARIABLES = {  # Keras' name of a class -> its variables 0, 1, ...
+_VARIABLES = {  # Keras' class name -> its variables 0, 1, ...
   "conv2d": ("kernel", "bias"),
   "conv2d_transpose": ("kernel", "bias"),
   "dense": ("kernel", "bias"),
   "layer_normalization": ("gamma", "beta"),
   "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-_LEAVES = {  # a role's last word -> collection and leaf of our trees
+_LEAVES = {  # last part of a role -> collection and leaf in `TrainState`
   "kernel": ("params", "kernel"),
   "bias": ("params", "bias"),
   "gamma": ("params", "scale"),
@@ -51,7 +52,7 @@ _SAMPLER = {"z_mean": ("dense1", "mu"), "z_log_var": ("dense2", "logvar")}
 
 
 class Lengths(NamedTuple):
-  """How many features each network has: all that names depend on."""
+  """The number of features of each network, which determines all names."""
 
   encoder: int
   decoder: int
@@ -59,7 +60,7 @@ class Lengths(NamedTuple):
 
 
 def locate(role: str) -> tuple[str, str, tuple[str, ...]]:
-  """Where a weight of the reference lies in a `TrainState`.
+  """Returns where a weight of the reference is stored in a `TrainState`.
 
   Args:
     role: such as `decoder/stage0/up/bn1/moving_mean`.
@@ -80,7 +81,7 @@ def locate(role: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def lengths(config: ConfigDict) -> Lengths:
-  """Those of a config."""
+  """Returns the lengths of a config's networks."""
   model = config.model
   return Lengths(
     len(model.encoder_features),
@@ -90,7 +91,7 @@ def lengths(config: ConfigDict) -> Lengths:
 
 
 def lengths_of_groups(groups: dict[str, Iterable[str]]) -> Lengths:
-  """Those of a file: {part: the names of its groups}, by its norms."""
+  """Counts the lengths of a file's networks, {part: group names}, by norms."""
 
   def norms(part):
     names = [group.rstrip("0123456789_") for group in groups[part]]
@@ -106,34 +107,34 @@ def lengths_of_groups(groups: dict[str, Iterable[str]]) -> Lengths:
 
 
 def datasets(config: ConfigDict) -> dict[str, str]:
-  """{role: path in the file} of every weight, in Keras' order."""
+  """Returns {role: path in the file} of all weights, in Keras' order."""
   return datasets_of(lengths(config))
 
 
-def datasets_of(of: Lengths) -> dict[str, str]:
-  """`datasets`, of networks of these lengths."""
+def datasets_of(counts: Lengths) -> dict[str, str]:
+  """As `datasets`, for networks of these lengths."""
   paths = {}
-  for part, layers in _layers(of).items():
-    seen: Counter[str] = Counter()
+  for part, layers in _layers(counts).items():
+    used: Counter[str] = Counter()
     for layer in layers:
       kind = "dense" if part == "sampler" else _class(layer)
-      group = f"{kind}_{seen[kind]}" if seen[kind] else kind
+      group = f"{kind}_{used[kind]}" if used[kind] else kind
       if part == "sampler":
         group = _SAMPLER[layer][0]
-      seen[kind] += 1
+      used[kind] += 1
       for i, variable in enumerate(_VARIABLES[kind]):
         path = f"{FOLDERS[part]}/{group}/vars/{i}"
         paths[f"{part}/{layer}/{variable}"] = path
   return paths
 
 
-def _layers(of: Lengths) -> dict[str, list[str]]:
-  """The layers of each part in Keras' order, without the part's name."""
+def _layers(counts: Lengths) -> dict[str, list[str]]:
+  """Returns the layers of each part, without its name, in Keras' order."""
 
   def stages(part):
     return [
       f"stage{s}/{block}/{layer}"
-      for s in range(getattr(of, part) - 1)
+      for s in range(getattr(counts, part) - 1)
       for block, layers in _STAGES[part].items()
       for layer in layers
     ]
@@ -144,14 +145,14 @@ def _layers(of: Lengths) -> dict[str, list[str]]:
     "decoder": ["dense", "stem", *stages("decoder"), "out"],
     "discriminator": [
       f"layer{i}/{layer}"
-      for i in range(of.discriminator)
+      for i in range(counts.discriminator)
       for layer in ("conv", "bn")
     ],
   }
 
 
 def _class(layer: str) -> str:
-  """Keras' name of a layer's class."""
+  """Returns Keras' class name of a layer."""
   name = layer.rpartition("/")[2]
   if name.startswith("bn"):
     return "batch_normalization"

@@ -1,4 +1,4 @@
-"""A run's state, and a workdir, of what a file holds."""
+"""Converts a file's weights to a `TrainState` and a workdir."""
 
 import os
 from functools import partial
@@ -20,14 +20,14 @@ from gamix_jax.keras_weights import names
 from gamix_jax.keras_weights.file import Shapes, Weights, read
 from gamix_jax.step import NetworkState, TrainSpec, TrainState, init
 
-# Keys that its weights do not tell, as it has them.
-MODEL = {
+# The reference's values of config keys that its weights do not determine.
+REFERENCE_KEYS = {
   "encoder": "resnet",
   "decoder": "resnet",
   "input_norm": "layer",
   "patch": 1,
 }
-NORMS = ("affine", "batch")  # those with a place for every weight
+NORMS = ("affine", "batch")  # those that can represent all weights
 
 
 def import_weights(
@@ -35,52 +35,52 @@ def import_weights(
   config: ConfigDict,
   workdir: str | os.PathLike[str],
 ) -> Weights:
-  """Makes a workdir of the reference's weights, whole or not at all.
+  """Creates a workdir from the reference's weights, atomically.
 
   Args:
     weights: the reference's `.weights.h5`.
-    config: of that model; its networks are ResNets, its posterior is Gaussian,
-      its norm affine or batch.
-    workdir: to be made; absent or empty.
+    config: the config of that model, with ResNets, a Gaussian posterior and
+      norm "affine" or "batch".
+    workdir: the workdir to create; must be missing or empty.
 
   Returns:
-    What was in the file; saved as the checkpoint of its step.
+    The contents of the file, which are saved as the checkpoint of its step.
 
   Raises:
-    UserError: a config the weights cannot be of (see `read`), a workdir in
-      use, a disk that is full.
-    OSError: the workdir cannot be made.
+    UserError: if the config does not match the weights (see `read`), the
+      workdir is in use, or the disk is full.
+    OSError: if the workdir cannot be created.
   """
-  path = _free(workdir)
+  path = _check_unused(workdir)
   _check_config(config)
   spec = build.train_spec(config)
   abstract = jax.eval_shape(partial(init, spec))
-  found = read(weights, config, _shapes(config, abstract))
-  state = to_state(found, spec, abstract)
+  imported = read(weights, config, _shapes(config, abstract))
+  state = to_state(imported, spec, abstract)
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic(path) as staged:
     staged.mkdir()
     (staged / "config.json").write_text(configs.to_json(config))
     with Checkpoints(staged / "checkpoints", keep=1) as checkpoints:
-      checkpoints.save(found.step, state)
-  return found
+      checkpoints.save(imported.step, state)
+  return imported
 
 
-def _free(workdir: str | os.PathLike[str]) -> Path:
-  """The workdir, found absent or empty."""
+def _check_unused(workdir: str | os.PathLike[str]) -> Path:
+  """Returns the workdir's path; UserError unless it is missing or empty."""
   if "://" in os.fspath(workdir):
     raise UserError(
-      f"--workdir={workdir}: import to a local folder and copy it there."
+      f"--workdir={workdir} must be a local folder; copy it there afterwards."
     )
   path = Path(os.path.realpath(paths.resolve(workdir)))
   if path.exists() and not path.is_dir():
     raise UserError(f"--workdir={workdir} is a file, not a folder.")
-  held = sorted(p.name for p in path.iterdir()) if path.exists() else []
-  if "config.json" in held or "checkpoints" in held:
+  content = sorted(p.name for p in path.iterdir()) if path.exists() else []
+  if "config.json" in content or "checkpoints" in content:
     raise UserError(f"--workdir={workdir} holds a run already; use another.")
-  if held:
+  if content:
     raise UserError(
-      f"--workdir={workdir} is not empty, it holds {held[0]}; use another."
+      f"--workdir={workdir} is not empty, it holds {content[0]}; use another."
     )
   return path
 
@@ -90,35 +90,35 @@ def _check_config(config: ConfigDict) -> None:
   if config.posterior.name != "gaussian":
     raise UserError(
       f"posterior.name={config.posterior.name!r}, but the reference's is "
-      "a Gaussian: use --config.posterior.name=gaussian."
+      "Gaussian; use --config.posterior.name=gaussian."
     )
-  for name, its in MODEL.items():
-    if config.model[name] != its:
+  for name, value in REFERENCE_KEYS.items():
+    if config.model[name] != value:
       raise UserError(
-        f"model.{name}={config.model[name]!r}, but the reference's is {its!r}: "
-        f"use --config.model.{name}={its}."
+        f"model.{name}={config.model[name]!r}, but the reference has "
+        f"{value!r}; use --config.model.{name}={value}."
       )
   if config.model.norm not in NORMS:
     raise UserError(
-      f"model.norm={config.model.norm!r} has no place for the reference's "
-      "batch normalisations: use --config.model.norm=affine, as it was "
+      f"model.norm={config.model.norm!r} cannot represent the reference's "
+      "batch normalisations; use --config.model.norm=affine, as it was "
       "trained, or batch."
     )
 
 
 def _leaf(state: TrainState, role: str) -> Any:
-  """The leaf of a role, or None where the state has none."""
+  """Returns the leaf of a role, or None if the state has none."""
   net, collection, keys = names.locate(role)
-  found = getattr(getattr(state, net), collection)
+  node = getattr(getattr(state, net), collection)
   for key in keys:
-    if key not in found:
+    if key not in node:
       return None
-    found = found[key]
-  return found
+    node = node[key]
+  return node
 
 
 def _shapes(config: ConfigDict, abstract: TrainState) -> Shapes:
-  """{role: shape} of the weights that a config has a place for."""
+  """Returns {role: shape} of the weights that a config's model has."""
   leaves = {role: _leaf(abstract, role) for role in names.datasets(config)}
   return {role: leaf.shape for role, leaf in leaves.items() if leaf is not None}
 
@@ -126,16 +126,15 @@ def _shapes(config: ConfigDict, abstract: TrainState) -> Shapes:
 def to_state(
   weights: Weights, spec: TrainSpec, abstract: TrainState
 ) -> TrainState:
-  """The state of a run that had come as far as the file.
+  """Converts the file's weights to the state of a run at the same step.
 
-  The average of the weights, which the reference has not, starts as the
-  weights. Where the file has no moments of Adam they start at 0, and Adam's own
-  count with them.
+  The reference has no averaged weights, so the average starts as the weights.
+  If the file has no Adam moments, they start at 0, and so does Adam's count.
 
   Args:
-    weights: of `read`.
-    spec: of the same config.
-    abstract: its state, by `jax.eval_shape`.
+    weights: returned by `read`.
+    spec: built from the same config.
+    abstract: its state, from `jax.eval_shape`.
   """
   disc = NetworkState({}, {}, ())
   if spec.disc is not None:
@@ -145,6 +144,7 @@ def to_state(
     step=jnp.asarray(weights.step, jnp.int32),
     vae=vae,
     disc=disc,
+    objective=spec.objective.init(),
     ema=jax.tree.map(jnp.copy, vae.params),
     nonfinite=jnp.zeros(2, jnp.int32),
   )
@@ -156,60 +156,59 @@ def _net(
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
 ) -> NetworkState:
-  """One network's arrays and its optimiser's."""
+  """Builds the state of one network and of its optimiser."""
 
   def trees(values):
-    """Params and batch statistics; what has no place here is left out."""
+    """Builds params and batch statistics; skips roles the model lacks."""
     out: dict[str, dict] = {"params": {}, "batch_stats": {}}
     for role, value in values.items():
-      of, collection, keys = names.locate(role)
+      owner, collection, keys = names.locate(role)
       leaf = _leaf(abstract, role)
-      if of == net and leaf is not None:
+      if owner == net and leaf is not None:
         out[collection][keys] = jnp.asarray(value, leaf.dtype)
     return [traverse_util.unflatten_dict(tree) for tree in out.values()]
 
-  params, stats = trees(_without_biases(weights.values, abstract))
+  params, stats = trees(_fold_biases(weights.values, abstract))
   adam = weights.adam.get(net)
   moments = None
   if adam is not None:
     moments = optax.ScaleByAdamState(
       jnp.asarray(adam.count, jnp.int32), trees(adam.mu)[0], trees(adam.nu)[0]
     )
-  fresh = optimizer.init(params)
-  return NetworkState(params, stats, _advance(fresh, weights.step, moments))
+  opt_state = _advance(optimizer.init(params), weights.step, moments)
+  return NetworkState(params, stats, opt_state)
 
 
-def _without_biases(
+def _fold_biases(
   values: dict[str, np.ndarray], abstract: TrainState
 ) -> dict[str, np.ndarray]:
-  """The same function without the biases that norm="batch" leaves out.
+  """Folds biases that do not exist with norm="batch" into the running means.
 
-  What a batch normalisation of mean m makes of y + bias is what one of mean
-  m - bias makes of y.
+  Normalising y + bias with mean m equals normalising y with mean m - bias.
   """
   values = dict(values)
   for role in [r for r in values if _leaf(abstract, r) is None]:
-    mean = _mean_behind(role)
+    mean = _following_mean(role)
     values[mean] = values[mean] - values[role]
   return values
 
 
-def _mean_behind(bias: str) -> str:
+def _following_mean(bias: str) -> str:
   """stage0/down/conv1/bias -> .../bn2/moving_mean; layer0/conv -> .../bn."""
   block, layer, _ = bias.rsplit("/", 2)
   number = layer.removeprefix("conv")
-  behind = f"bn{int(number) + 1}" if number else "bn"
-  return f"{block}/{behind}/moving_mean"
+  norm = f"bn{int(number) + 1}" if number else "bn"
+  return f"{block}/{norm}/moving_mean"
 
 
 def _advance(
-  fresh: optax.OptState, step: int, moments: optax.ScaleByAdamState | None
+  initial: optax.OptState, step: int, moments: optax.ScaleByAdamState | None
 ) -> optax.OptState:
-  """An optimiser's first state as of a step, with Adam's moments if any."""
+  """Sets the step, and Adam's moments if any, in an initial optimiser state."""
 
-  def known(part):
-    kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
-    return isinstance(part, kinds)
+  def is_leaf(part):
+    types = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
+    return isinstance(part, types)
 
   def fill(part):
     if isinstance(part, optax.ScaleByScheduleState):
@@ -218,4 +217,4 @@ def _advance(
       return moments
     return part
 
-  return jax.tree.map(fill, fresh, is_leaf=known)
+  return jax.tree.map(fill, initial, is_leaf=is_leaf)

@@ -1,17 +1,17 @@
-"""What the notebooks of launch/ stand on: a run watched, pictures, sliders.
+"""Support for the notebooks in launch/: training, pictures, sliders.
 
     from gamix_jax import notebook
     print(notebook.machine())
     notebook.train("configs/digits.py", "runs/digits", {"steps": 600})
 
-Training is the program's own, `python -m gamix_jax.main` in a process of its
-own: the notebook's process holds no accelerator meanwhile (a TPU has room for
-one), and interrupting the cell saves as a signal on the command line does.
+Training runs `python -m gamix_jax.main` in a separate process, so that the
+notebook's process leaves the accelerator free (a TPU accepts one process only).
+Interrupting the cell saves a checkpoint, like a signal on the command line.
 
-  machine   what there is to train on; a zip, unpacked
-  run       a training started, watched and stopped
-  panels    how far a workdir is, as one picture
-  look      images and sliders in a cell
+  device_info   describes the devices; unpacks a zip of images
+  run           starts, watches and stops a training
+  panels        draws the progress of a run as one picture
+  display       shows images and sliders in a cell
 """
 
 from gamix_jax.notebook.device_info import Machine, machine, unpack

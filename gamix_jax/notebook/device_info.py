@@ -1,4 +1,4 @@
-"""What there is to train on, and images from a zip."""
+"""Describes the devices, and unpacks a zip of images."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ import tqdm
 from gamix_jax import files, paths
 from gamix_jax.errors import UserError
 
-# Asked in a process of its own, that ends: JAX in this one would keep the
-# memory of a GPU, or the whole of a TPU, from the training.
-_ASK = """
+# Run in a separate process that ends: JAX in this process would withhold the
+# memory of a GPU, or a complete TPU, from the training.
+_QUERY = """
 import json, jax
 d = jax.local_devices()
 stats = d[0].memory_stats() or {}
@@ -26,7 +26,7 @@ print(json.dumps({
   "capability": getattr(d[0], "compute_capability", None),
 }))
 """
-_BFLOAT16 = 8.0  # compute capability from which a GPU multiplies bfloat16
+_BFLOAT16_CAPABILITY = 8.0  # least compute capability for fast bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Machine:
 
   Attributes:
     platform: "cpu", "gpu" or "tpu".
-    kind: as the maker calls one of them.
-    count: how many.
-    memory: bytes that JAX may use of one; None where it does not say.
-    dtype: "bfloat16" where products are fast in it, else "float32".
+    kind: the vendor's name of the device.
+    count: number of devices.
+    memory: bytes that JAX may use per device; None if unknown.
+    dtype: "bfloat16" if matrix products are fast in it, else "float32".
   """
 
   platform: str
@@ -48,52 +48,52 @@ class Machine:
   dtype: str
 
   def __str__(self) -> str:
-    """One line, two where a GPU is not used."""
+    """Returns one line, or two if a GPU is not used."""
     memory = f", {self.memory / 2**30:.0f} GiB" if self.memory else ""
     line = f"{self.count} x {self.kind} ({self.platform}{memory})"
     if self.platform == "cpu" and shutil.which("nvidia-smi"):
       line += (
-        "\nThere is an NVIDIA driver, but JAX sees no GPU: choose a GPU "
-        "runtime, and install gamix_jax[cuda]."
+        "\nAn NVIDIA driver is installed, but JAX finds no GPU: choose a GPU "
+        "runtime and install gamix_jax[cuda]."
       )
     return line
 
 
 def machine() -> Machine:
-  """Asks JAX for the devices, without taking them.
+  """Queries JAX for the devices without occupying them.
 
   Raises:
-    RuntimeError: JAX does not start; what it said.
+    RuntimeError: if JAX does not start; the message has its stderr.
   """
-  ran = subprocess.run(
-    [sys.executable, "-c", _ASK], capture_output=True, text=True, check=False
+  result = subprocess.run(
+    [sys.executable, "-c", _QUERY], capture_output=True, text=True, check=False
   )
-  if ran.returncode:
-    raise RuntimeError(f"JAX does not start here:\n{ran.stderr[-2000:]}")
-  found = json.loads(ran.stdout.splitlines()[-1])
-  capability = found.pop("capability")
-  fast = found["platform"] == "tpu" or (
-    found["platform"] == "gpu" and float(capability or 0) >= _BFLOAT16
+  if result.returncode:
+    raise RuntimeError(f"JAX does not start here:\n{result.stderr[-2000:]}")
+  info = json.loads(result.stdout.splitlines()[-1])
+  capability = info.pop("capability")
+  fast_bfloat16 = info["platform"] == "tpu" or (
+    info["platform"] == "gpu" and float(capability or 0) >= _BFLOAT16_CAPABILITY
   )
-  return Machine(**found, dtype="bfloat16" if fast else "float32")
+  return Machine(**info, dtype="bfloat16" if fast_bfloat16 else "float32")
 
 
 def unpack(
   archive: str | os.PathLike[str], folder: str | os.PathLike[str]
 ) -> Path:
-  """Unpacks a zip, completely or not at all, unless the folder exists.
+  """Unpacks a zip atomically, unless the folder exists.
 
-  Unpack to the machine's own disk: a mounted Drive is slow with many files.
+  Use a local disk: a mounted Drive is slow with many files.
 
   Args:
     archive: the zip.
-    folder: the folder to make.
+    folder: the folder to create.
 
   Returns:
-    The folder, absolute.
+    The absolute path of the folder.
 
   Raises:
-    UserError: the zip is missing or damaged, the disk is full, or the folder
+    UserError: if the zip is missing or damaged, the disk is full, or the folder
       cannot be written.
   """
   archive, folder = paths.resolve(archive), paths.resolve(folder)
@@ -106,12 +106,12 @@ def unpack(
     with files.atomic(folder) as part, zipfile.ZipFile(archive) as file:
       part.mkdir()
       entries = file.infolist()
-      wanted = sum(e.file_size for e in entries)
+      needed = sum(e.file_size for e in entries)
       free = shutil.disk_usage(part).free
-      if wanted > free:
+      if needed > free:
         raise UserError(
-          f"{archive} unpacks to {wanted / 1e9:.1f} GB, and {folder.parent} "
-          f"has {free / 1e9:.1f} GB free."
+          f"{archive} unpacks to {needed / 1e9:.1f} GB, but {folder.parent} "
+          f"has only {free / 1e9:.1f} GB free; use another folder."
         )
       for entry in tqdm.tqdm(entries, "unpacking", unit="file", mininterval=1):
         file.extract(entry, part)

@@ -1,4 +1,4 @@
-"""Images and sliders in a notebook's cell."""
+"""Shows images and sliders in a notebook cell."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from gamix_jax import metrics, pictures
 from gamix_jax.inference import Model
 
 SLIDERS = 8
-STEPS = 7  # pictures of a latent where there are no sliders
-WIDTH = 256  # of the picture beside the sliders, in pixels of the page
+STEPS = 7  # pictures per latent if there are no sliders
+WIDTH = 256  # of the picture next to the sliders, in CSS pixels
 
 
 def _png(images: np.ndarray, columns: int) -> bytes:
   grid = pictures.grid(images, columns)
   if grid.shape[-1] > 1:
-    grid = grid[..., ::-1]  # cv2 keeps colours the other way round
+    grid = grid[..., ::-1]  # cv2 uses BGR
   return cv2.imencode(".png", grid)[1].tobytes()
 
 
 def show(images: ArrayLike, columns: int = 8) -> Any:
-  """Images in rows: as a cell's last line, its output.
+  """Shows images in a grid; use it as the last line of a cell.
 
   Args:
     images: [..., h, w, c], uint8 or floats in [-1, 1].
-    columns: images in a row.
+    columns: images per row.
 
   Returns:
     An `IPython.display.Image`.
@@ -41,18 +41,18 @@ def show(images: ArrayLike, columns: int = 8) -> Any:
 
 
 def sliders(model: Model, image: ArrayLike, images: ArrayLike) -> Any:
-  """An image with a slider for each of the latents that vary most.
+  """Shows an image with sliders for the latents that vary most.
 
-  The sliders start at the mean of the image's posterior and reach as far as
-  the means of the other images. Latents whose mean varies most come first.
+  The sliders start at the image's posterior mean and span the range of the
+  other images' means. Latents are in descending order of the variance of these.
 
   Args:
-    model: a trained one.
-    image: one, [h, w, c], to begin with.
-    images: others, [b, h, w, c].
+    model: a trained model.
+    image: the initial image, [h, w, c].
+    images: other images, [b, h, w, c].
 
   Returns:
-    A widget; where ipywidgets is not installed, a row of pictures a latent.
+    A widget; without ipywidgets, one row of pictures per latent.
 
   Raises:
     UserError: as `Model.encode`.
@@ -65,18 +65,18 @@ def sliders(model: Model, image: ArrayLike, images: ArrayLike) -> Any:
   try:
     import ipywidgets  # noqa: PLC0415
   except ImportError:
-    ways = np.tile(z, (len(dims), STEPS, 1))
-    for row, d in zip(ways, dims, strict=True):
+    rows = np.tile(z, (len(dims), STEPS, 1))
+    for row, d in zip(rows, dims, strict=True):
       row[:, d] = np.linspace(low[d], high[d], STEPS)
-    return show(model.decode(ways), STEPS)
+    return show(model.decode(rows), STEPS)
 
   picture = ipywidgets.Image(value=_png(model.decode(z)[None], 1), width=WIDTH)
 
-  def moved(change: dict[str, Any]) -> None:
+  def on_change(change: dict[str, Any]) -> None:
     z[change["owner"].latent] = change["new"]
     picture.value = _png(model.decode(z)[None], 1)
 
-  rows = []
+  widgets = []
   for d in dims:
     slider = ipywidgets.FloatSlider(
       value=z[d],
@@ -87,6 +87,6 @@ def sliders(model: Model, image: ArrayLike, images: ArrayLike) -> Any:
       readout_format=".2f",
     )
     slider.latent = d
-    slider.observe(moved, "value")
-    rows.append(slider)
-  return ipywidgets.HBox([picture, ipywidgets.VBox(rows)])
+    slider.observe(on_change, "value")
+    widgets.append(slider)
+  return ipywidgets.HBox([picture, ipywidgets.VBox(widgets)])

@@ -1,4 +1,4 @@
-"""A training started from a notebook, watched and stopped."""
+"""Starts, watches and stops a training from a notebook."""
 
 import atexit
 import os
@@ -14,20 +14,20 @@ from gamix_jax import cli, paths
 from gamix_jax.errors import UserError
 from gamix_jax.notebook import panels
 
-LINES = 12  # of what the program said, under the picture
-TAIL = 8192  # bytes of it that are read
+OUTPUT_LINES = 12  # of the program's output, below the picture
+OUTPUT_BYTES = 8192  # read from the end of the output
 _running: dict[Path, "Run"] = {}
 
 
 class Run:
-  """One process of `python -m gamix_jax.main`.
+  """A process of `python -m gamix_jax.main`.
 
       run = Run("configs/digits.py", "runs/digits", {"steps": 600})
       run.watch()
 
   Attributes:
-    workdir: the run's.
-    process: the program's.
+    workdir: workdir of the run.
+    process: the training process.
   """
 
   def __init__(
@@ -36,15 +36,15 @@ class Run:
     workdir: str | os.PathLike[str],
     keys: Mapping[str, Any] | None = None,
   ) -> None:
-    """Starts it, or goes on with what the workdir holds.
+    """Starts a training, or continues the one in the workdir.
 
     Args:
-      config: a file of configs/, as --config has it.
-      workdir: all that the run writes.
-      keys: {key of the config: value}, as --config.KEY=VALUE.
+      config: a file in configs/, as in --config.
+      workdir: where the run is stored.
+      keys: {config key: value}, as in --config.KEY=VALUE.
 
     Raises:
-      UserError: this notebook has a training of that workdir under way.
+      UserError: if this notebook is already training in that workdir.
     """
     self.workdir = paths.resolve(workdir)
     other = _running.get(self.workdir)
@@ -55,34 +55,34 @@ class Run:
       )
     flags = [f"--config={config}", f"--workdir={self.workdir}"]
     flags += [f"--config.{k}={v}" for k, v in (keys or {}).items()]
-    self._said = tempfile.TemporaryFile()  # noqa: SIM115  (as long as it runs)
-    # A session of its own: what interrupts the cell goes to the notebook's
-    # whole process group, and is for `watch` to pass on, once.
+    self._output = tempfile.TemporaryFile()  # noqa: SIM115  (open until the end)
+    # A new session, since interrupting the cell signals the notebook's complete
+    # process group; `watch` forwards the signal, once.
     self.process = subprocess.Popen(
       [sys.executable, "-m", "gamix_jax.main", *flags],
       stdin=subprocess.DEVNULL,
-      stdout=self._said,
+      stdout=self._output,
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
     _running[self.workdir] = self
 
   def said(self) -> str:
-    """The end of what the program has said so far."""
-    # pread, since the program writes on at the file's own position.
-    size = os.fstat(self._said.fileno()).st_size
-    begin = max(0, size - TAIL)
-    return os.pread(self._said.fileno(), TAIL, begin).decode(errors="replace")
+    """Returns the end of the program's output so far."""
+    # pread does not move the file position, which the program shares.
+    file = self._output.fileno()
+    start = max(0, os.fstat(file).st_size - OUTPUT_BYTES)
+    return os.pread(file, OUTPUT_BYTES, start).decode(errors="replace")
 
   def watch(self, every: float = 5.0) -> None:
-    """Shows the run until it ends; interrupting the cell stops it, saved.
+    """Shows the run until it ends; interrupting the cell saves and stops it.
 
     Args:
-      every: seconds between looks.
+      every: seconds between updates.
 
     Raises:
-      UserError: the program ended with a mistake that can be fixed.
-      RuntimeError: it ended in another way; the end of what it said.
+      UserError: if the program reported a usage error.
+      RuntimeError: if it failed otherwise; the message has its last output.
     """
     screen = _Screen()
     try:
@@ -93,47 +93,47 @@ class Run:
         except subprocess.TimeoutExpired:
           continue
     except KeyboardInterrupt:
-      print("Stopping; the step it is at is being saved.", flush=True)
+      print("Stopping; saving the current step.", flush=True)
       self.stop()
     screen.show(self)
-    self._conclude()
+    self._check_exit()
 
   def stop(self) -> None:
-    """Asks it to save and end, and waits for that."""
+    """Requests a save and a stop, and waits for the process to end."""
     if self.process.poll() is None:
       self.process.send_signal(signal.SIGTERM)
     self.process.wait()
 
-  def _conclude(self) -> None:
-    """Raises what the exit code means."""
-    code, said = self.process.returncode, self.said()
-    self._said.close()
+  def _check_exit(self) -> None:
+    """Raises the error that the exit code stands for, if any."""
+    code, output = self.process.returncode, self.said()
+    self._output.close()
     del _running[self.workdir]
     if code == cli.USER_ERROR:
-      raise UserError(said.rpartition("gamix_jax: ")[2].strip())
+      raise UserError(output.rpartition("gamix_jax: ")[2].strip())
     if code == -signal.SIGTERM:
-      print("Stopped before its first step: nothing new to save.")
+      print("Stopped before the first step; there is nothing new to save.")
     elif code:
-      raise RuntimeError(f"The training ended with code {code}:\n{said}")
+      raise RuntimeError(f"The training ended with code {code}:\n{output}")
 
 
 class _Screen:
-  """A picture and a few lines in a cell's output, both redrawn in place."""
+  """A picture and output lines in a cell, both updated in place."""
 
   def __init__(self) -> None:
     self._handles: list[Any] = []
     self._shown: Any = None
 
   def show(self, run: Run) -> None:
-    """Draws what there is, if it is not what is shown."""
+    """Updates the cell if the output or the metrics have changed."""
     from IPython.display import Image, Pretty, display  # noqa: PLC0415
 
-    lines = "\n".join(run.said().strip().splitlines()[-LINES:])
+    lines = "\n".join(run.said().strip().splitlines()[-OUTPUT_LINES:])
     state = lines, panels.rows(run.workdir)[-1:]
     if state == self._shown:
       return
     self._shown = state
-    lines = lines or "Starting; the first step takes a minute to compile."
+    lines = lines or "Starting; compiling the first step takes a minute."
     outputs = Image(data=panels.draw(run.workdir)), Pretty(lines)
     if self._handles:
       for handle, output in zip(self._handles, outputs, strict=True):
@@ -149,7 +149,7 @@ def train(
   *,
   every: float = 5.0,
 ) -> None:
-  """Trains and shows how it goes; the same call again continues it.
+  """Trains and shows the progress; the same call continues a stopped run.
 
   Args:
     config: see `Run`.
@@ -158,7 +158,7 @@ def train(
     every: see `Run.watch`.
 
   Raises:
-    UserError: as `Run`, as `Run.watch`.
+    UserError: as `Run` and `Run.watch`.
     RuntimeError: as `Run.watch`.
   """
   Run(config, workdir, keys).watch(every)
@@ -166,7 +166,7 @@ def train(
 
 @atexit.register
 def _stop_all() -> None:
-  """A notebook that ends, or is restarted, leaves no training behind."""
+  """Stops all trainings when the notebook ends or restarts."""
   for run in _running.values():
     if run.process.poll() is None:
       run.process.send_signal(signal.SIGTERM)
