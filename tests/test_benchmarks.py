@@ -121,10 +121,10 @@ FLAT = dict(
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (dict(objective__name="elbo"), "objective.name=gamix, and this is elbo"),
-    (dict(optim__disc__clip=1.0), "optim.disc.clip=0.0"),
-    (dict(model__encoder="mlp"), "model.encoder=resnet, and this is mlp"),
-    (dict(model__decoder="conv"), "model.decoder=resnet, and this is conv"),
+    (dict(objective__name="elbo"), "objective.name must be gamix, not elbo"),
+    (dict(optim__disc__clip=1.0), "optim.disc.clip must be 0.0"),
+    (dict(model__encoder="mlp"), "model.encoder must be resnet, not mlp"),
+    (dict(model__decoder="conv"), "model.decoder must be resnet, not conv"),
   ],
 )
 def test_what_the_twin_has_not_is_refused(changes, words):
@@ -149,7 +149,7 @@ TINY = "--config=configs/digits.py:tiny"
 
 
 @pytest.mark.parametrize(
-  ("flag", "word"), [("--nocached", "Compiling"), ("--cached", "Reading")]
+  ("flag", "word"), [("--nocached", "Compiling"), ("--cached", "Loading")]
 )
 def test_table_of_the_step(program, tmp_path, flag, word):
   """The numbers fit each other and the ones counted by hand."""
@@ -236,6 +236,6 @@ def test_scaling_changes_one_thing():
     for v in (1, 2, 4)
   ]
   assert scaling.law("batch", rows) == (
-    "batch: time ~ batch^1.00, arithmetic ~ batch^1.00; "
-    "memory 1 + 1 MiB for each image, off by 0% at most"
+    "batch: time ~ batch^1.00, FLOPs ~ batch^1.00; "
+    "memory 1 + 1 MiB per image, error at most 0%"
   )
