@@ -447,7 +447,7 @@ def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
 def test_a_full_disk_is_reported_once(
   tmp_path, monkeypatch, caplog, number, told
 ):
-  """By the save, or by what ended the run first; never as another fault."""
+  """A failed save is logged only if something else ended the run."""
 
   def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
