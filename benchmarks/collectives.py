@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text."""
+"""Parses the collective operations of a compiled program from its HLO text."""
 
 import dataclasses
 import math
@@ -23,8 +23,8 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"\bbranch_computations=\{(.*?)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# [2,4]<=[8]: two groups of four. {{0,1},{2,3}}: two of two, listed.
-# mesh['a'=2,'b'=4], device_ids=(...) {'b'}: along those axes of a mesh, or
+# [2,4]<=[8]: two groups of four. {{0,1},{2,3}}: two listed groups of two.
+# mesh['a'=2,'b'=4], device_ids=(...) {'b'}: along the named axes of a mesh, or
 # along a part of one, {'b':(1)2}.
 _GROUPS = re.compile(
   r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}"
@@ -36,15 +36,15 @@ _ALONG = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One operation; several arrays combined are one.
+  """One collective operation; one on several arrays counts once.
 
   Attributes:
     kind: one of KINDS.
-    arrays: how many.
-    shapes: as the text has them, `f32[3,3,128,128]`, of what comes out.
-    group: devices that exchange with one another.
-    times: a step; None inside a loop whose length the text does not say.
-    source: where in the program it is from.
+    arrays: the number of arrays.
+    shapes: the output shapes, as in the HLO text: `f32[3,3,128,128]`.
+    group: the number of devices in each replica group.
+    times: executions per step; None inside a loop of unknown trip count.
+    source: the operation's `op_name` in the program.
   """
 
   kind: str
@@ -59,16 +59,16 @@ class Collective:
 
   @property
   def bytes(self) -> int:
-    """Of the whole arrays, once: before a scatter, after a gather."""
+    """Bytes of the complete arrays: before a scatter, after a gather."""
     found = sum(map(_bytes, self.shapes))
     return found * self.group if self.kind == "reduce-scatter" else found
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends, once, if the devices form a ring.
+    """Bytes that a device sends per execution in a ring algorithm.
 
-    A gather and a scatter move all but a device's own part; an all-reduce is
-    the one after the other.
+    A gather and a scatter move everything except a device's own part; an
+    all-reduce is a scatter followed by a gather.
     """
     n = self.group
     if self.kind == "collective-permute":
@@ -79,13 +79,13 @@ class Collective:
 
 def _bytes(shape: str) -> int:
   kind, dims = _ARRAY.fullmatch(shape).groups()
-  bits = re.search(r"\d+", kind)  # f32, bf16, s8; pred has none
+  bits = re.search(r"\d+", kind)  # f32, bf16, s8; pred has no number
   size = math.prod(int(d) for d in dims.split(",") if d)
   return size * max(1, int(bits[0]) // 8 if bits else 1)
 
 
 def _group(line: str, devices: int) -> int:
-  """How many devices exchange with one another."""
+  """Returns the size of a replica group."""
   found = _GROUPS.search(line)
   if found is None:
     if "replica_groups={}" in line or "replica_groups" not in line:
@@ -103,7 +103,7 @@ def _group(line: str, devices: int) -> int:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """The lines of each computation, and the name of the first to run."""
+  """Returns the lines of each computation, and the name of the entry."""
   found: dict[str, list[str]] = {}
   entry = name = ""
   for line in text.splitlines():
@@ -117,16 +117,16 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def read(text: str, devices: int) -> list[Collective]:
-  """The collectives that one run of a program executes.
+  """Returns the collectives that one run of a program executes.
 
   Args:
-    text: of `jax.jit(...).lower(...).compile().as_text()`.
-    devices: all of them, for operations that name no groups.
+    text: the output of `jax.jit(...).lower(...).compile().as_text()`.
+    devices: the total number, for operations that list no groups.
 
   Raises:
-    ValueError: it has asynchronous ones, as GPUs and TPUs have (they come in
-      pairs, and the shapes of the first are others), or groups in a form that
-      is not known here.
+    ValueError: if an operation is asynchronous, as on GPUs and TPUs (these
+      come in pairs, and the first has other shapes), or if its groups have an
+      unknown format.
   """
   computations, entry = _computations(text)
   return list(_walk(computations, entry, 1, devices))

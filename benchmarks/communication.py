@@ -1,23 +1,23 @@
-"""What the devices of a run send each other in a step, and what they need to.
+"""Counts the bytes that devices exchange per step, and the expected number.
 
   python -m benchmarks.communication --config=configs/celeba.py
   python -m benchmarks.communication --config=configs/celeba.py --fsdp=1,2,8 \
       --devices=8 --config.objective.population=quadratic --out=FILE.md
 
 Compiles the training step for emulated CPU devices and reads the collective
-operations from the compiled program's text; nothing is run, so it says what
-is sent and not how long it takes. The law beside it, of G bytes of gradient
-(VAE and discriminator, float32), S of them of arrays that `mesh.fsdp` spreads
-over F devices, on N devices:
+operations from the compiled program's text. Nothing is run, so the result is
+bytes, not time. The expected cost uses G bytes of gradient (VAE and
+discriminator, float32), of which S bytes belong to arrays that `mesh.fsdp`
+shards over F devices, on N devices:
 
     F = 1   all-reduce G over N
     F > 1   all-gather S over F: the parameters, once, for forward and backward
             reduce-scatter S over F, then all-reduce S / F over N / F
             all-reduce G - S over N
 
-and beside it moments and statistics (`beside`). On the CPU XLA writes a
-reduce-scatter as an all-reduce whose parts are then taken; its bytes are the
-same and a ring would send twice as many.
+plus the moments and statistics (`beside`). On the CPU, XLA compiles a
+reduce-scatter to an all-reduce followed by slices: the same bytes, but a ring
+would send twice as many.
 """
 
 import itertools
@@ -35,16 +35,16 @@ from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-SMALL = 2**10  # bytes of metrics and losses, that the law leaves out
+SMALL = 2**10  # bytes of metrics and losses, which the expected cost omits
 
 
 class CommCost(NamedTuple):
-  """What a step needs to send, bytes of whole arrays.
+  """The expected cost of a step, in bytes of complete arrays.
 
   Attributes:
     gradient: G.
-    spread: S; 0 with F = 1.
-    parts: S / F, which is summed over the copies, where there are several.
+    spread: S; 0 if F = 1.
+    parts: S / F, all-reduced over the replicas if there are several.
     beside: of moments and statistics.
   """
 
@@ -55,21 +55,21 @@ class CommCost(NamedTuple):
 
   @property
   def reduced(self) -> int:
-    """Of sums over devices."""
+    """Bytes that are summed over devices."""
     return self.gradient + self.parts + self.beside
 
 
 def beside(c: ConfigDict, state: Any) -> int:
-  """What is summed over the global batch besides the gradient, bytes.
+  """Returns the bytes summed over the global batch in addition to the gradient.
 
-  The population: of the mean and sigma^2 [d] and the variance [d] or the
-  second moments [d, d] (with `debiased` those of mixtures' components, too),
-  and one [d] back to each of the first; the variance of the codes that the log
-  counts active units by, [d] twice; and the mean image and the mean error,
-  which the variance that is explained is taken from. With
-  norm="batch", a mean and a mean square a channel forward, as much backward
-  for each of the losses: the VAE's for both networks, the discriminator's for
-  its own. An upper bound: of the sums backward some are those of a gradient.
+  For the population term: the mean and sigma^2 [d] and the variance [d] or the
+  second moments [d, d] (with `debiased`, those of the mixture components, too),
+  and one [d] back to each of the first. For the count of active units that is
+  logged: the variance of the codes, [d] twice. For the explained variance: the
+  mean image and the mean error. With norm="batch": a mean and a mean square per
+  channel forward, and as much backward for each of the losses (the VAE's for
+  both networks, the discriminator's for its own). This is an upper bound: some
+  of the backward sums are already part of a gradient.
   """
   import jax  # noqa: PLC0415
 
@@ -89,19 +89,19 @@ def beside(c: ConfigDict, state: Any) -> int:
 
 
 def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
-  """What a config's step needs to send under a layout."""
+  """Returns what a config's step needs to send under a sharding plan."""
   import jax  # noqa: PLC0415
 
   params = (state.vae.params, state.disc.params)
   fsdp = layout.mesh.shape["fsdp"]
   gradient = spread = 0
-  for leaf, lies in zip(
+  for leaf, sharding in zip(
     jax.tree.leaves(params),
     jax.tree.leaves(layout.shardings(params)),
     strict=True,
   ):
     gradient += leaf.size * leaf.dtype.itemsize
-    if not lies.is_fully_replicated:
+    if not sharding.is_fully_replicated:
       spread += leaf.size * leaf.dtype.itemsize
   parts = spread // fsdp if layout.mesh.size > fsdp else 0
   return CommCost(gradient, spread, parts, beside(c, state))
@@ -110,13 +110,13 @@ def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
 def measured(
   c: ConfigDict, fsdp: int, devices: int, **options: Any
 ) -> tuple[list[collectives.Collective], CommCost]:
-  """The collectives of a config's compiled step, and the law of it.
+  """Returns the collectives of a config's compiled step, and the expected cost.
 
   Args:
-    c: checked.
-    fsdp: in the place of the config's `mesh.fsdp`.
-    devices: as many as JAX has.
-    **options: of `jax.jit`.
+    c: a checked config.
+    fsdp: replaces the config's `mesh.fsdp`.
+    devices: must be JAX's device count.
+    **options: for `jax.jit`.
   """
   from functools import partial  # noqa: PLC0415
 
@@ -139,22 +139,22 @@ def measured(
   lowered = step.jit_train_step(spec, layout, **options).lower(
     state, {"image": image}
   )
-  found = collectives.read(lowered.compile().as_text(), devices)
-  return found, law(c, layout, state)
+  operations = collectives.read(lowered.compile().as_text(), devices)
+  return operations, law(c, layout, state)
 
 
-def total(found: list[collectives.Collective], kind: str) -> int:
-  """Bytes of all operations of a kind in a step."""
-  return sum(o.bytes * o.times for o in found if o.kind == kind)
+def total(operations: list[collectives.Collective], kind: str) -> int:
+  """Returns the bytes per step of all operations of a kind."""
+  return sum(o.bytes * o.times for o in operations if o.kind == kind)
 
 
-def rows(found: list[collectives.Collective]) -> Iterator[tuple]:
-  """(kind, devices, operations, arrays, bytes, sent) of each kind."""
+def rows(operations: list[collectives.Collective]) -> Iterator[tuple]:
+  """Yields (kind, devices, operations, arrays, bytes, sent) of each kind."""
 
   def key(op):
     return collectives.KINDS.index(op.kind), -op.group
 
-  for _, same in itertools.groupby(sorted(found, key=key), key):
+  for _, same in itertools.groupby(sorted(operations, key=key), key):
     ops = list(same)
     yield (
       ops[0].kind,
@@ -166,9 +166,11 @@ def rows(found: list[collectives.Collective]) -> Iterator[tuple]:
     )
 
 
-def _table(fsdp: int, found: list[collectives.Collective], due: CommCost):
-  """Markdown lines of one layout."""
-  unknown = [o for o in found if o.times is None]
+def _table(
+  fsdp: int, operations: list[collectives.Collective], expected: CommCost
+):
+  """Yields the Markdown lines of one sharding plan."""
+  unknown = [o for o in operations if o.times is None]
   if unknown:
     raise UserError(
       f"{unknown[0].kind} from {unknown[0].source} is in a loop whose length "
@@ -176,39 +178,47 @@ def _table(fsdp: int, found: list[collectives.Collective], due: CommCost):
     )
   yield f"| fsdp={fsdp} | among | operations | arrays | bytes | ring sends |"
   yield "|---|---|---|---|---|---|"
-  for kind, group, ops, arrays, size, sent in rows(found):
+  for kind, group, ops, arrays, size, sent in rows(operations):
     yield f"| {kind} | {group} | {ops} | {arrays} | {size:,} | {sent:,.0f} |"
-  gathered = total(found, "all-gather")
-  reduced = total(found, "all-reduce") + total(found, "reduce-scatter")
+  gathered = total(operations, "all-gather")
+  reduced = total(operations, "all-reduce") + total(
+    operations, "reduce-scatter"
+  )
   yield ""
   yield (
-    f"Summed: {reduced:,} bytes; by the law up to {due.reduced:,}"
-    f" = gradient {due.gradient:,}"
-    + (f" + parts over the copies {due.parts:,}" if due.parts else "")
-    + f" + moments and statistics {due.beside:,}"
-    + f" (off by {reduced - due.reduced:+,})."
+    f"Summed: {reduced:,} bytes; expected: up to {expected.reduced:,}"
+    f" = gradient {expected.gradient:,}"
+    + (
+      f" + shards over the replicas {expected.parts:,}"
+      if expected.parts
+      else ""
+    )
+    + f" + moments and statistics {expected.beside:,}"
+    + f" (off by {reduced - expected.reduced:+,})."
   )
-  yield f"Gathered: {gathered:,} bytes; by the law {due.spread:,}."
+  yield f"Gathered: {gathered:,} bytes; expected: {expected.spread:,}."
   yield ""
 
 
 def define() -> None:
-  """The flags; here, since tests import this beside other commands."""
+  """Defines the flags; not at import, for tests that import other commands."""
   config_flags.DEFINE_config_file("config", default=None)
   flags.DEFINE_integer("devices", 8, "Emulated devices.")
   flags.DEFINE_list("fsdp", ["1", "2", "8"], "Values of mesh.fsdp.")
-  flags.DEFINE_string("out", None, "A Markdown file to write, too.")
+  flags.DEFINE_string(
+    "out", None, "Also write the tables to this Markdown file."
+  )
 
 
 def main() -> None:
-  """Prints the tables, as the flags say."""
+  """Prints the tables that the flags ask for."""
   import jax  # noqa: PLC0415
 
   c, devices = flags.FLAGS.config, flags.FLAGS.devices
   presets.complete(c)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
-  # The partitioner has done its work before these passes.
+  # These passes run after the partitioner, so they do not matter here.
   options = {"compiler_options": {"xla_backend_optimization_level": 0}}
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   lines = [
@@ -219,8 +229,8 @@ def main() -> None:
   ]
   print(*lines, sep="\n")
   for fsdp in map(int, flags.FLAGS.fsdp):
-    found, due = measured(c, fsdp, devices, **options)
-    table = list(_table(fsdp, found, due))
+    operations, expected = measured(c, fsdp, devices, **options)
+    table = list(_table(fsdp, operations, expected))
     print(*table, sep="\n", flush=True)
     lines += table
   if flags.FLAGS.out:

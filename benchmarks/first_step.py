@@ -1,6 +1,7 @@
-"""Time to a first step, from the start of Python: cold, and from the cache.
+"""Measures the time from the start of Python to the first step.
 
-python -m benchmarks.first_step CONFIG.json is one process of it.
+Measured without and with a compilation cache. `python -m benchmarks.first_step
+CONFIG.json` is one such process.
 """
 
 import json
@@ -16,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def measure(config) -> dict[str, dict[str, float]]:
-  """Two processes that share a compilation cache which is new to the first.
+  """Starts two processes that share a new compilation cache.
 
   Returns:
-    {"cold" and "cached": seconds from the start of the process until it
-    "imported", "built", "initialised" and ended its first "step", each from
-    the one before, and the "total"}.
+    {"cold" and "cached": seconds from the start of the process until it has
+    "imported", "built", "initialised" and finished its first "step", each
+    since the previous one, and the "total"}.
   """
   with tempfile.TemporaryDirectory() as folder:
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
@@ -29,14 +30,14 @@ def measure(config) -> dict[str, dict[str, float]]:
 
 
 def start(config, env: Mapping[str, str]) -> dict[str, float]:
-  """A process up to its first step; the times as `measure` gives them."""
+  """Runs a process up to its first step; returns the times of `measure`."""
   from gamix_jax import config as configs  # noqa: PLC0415
 
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "config.json"
     path.write_text(configs.to_json(config))
     begun = time.time()
-    ran = subprocess.run(
+    completed = subprocess.run(
       [sys.executable, "-m", "benchmarks.first_step", str(path)],
       cwd=ROOT,
       env=env,
@@ -44,9 +45,9 @@ def start(config, env: Mapping[str, str]) -> dict[str, float]:
       text=True,
       check=False,
     )
-  if ran.returncode:
-    raise RuntimeError(f"the process of a first step failed:\n{ran.stderr}")
-  marks = json.loads(ran.stdout.splitlines()[-1])
+  if completed.returncode:
+    raise RuntimeError(f"measuring the first step failed:\n{completed.stderr}")
+  marks = json.loads(completed.stdout.splitlines()[-1])
   out, before = {}, begun
   for name, mark in marks.items():
     out[name], before = mark - before, mark
@@ -54,7 +55,7 @@ def start(config, env: Mapping[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-  """The times at which each part was done, as one line of JSON."""
+  """Prints the time at which each stage was done, as one line of JSON."""
   from gamix_jax import cli, config  # noqa: PLC0415
 
   c = config.from_json(Path(sys.argv[1]).read_text())
@@ -63,7 +64,7 @@ def main() -> None:
   from benchmarks import jax_step  # noqa: PLC0415
 
   marks = {"imported": time.time()}
-  ours = jax_step.Ours(c)
+  ours = jax_step.JaxStep(c)
   marks["built"] = time.time()
   ours.begin()
   marks["initialised"] = time.time()

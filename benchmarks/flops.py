@@ -1,12 +1,12 @@
-"""The arithmetic of a training step, counted by hand.
+"""Counts the FLOPs of a training step analytically.
 
-Of convolutions and matrix products, two a product and its sum; nothing else of
-a step is worth counting. What a step needs, whoever writes it:
+Counts convolutions and matrix products only, as two FLOPs per multiply-add;
+everything else in a step is negligible. Any implementation needs:
 
-    VAE      forward; backward to weights and inputs, as much each
-    D        forward on x and on every draw of x_hat; backward to its weights
-             from both; backward between its layers from both; backward to
-             x_hat, for the VAE
+    VAE      forward; backward to weights and to inputs, as much each
+    D        forward on x and on every sample of x_hat; backward to its
+             weights from both; backward between its layers from both;
+             backward to x_hat, for the VAE
 """
 
 import math
@@ -24,16 +24,16 @@ COUNTED = ("resnet", "conv", "mlp")
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what is not counted.
+  """Checks that the FLOPs of a config's networks can be counted.
 
   Raises:
-    UserError: an encoder or decoder that is none of COUNTED.
+    UserError: if the encoder or the decoder is not one of COUNTED.
   """
   for name in ("encoder", "decoder"):
     if config.model[name] not in COUNTED:
       raise UserError(
-        f"model.{name}={config.model[name]!r}: arithmetic is counted of "
-        f"{', '.join(COUNTED)} only."
+        f"model.{name}={config.model[name]!r}: "
+        f"FLOPs can be counted only for {', '.join(COUNTED)}."
       )
 
 
@@ -49,21 +49,22 @@ class Conv(NamedTuple):
   transposed: bool = False
 
   def flops(self, edges: bool) -> int:
-    """Of one image.
+    """Returns the FLOPs per image.
 
     Args:
-      edges: do not count the products with padding.
+      edges: whether to omit the products with padding.
     """
     taps_h, taps_w = (self._taps(n, edges) for n in (self.h, self.w))
     return 2 * taps_h * taps_w * self.c_in * self.c_out
 
   def _taps(self, n: int, edges: bool) -> int:
-    """Of an axis with n outputs: the products along it."""
-    if self.transposed:  # n / 2 inputs, each with 3 products, one cut off
+    """Returns the number of products along an axis with n outputs."""
+    if self.transposed:  # n / 2 inputs, each with 3 products, one cropped
       return n // 2 * 3 - (1 if edges else 0)
     lost = 0
     if edges and self.size == 3:
-      # Padded by 1 on both sides; SAME of stride 2 on an even axis by 1 only.
+      # 3x3 pads both sides by 1; SAME with stride 2 on an even axis pads one
+      # side.
       lost = 2 if self.stride == 1 else 1
     return n * self.size - lost
 
@@ -81,20 +82,20 @@ def _residual(h, w, c_in, c, down, early) -> Iterator[Conv]:
 
 
 def _dense(widths: Iterable[int]) -> Iterator[Conv]:
-  """Fully connected layers from each of the widths to the next."""
+  """Yields fully connected layers from each width to the next."""
   for c_in, c in pairwise(widths):
     yield Conv(1, 1, 1, c_in, c)
 
 
 def encoder(config: ConfigDict, early: bool) -> list[Conv]:
-  """The encoder's and the posterior head's products.
+  """Returns the layers of the encoder and of the posterior head.
 
   Args:
     config: of the run.
-    early: whether down blocks take their stride early.
+    early: whether down blocks apply their stride in the second convolution.
 
   Raises:
-    UserError: it is linear.
+    UserError: if it is linear.
   """
   check(config)
   model, (h, w, channels) = config.model, image_shape(config)
@@ -106,7 +107,7 @@ def encoder(config: ConfigDict, early: bool) -> list[Conv]:
     h, w, channels = h // patch, w // patch, channels * patch**2
     layers = _conv_encoder if model.encoder == "conv" else _resnet_encoder
     out = list(layers(h, w, channels, config, early))
-    # Behind the last of them, which is at the encoder's output.
+    # The head follows the last layer, which has the encoder's output shape.
     inputs = out[-1].h * out[-1].w * out[-1].c_out
   return [*out, Conv(1, 1, 1, inputs, _head_outputs(config))]
 
@@ -131,19 +132,19 @@ def _resnet_encoder(h, w, c_in, config, early) -> Iterator[Conv]:
 
 
 def _head_outputs(config: ConfigDict) -> int:
-  """Of the posterior's linear maps, together."""
+  """Returns the total output width of the posterior's dense layers."""
   k, latent = config.posterior.components, config.model.latent
   family = POSTERIORS[config.posterior.name].family
   if family.discrete:
-    return latent  # of the rates alone
+    return latent  # the rates only
   return 2 * k * latent + (k if family.has_components else 0)
 
 
 def decoder(config: ConfigDict) -> list[Conv]:
-  """The decoder's products, of one draw.
+  """Returns the layers of the decoder, for one sample.
 
   Raises:
-    UserError: it is linear.
+    UserError: if it is linear.
   """
   check(config)
   model, shape = config.model, image_shape(config)
@@ -169,7 +170,7 @@ def decoder(config: ConfigDict) -> list[Conv]:
 
 
 def discriminator(config: ConfigDict) -> list[Conv]:
-  """The discriminator's products, of one image."""
+  """Returns the layers of the discriminator, for one image."""
   h, w, c_in = image_shape(config)
   model, out = config.model, []
   for c, stride in zip(
@@ -184,18 +185,18 @@ def discriminator(config: ConfigDict) -> list[Conv]:
 def per_image(
   config: ConfigDict, *, early: bool | None = None, edges: bool = False
 ) -> dict[str, float]:
-  """Of a training step, by part, for each image of the batch.
+  """Returns the FLOPs of a training step per image of the batch, by part.
 
   Args:
     config: of the run.
-    early: whether down blocks take their stride early; None: as the step does.
-    edges: do not count products with padding, as XLA's count does not.
+    early: whether down blocks apply their stride early; None: as the step does.
+    edges: whether to omit the products with padding, as XLA's count does.
 
   Returns:
     {"vae": ..., "disc": ..., "total": ...}
 
   Raises:
-    UserError: a linear encoder or decoder.
+    UserError: if the encoder or decoder is linear.
   """
   if early is None:
     early = config.model.norm in ("affine", "none")
@@ -207,7 +208,7 @@ def per_image(
   encode, decode = encoder(config, early), decoder(config)
   vae = 3 * (total(encode) + draws * total(decode))
   if config.model.input_norm == "none":
-    vae -= encode[0].flops(edges)  # nobody asks for the gradient to x
+    vae -= encode[0].flops(edges)  # no gradient to x is needed
   disc = 0
   if config.adversarial.loss != "none":
     d = discriminator(config)

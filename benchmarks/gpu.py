@@ -1,11 +1,12 @@
-"""All rows that are to be measured on a GPU, in one command.
+"""Runs all GPU benchmarks with one command.
 
   pip install -e '.[cuda,bench]' && python -m benchmarks.gpu --out=gpu.md
 
-From a checkout's root, on a card nobody else uses; about an hour. Prints a
-Markdown table with the goals beside what came; every row is a process of
-benchmarks.step, and one that fails (of too little memory) says so and is passed
-over. On a CPU --tiny goes through every kind of row, with 4 channels.
+Run it from a checkout's root on an otherwise idle GPU; it takes about an hour.
+Prints a Markdown table of results and goals. Each row is a process of
+benchmarks.step; a row that fails (for lack of memory, say) shows the reason,
+and the next one runs. On a CPU, --tiny tries every kind of row with small
+networks.
 """
 
 import json
@@ -21,13 +22,15 @@ from absl import flags
 from gamix_jax import cli
 
 ROOT = Path(__file__).parents[1]
-OUT = flags.DEFINE_string("out", None, "Where the table goes, besides.")
-TINY = flags.DEFINE_bool("tiny", False, "Small networks: does it run at all?")
-STEPS = flags.DEFINE_integer("steps", 50, "Of each row.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "Also write the table to this file.")
+TINY = flags.DEFINE_bool("tiny", False, "Small networks, to try the command.")
+STEPS = flags.DEFINE_integer(
+  "steps", 50, "Steps to time per row.", lower_bound=1
+)
 
 GOAL = "1.25 times"
 PUBLISHED, CELEBA = "celeba_hq", "celeba"
-# What of XLA is worth a try, one at a time, on top of its defaults.
+# XLA options to try, one at a time, on top of the defaults.
 VARIANTS = {
   "latency hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
   "no command buffers": "--xla_gpu_enable_command_buffer=",
@@ -37,7 +40,7 @@ VARIANTS = {
 
 
 class Row(NamedTuple):
-  """One line of the table; `goal` is in images/s or times PyTorch."""
+  """One row of the table; `goal` is in images/s or times PyTorch's speed."""
 
   what: str
   config: str
@@ -48,7 +51,7 @@ class Row(NamedTuple):
 
 
 def rows(tiny: bool) -> list[Row]:
-  """Of one H100, bfloat16; with `tiny` one of each kind."""
+  """Returns the rows for an H100 in bfloat16; with `tiny`, one of each kind."""
   out = []
   for name, batches, goal in (
     (PUBLISHED, (20, 32, 64, 128), "800 images/s"),
@@ -72,14 +75,14 @@ def rows(tiny: bool) -> list[Row]:
 
 
 def run(row: Row, folder: Path) -> dict | str:
-  """The numbers of a row, or in words why there are none."""
+  """Returns the results of a row, or a string that says why it failed."""
   variant = ":tiny" if TINY.value else ""
-  path = folder / "found.json"
+  path = folder / "results.json"
   path.unlink(missing_ok=True)
   env = dict(os.environ)
   if row.xla:
     env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {row.xla}"
-  ran = subprocess.run(
+  completed = subprocess.run(
     [
       *(sys.executable, "-m", "benchmarks.step"),
       f"--config=configs/{row.config}.py{variant}",
@@ -95,43 +98,43 @@ def run(row: Row, folder: Path) -> dict | str:
     text=True,
     check=False,
   )
-  if ran.returncode == 0:
+  if completed.returncode == 0:
     return json.loads(path.read_text())
-  said = [x for x in ran.stderr.splitlines() if x.strip()]
-  memory = [x for x in said if "RESOURCE_EXHAUSTED" in x or "OutOfMemory" in x]
-  return "out of memory" if memory else (said or ["failed"])[-1][:70]
+  words = [x for x in completed.stderr.splitlines() if x.strip()]
+  memory = [x for x in words if "RESOURCE_EXHAUSTED" in x or "OutOfMemory" in x]
+  return "out of memory" if memory else (words or ["failed"])[-1][:70]
 
 
 HEAD = (
-  "| config | batch | what | images/s | ms a step | TFLOP/s | of a product | "
+  "| config | batch | what | images/s | ms/step | TFLOP/s | vs. matmul || "
   "MiB | PyTorch, images/s | times PyTorch | goal |"
 )
 
 
-def line(row: Row, found: dict | str) -> str:
-  """A line of the table."""
+def line(row: Row, results: dict | str) -> str:
+  """Returns a row of the table."""
   start = f"| {row.config} | {row.batch} | {row.what} |"
-  if isinstance(found, str):
-    return f"{start} {found} | | | | | | | {row.goal} |"
-  ours = found["rows"]["gamix_jax"]
-  memory = found["memory"]
+  if isinstance(results, str):
+    return f"{start} {results} | | | | | | | {row.goal} |"
+  ours = results["rows"]["gamix_jax"]
+  memory = results["memory"]
   peak = memory.get("device_peak", memory["program"]) / 2**20
   cells = [
     f"{ours['images_per_second']:,.0f}",
     f"{1e3 * ours['median']:.4g}",
     f"{ours['flop_per_second'] / 1e12:.3g}",
-    f"{ours['flop_per_second'] / found['ceilings']['product']:.0%}",
+    f"{ours['flop_per_second'] / results['ceilings']['product']:.0%}",
     f"{peak:,.0f}",
   ]
-  theirs = found["rows"].get("PyTorch")
+  theirs = results["rows"].get("PyTorch")
   if theirs is None:
     cells += ["", ""]
   else:
     cells.append(
-      f"{theirs['images_per_second']:,.0f} ({found['torch']['compile']})"
+      f"{theirs['images_per_second']:,.0f} ({results['torch']['compile']})"
     )
     cells.append(f"{theirs['median'] / ours['median']:.2f}")
-  first = found.get("first_step")
+  first = results.get("first_step")
   what = row.goal
   if first:
     seconds = (f"{v['total']:.1f} s {k}" for k, v in first.items())
@@ -140,19 +143,21 @@ def line(row: Row, found: dict | str) -> str:
 
 
 def main() -> None:
-  """Runs every row, prints as they come."""
+  """Runs every row and prints each result as it comes."""
   lines = [HEAD, "|" + " --- |" * (HEAD.count("|") - 1)]
   print("\n".join(lines), flush=True)
   machine = None
   with tempfile.TemporaryDirectory() as folder:
     for row in rows(TINY.value):
-      found = run(row, Path(folder))
-      if not isinstance(found, str):
-        machine = found["machine"]
-      lines.append(line(row, found))
+      results = run(row, Path(folder))
+      if not isinstance(results, str):
+        machine = results["machine"]
+      lines.append(line(row, results))
       print(lines[-1], flush=True)
-  said = ", ".join(f"{k} {v}" for k, v in (machine or {}).items())
-  lines.append(f"\nMachine: {said}" + ("; tiny networks" if TINY.value else ""))
+  words = ", ".join(f"{k} {v}" for k, v in (machine or {}).items())
+  lines.append(
+    f"\nMachine: {words}" + ("; tiny networks" if TINY.value else "")
+  )
   print(lines[-1])
   if OUT.value:
     Path(OUT.value).write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""A batch of images of no data set."""
+"""A synthetic batch of images for benchmarks."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from gamix_jax.config import ConfigDict, image_shape
 
 
 def smooth(config: ConfigDict, seed: int) -> np.ndarray:
-  """uint8 images [b, h, w, c] with some noise, as a data set's would be."""
+  """Returns smooth uint8 images [b, h, w, c] with some noise."""
   h, w, c = image_shape(config)
   rng = np.random.default_rng(seed)
   a = rng.normal(size=(4, config.data.batch_size, 1, 1, c))

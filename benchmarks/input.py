@@ -1,12 +1,12 @@
-"""Images a second that reach the trainer, by source, cache and workers.
+"""Measures input throughput in images/s, by source, cache and workers.
 
   python -m benchmarks.input [--source=folder,npz] [--batch=128] [--rounds=3]
 
-Batches are taken as the trainer takes them (`data.batches`, shuffled and
-mirrored, uint8 [b, h, w, c]) with nothing else running, so this is the most
-that a step can be fed. Images are made here unless `--folder` names some: as
-large as CelebA's (178x218), smooth with some texture, JPEG of quality 90.
-All rounds go through all rows in turn; the table has medians.
+Batches are loaded as the trainer loads them (`data.batches`, shuffled and
+mirrored, uint8 [b, h, w, c]) with nothing else running, so the result is an
+upper bound for training. Without `--folder`, images are generated: of CelebA's
+size (178x218), smooth with some texture, JPEG quality 90. Every round measures
+all rows in turn; the table shows medians.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from gamix_jax import data
 
 SOURCES = ("digits", "synthetic", "npz", "folder", "tfds")
 CACHES = ("none", "memory", "folder")
-WARM = 3  # batches that are not counted
+WARM = 3  # warm-up batches, not timed
 CELEBA = (218, 178)  # height, width
 
 
 def picture(i: int, size: tuple[int, int]) -> np.ndarray:
-  """uint8 [h, w, 3]: a photograph's kind of smoothness, each i another."""
+  """Returns image i, uint8 [h, w, 3], about as smooth as a photograph."""
   h, w = size
   rng = np.random.default_rng(i)
   small = rng.integers(0, 256, (h // 24 + 2, w // 24 + 2, 3), np.uint8)
@@ -42,14 +42,14 @@ def picture(i: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def jpeg(i: int) -> bytes:
-  """One encoded picture."""
+  """Returns picture i as an encoded JPEG."""
   out = io.BytesIO()
   Image.fromarray(picture(i, CELEBA)).save(out, "JPEG", quality=90)
   return out.getvalue()
 
 
 def write_folder(place: Path, n: int) -> str:
-  """n files; the value of data.source that reads them."""
+  """Writes n files; returns the value of data.source that reads them."""
   folder = place / "images"
   folder.mkdir()
   for i in range(n):
@@ -58,19 +58,19 @@ def write_folder(place: Path, n: int) -> str:
 
 
 def write_npz(place: Path, n: int, size: int) -> str:
-  """n arrays of the wanted size; the value of data.source."""
+  """Writes n arrays of the given size; returns the value of data.source."""
   images = np.stack([picture(i, (size, size)) for i in range(n)])
   np.savez(place / "images.npz", images=images)
   return f"npz:{place / 'images.npz'}"
 
 
 def write_tfds(place: Path, n: int) -> str:
-  """n records of a builder made here; the value of data.source."""
+  """Writes n records with a TFDS builder; returns the value of data.source."""
   os.environ["TFDS_DATA_DIR"] = str(place / "tfds")
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   class GamixBench(tfds.core.GeneratorBasedBuilder):
-    """The same pictures as the folder's."""
+    """The same pictures as in the folder."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -90,12 +90,12 @@ def write_tfds(place: Path, n: int) -> str:
   tfds.disable_progress_bar()
   builder = GamixBench(data_dir=str(place / "tfds"))
   builder.download_and_prepare(file_format="array_record")
-  # It is found by its folder alone in the worker processes.
+  # Worker processes find it by its folder.
   return "tfds:gamix_bench"
 
 
 def write(name: str, place: Path, options: argparse.Namespace) -> str:
-  """Makes what a source reads; the value of data.source."""
+  """Writes what a source reads; returns the value of data.source."""
   if name == "folder" and options.folder:
     return f"folder:{options.folder}"
   makers: dict[str, Callable[[], str]] = {
@@ -109,7 +109,7 @@ def write(name: str, place: Path, options: argparse.Namespace) -> str:
 
 
 def rate(dataset: data.Dataset, workers: int, options) -> float:
-  """Images a second over `options.seconds`, after `WARM` batches."""
+  """Returns the images/s over `options.seconds`, after `WARM` batches."""
   stream = data.batches(
     dataset, batch_size=options.batch, seed=0, flip=True, workers=workers
   )
@@ -127,7 +127,7 @@ def rate(dataset: data.Dataset, workers: int, options) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[tuple, list[float]]:
-  """{(source, cache, workers): images a second of each round}."""
+  """Returns {(source, cache, workers): images/s of each round}."""
   rows: dict[tuple, tuple[data.Dataset, int]] = {}
   with tempfile.TemporaryDirectory() as folder:
     place = Path(folder)
@@ -144,23 +144,23 @@ def measure(options: argparse.Namespace) -> dict[tuple, list[float]]:
           ),
           "train",
         )
-        # A cached set starts no workers, whatever their number.
+        # A cached data set starts no workers.
         for workers in options.workers if cache == "none" else [0]:
           rows[name, cache, workers] = dataset, workers
-    found: dict[tuple, list[float]] = {key: [] for key in rows}
+    rates: dict[tuple, list[float]] = {key: [] for key in rows}
     for _ in range(options.rounds):
       for key, (dataset, workers) in rows.items():
-        found[key].append(rate(dataset, workers, options))
-  return found
+        rates[key].append(rate(dataset, workers, options))
+  return rates
 
 
-def table(found: dict[tuple, list[float]]) -> str:
-  """Markdown."""
+def table(rates: dict[tuple, list[float]]) -> str:
+  """Returns the Markdown table."""
   lines = [
     "| source | cache | workers | images/s | lowest, highest |",
     "|---|---|---|---|---|",
   ]
-  for (source, cache, workers), values in found.items():
+  for (source, cache, workers), values in rates.items():
     words = (
       *(source, cache, workers, f"{statistics.median(values):,.0f}"),
       f"{min(values):,.0f}, {max(values):,.0f}",
@@ -170,26 +170,28 @@ def table(found: dict[tuple, list[float]]) -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  """The options."""
+  """Returns the options."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
-  add("--source", default=",".join(SOURCES), help="with commas between")
-  add("--folder", help="of images, for --source=folder; else they are made")
-  add("--size", type=int, default=64, help="of the images handed out")
+  add("--source", default=",".join(SOURCES), help="comma-separated names")
+  add("--folder", help="images for --source=folder; default: generated")
+  add(
+    "--size", type=int, default=64, help="height and width of the output images"
+  )
   add("--batch", type=int, default=128)
-  add("--number", type=int, default=2000, help="of images made a source")
-  add("--workers", default="0,1,2", help="numbers with commas between")
+  add("--number", type=int, default=2000, help="images generated per source")
+  add("--workers", default="0,1,2", help="comma-separated numbers")
   add("--rounds", type=int, default=3)
-  add("--seconds", type=float, default=1.0, help="of a measurement")
+  add("--seconds", type=float, default=1.0, help="length of a measurement")
   options = parser.parse_args(argv)
   options.workers = [int(w) for w in options.workers.split(",")]
   if unknown := set(options.source.split(",")) - set(SOURCES):
-    parser.error(f"--source: {', '.join(unknown)}; there are {SOURCES}")
+    parser.error(f"--source: {', '.join(unknown)} must be one of {SOURCES}")
   return options
 
 
 def main() -> None:
-  """Measures as the flags say and prints the table."""
+  """Runs the measurements that the flags ask for and prints the table."""
   options = parse(sys.argv[1:])
   print(
     f"Python {platform.python_version()}, {os.cpu_count()} cores, "

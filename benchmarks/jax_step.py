@@ -13,17 +13,17 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.parallel import mesh
 
 
-class Ours:
+class JaxStep:
   """A run's step, its state and one batch.
 
   Attributes:
-    compiled: the step's program, after `compile`.
+    compiled: the compiled step, after `compile`.
     seconds: {"trace": ..., "compile": ...}.
     from_cache: whether `compile` found it in the compilation cache.
   """
 
   def __init__(self, config: ConfigDict):
-    """Builds the networks; nothing is computed."""
+    """Builds the networks; computes nothing."""
     self.config, self.spec = config, build.train_spec(config)
     self.devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
     self.layout = mesh.ShardingPlan(self.devices, config.mesh.fsdp_min_size)
@@ -33,7 +33,7 @@ class Ours:
     self.from_cache = False
 
   def begin(self) -> None:
-    """The first state and the batch, as `train` makes them."""
+    """Creates the initial state and the batch, as `train` does."""
     abstract = jax.eval_shape(functools.partial(step.init, self.spec))
     self.state = step.init_sharded(self.spec, self.layout.shardings(abstract))
     self.batch = mesh.global_batch(
@@ -42,37 +42,37 @@ class Ours:
     jax.block_until_ready((self.state, self.batch))
 
   def compile(self) -> None:
-    """Compiles the step apart from its first run."""
+    """Compiles the step without running it."""
     start = time.perf_counter()
     lowered = self.function.lower(self.state, self.batch)
     self.seconds["trace"] = time.perf_counter() - start
     events = []
 
-    def hear(event, **_):
+    def on_event(event, **_):
       events.append(event)
 
-    jax.monitoring.register_event_listener(hear)
+    jax.monitoring.register_event_listener(on_event)
     start = time.perf_counter()
     self.compiled = lowered.compile()
     self.seconds["compile"] = time.perf_counter() - start
-    jax.monitoring.unregister_event_listener(hear)
+    jax.monitoring.unregister_event_listener(on_event)
     self.from_cache = "/jax/compilation_cache/cache_hits" in events
 
   def run(self, n: int) -> None:
-    """n steps begun one after the other; waits for the last."""
+    """Dispatches n steps and waits for the last one."""
     function = self.compiled or self.function
     for _ in range(n):
       self.state, metrics = function(self.state, self.batch)
     jax.block_until_ready((self.state, metrics))
 
   def memory(self) -> dict[str, int]:
-    """Bytes of the compiled program, and the device's peak where it tells."""
-    of = self.compiled.memory_analysis()
+    """Returns bytes of the compiled program and the device's peak, if known."""
+    stats = self.compiled.memory_analysis()
     found = {
-      "arguments": of.argument_size_in_bytes,
-      "outputs": of.output_size_in_bytes,
-      "reused": of.alias_size_in_bytes,
-      "temporary": of.temp_size_in_bytes,
+      "arguments": stats.argument_size_in_bytes,
+      "outputs": stats.output_size_in_bytes,
+      "reused": stats.alias_size_in_bytes,
+      "temporary": stats.temp_size_in_bytes,
     }
     found["program"] = (
       found["arguments"]
@@ -89,8 +89,8 @@ class Ours:
 class Eager:
   """The step with two separate gradients, operation by operation."""
 
-  def __init__(self, ours: Ours):
-    """Of the same run; it has its own copy of the state."""
+  def __init__(self, ours: JaxStep):
+    """Copies the state of `ours`, and shares its batch."""
     self.spec = ours.spec
     self.state = jax.tree.map(np.asarray, ours.state)
     self.state = jax.device_put(self.state)
@@ -121,7 +121,7 @@ class Eager:
     )
 
   def run(self, n: int) -> None:
-    """n steps."""
+    """Runs n steps."""
     with jax.disable_jit():
       for _ in range(n):
         self._one()

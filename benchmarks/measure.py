@@ -1,4 +1,4 @@
-"""The numbers of `benchmarks.step`, and the table they are shown in."""
+"""Takes the measurements of `benchmarks.step` and formats its table."""
 
 import os
 import platform
@@ -14,8 +14,8 @@ from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.cpu import malloc
 from gamix_jax.networks import layer_bytes
 
-SIDES = {"cpu": 2048}  # of the matrices of the product
-COPIED = {"cpu": 128}  # megabytes
+SIDES = {"cpu": 2048}  # side of the matrices of the matmul ceiling
+COPIED = {"cpu": 128}  # megabytes of the copy ceiling
 OURS, THEIRS, EAGER = "gamix_jax", "PyTorch", "not fused"
 
 
@@ -29,18 +29,18 @@ def measure(
   only: str | None = None,
   cached: bool = False,
 ) -> dict:
-  """All that is to be known of a config's step; see `table`.
+  """Measures a config's step; see `table`.
 
   Args:
-    config: checked.
-    steps: to be timed.
+    config: a checked config.
+    steps: the number to time.
     against: None, "torch", "eager-jax".
-    torch_compile: whether PyTorch's networks are compiled.
-    torch_layout: of its images.
-    only: None, "ours", "torch": which of the two is timed; the numbers they
-      compute are compared where both are.
-    cached: whether our step comes from the compilation cache. What a compiler
-      leaves of its memory makes the steps after it slower on a CPU.
+    torch_compile: whether to compile PyTorch's networks.
+    torch_layout: memory layout of PyTorch's images.
+    only: None, "ours", "torch": which of the two to time; the two steps'
+      results are compared if both are timed.
+    cached: whether our step is loaded from the compilation cache. On a CPU, the
+      memory that a compiler leaves behind slows down the steps after it.
   """
   malloc.keep_freed_on_cpu(layer_bytes(config))
   if cached:
@@ -48,11 +48,11 @@ def measure(
     say("filling the compilation cache")
     first_step.start(config, os.environ)
   else:
-    # What is compiled here is compiled anew.
+    # Compile everything anew.
     jax.config.update("jax_enable_compilation_cache", False)
   device = jax.devices()[0]
   batch = config.data.batch_size
-  found = {
+  results = {
     "machine": {
       "device": device.device_kind,
       "devices": jax.device_count(),
@@ -76,49 +76,49 @@ def measure(
   runners = {}
   if against == "torch" and only != "ours":
     runners[THEIRS] = _torch(
-      config, found, torch_compile, torch_layout, agree=only is None
+      config, results, torch_compile, torch_layout, agree=only is None
     )
   if only != "torch":
-    say("reading the step" if cached else "compiling the step")
-    ours = jax_step.Ours(config)
+    say("loading the step" if cached else "compiling the step")
+    ours = jax_step.JaxStep(config)
     ours.begin()
     ours.compile()
     if cached and not ours.from_cache:
-      raise RuntimeError("the step was not found in the compilation cache.")
+      raise RuntimeError("the step is missing from the compilation cache.")
     runners = {OURS: ours.run} | runners
   if against == "eager-jax":
     runners[EAGER] = jax_step.Eager(ours).run
   say("timing")
   spreads = timing.in_turns(runners, steps)
   for name, spread in spreads.items():
-    found["rows"][name] = spread._asdict() | {
+    results["rows"][name] = spread._asdict() | {
       "images_per_second": batch / spread.median,
-      "flop_per_second": found["flop_per_image"] * batch / spread.median,
+      "flop_per_second": results["flop_per_image"] * batch / spread.median,
     }
   if only != "torch":
-    found["compile"] = ours.seconds | {"cached": ours.from_cache}
-    found["memory"] = ours.memory()
+    results["compile"] = ours.seconds | {"cached": ours.from_cache}
+    results["memory"] = ours.memory()
     if against == "torch":  # the peak may be that of the comparison
-      found["memory"].pop("device_peak", None)
+      results["memory"].pop("device_peak", None)
     cost = ours.compiled.cost_analysis()
-    found["program_flop"] = cost["flops"]
-    found["program_bytes"] = cost["bytes accessed"]
-  if "torch" in found and device.platform == "gpu":
-    found["torch"]["peak"] = f"{_torch_peak() / 2**20:.0f} MiB"
-  found["memory"] = found.get("memory", {}) | {
+    results["program_flop"] = cost["flops"]
+    results["program_bytes"] = cost["bytes accessed"]
+  if "torch" in results and device.platform == "gpu":
+    results["torch"]["peak"] = f"{_torch_peak() / 2**20:.0f} MiB"
+  results["memory"] = results.get("memory", {}) | {
     "resident_high": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   }
   say("measuring what the machine can do")
   backend = jax.default_backend()
-  found["ceilings"] = {
+  results["ceilings"] = {
     "product": timing.product_ceiling(config.dtype, SIDES.get(backend, 8192)),
     "copy": timing.copy_ceiling(COPIED.get(backend, 2048)),
   }
-  return found
+  return results
 
 
-def _torch(config, found: dict, compiled: bool, layout: str, agree: bool):
-  """The twin's function of n steps, after it was found to agree."""
+def _torch(config, results: dict, compiled: bool, layout: str, agree: bool):
+  """Returns a function that runs n steps of PyTorch; compares results first."""
   import torch  # noqa: PLC0415 (an extra)
 
   from benchmarks import torch_baseline, torch_check  # noqa: PLC0415
@@ -131,24 +131,24 @@ def _torch(config, found: dict, compiled: bool, layout: str, agree: bool):
   plain = torch_baseline.Options(device, layout)
   if agree:
     say("comparing with PyTorch, in float64")
-    found["agreement"] = torch_check.compare(config, plain)
-  found["machine"]["torch"] = torch.__version__
-  found["machine"]["torch_threads"] = torch.get_num_threads()
+    results["agreement"] = torch_check.compare(config, plain)
+  results["machine"]["torch"] = torch.__version__
+  results["machine"]["torch_threads"] = torch.get_num_threads()
   options = torch_baseline.Options(
     device, layout, "modules" if compiled else "none"
   )
   say("making PyTorch's step")
-  found["torch"] = {"layout": layout, "compile": options.compile}
-  return torch_baseline.runner(config, options, found["torch"])
+  results["torch"] = {"layout": layout, "compile": options.compile}
+  return torch_baseline.runner(config, options, results["torch"])
 
 
 def say(line: str) -> None:
-  """What is being done now, and since when, to stderr."""
+  """Prints the current stage and the time, to stderr."""
   print(f"{time.strftime('%T')} {line}", file=sys.stderr, flush=True)
 
 
 def _torch_peak() -> int:
-  """Bytes that PyTorch's tensors had at most on the GPU, in its steps."""
+  """Returns the peak bytes of PyTorch's tensors on the GPU."""
   import torch  # noqa: PLC0415 (an extra)
 
   return torch.cuda.max_memory_allocated()
@@ -157,9 +157,9 @@ def _torch_peak() -> int:
 # ------------------------------------------------------------ shown
 
 
-def table(found: dict) -> str:
-  """For people."""
-  machine, config = found["machine"], found["config"]
+def table(results: dict) -> str:
+  """Returns the results as text."""
+  machine, config = results["machine"], results["config"]
   h, w, c = config["image"]
   versions = f"Python {machine['python']}, jax {machine['jax']}"
   if "torch" in machine:
@@ -172,82 +172,81 @@ def table(found: dict) -> str:
     f"{h}x{w}x{c}, batch {config['batch']}, {config['dtype']}, "
     f"norm {config['norm']}, latent {config['latent']}, "
     f"{config['posterior']} of {config['components']}: "
-    f"{found['flop_per_image'] / 1e9:.4g} GFLOP an image by hand",
+    f"{results['flop_per_image'] / 1e9:.4g} GFLOP per image, analytic",
   ]
-  if "agreement" in found:
-    shown = ", ".join(f"{k} {v:.1g}" for k, v in found["agreement"].items())
-    lines.append(f"PyTorch computes the same in float64, off by: {shown}")
-  elif "torch" in found:
-    lines.append("Not compared here: run without --only for that")
-  if "torch" in found:
+  if "agreement" in results:
+    shown = ", ".join(f"{k} {v:.1g}" for k, v in results["agreement"].items())
+    lines.append(f"PyTorch agrees in float64, up to: {shown}")
+  elif "torch" in results:
+    lines.append("Results not compared; run without --only to compare them")
+  if "torch" in results:
     lines.append(
-      "PyTorch: " + ", ".join(f"{k} {v}" for k, v in found["torch"].items())
+      "PyTorch: " + ", ".join(f"{k} {v}" for k, v in results["torch"].items())
     )
-  lines += ["", *_rows(found), ""]
-  lines += _rest(found)
+  lines += ["", *_rows(results), ""]
+  lines += _rest(results)
   return "\n".join(lines)
 
 
-def _rows(found: dict) -> list[str]:
-  product = found["ceilings"]["product"]
-  head = f"{'':<10}  {'ms a step (quartiles)':<26}{'images/s':>9}"
-  out = [f"{head} {'GFLOP/s':>9}  of a product"]
-  for name, row in found["rows"].items():
-    of = timing.Spread(*(row[k] for k in timing.Spread._fields))
+def _rows(results: dict) -> list[str]:
+  product = results["ceilings"]["product"]
+  head = f"{'':<10}  {'ms/step (quartiles)':<26}{'images/s':>9}"
+  out = [f"{head} {'GFLOP/s':>9}  vs. matmul"]
+  for name, row in results["rows"].items():
+    spread = timing.Spread(*(row[k] for k in timing.Spread._fields))
     out.append(
-      f"{name:<10}  {of.milliseconds():<26}{row['images_per_second']:>9.4g} "
+      f"{name:<10}  {spread.milliseconds():<26}"
+      f"{row['images_per_second']:>9.4g} "
       f"{row['flop_per_second'] / 1e9:>9.3g}"
       f"{row['flop_per_second'] / product:>10.0%}"
     )
-  rows = list(found["rows"].values())
-  for name, row in list(found["rows"].items())[1:]:
+  rows = list(results["rows"].values())
+  for name, row in list(results["rows"].items())[1:]:
     ratio = row["median"] / rows[0]["median"]
-    out.append(f"{OURS} has {ratio:.3g} times the speed of: {name}")
+    out.append(f"{OURS} is {ratio:.3g} times as fast as: {name}")
   out.append(
     "Samples: "
     + "; ".join(
-      f"{name} {row['groups']} groups of {row['steps_in_group']}, each begun "
-      "at once and waited for"
-      for name, row in found["rows"].items()
+      f"{name} {row['groups']} groups of {row['steps_in_group']} steps, "
+      "dispatched together and waited for"
+      for name, row in results["rows"].items()
     )
   )
   return out
 
 
-def _rest(found: dict) -> list[str]:
-  ceilings, memory = found["ceilings"], found["memory"]
+def _rest(results: dict) -> list[str]:
+  ceilings, memory = results["ceilings"], results["memory"]
   out = [
-    f"Ceilings    product {ceilings['product'] / 1e9:.4g} GFLOP/s in "
-    f"{found['config']['dtype']}, copy {ceilings['copy'] / 1e9:.4g} GB/s"
+    f"Ceilings    matmul {ceilings['product'] / 1e9:.4g} GFLOP/s in "
+    f"{results['config']['dtype']}, copy {ceilings['copy'] / 1e9:.4g} GB/s"
   ]
-  if "compile" in found:
-    seconds = found["compile"]
-    traffic = found["program_bytes"]
-    rate = traffic / found["rows"][OURS]["median"]
+  if "compile" in results:
+    seconds = results["compile"]
+    traffic = results["program_bytes"]
+    rate = traffic / results["rows"][OURS]["median"]
     out.append(
-      f"Traffic     {traffic / 1e9:.3g} GB a step as XLA counts it, "
-      f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of a copy"
+      f"Traffic     {traffic / 1e9:.3g} GB/step as counted by XLA, "
+      f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of the ceiling"
     )
     out.append(
-      f"{'Reading' if seconds['cached'] else 'Compiling':<12}"
+      f"{'Loading' if seconds['cached'] else 'Compiling':<12}"
       f"{seconds['compile']:.1f} s after {seconds['trace']:.1f} s of tracing"
     )
   if "program" in memory:
     mega = {k: v / 2**20 for k, v in memory.items()}
     if "device_peak" in memory:
-      out.append(
-        f"Memory      {mega['device_peak']:.0f} MiB, the device's peak"
-      )
+      out.append(f"Memory      {mega['device_peak']:.0f} MiB, device peak")
     out.append(
-      f"Memory      {mega['program']:.0f} MiB by the program: "
-      f"{mega['arguments']:.0f} in, {mega['temporary']:.0f} between, "
-      f"{mega['outputs'] - mega['reused']:.0f} new out"
+      f"Memory      {mega['program']:.0f} MiB in the program: "
+      f"{mega['arguments']:.0f} arguments, {mega['temporary']:.0f} temporary, "
+      f"{mega['outputs'] - mega['reused']:.0f} new outputs"
     )
   out.append(
-    f"Memory      {memory['resident_high'] / 2**20:.0f} MiB, the process at "
-    "its highest, with all it measured"
+    f"Memory      {memory['resident_high'] / 2**20:.0f} MiB, peak of the "
+    "process, including all measurements"
   )
-  for name, marks in found.get("first_step", {}).items():
+  for name, marks in results.get("first_step", {}).items():
     parts = ", ".join(f"{k} {v:.1f}" for k, v in marks.items() if k != "total")
     out.append(
       f"First step  {marks['total']:.1f} s {name} after the start: {parts}"

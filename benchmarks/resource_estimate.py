@@ -1,17 +1,17 @@
-"""What a run would need of a pod, on paper: bytes, operations, time, input.
+"""Estimates what a run needs on a TPU pod: bytes, FLOPs, time, input rate.
 
   python -m benchmarks.resource_estimate --config=configs/celeba_hq.py \
       --config.dtype=bfloat16
 
-Calculated from shapes, nothing is run. Of a chip of Google's TPU v5e as it is
-published (docs.cloud.google.com/tpu/docs/v5e):
+Calculated from shapes; nothing is run. The figures of a TPU v5e chip are
+Google's (docs.cloud.google.com/tpu/docs/v5e):
 
-    197 TFLOP/s in bfloat16, 16 GB of memory at 819 GB/s, 8 chips a host;
-    1,600 Gbit/s, 200 GB/s, out of a chip over its four links to others
+    197 TFLOP/s in bfloat16, 16 GB of memory at 819 GB/s, 8 chips per host;
+    1,600 Gbit/s, 200 GB/s, out of a chip over its four links
 
-Times are bounds: every product at the peak rate; what the forward pass keeps
-written once and read once; every link full. The rates are of the larger of the
-first two and the third after it, hidden behind nothing.
+Times are lower bounds: all products at the peak rate, residuals written once
+and read once, all links saturated. A rate assumes the larger of compute and
+memory time, plus the communication time without overlap.
 """
 
 import sys
@@ -26,22 +26,22 @@ from benchmarks import communication, flops
 from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 
-PEAK = 197e12  # products and sums a second
-LINKS = 200e9  # bytes a second out of a chip
-HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes a second
+PEAK = 197e12  # FLOP/s
+LINKS = 200e9  # bytes/s out of a chip
+HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes/s
 PER_HOST = 8  # chips
 
 
 class ResourceEstimate(NamedTuple):
-  """Of a config, whatever it runs on.
+  """The needs of a config on any hardware.
 
   Attributes:
-    state: bytes of one copy of it.
-    large: of these in arrays that `mesh.fsdp` spreads over a host's chips.
+    state: bytes of one copy of the state.
+    large: bytes of these in arrays that `mesh.fsdp` shards over a host's chips.
     gradient: bytes, of both networks.
     fixed: bytes of residuals that do not grow with the batch.
-    image: bytes of residuals for each image of the batch.
-    flops: of a step, an image.
+    image: bytes of residuals per image of the batch.
+    flops: of a step, per image.
   """
 
   state: int
@@ -59,11 +59,10 @@ def _bytes(tree: Any) -> int:
 
 
 def residuals(c: ConfigDict, batch: int) -> int:
-  """Bytes that the forward pass keeps for the backward one.
+  """Returns the bytes that the forward pass keeps for the backward pass.
 
-  As JAX says, which knows neither what XLA computes again rather than keep
-  nor what it needs in passing. In bfloat16 a copy of the parameters is among
-  them.
+  This is JAX's view: it knows neither what XLA recomputes instead of keeping,
+  nor XLA's temporary buffers. In bfloat16 a copy of the parameters is included.
   """
   import jax  # noqa: PLC0415
   import numpy as np  # noqa: PLC0415
@@ -79,14 +78,14 @@ def residuals(c: ConfigDict, batch: int) -> int:
     _, pullback, _ = jax.vjp(
       partial(step.losses, spec, state, batch), params, has_aux=True
     )
-    return pullback  # a pytree of what it holds
+    return pullback  # a pytree of the residuals
 
   held = jax.eval_shape(kept, state, {"image": image})
   return _bytes(held)
 
 
 def needs(c: ConfigDict) -> ResourceEstimate:
-  """Of a checked config."""
+  """Returns the estimate for a checked config."""
   import jax  # noqa: PLC0415
 
   from gamix_jax import build, step  # noqa: PLC0415
@@ -94,12 +93,12 @@ def needs(c: ConfigDict) -> ResourceEstimate:
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
-  lies = jax.tree.leaves(
+  shardings = jax.tree.leaves(
     mesh.ShardingPlan(host, c.mesh.fsdp_min_size).shardings(state)
   )
   large = [
     x
-    for x, sharding in zip(jax.tree.leaves(state), lies, strict=True)
+    for x, sharding in zip(jax.tree.leaves(state), shardings, strict=True)
     if not sharding.is_fully_replicated
   ]
   few, more = residuals(c, 4), residuals(c, 8)  # `debiased` needs four
@@ -114,24 +113,31 @@ def needs(c: ConfigDict) -> ResourceEstimate:
   )
 
 
-def _table(c: ConfigDict, found: ResourceEstimate, chips: int) -> Iterator[str]:
+def _table(
+  c: ConfigDict, estimate: ResourceEstimate, chips: int
+) -> Iterator[str]:
   import jax  # noqa: PLC0415
 
   from gamix_jax import build, step  # noqa: PLC0415
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
-  sent = found.gradient + communication.beside(c, state)
+  sent = estimate.gradient + communication.beside(c, state)
   exchange = 2 * (chips - 1) / chips * sent / LINKS
-  yield "| images a chip | global batch | memory, GB | compute, ms | "
-  yield "kept, ms | exchange, ms | images/s | images/s a host |\n"
+  yield "|| images/chip || global batch | memory, GB | compute, ms | "
+  yield "kept, ms | exchange, ms | images/s | |images/s/host ||\n"
   yield "|---|---|---|---|---|---|---|---|\n"
   each = 1
   while True:
-    memory = found.state + found.gradient + found.fixed + each * found.image
+    memory = (
+      estimate.state
+      + estimate.gradient
+      + estimate.fixed
+      + each * estimate.image
+    )
     if memory > HBM:
       break
-    compute = each * found.flops / PEAK
-    kept = 2 * each * found.image / TRAFFIC
+    compute = each * estimate.flops / PEAK
+    kept = 2 * each * estimate.image / TRAFFIC
     rate = each * chips / (max(compute, kept) + exchange)
     yield (
       f"| {each} | {each * chips:,} | {memory / 1e9:.2f} "
@@ -142,33 +148,35 @@ def _table(c: ConfigDict, found: ResourceEstimate, chips: int) -> Iterator[str]:
 
 
 def define() -> None:
-  """The flags."""
+  """Defines the flags."""
   config_flags.DEFINE_config_file("config", default=None)
-  flags.DEFINE_integer("chips", 256, "Of the slice.")
+  flags.DEFINE_integer("chips", 256, "Chips in the slice.")
 
 
 def main() -> None:
-  """Prints the numbers."""
+  """Prints the estimate."""
   import jax  # noqa: PLC0415
 
   c, chips = flags.FLAGS.config, flags.FLAGS.chips
   presets.complete(c)
   flops.check(c)
   jax.config.update("jax_platforms", "cpu")
-  found = needs(c)
+  estimate = needs(c)
   h, w, channels = config.image_shape(c)
   print(
     f"{config_flags.get_config_filename(flags.FLAGS['config'])}: {h}x{w}x"
     f"{channels}, {c.dtype}, {chips} chips\n\n"
-    f"state       {found.state:>13,} bytes, of them {found.large:,} in arrays "
-    f"of {c.mesh.fsdp_min_size:,} numbers or more\n"
-    f"gradient    {found.gradient:>13,} bytes\n"
-    f"residuals   {found.image:>13,} bytes an image, {found.fixed:,} besides\n"
-    f"operations  {found.flops / 1e9:>13,.4g} GFLOP an image\n"
+    f"state       {estimate.state:>13,} bytes, of them {estimate.large:,} in "
+    f"arrays of {c.mesh.fsdp_min_size:,} elements or more\n"
+    f"gradient    {estimate.gradient:>13,} bytes\n"
+    f"residuals   {estimate.image:>13,} bytes/image, plus {estimate.fixed:,}\n"
+    f"operations  {estimate.flops / 1e9:>13,.4g} GFLOP/image\n"
   )
-  print("".join(_table(c, found, chips)))
-  cuts = found.state - found.large + found.large // PER_HOST
-  print(f"With mesh.fsdp={PER_HOST} a chip holds {cuts:,} bytes of the state.")
+  print("".join(_table(c, estimate, chips)))
+  sharded = estimate.state - estimate.large + estimate.large // PER_HOST
+  print(
+    f"With mesh.fsdp={PER_HOST}, a chip holds {sharded:,} bytes of the state."
+  )
 
 
 if __name__ == "__main__":

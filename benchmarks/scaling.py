@@ -1,20 +1,21 @@
-"""How a step's cost grows: python -m benchmarks.scaling, from the root.
+"""Measures how a step's cost grows.
 
---config=configs/celeba.py      where each row starts from; digits if left out
---steps=20                      to be timed of each row, at least
+  python -m benchmarks.scaling, from a checkout's root:
+
+--config=configs/celeba.py      the base of all rows; default: digits
+--steps=20                      minimum number of steps to time per row
 --axes=batch,latent             of size, batch, components, latent, devices
---json=FILE                     the rows as well
+--json=FILE                     also write the rows to this file
 
-One thing is changed at a time, and each row is a process of its own, since what
-the memory is kept for is said once a process. Beside each time stands the law:
-the arithmetic counted by hand, which goes with pixels x batch and with the
-decoder's passes, one for each component. Memory is the compiled program's, of a
-device.
+Each row changes one setting and is a process of its own, since malloc is
+configured once per process. Next to each time is the analytic FLOP count, which
+grows with pixels x batch and with the decoder's passes, one per component.
+Memory is that of the compiled program, per device.
 
-Devices are emulated where there is no accelerator: parts of one machine's
-cores, so that the global batch is divided and summed as on several devices
-while nothing gets quicker. Their rows show what dividing costs and that memory
-a device shrinks, not how fast several devices are.
+Without an accelerator, devices are emulated: they share one machine's cores, so
+the global batch is divided and summed as on several devices, but nothing gets
+faster. These rows show the cost of dividing and that memory per device shrinks,
+not the speed of several devices.
 """
 
 import json
@@ -51,15 +52,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def define() -> None:
-  """The flags; not at import, so that other commands' are not in the way."""
+  """Defines the flags; not at import, since other commands have the same."""
   config_flags.DEFINE_config_file("config", default=None)
-  flags.DEFINE_integer("steps", 20, "To be timed.", lower_bound=1)
-  flags.DEFINE_list("axes", list(AXES), "What is changed.")
-  flags.DEFINE_string("json", None, "Where the rows go.")
+  flags.DEFINE_integer(
+    "steps", 20, "Minimum number of steps to time.", lower_bound=1
+  )
+  flags.DEFINE_list("axes", list(AXES), "Settings to vary.")
+  flags.DEFINE_string("json", None, "Also write the rows to this file.")
 
 
 def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
-  """A copy of a config with one thing changed, and the value it has now."""
+  """Returns a copy of a config with one setting changed, and its new value."""
   c = config.from_json(config.to_json(c))
   value = int(times)
   if axis == "size":
@@ -72,7 +75,7 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
     c.posterior.name, c.posterior.components = "mixture", value
   elif axis == "latent":
     if "resnet" in (c.model.encoder, c.model.decoder):
-      # The features behind it are kept, else they would grow with it.
+      # Keep the bottleneck, which would grow with the latent size otherwise.
       c.model.bottleneck_channels = bottleneck_channels(c.model)
     value = c.model.latent = max(int(c.model.latent * times), 1)
   presets.complete(c)
@@ -81,12 +84,12 @@ def changed(c: config.ConfigDict, axis: str, times: float) -> tuple:
 
 
 def by_hand(c: config.ConfigDict) -> float:
-  """FLOP a step, without products with padding, which XLA does not count."""
+  """Returns the FLOPs per step without products with padding, as XLA counts."""
   return flops.per_image(c, edges=True)["total"] * c.data.batch_size
 
 
 def measure(c: config.ConfigDict, steps: int, devices: int | None) -> dict:
-  """A row, from a process of its own; on some emulated devices if told."""
+  """Measures a row in its own process, optionally on emulated devices."""
   env = dict(os.environ)
   if devices:
     flag = f"--xla_force_host_platform_device_count={devices}"
@@ -101,11 +104,11 @@ def measure(c: config.ConfigDict, steps: int, devices: int | None) -> dict:
       "  path = Path(__file__).with_name('config.json')\n"
       "  return config.from_json(path.read_text())\n"
     )
-    ran = subprocess.run(
+    completed = subprocess.run(
       [
         *(sys.executable, "-m", "benchmarks.step", "--nofirst"),
         *(f"--config={path}/config.py", f"--steps={steps}"),
-        f"--json={path}/found.json",
+        f"--json={path}/results.json",
       ],
       cwd=ROOT,
       env=env,
@@ -113,30 +116,30 @@ def measure(c: config.ConfigDict, steps: int, devices: int | None) -> dict:
       text=True,
       check=False,
     )
-    if ran.returncode:
-      raise RuntimeError(f"a row failed:\n{ran.stderr}")
-    found = json.loads((path / "found.json").read_text())
+    if completed.returncode:
+      raise RuntimeError(f"a row failed:\n{completed.stderr}")
+    results = json.loads((path / "results.json").read_text())
   return {
-    "ms": 1e3 * found["rows"]["gamix_jax"]["median"],
+    "ms": 1e3 * results["rows"]["gamix_jax"]["median"],
     "hand": by_hand(c),
-    # Of the program of one.
-    "xla": found["program_flop"] * found["machine"]["devices"],
-    "mebibytes": found["memory"]["program"] / 2**20,
+    # XLA's count is that of one device's program.
+    "xla": results["program_flop"] * results["machine"]["devices"],
+    "mebibytes": results["memory"]["program"] / 2**20,
   }
 
 
 def main() -> None:
-  """Prints a table for each axis, and its laws."""
+  """Prints a table for each axis, and the fitted growth."""
   given = flags.FLAGS
   if wrong := set(given.axes) - set(AXES):
     raise UserError(f"--axes={min(wrong)} must be one of {', '.join(AXES)}.")
-  found = []
+  results = []
   print(
-    f"{'':<12}{'':>6}{'ms a step':>11}{'GFLOP by hand':>15}{'by XLA':>9}"
+    f"{'':<12}{'':>6}{'ms/step':>11}{'GFLOP analytic':>15}{'XLA':>9}"
     f"{'MiB':>8}{'ns/kFLOP':>10}"
   )
   for axis in given.axes:
-    # All of them, so that a mistake is told before anything is timed.
+    # Check all configs before timing anything.
     pairs = [changed(given.config, axis, times) for times in AXES[axis]]
     rows = []
     for c, value in pairs:
@@ -150,34 +153,34 @@ def main() -> None:
         flush=True,
       )
     print(law(axis, rows) + "\n", flush=True)
-    found += rows
+    results += rows
   if given.json:
-    Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+    Path(given.json).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def law(axis: str, rows: list[dict]) -> str:
-  """What the rows of an axis follow, one line."""
+  """Returns one line about the growth along an axis."""
   x = np.array([r["value"] for r in rows], float)
   ms, hand, mebibytes = (
     np.array([r[k] for r in rows]) for k in ("ms", "hand", "mebibytes")
   )
-  said = f"{axis}: time ~ {axis}^{_slope(x, ms):.2f}"
-  said += f", arithmetic ~ {axis}^{_slope(x, hand):.2f}"
+  text = f"{axis}: time ~ {axis}^{_slope(x, ms):.2f}"
+  text += f", FLOPs ~ {axis}^{_slope(x, hand):.2f}"
   if axis == "size":
     x = x**2
   b, a = np.polyfit(x, mebibytes, 1)
   off = np.max(np.abs(a + b * x - mebibytes) / mebibytes)
   unit = UNITS.get(axis)
-  said += (
-    f"; memory {a:.4g} + {b:.3g} MiB for each {unit}, off by {off:.0%} at most"
+  text += (
+    f"; memory {a:.4g} + {b:.3g} MiB per {unit}, error at most {off:.0%}"
     if axis != "devices"
-    else f"; memory a device ~ devices^{_slope(x, mebibytes):.2f}"
+    else f"; memory per device ~ devices^{_slope(x, mebibytes):.2f}"
   )
-  return said
+  return text
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-  """The exponent p of y ~ x^p."""
+  """Returns the exponent p of y ~ x^p."""
   if math.isclose(min(y), max(y)):
     return 0.0
   return float(np.polyfit(np.log(x), np.log(y), 1)[0])

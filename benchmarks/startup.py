@@ -1,12 +1,11 @@
-"""How long the first step of digits takes, cold and with compiled steps kept.
+"""Measures the time to the first step of digits, without and with a cache.
 
   python -m benchmarks.startup [--rounds=3]
 
-Every line is of fresh processes: imports alone, then the command of the README
-until its first step's numbers are printed, with no compilation cache, with the
-one just written, and with that one for another workdir. Python's own files and
-the libraries are in the system's memory, since a first process reads them
-untimed.
+Each measurement starts a new process: imports alone, then the README's command
+until it prints its first step, with no compilation cache, with the cache just
+written, and with that cache and another workdir. An untimed process runs first,
+so Python's files and the libraries are in the page cache.
 """
 
 import argparse
@@ -24,21 +23,21 @@ import jax
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = ("gamix_jax", "gamix_jax.training.loop")
-FIRST = re.compile(r" *1/\d+ ")
+FIRST_STEP_LINE = re.compile(r" *1/\d+ ")
 
 
 def imports(module: str) -> float:
-  """Seconds of a process that imports a module."""
+  """Returns the seconds of a process that imports a module."""
   start = time.perf_counter()
   subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
   return time.perf_counter() - start
 
 
 def first_step(workdir: Path, cache: Path) -> float:
-  """Seconds until digits tell of their first step; the run is ended then.
+  """Returns the seconds until digits prints its first step; then ends the run.
 
   Raises:
-    RuntimeError: they never did.
+    RuntimeError: if the run ends before that.
   """
   argv = [
     *(sys.executable, "-m", "gamix_jax.main", "--config=configs/digits.py"),
@@ -50,44 +49,44 @@ def first_step(workdir: Path, cache: Path) -> float:
     argv, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE
   ) as process:
     for line in process.stdout:
-      if FIRST.match(line):
-        found = time.perf_counter() - start
+      if FIRST_STEP_LINE.match(line):
+        seconds = time.perf_counter() - start
         process.kill()
-        return found
+        return seconds
   raise RuntimeError(f"{' '.join(argv)} ended with {process.returncode}")
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-  """{what: seconds of each round}."""
-  found: dict[str, list[float]] = {f"`import {m}`": [] for m in IMPORTS}
+  """Returns {name: seconds of each round}."""
+  seconds: dict[str, list[float]] = {f"`import {m}`": [] for m in IMPORTS}
   for module in IMPORTS:
     imports(module)
     for _ in range(rounds):
-      found[f"`import {module}`"].append(imports(module))
+      seconds[f"`import {module}`"].append(imports(module))
   names = ("first step, no cache", "again", "again, another workdir")
-  found |= {name: [] for name in names}
+  seconds |= {name: [] for name in names}
   for _ in range(rounds):
     with tempfile.TemporaryDirectory() as folder:
       place = Path(folder)
       for i, name in enumerate(names):
         workdir = place / f"run{0 if i < 2 else 1}"
-        if i == 1:  # the same workdir, begun anew
+        if i == 1:  # a new run in the same workdir
           workdir.rename(place / "before")
-        found[name].append(first_step(workdir, place / "compiled"))
-  return found
+        seconds[name].append(first_step(workdir, place / "compiled"))
+  return seconds
 
 
-def table(found: dict[str, list[float]]) -> str:
-  """Markdown."""
+def table(seconds: dict[str, list[float]]) -> str:
+  """Returns the Markdown table."""
   lines = ["| | median s | all |", "|---|---|---|"]
-  for name, values in found.items():
+  for name, values in seconds.items():
     each = ", ".join(f"{v:.2f}" for v in values)
     lines.append(f"| {name} | {statistics.median(values):.2f} | {each} |")
   return "\n".join(lines)
 
 
 def main() -> None:
-  """Measures as the flags say and prints the table."""
+  """Runs the measurements and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=3)
   rounds = parser.parse_args().rounds

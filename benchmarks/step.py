@@ -1,23 +1,22 @@
 """Times the training step: python -m benchmarks.step, from a checkout's root.
 
---config=configs/celeba.py      what is trained; digits if left out
+--config=configs/celeba.py      the config; default: digits
 --config.dtype=float32          any key, as for gamix_jax.main
---batch=8                       images a step; else data.batch_size
---steps=20                      to be timed of each, at least
---against=torch                 the same step in PyTorch, in turns; needs
-                                pip install -e '.[bench]'
---against=eager-jax             with two separate gradients and nothing fused
---torch_compile                 PyTorch's compiled, else eager
---torch_layout=contiguous       NCHW in memory; else channels-last
---only=torch                    of the two one alone, unchecked (ours, torch)
---cached                        ours as a second start has it: not compiled, but
-                                read from the compilation cache
---nofirst                       without the time to a first step
---json=FILE                     the numbers as well
+--batch=8                       images per step; default: data.batch_size
+--steps=20                      minimum number of steps to time
+--against=torch                 also time the same step in PyTorch, in turns;
+                                needs pip install -e '.[bench]'
+--against=eager-jax             also time two separate gradients without jit
+--torch_compile                 compile PyTorch's networks; default: eager
+--torch_layout=contiguous       NCHW in memory; default: channels-last
+--only=torch                    time one of the two (ours, torch), unchecked
+--cached                        load our step from the compilation cache, as a
+                                second start does, instead of compiling it
+--nofirst                       do not measure the time to the first step
+--json=FILE                     also write the results to this file
 
-The step is the one that a training runs, on images that are on the device.
-Another step is timed beside it only after it was found to compute the same
-numbers.
+The step is the one that training runs, on images that are on the device.
+Another step is timed only after its results were found to agree.
 """
 
 import json
@@ -33,8 +32,10 @@ from gamix_jax import cli, config, presets
 from gamix_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", default=None)
-BATCH = flags.DEFINE_integer("batch", None, "Images a step.")
-STEPS = flags.DEFINE_integer("steps", 20, "To be timed.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", None, "Images per step.")
+STEPS = flags.DEFINE_integer(
+  "steps", 20, "Minimum number of steps to time.", lower_bound=1
+)
 AGAINST = flags.DEFINE_enum("against", None, ["torch", "eager-jax"], "")
 TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "")
 TORCH_LAYOUT = flags.DEFINE_enum(
@@ -42,29 +43,29 @@ TORCH_LAYOUT = flags.DEFINE_enum(
 )
 ONLY = flags.DEFINE_enum("only", None, ["ours", "torch"], "")
 CACHED = flags.DEFINE_bool("cached", False, "")
-FIRST = flags.DEFINE_bool("first", True, "Whether to time a first step.")
-JSON = flags.DEFINE_string("json", None, "Where the numbers go.")
+TIME_FIRST = flags.DEFINE_bool("first", True, "Whether to time the first step.")
+JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 
 
 def main() -> None:
-  """Times as the flags say, prints a table."""
+  """Runs the measurements that the flags ask for and prints a table."""
   c = CONFIG.value
   if BATCH.value is not None:
     c.data.batch_size = BATCH.value
   presets.complete(c)
   flops.check(c)
   if ONLY.value and AGAINST.value != "torch":
-    raise UserError("--only chooses one of two: give --against=torch too.")
+    raise UserError("--only needs --against=torch, too.")
   if CACHED.value and AGAINST.value and ONLY.value != "ours":
-    raise UserError("--cached is of ours alone: give --only=ours.")
+    raise UserError("--cached applies to our step only: add --only=ours.")
   if AGAINST.value == "torch":
-    # JAX would take three quarters of a GPU's memory for itself.
+    # By default, JAX allocates three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _check_torch(c)
 
-  from benchmarks import measure  # noqa: PLC0415 (mistakes are told first_step)
+  from benchmarks import measure  # noqa: PLC0415 (after the checks)
 
-  found = measure.measure(
+  results = measure.measure(
     c,
     steps=STEPS.value,
     against=AGAINST.value,
@@ -73,19 +74,19 @@ def main() -> None:
     only=ONLY.value,
     cached=CACHED.value,
   )
-  if FIRST.value and ONLY.value != "torch":
-    measure.say("a first step, twice")
-    found["first_step"] = first_step.measure(c)
-  print(measure.table(found), flush=True)
+  if TIME_FIRST.value and ONLY.value != "torch":
+    measure.say("timing the first step, twice")
+    results["first_step"] = first_step.measure(c)
+  print(measure.table(results), flush=True)
   if JSON.value:
-    Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _check_torch(c: config.ConfigDict) -> None:
-  """Refuses to begin without PyTorch, or with what the twin does not have.
+  """Checks that PyTorch is installed and that the baseline supports the config.
 
   Raises:
-    UserError: says what to install or to change.
+    UserError: if not; says what to install or to change.
   """
   try:
     import torch  # noqa: F401, PLC0415

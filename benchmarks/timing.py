@@ -1,4 +1,4 @@
-"""Timing: groups of steps, in turns, and what the machine can do at most."""
+"""Times groups of steps in turns, and measures the machine's ceilings."""
 
 import math
 import time
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GROUP_SECONDS = 0.2  # shorter, and the clock's own noise is seen
-MOST_IN_GROUP = 100
+GROUP_SECONDS = 0.2  # shorter groups show the clock's own noise
+MAX_GROUP_STEPS = 100
 ROUNDS = 5
 
 
 class Spread(NamedTuple):
-  """Seconds a step: quartiles over the groups that were timed."""
+  """Seconds per step: quartiles over the timed groups."""
 
   low: float
   median: float
@@ -24,7 +24,7 @@ class Spread(NamedTuple):
   steps_in_group: int
 
   def milliseconds(self) -> str:
-    """`12.3 (12.0 to 13.1)`, median and quartiles."""
+    """Returns `12.3 (12.0 to 13.1)`: median and quartiles."""
     shown = (_short(1e3 * v) for v in (self.median, self.low, self.high))
     return "{} ({} to {})".format(*shown)
 
@@ -36,21 +36,22 @@ def _short(value: float) -> str:
 def in_turns(
   runners: Mapping[str, Callable[[int], None]], steps: int
 ) -> dict[str, Spread]:
-  """Times each of them, in rounds, so that what disturbs one disturbs all.
+  """Times all runners in alternating rounds, so that disturbances affect all.
 
-  A sample is the time of a group of steps that is begun at once and waited for
-  at its end, over its length; groups take 0.2 s or more. Each turn begins with
-  a step that is not timed.
+  A sample is the time of a group of steps that are dispatched together and
+  waited for at the end, divided by their number; groups take 0.2 s or more.
+  Each turn begins with an untimed step.
 
   Args:
-    runners: {name: function that does n steps and waits for the last}; warm.
-    steps: to be timed of each, at least, in 5 rounds.
+    runners: {name: function that runs n steps and waits for the last one},
+      warm.
+    steps: minimum number to time of each, in 5 rounds.
   """
   group, times = {}, {name: [] for name in runners}
   for name, run in runners.items():
     run(1)
     once = _seconds(run, 1)
-    group[name] = min(max(math.ceil(GROUP_SECONDS / once), 1), MOST_IN_GROUP)
+    group[name] = min(max(math.ceil(GROUP_SECONDS / once), 1), MAX_GROUP_STEPS)
   for _ in range(ROUNDS):
     for name, run in runners.items():
       run(1)
@@ -73,7 +74,7 @@ def _seconds(run: Callable[[int], None], n: int) -> float:
 
 
 def product_ceiling(dtype: str, side: int, repeats: int = 5) -> float:
-  """FLOP/s of the product of two side x side matrices, the best of some."""
+  """Returns the best FLOP/s of a matmul of two side x side matrices."""
   a = jnp.asarray(np.random.default_rng(0).normal(size=(side, side)), dtype)
   product = jax.jit(jnp.matmul)
 
@@ -86,7 +87,7 @@ def product_ceiling(dtype: str, side: int, repeats: int = 5) -> float:
 
 
 def copy_ceiling(megabytes: int, repeats: int = 5) -> float:
-  """Bytes/s read and written by x + 1 over an array, the best of some."""
+  """Returns the best bytes/s, read and written, of x + 1 over an array."""
   x = jnp.zeros(megabytes * 2**18, jnp.float32)
   add = jax.jit(lambda x: x + 1)
 
@@ -99,7 +100,7 @@ def copy_ceiling(megabytes: int, repeats: int = 5) -> float:
 
 
 def _best(run: Callable[[int], None], repeats: int) -> float:
-  """Seconds of one, from the quickest group."""
+  """Returns the seconds of one call, from the fastest group."""
   run(1)
-  n = min(max(math.ceil(0.1 / _seconds(run, 1)), 1), MOST_IN_GROUP)
+  n = min(max(math.ceil(0.1 / _seconds(run, 1)), 1), MAX_GROUP_STEPS)
   return min(_seconds(run, n) for _ in range(repeats)) / n

@@ -1,8 +1,8 @@
 """The training step in PyTorch: the same losses and the same two updates.
 
-One forward pass and both gradients from it, each of what it needs and no more.
-What it has not: the guard against non-finite numbers, gradients' norms and
-the metrics of `diagnose`, which are all in its favour.
+One forward pass, and both gradients from it without extra work. It lacks the
+guard against non-finite values, the gradient norms and the training metrics,
+which is in its favour.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.objectives.population import MIN_VARIANCE
 
-# key: the values of it that the twin has
-HAS = {
+# {key: the supported values}
+SUPPORTED = {
   "dtype": ("float32", "bfloat16", "float64"),
   "model.encoder": ("resnet",),
   "model.decoder": ("resnet",),
@@ -39,7 +39,7 @@ HAS = {
   "adversarial.loss": ("bce", "hinge", "none"),
 }
 for _net in ("vae", "disc"):
-  HAS |= {
+  SUPPORTED |= {
     f"optim.{_net}.clip": (0.0,),
     f"optim.{_net}.warmup": (0,),
     f"optim.{_net}.schedule": ("constant",),
@@ -47,19 +47,19 @@ for _net in ("vae", "disc"):
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what the twin does not have.
+  """Checks that the baseline supports a config.
 
   Raises:
-    UserError: names the key and what it may be.
+    UserError: names the key and its supported values.
   """
-  for key, values in HAS.items():
+  for key, values in SUPPORTED.items():
     value = config
     for part in key.split("."):
       value = value[part]
     if value not in values:
       raise UserError(
-        f"--against=torch: the twin has {key}="
-        f"{' or '.join(map(str, values))}, and this is {value}."
+        f"--against=torch: {key} must be "
+        f"{' or '.join(map(str, values))}, not {value}."
       )
 
 
@@ -76,7 +76,7 @@ def _diagonal_kl(mean: Tensor, var: Tensor) -> Tensor:
 
 
 def _published(within: bool, weights: Tensor, mu: Tensor, var: Tensor):
-  """`means`, or with what is within posteriors `full`."""
+  """Computes `means`, or with the variance within posteriors `full`."""
   weights = weights / len(weights)
   mean = torch.einsum("bk,bkd->d", weights, mu)
   v = torch.einsum("bk,bkd->d", weights, (mu - mean).square())
@@ -86,7 +86,7 @@ def _published(within: bool, weights: Tensor, mu: Tensor, var: Tensor):
 
 
 def _pairs(of_sum: Tensor, own: Tensor, n: int) -> Tensor:
-  """Mean of <a_i, a_j> over i != j, from |sum a|^2 and sum |a|^2."""
+  """Returns the mean of <a_i, a_j>, i != j, from |sum a|^2 and sum |a|^2."""
   return (of_sum - own) / (n * (n - 1))
 
 
@@ -154,7 +154,7 @@ POPULATION = {
 
 
 class Adam:
-  """PyTorch's own fused Adam, with Keras' epsilon where the config has it."""
+  """PyTorch's fused Adam, with Keras' epsilon if the config has it."""
 
   def __init__(self, params: list[Tensor], section: ConfigDict):
     """`section` is one of config.optim."""
@@ -168,10 +168,10 @@ class Adam:
     )
 
   def step(self, grads: tuple[Tensor, ...]) -> None:
-    """One update by these gradients."""
+    """Applies one update with these gradients."""
     self.count += 1
     if self.section.name == "keras_adam":
-      # Epsilon on the uncorrected sqrt(v) is eps / sqrt(1 - b2^t) on the other.
+      # Epsilon added to the uncorrected sqrt(v) is eps / sqrt(1 - b2^t) here.
       corrected = math.sqrt(1 - self.section.b2**self.count)
       self.inner.param_groups[0]["eps"] = self.section.eps / corrected
     for p, g in zip(self.params, grads, strict=True):
@@ -182,7 +182,7 @@ class Adam:
 
 @dataclasses.dataclass
 class Options:
-  """How it is run: device, layout of images, what is compiled."""
+  """How to run it: device, memory layout of images, what to compile."""
 
   device: str = "cpu"
   layout: str = "channels_last"
@@ -190,10 +190,10 @@ class Options:
 
 
 class Twin:
-  """Networks, optimisers and average of one run, and its step."""
+  """The networks, optimisers and weight average of a run, and its step."""
 
   def __init__(self, config: ConfigDict, options: Options):
-    """Of a config that `check` accepts; weights are loaded after."""
+    """Builds the networks of a config that `check` accepts; see also `load`."""
     self.config, self.options = config, options
     self.vae = self._placed(VAE(config))
     self.disc = None
@@ -203,9 +203,9 @@ class Twin:
     self.disc_params = list(self.disc.parameters()) if self.disc else []
     wrap = lambda f: f  # noqa: E731
     if options.compile == "modules":
-      # D is gone through backward twice, so its buffers must be kept. What
-      # is compiled gives every gradient both times: 2 % of the arithmetic of
-      # the celeba config more than eagerly.
+      # D is backpropagated through twice, so its buffers must be kept.
+      # Compiled, both passes compute all gradients: 2 % more FLOPs than eager
+      # mode in the celeba config.
       functorch.donated_buffer = False
       wrap = torch.compile
     self._encode = wrap(self._encode_plain)
@@ -223,7 +223,7 @@ class Twin:
     return module.to(self.options.device, kind, memory_format=layout)
 
   def load(self, state) -> None:
-    """Takes a TrainState's networks; optimisers and average begin anew."""
+    """Copies the networks of a TrainState; resets optimisers and average."""
     torch_weights.load(self.vae, state.vae.params, state.vae.batch_stats)
     if self.disc:
       torch_weights.load(self.disc, state.disc.params, state.disc.batch_stats)
@@ -245,7 +245,7 @@ class Twin:
     return self.vae.posterior(self.vae.encoder(x))
 
   def _terms_plain(self, x, x_hat, q, w, real, fake) -> dict[str, Tensor]:
-    """Terms of the loss.
+    """Computes the loss terms.
 
     x [b, ...], x_hat [b, s, ...], w [b, s], logits [b, ...] and [b, s, ...].
     """
@@ -276,7 +276,7 @@ class Twin:
     return terms
 
   def _ramp(self, name: str) -> float:
-    """The share of its weight that a term of the VAE has at this step."""
+    """Returns the fraction of its weight that a VAE term has at this step."""
     section, length = self.config.adversarial, self.config.ramp.get(name, 0)
     begin = (
       section.disc_start + section.gen_delay if name == "adversarial" else 0
@@ -285,9 +285,9 @@ class Twin:
     return min(max((since + 1) / max(length, 1), 0), 1)
 
   def losses(self, image: Tensor, eps: Tensor | None = None):
-    """(VAE's loss, D's loss), the terms.
+    """Returns (VAE loss, D loss) and the terms.
 
-    `eps` is [n, b, k, d], drawn here if not given.
+    `eps` is [n, b, k, d]; it is sampled if None.
     """
     x = self.images(image)
     device = self.options.device
@@ -304,7 +304,7 @@ class Twin:
       x_hat = self._decode(z)
       real = fake = None
       if self.disc:
-        if self.config.model.norm == "batch":  # its statistics are of both
+        if self.config.model.norm == "batch":  # batch statistics of both
           both = self._discriminate(torch.cat([x, x_hat]))
           real, fake = both[:b], both[b:]
         else:
@@ -325,7 +325,7 @@ class Twin:
   # ------------------------------------------------------------ the step
 
   def gradients(self, image: Tensor, eps: Tensor | None = None):
-    """Of each loss for its own network, and the terms."""
+    """Returns the gradients of each loss for its own network, and the terms."""
     (vae_loss, disc_loss), terms = self.losses(image, eps)
     vae_grads = torch.autograd.grad(
       vae_loss, self.vae_params, retain_graph=self.disc is not None
@@ -336,7 +336,7 @@ class Twin:
     return (vae_grads, disc_grads), terms
 
   def step(self, image: Tensor, eps: Tensor | None = None) -> dict[str, Tensor]:
-    """One training step; the terms."""
+    """Runs one training step; returns the terms."""
     (vae_grads, disc_grads), terms = self.gradients(image, eps)
     self.optim["vae"].step(vae_grads)
     if self.disc and self.step_done >= self.config.adversarial.disc_start:
@@ -349,26 +349,26 @@ class Twin:
     return {k: v.detach() for k, v in terms.items()}
 
   def wait(self) -> None:
-    """Until all that was begun is done."""
+    """Waits for the device."""
     if self.options.device == "cuda":
       torch.cuda.synchronize()
 
 
 def flat(names: list[str], values) -> dict:
-  """{name: array} of tensors in the order of names."""
+  """Returns {name: array} of tensors in the order of names."""
   pairs = itertools.zip_longest(names, values)
   return {k: v.detach().cpu().numpy() for k, v in pairs}
 
 
-def runner(config: ConfigDict, options: Options, said: dict) -> Callable:
-  """A function of n steps from our first weights on a batch that stays.
+def runner(config: ConfigDict, options: Options, notes: dict) -> Callable:
+  """Returns a function that runs n steps from our initial weights on one batch.
 
   Args:
-    config: that `check` accepts.
-    options: see there. Where compiling fails, it runs eagerly.
-    said: what is to be told of it is written there.
+    config: a config that `check` accepts.
+    options: how to run it; falls back to eager mode if compiling fails.
+    notes: a dict that notes on compiling are written to.
   """
-  if options.device == "cuda":  # as JAX has it, and as one would there
+  if options.device == "cuda":  # as in JAX, and as usual in PyTorch
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.cuda.reset_peak_memory_stats()
@@ -380,14 +380,14 @@ def runner(config: ConfigDict, options: Options, said: dict) -> Callable:
   try:
     twin.step(image)
     twin.wait()
-  except Exception as e:  # of many kinds, by what is missing
+  except Exception as e:  # the type depends on what is missing
     if options.compile == "none":
       raise
-    said["compile"] = f"failed ({type(e).__name__}), so it is eager"
+    notes["compile"] = f"failed ({type(e).__name__}); running eagerly"
     plain = dataclasses.replace(options, compile="none")
-    return runner(config, plain, said)
+    return runner(config, plain, notes)
   if options.compile != "none":
-    said["compiled in"] = f"{time.perf_counter() - start:.1f} s"
+    notes["compiled in"] = f"{time.perf_counter() - start:.1f} s"
 
   def run(n: int) -> None:
     for _ in range(n):

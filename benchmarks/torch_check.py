@@ -1,9 +1,9 @@
-"""That the twin computes the same numbers: terms, gradients, weights.
+"""Checks that the PyTorch baseline computes the same results.
 
-From the same weights (none of them at its initial zero or one), the same
-images and the same eps. In float64: in float32 a ReLU's input that is zero but
-for rounding goes either way, and a deep network's gradients then differ by
-1e-2 (seen: 5e-3 of their length) though nothing is wrong.
+Uses the same weights (none at its initial zero or one), the same images and the
+same eps. In float64: in float32, a ReLU input that is zero up to rounding may
+have either sign, and a deep network's gradients then differ by up to 1e-2
+(observed: 5e-3 of their norm) without any error.
 """
 
 import functools
@@ -20,19 +20,19 @@ from benchmarks.torch_baseline import Options, Twin, flat
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict, from_json, to_json
 
-# Of an array's largest number; Keras rounds Adam's decays to float32, so
-# updates come apart by 1e-5.
+# Relative to an array's largest value. Keras rounds Adam's decays to float32,
+# so updates differ by 1e-5.
 LIMITS = {"terms": 1e-6, "gradients": 1e-6, "update1": 1e-4, "update3": 1e-4}
 STEPS = 3
-BATCH = 4  # at most: it is a check, not a timing
+BATCH = 4  # at most: this is a check, not a timing
 
 
 class MismatchError(Exception):
-  """The twin computes something else, so there is nothing to time."""
+  """The baseline computes something else, so there is nothing to time."""
 
 
 def shaken(tree: Any, seed: int) -> Any:
-  """Weights and statistics with noise on them, those over 0 still so."""
+  """Adds noise to weights and statistics; keeps positive ones positive."""
   rng = np.random.default_rng(seed)
 
   def leaf(path, v):
@@ -46,7 +46,7 @@ def shaken(tree: Any, seed: int) -> Any:
 
 
 def noise_shape(config: ConfigDict) -> tuple[int, int, int, int]:
-  """Of eps, [n, b, k, d]."""
+  """Returns the shape of eps, [n, b, k, d]."""
   return (
     config.objective.num_samples,
     config.data.batch_size,
@@ -56,11 +56,11 @@ def noise_shape(config: ConfigDict) -> tuple[int, int, int, int]:
 
 
 def _worst(got: dict, wanted: dict, share: float = 1e-6) -> tuple[float, str]:
-  """The largest difference of an array, over the largest number in it.
+  """Returns the largest difference of an array relative to its largest value.
 
-  An array that is nothing but rounding counts by a share of the largest of
-  all. Adam's first updates are of one size, and of rounding they are anything:
-  there the share is 1.
+  An array that consists of rounding errors is compared to `share` times the
+  largest value of all arrays. Adam's first updates all have the same size, and
+  those of rounding errors are arbitrary: they need share 1.
   """
   least = share * max(np.max(np.abs(v)) for v in wanted.values())
   off = {
@@ -72,13 +72,13 @@ def _worst(got: dict, wanted: dict, share: float = 1e-6) -> tuple[float, str]:
 
 
 def compare(config: ConfigDict, options: Options) -> dict[str, float]:
-  """Differences of the two, in float64.
+  """Compares the two steps in float64.
 
   Returns:
-    {"terms", "gradients", "update1", "update3"}.
+    The differences {"terms", "gradients", "update1", "update3"}.
 
   Raises:
-    MismatchError: one of them is over its tolerance.
+    MismatchError: if one of them exceeds its tolerance.
   """
   config = from_json(to_json(config))
   config.dtype = "float64"
@@ -90,7 +90,7 @@ def compare(config: ConfigDict, options: Options) -> dict[str, float]:
 def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
   spec, twin = build.train_spec(config), Twin(config, options)
   jit = jax.jit
-  if jax.default_backend() == "cpu":  # soonest done with compiling
+  if jax.default_backend() == "cpu":  # compiling takes most of the time
     cheap = {"xla_backend_optimization_level": 0}
     jit = functools.partial(jax.jit, compiler_options=cheap)
   state = jax.device_get(jit(functools.partial(step.init, spec))())
@@ -107,15 +107,20 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
   def ours(state, batch):
     taken, gradients = [], step.gradients
 
-    def heard(*args):
+    def recorded(*args):
       taken.append(gradients(*args))
       return taken[0]
 
-    with mock.patch.object(step, "gradients", heard):  # traced once
+    with mock.patch.object(step, "gradients", recorded):  # traced once
       state, metrics = step.train_step(spec, state, batch)
     return state, metrics, taken[0][1]
 
-  rng, before, found, where = np.random.default_rng(0), _tables(state), {}, {}
+  rng, before, differences, where = (
+    np.random.default_rng(0),
+    _tables(state),
+    {},
+    {},
+  )
   for t in range(STEPS):
     eps = rng.normal(size=noise_shape(config))
     image = images.smooth(config, t)
@@ -125,29 +130,30 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
       state, {"image": jnp.asarray(image), "eps": jnp.asarray(given)}
     )
     if t == 0:
-      of_both, terms = twin.gradients(*theirs)
+      both_grads, terms = twin.gradients(*theirs)
       metrics = {k.split("/")[-1]: np.asarray(v) for k, v in metrics.items()}
-      found["terms"], where["terms"] = _worst(
+      differences["terms"], where["terms"] = _worst(
         {k: v.detach().cpu().numpy() for k, v in terms.items()},
         {k: metrics[k] for k in terms},
       )
-      found["gradients"], where["gradients"] = max(
+      differences["gradients"], where["gradients"] = max(
         _worst(flat(names[k], theirs), torch_weights.table(ours))
-        for k, ours, theirs in zip(names, grads, of_both, strict=False)
+        for k, ours, theirs in zip(names, grads, both_grads, strict=False)
       )
     twin.step(*theirs)
     if t in (0, STEPS - 1):
       key = f"update{t + 1}"
-      found[key], where[key] = _updates_apart(twin, names, state, before)
-  over = [k for k, v in found.items() if not v <= LIMITS[k]]
+      differences[key], where[key] = _updates_apart(twin, names, state, before)
+  over = [k for k, v in differences.items() if not v <= LIMITS[k]]
   if over:
     shown = ", ".join(
-      f"{k} {found[k]:.2g} at {where[k]} (limit {LIMITS[k]})" for k in over
+      f"{k} {differences[k]:.2g} at {where[k]} (limit {LIMITS[k]})"
+      for k in over
     )
     raise MismatchError(
-      f"PyTorch's step computes other numbers, so it is not timed: {shown}."
+      f"PyTorch's step gives other results, so it is not timed: {shown}."
     )
-  return found
+  return differences
 
 
 def _shaken_net(net: step.NetworkState, seed: int) -> step.NetworkState:
@@ -165,15 +171,15 @@ def _tables(state: step.TrainState) -> dict[str, dict]:
 
 
 def _updates_apart(twin: Twin, names, state, before) -> tuple[float, str]:
-  """The worst of the networks' and of the average's updates."""
+  """Returns the largest difference of the networks' and average's updates."""
   after, off = _tables(state), []
   values = {"vae": twin.vae_params, "disc": twin.disc_params, "ema": twin.ema}
   for name, tensors in values.items():
     if tensors:
-      of = names.get(name, names["vae"])
-      got, wanted = flat(of, tensors), after[name]
+      keys = names.get(name, names["vae"])
+      got, wanted = flat(keys, tensors), after[name]
       got, wanted = (
-        {k: v[k] - before[name][k] for k in of} for v in (got, wanted)
+        {k: v[k] - before[name][k] for k in keys} for v in (got, wanted)
       )
       off.append(_worst(got, wanted, share=1.0))
   return max(off)

@@ -1,8 +1,8 @@
-"""The networks in PyTorch, as gamix_jax/networks has them.
+"""The networks of gamix_jax/networks in PyTorch.
 
-Written plainly, as one would write them there: NCHW, kept as channels-last,
-library layers where they compute the same. Modules have the names of the Flax
-parameters, so that `torch_weights` can hand them over.
+Written in plain PyTorch: NCHW, stored as channels-last, with library layers
+where they compute the same. Modules have the names of the Flax parameters, so
+that `torch_weights` can copy them.
 """
 
 import itertools
@@ -21,30 +21,30 @@ from gamix_jax.posterior.base import LOGVAR_RANGE
 
 
 def promote_f32(x: Tensor) -> Tensor:
-  """x in float32, or in float64 if it is that already."""
+  """Returns x in float32, or in float64 if it is float64."""
   return x if x.dtype == torch.float64 else x.float()
 
 
 class BatchNorm(nn.BatchNorm2d):
-  """`affine`: on the stored statistics, always; `batch`: on the batch's."""
+  """Batch normalisation; `affine` always uses the stored statistics."""
 
   def __init__(self, channels: int, affine: bool):
-    """`affine` of the two."""
+    """`affine` selects which of the two."""
     super().__init__(channels, eps=EPSILON, momentum=1 - MOMENTUM)
     self.stored = affine
 
   def forward(self, x: Tensor) -> Tensor:
-    if self.stored:  # as a product and a sum of its own it took 5 % longer
+    if self.stored:  # a separate product and sum took 5 % longer
       stored = self.running_mean, self.running_var
       return F.batch_norm(x, *stored, self.weight, self.bias, eps=self.eps)
     return super().forward(x)
 
 
 class GroupNorm(nn.GroupNorm):
-  """As many groups as an image's size allows."""
+  """Group normalisation with as many groups as an image's size allows."""
 
   def __init__(self, channels: int):
-    """Of so many channels."""
+    """`c` is the number of channels."""
     super().__init__(1, channels, eps=EPSILON)
 
   def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class GroupNorm(nn.GroupNorm):
 def space_to_depth(x: Tensor, p: int) -> Tensor:
   """[b, c, h, w] -> [b, p p c, h/p, w/p]; `pixel_unshuffle` has c p p."""
   if p == 1:
-    return x  # in whatever layout it has
+    return x  # in any memory layout
   b, c, h, w = x.shape
   x = x.reshape(b, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 2, 4)
   return x.reshape(b, p * p * c, h // p, w // p)
@@ -72,7 +72,7 @@ def depth_to_space(x: Tensor, p: int) -> Tensor:
 
 
 def norm(kind: str, channels: int) -> nn.Module:
-  """The normalisation of a block."""
+  """Returns the normalisation layer of a block."""
   if kind == "none":
     return nn.Identity()
   if kind == "group":
@@ -96,10 +96,10 @@ class Up(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """See the one of gamix_jax; with `down` it takes its stride as early."""
+  """The residual block of gamix_jax; strides as early if `down`."""
 
   def __init__(self, c_in: int, c: int, kind: str, down: bool = False):
-    """c_in -> c channels, norms of a kind."""
+    """c_in -> c channels, with the given kind of norm."""
     super().__init__()
     free = kind != "batch"
     self.early = down and kind in POINTWISE_NORMS
@@ -133,7 +133,7 @@ class UpBlock(nn.Module):
   """Doubles height and width."""
 
   def __init__(self, c_in: int, c: int, kind: str):
-    """c_in -> c channels, norms of a kind."""
+    """c_in -> c channels, with the given kind of norm."""
     super().__init__()
     self.bn1, self.bn2 = norm(kind, c_in), norm(kind, c)
     self.bn3_shortcut = norm(kind, c_in)
@@ -148,7 +148,7 @@ class UpBlock(nn.Module):
 
 
 class Stage(nn.Module):
-  """Blocks in the order of their names."""
+  """A sequence of blocks, in the order of their names."""
 
   def __init__(self, **blocks: nn.Module):
     """{name: block}."""
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
   """Images [b, c, h, w] -> features [b, n], in the order h, w, c."""
 
   def __init__(self, config: ConfigDict):
-    """Of a config whose keys the twin has (`torch_baseline.check`)."""
+    """Takes a config that `torch_baseline.check` accepts."""
     super().__init__()
     h, w, channels = image_shape(config)
     features, kind = config.model.encoder_features, config.model.norm
@@ -200,7 +200,7 @@ class Decoder(nn.Module):
   """Latents [b, d] -> images [b, c, h, w], float32."""
 
   def __init__(self, config: ConfigDict):
-    """As of the encoder."""
+    """Takes a config that `torch_baseline.check` accepts."""
     super().__init__()
     features, kind = config.model.decoder_features, config.model.norm
     self.start = ResNetDecoder.start_shape(config.model, image_shape(config))
@@ -252,14 +252,14 @@ class VAE(nn.Module):
   """Encoder, posterior head and decoder."""
 
   def __init__(self, config: ConfigDict):
-    """Of a config whose keys the twin has (`torch_baseline.check`)."""
+    """Takes a config that `torch_baseline.check` accepts."""
     super().__init__()
     self.encoder, self.decoder = Encoder(config), Decoder(config)
     self.posterior = Head(config, self.encoder.outputs)
 
 
 class Layer(nn.Module):
-  """Of the discriminator; SAME padding, which is one-sided at a stride."""
+  """A discriminator layer; SAME padding, one-sided if strided."""
 
   def __init__(self, c_in: int, c: int, stride: int, kind: str, last: bool):
     """c_in -> c channels."""
@@ -288,7 +288,7 @@ class PatchDiscriminator(nn.Module):
   """Images [b, c, h, w] -> logits [b, 1, p, q], float32."""
 
   def __init__(self, config: ConfigDict):
-    """Of a config whose keys the twin has."""
+    """Takes a config that `torch_baseline.check` accepts."""
     super().__init__()
     model, c_in = config.model, config.data.channels
     last = len(model.discriminator_features) - 1

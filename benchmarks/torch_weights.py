@@ -1,4 +1,4 @@
-"""Flax parameters as PyTorch's, and back to a flat table for comparing."""
+"""Converts Flax parameters to PyTorch's, and to a flat table for comparison."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import torch
 
-# Names of a norm's own module and of its leaves, there and here.
+# Flax and PyTorch names of a module's leaves.
 LEAVES = {
   "kernel": "weight",
   "scale": "weight",
@@ -29,12 +29,12 @@ def _array(path: tuple, value: Any) -> np.ndarray:
     return value
   if value.ndim == 2:
     return value.T
-  # [h, w, c_in, c_out]; of a transposed one [h, w, c_out, c_in], as torch.
+  # [h, w, c_in, c_out]; of a transposed one [h, w, c_out, c_in], as in torch.
   return value.transpose(3, 2, 0, 1)
 
 
 def table(tree: Any) -> dict[str, np.ndarray]:
-  """{name in PyTorch: array as PyTorch has it} of a tree of Flax leaves."""
+  """Returns {PyTorch's name: array in its layout} of a tree of Flax leaves."""
 
   def leaves() -> Iterator:
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
@@ -44,23 +44,27 @@ def table(tree: Any) -> dict[str, np.ndarray]:
 
 
 def load(module: torch.nn.Module, params: Any, stats: Any) -> None:
-  """Writes a Flax network's arrays into its twin; every one, or an error."""
+  """Copies all arrays of a Flax network into its PyTorch counterpart.
+
+  Raises:
+    ValueError: if the two do not have the same parameters.
+  """
   values = table(params) | table(stats)
   state = module.state_dict()
   missing = state.keys() ^ values.keys()
   missing = {k for k in missing if not k.endswith("num_batches_tracked")}
   if missing:
-    raise ValueError(f"the twin has not the same parameters: {sorted(missing)}")
+    raise ValueError(f"the networks' parameters differ: {sorted(missing)}")
   with torch.no_grad():
     for name, value in values.items():
       state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 def copied(value: Any) -> np.ndarray:
-  """As NumPy's, to be written into."""
+  """Returns a writable NumPy copy."""
   return np.array(value)
 
 
 def named(module: torch.nn.Module) -> list[str]:
-  """The parameters' names, in their order."""
+  """Returns the parameters' names, in order."""
   return [name for name, _ in module.named_parameters()]

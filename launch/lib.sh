@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# What the scripts of launch/ share; they source it.
+# Functions that the scripts in launch/ source.
 set -euo pipefail
 
-# As gamix_jax's exit codes: a mistake, not to be tried again; and a failure
-# that will pass.
+# The exit codes of gamix_jax: a user error, which is not retried, and a
+# transient failure.
 # shellcheck disable=SC2034  # for the scripts
-readonly MISTAKE=2 AGAIN=75
+readonly USER_ERROR=2 RETRY=75
 
-# One line about what is wrong; ends the script.
+# Prints an error line and ends the script.
 fail() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
-  exit "$MISTAKE"
+  exit "$USER_ERROR"
 }
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
-  fail "needs bash 4.4 or later, and this is $BASH_VERSION."
+  fail "bash $BASH_VERSION is too old; use 4.4 or later."
 
-# What stands at the top of the script.
+# Prints the comment at the top of the script.
 usage() {
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 }
@@ -25,14 +25,14 @@ dry() {
   [[ ${DRY_RUN:-0} != 0 ]]
 }
 
-# The words of a command as a shell reads them again.
+# Quotes the words of a command for a shell.
 quoted() {
   local text
   printf -v text '%q ' "$@"
   printf '%s' "${text% }"
 }
 
-# Runs a command; under DRY_RUN=1 prints it.
+# Runs a command; with DRY_RUN=1, prints it instead.
 run() {
   if dry; then
     quoted "$@"
@@ -42,17 +42,17 @@ run() {
   fi
 }
 
-# need NAME MEANING: that an environment variable is set.
+# need NAME MEANING: fails unless an environment variable is set.
 need() {
   [[ -n ${!1:-} ]] || fail "set $1, $2; see --help."
 }
 
-# That $1, the value of $2, is a whole number of at least 1.
+# Fails unless $1, the value of $2, is a whole number of at least 1.
 need_number() {
-  [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2=$1 must be a whole number from 1."
+  [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2=$1 must be a whole number, at least 1."
 }
 
-# The value of --workdir among a command's words.
+# Prints the value of --workdir in a command's arguments.
 workdir_of() {
   local word dir=
   while (($#)); do
@@ -65,12 +65,12 @@ workdir_of() {
   done
   [[ -n $dir ]] || fail "give --workdir=DIR, a folder that every host sees."
   [[ $dir != *://* ]] ||
-    fail "--workdir=$dir is no folder; mount one that every host sees."
+    fail "--workdir=$dir is not a folder; mount one that every host sees."
   printf '%s' "$dir"
 }
 
-# Whether the run in folder $1 is at its end. Every host can tell, though only
-# process 0 says so: the last step's checkpoint is there.
+# Succeeds if the run in folder $1 has finished, which every host can check: the
+# last step's checkpoint exists.
 run_is_done() {
   local steps
   [[ -f $1/config.json ]] || return 1
@@ -80,7 +80,7 @@ run_is_done() {
   [[ -d $1/checkpoints/$steps ]]
 }
 
-# The newest step saved in folder $1, 0 for none.
+# Prints the newest step saved in folder $1, or 0.
 newest_step() {
   local path newest=0
   for path in "$1"/checkpoints/*; do

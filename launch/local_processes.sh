@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains with several CPU processes on this machine: a pod in small, to try
-# what depends on their number.
+# Trains with several CPU processes on this machine, to try multi-process
+# training without a cluster.
 #
 #   launch/local_processes.sh [--processes=2] [--devices=1] FLAGS ...
 #
-# FLAGS are those of python -m gamix_jax.main; --workdir=DIR among them.
-# Ctrl-C or SIGTERM is passed on: all save the same step and end. Twice, it
-# kills. Exit code: 0 if all ended with 0, else 2 if any did with 2, else any
-# other failure, else 75 (start it again).
+# FLAGS are those of python -m gamix_jax.main and must include --workdir=DIR.
+# Ctrl-C or SIGTERM is forwarded: all processes save the same step and exit. A
+# second one kills them. Exit code: 0 if all exited with 0; else 2 if any exited
+# with 2; else any other failure; else 75 (run it again).
 #
-# --processes=N  how many
-# --devices=M    CPU devices that JAX makes in each
-# PORT           where process 0 listens; a free one if not set
-# LOGS           a folder for process_0.log ...; if not set, all is printed
-#                here, each line after its process's number
-# PYTHON         the interpreter; python if not set
-# DRY_RUN=1      print what would be run
+# --processes=N  number of processes
+# --devices=M    CPU devices per process
+# PORT           port of the coordinator; default: a free one
+# LOGS           a folder for process_0.log ...; default: print everything
+#                here, with the process number before each line
+# PYTHON         the interpreter; default: python
+# DRY_RUN=1      print the commands instead of running them
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 processes=2 devices=1
@@ -39,16 +39,16 @@ flags=${XLA_FLAGS:-}
 flags+="${flags:+ }--xla_force_host_platform_device_count=$devices"
 
 pids=() writers=()
-asked=0
+stop_signals=0
 # shellcheck disable=SC2329  # `trap` calls it
-ask() {
+forward_signal() {
   local signal=TERM
-  if ((asked)); then signal=KILL; fi
-  asked=$((asked + 1))
-  # One that has ended cannot be signalled, and need not.
+  if ((stop_signals)); then signal=KILL; fi
+  stop_signals=$((stop_signals + 1))
+  # kill fails for processes that have ended.
   if ((${#pids[@]})); then kill -"$signal" "${pids[@]}" 2>/dev/null || true; fi
 }
-trap ask TERM INT
+trap forward_signal TERM INT
 
 prefixed() {
   local line
@@ -80,18 +80,18 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!)
   exec {out}>&-
 done
-if ((asked)); then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
+if ((stop_signals)); then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
 
 result=0
 for pid in ${pids[@]+"${pids[@]}"}; do
   while :; do
-    before=$asked code=0
+    before=$stop_signals code=0
     wait "$pid" || code=$?
-    ((asked == before)) && break
+    ((stop_signals == before)) && break
   done
   case $result:$code in
-    *:0 | "$MISTAKE":*) ;;
-    *:"$MISTAKE" | 0:* | "$AGAIN":*) result=$code ;;
+    *:0 | "$USER_ERROR":*) ;;
+    *:"$USER_ERROR" | 0:* | "$RETRY":*) result=$code ;;
   esac
 done
 for pid in ${writers[@]+"${writers[@]}"}; do wait "$pid" || true; done

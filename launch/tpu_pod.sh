@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or a pod of them, over gcloud's ssh.
+# Trains on a Cloud TPU VM or a TPU pod, through gcloud's ssh.
 #
 #   export NAME=vae ZONE=us-east5-b TYPE=v6e-16 RUNTIME=v2-alpha-tpuv6e
 #   export SHARE=10.0.0.2:/vol1
@@ -11,23 +11,23 @@
 #   launch/tpu_pod.sh stop
 #   launch/tpu_pod.sh delete --force [--queued]
 #
-# create   the TPU; --queued as a queued resource, which comes when there is
-#          one: see `status`. --spot is cheaper and may be taken away.
-# setup    on all workers: this checkout's last commit, Python 3.12, the
-#          packages, and SHARE mounted at /mnt/gamix, after a reboot too.
-# run      on all workers, under until_done.sh in a systemd service: it lives
-#          without this terminal, starts again when stopped, and at boot.
-# stop     on all workers; they save first. `run` continues.
-# delete   the TPU and its disks; never SHARE.
+# create   creates the TPU; with --queued, as a queued resource, which waits for
+#          capacity: see `status`. --spot is cheaper and can be preempted.
+# setup    installs this checkout's last commit, Python 3.12 and the packages on
+#          all workers, and mounts SHARE at /mnt/gamix, also after a reboot.
+# run      trains on all workers, under until_done.sh in a systemd service: it
+#          does not need this terminal, and restarts after a failure or a boot.
+# stop     stops all workers after they have saved; `run` resumes.
+# delete   deletes the TPU and its disks, but not SHARE.
 #
 # NAME, ZONE       of the TPU
-# PROJECT          gcloud's own if not set
+# PROJECT          default: gcloud's project
 # TYPE, RUNTIME    accelerator type and software version, for create
-# SHARE            HOST:/PATH of an NFS share (Filestore), for setup. Needed
-#                  when there are several workers; without it one worker keeps
-#                  its runs on its own disk, which `delete` takes away
-# WAIT             how long --queued waits, as 6h; without end if not set
-# DRY_RUN=1        print what would be run
+# SHARE            HOST:/PATH of an NFS share (Filestore), for setup. Required
+#                  for several workers; without it, a single worker keeps its
+#                  runs on its own disk, which `delete` deletes
+# WAIT             how long --queued waits, e.g. 6h; default: forever
+# DRY_RUN=1        print the commands instead of running them
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly MOUNT=/mnt/gamix SERVICE=gamix_jax
@@ -37,7 +37,7 @@ gcloud_tpus() {
     ${PROJECT:+"--project=$PROJECT"}
 }
 
-# on WORKERS COMMAND: a shell command on them.
+# on WORKERS COMMAND: runs a shell command on workers.
 on() {
   gcloud_tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"
 }
@@ -48,12 +48,12 @@ create() {
     case $1 in
       --spot) options+=(--spot) ;;
       --queued) queued=1 ;;
-      *) fail "create $1: no such option; see --help." ;;
+      *) fail "create $1: unknown option; see --help." ;;
     esac
     shift
   done
-  need TYPE "the accelerator type, as v6e-16"
-  need RUNTIME "the software version, as v2-alpha-tpuv6e"
+  need TYPE "the accelerator type, such as v6e-16"
+  need RUNTIME "the software version, such as v2-alpha-tpuv6e"
   options+=("--accelerator-type=$TYPE")
   if ((queued)); then
     if [[ -n ${WAIT:-} ]]; then options+=("--valid-until-duration=$WAIT"); fi
@@ -65,12 +65,12 @@ create() {
 }
 
 setup() {
-  (($# == 0)) || fail "setup $1: no such option; see --help."
+  (($# == 0)) || fail "setup $1: unknown option; see --help."
   local mount="" archive="${TMPDIR:-/tmp}/$SERVICE.tar.gz"
   if [[ -n ${SHARE:-} ]]; then
     [[ $SHARE =~ ^[A-Za-z0-9.:_-]+:/[A-Za-z0-9._/-]*$ ]] ||
-      fail "SHARE=$SHARE is not HOST:/PATH."
-    # A listing older than 5 s could hide the last checkpoint from until_done.
+      fail "SHARE=$SHARE must be HOST:/PATH."
+    # With a longer cache, until_done.sh could miss the last checkpoint.
     local line="$SHARE $MOUNT nfs defaults,_netdev,hard,actimeo=5 0 0"
     mount="sudo mkdir -p $MOUNT
 grep -qxF $(quoted "$line") /etc/fstab ||
@@ -80,7 +80,7 @@ sudo chmod 1777 $MOUNT"
   fi
   local root
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  # The images have Python 3.10; uv brings a newer one.
+  # The VM images have Python 3.10; uv installs a newer one.
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   gcloud_tpus tpu-vm scp "$archive" "$NAME:$SERVICE.tar.gz" --worker=all
   on all "set -euo pipefail
@@ -99,8 +99,8 @@ tar -xzf ~/$SERVICE.tar.gz -C ~/$SERVICE
 train() {
   workdir_of "$@" >/dev/null
   local script unit
-  # In two files rather than in one command line: systemd has quotes of its
-  # own, and the unit has none.
+  # A separate script, since systemd has its own quoting rules; the unit then
+  # needs no quotes.
   script="#!/bin/bash
 cd ~/$SERVICE || exit 2
 export PYTHON=~/venv/bin/python
@@ -122,7 +122,7 @@ WantedBy=multi-user.target"
   on all "set -euo pipefail
 [ -x ~/venv/bin/python ] || { echo 'run setup first' >&2; exit 2; }
 if systemctl is-active --quiet $SERVICE; then
-  echo 'a training runs here; stop it first' >&2; exit 2
+  echo 'a training is already running; stop it first' >&2; exit 2
 fi
 printf '%s\\n' $(quoted "$script") > ~/$SERVICE.run
 printf '%s\\n' $(quoted "$unit") |
@@ -134,7 +134,7 @@ sudo systemctl start $SERVICE"
 }
 
 status() {
-  (($# == 0)) || fail "status $1: no such option; see --help."
+  (($# == 0)) || fail "status $1: unknown option; see --help."
   gcloud_tpus queued-resources list "--filter=name~/$NAME\$"
   gcloud_tpus tpu-vm describe "$NAME" '--format=value(state,health)'
   on all "echo \"\$(hostname): \$(systemctl is-active $SERVICE)\"
@@ -148,10 +148,10 @@ logs() {
       --worker=all) worker=all ;;
       --worker=*)
         worker=${1#*=}
-        [[ $worker =~ ^[0-9]+$ ]] || fail "$1: a number, or all."
+        [[ $worker =~ ^[0-9]+$ ]] || fail "$1 must be a number or all."
         ;;
       --follow) follow=" --follow" ;;
-      *) fail "logs $1: no such option; see --help." ;;
+      *) fail "logs $1: unknown option; see --help." ;;
     esac
     shift
   done
@@ -159,7 +159,7 @@ logs() {
 }
 
 stop() {
-  (($# == 0)) || fail "stop $1: no such option; see --help."
+  (($# == 0)) || fail "stop $1: unknown option; see --help."
   on all "sudo systemctl disable --now $SERVICE"
 }
 
@@ -169,12 +169,12 @@ delete() {
     case $1 in
       --force) force=1 ;;
       --queued) queued=1 ;;
-      *) fail "delete $1: no such option; see --help." ;;
+      *) fail "delete $1: unknown option; see --help." ;;
     esac
     shift
   done
-  ((force)) || fail "delete would delete the TPU $NAME in $ZONE with its" \
-    "disks, runs on them included; add --force to do it."
+  ((force)) || fail "delete removes the TPU $NAME in $ZONE and its disks," \
+    "with the runs on them; add --force to confirm."
   if ((queued)); then
     gcloud_tpus queued-resources delete "$NAME" --force --quiet
   else
@@ -182,16 +182,16 @@ delete() {
   fi
 }
 
-what=${1:---help}
+verb=${1:---help}
 if (($#)); then shift; fi
-case $what in
+case $verb in
   --help | -h) usage && exit 0 ;;
   create | setup | run | status | logs | stop | delete) ;;
-  *) fail "$what: no such command; see --help." ;;
+  *) fail "$verb: unknown command; see --help." ;;
 esac
 need NAME "the TPU's name"
 need ZONE "the TPU's zone"
 [[ $NAME =~ ^[a-z][-a-z0-9]*$ ]] ||
   fail "NAME=$NAME must be lower case letters, digits and -."
-if [[ $what == run ]]; then what=train; fi
-"$what" "$@"
+if [[ $verb == run ]]; then verb=train; fi
+"$verb" "$@"

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Starts a training again until it is at its end.
+# Restarts a training until it has finished.
 #
 #   launch/until_done.sh [--once] [--pause=30] COMMAND ... --workdir=DIR ...
 #
-# On several hosts start it on each. Its own exit codes:
-#   0   the run is at its end
-#   2   a mistake, which starting again does not fix
-#   75  the run is not at its end, and the same command continues it: this
-#       script was asked to stop (SIGTERM, Ctrl-C), or was to try --once
-#   any other: the command failed so GIVE_UP times (3) without a new
-#       checkpoint between; the code is the command's
+# With several hosts, start it on each. Exit codes:
+#   0   the run has finished
+#   2   a user error, which a restart does not fix
+#   75  the run has not finished, and the same command resumes it: this script
+#       was stopped (SIGTERM, Ctrl-C), or started with --once
+#   any other: the command's exit code, after GIVE_UP failures (3) without a new
+#       checkpoint in between
 #
-# That gamix_jax ends with 0 says only that all is saved: it does so on SIGTERM
-# too, on every host when one had it. So the end is told by the last step's
-# checkpoint.
+# Exit code 0 of gamix_jax only means that everything is saved: after a SIGTERM
+# to one host, all hosts exit with 0. So a run has finished once its last step's
+# checkpoint exists.
 #
-# --once      do not start again; leave that to who reads the exit code
+# --once      do not restart; leave that to the caller
 # --pause=S   seconds before the next start
-# DRY_RUN=1   print what would be run
+# DRY_RUN=1   print the command instead of running it
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 once=0 pause=30
@@ -26,7 +26,7 @@ while (($#)); do
     --help | -h) usage && exit 0 ;;
     --once) once=1 ;;
     --pause=*) pause=${1#*=} ;;
-    -*) fail "$1 is no option; see --help." ;;
+    -*) fail "$1: unknown option; see --help." ;;
     *) break ;;
   esac
   shift
@@ -42,19 +42,19 @@ fi
 say() { printf 'until_done.sh: %s\n' "$*" >&2; }
 
 child=
-asked=0 interrupted=0
-ask() {
-  asked=1 interrupted=1
+stop_requested=0 interrupted=0
+request_stop() {
+  stop_requested=1 interrupted=1
   if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
 }
-trap ask TERM INT
+trap request_stop TERM INT
 
-# The exit code of a command, which signals are passed on to.
+# Runs a command, forwards signals to it, and returns its exit code.
 attempt() {
   local code
   "$@" &
   child=$!
-  if ((asked)); then kill -TERM "$child" 2>/dev/null || true; fi
+  if ((stop_requested)); then kill -TERM "$child" 2>/dev/null || true; fi
   while :; do
     interrupted=0 code=0
     wait "$child" || code=$?
@@ -69,24 +69,24 @@ while :; do
   before=$(newest_step "$dir")
   code=0
   attempt "$@" || code=$?
-  if ((code == MISTAKE)); then exit "$MISTAKE"; fi
-  if ((code == 0 || code == AGAIN)); then
+  if ((code == USER_ERROR)); then exit "$USER_ERROR"; fi
+  if ((code == 0 || code == RETRY)); then
     if run_is_done "$dir"; then exit 0; fi
     if [[ $code == 0 && ! -f $dir/config.json ]]; then
-      fail "no config.json in $dir: is it the folder that all hosts share?"
+      fail "no config.json in $dir: is it a folder that all hosts share?"
     fi
     failures=0
-    if ((asked || once)); then exit "$AGAIN"; fi
+    if ((stop_requested || once)); then exit "$RETRY"; fi
   else
-    if ((asked || once)); then exit "$code"; fi
+    if ((stop_requested || once)); then exit "$code"; fi
     if (($(newest_step "$dir") > before)); then failures=0; fi
     failures=$((failures + 1))
     if ((failures >= ${GIVE_UP:-3})); then
-      say "exit code $code, $failures times without a new checkpoint."
+      say "exit code $code, $failures failures without a new checkpoint."
       exit "$code"
     fi
   fi
-  say "exit code $code, not at its end; again in $pause s."
+  say "exit code $code, not finished; restarting in $pause s."
   attempt sleep "$pause" || true
-  if ((asked)); then exit "$AGAIN"; fi
+  if ((stop_requested)); then exit "$RETRY"; fi
 done

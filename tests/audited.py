@@ -1,4 +1,4 @@
-"""Runs `main` and notes every file that Python opens or makes, as JSON lines.
+"""Runs `main` and logs every file that Python opens or creates, as JSON lines.
 
 python tests/audited.py LOG FLAG ...
 """
@@ -12,7 +12,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def listen(out):
-  """Notes [kind, path] from now on: "read", "write" or "make" a folder."""
+  """Starts logging [kind, path]: "read", "write", or "make" for a folder."""
   busy = threading.local()
 
   def hook(event, args):
@@ -20,7 +20,7 @@ def listen(out):
       return
     path = args[0]
     if not isinstance(path, str | bytes | os.PathLike):
-      return  # a file that is open already
+      return  # an open file descriptor
     kind = "make" if event == "os.mkdir" else "read"
     if event == "open" and (args[2] or 0) & WRITES:
       kind = "write"

@@ -1,4 +1,4 @@
-"""What test_checkpoint.py starts in processes of their own.
+"""Subprocesses that test_checkpoint.py starts.
 
 python checkpoint_child.py WHAT DIRECTORY [ARGUMENT ...]
 """
@@ -34,7 +34,7 @@ def digest(state):
 
 
 def train(directory):
-  """Saves a state of 24 MB at every step, for ever; the parent kills it."""
+  """Saves a 24 MB state at every step, forever; the parent kills it."""
 
   def init():
     w = jax.random.normal(jax.random.key(0), (3, 1 << 20))
@@ -53,7 +53,7 @@ def train(directory):
     state = update(state)
     step += 1
     say("begin", step, digest(state))
-    store.save(step, state)  # returns when the one before is complete
+    store.save(step, state)  # returns when the previous save is complete
     say("complete", step - 1)
 
 
@@ -81,7 +81,7 @@ def die(directory, where):
 
 
 def mesh(n):
-  """All of n devices."""
+  """Returns a mesh of all n devices."""
   return jax.make_mesh(
     (n,),
     ("data",),
@@ -91,11 +91,11 @@ def mesh(n):
 
 
 def sharded(mesh):
-  """A state over all devices: some of it split, some of it everywhere."""
+  """Returns a state on all devices: partly sharded, partly replicated."""
   split, every = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
   def init():
-    # Bits, which are the same however the program is compiled.
+    # Random bits, which do not depend on how the program is compiled.
     w = jax.random.bits(jax.random.key(1), (16, 5), "uint16").astype("float32")
     return {"w": w, "b": w[0].astype(jnp.bfloat16), "key": jax.random.key(2)}
 
@@ -104,7 +104,7 @@ def sharded(mesh):
 
 
 def eight(directory, one):
-  """Saves from eight devices; reads there what one device has saved."""
+  """Saves from eight devices; restores what one device has saved."""
   state = sharded(mesh(8))
   with Checkpoints(directory, keep=1) as store:
     store.save(1, state)
@@ -120,7 +120,7 @@ def eight(directory, one):
 
 
 def host(directory, port, number):
-  """One of two processes with four devices each."""
+  """Runs one of two processes with four devices each."""
   jax.distributed.initialize(f"localhost:{port}", 2, int(number))
   state = sharded(mesh(8))
   abstract = jax.tree.map(
@@ -130,7 +130,7 @@ def host(directory, port, number):
     assert store.restore(abstract) is None
     for step in (1, 2, 3):
       store.save(step, state)
-    store.save(3, sharded(mesh(8)))  # the same again, read back and compared
+    store.save(3, sharded(mesh(8)))  # the same again, restored and compared
     step, back = store.restore(abstract)
     assert step == 3
     assert store.steps() == [2, 3]
@@ -145,7 +145,7 @@ def host(directory, port, number):
   with Checkpoints(directory, keep=2) as store:
     assert store.restore(abstract)[0] == 2
     store.save(3, state)
-  with Preemption() as preemption:  # a signal to one stops both, at one step
+  with Preemption() as preemption:  # one signal stops both at one step
     step = 0
     while not preemption.reached(step):
       step += 1
@@ -158,13 +158,13 @@ def host(directory, port, number):
 
 
 def fill(directory, limit):
-  """Saves until the disk is full, or a file larger than the limit."""
+  """Saves until the disk is full, or a file exceeds the size limit."""
   if int(limit):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), hard))
   store = Checkpoints(directory, keep=3)
   for step in range(1, 50):
-    # Steps grow, so that some fit.
+    # Steps grow, so that the first ones fit.
     shape = (step, 1 << 18)
     try:
       store.save(step, {"w": jax.random.normal(jax.random.key(step), shape)})
@@ -178,13 +178,13 @@ def fill(directory, limit):
 
 
 def readonly(directory):
-  """Saves, loses the right to write, saves again."""
+  """Saves, loses the write permission, saves again."""
   state = {"w": jnp.arange(10.0)}
   with Checkpoints(directory, keep=2) as store:
     store.save(1, state)
     store.wait()
     os.chmod(directory, 0o555)
-    if os.geteuid() == 0:  # to whom no permission applies
+    if os.geteuid() == 0:  # root ignores permissions
       os.chmod(os.path.dirname(directory), 0o755)
       os.setuid(65534)
     try:

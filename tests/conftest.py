@@ -1,7 +1,7 @@
-"""What the tests share: small configs, their states and compiled steps.
+"""Shared by all tests: small configs, their states and compiled steps.
 
-Compiling is what a test of a step costs, so the steps here are compiled once
-a session for each config, with the cheapest of XLA's passes.
+Compiling dominates the cost of testing a step, so each config's step is
+compiled once per session, with the cheapest XLA options.
 """
 
 import collections
@@ -34,9 +34,9 @@ def jit(function, **kwargs):
 
 
 def small(**changes):
-  """The published config with networks of 4 channels on 8x8 grey images.
+  """Returns the published config with 4-channel networks on 8x8 grey images.
 
-  Keys of `changes` have `__` for the dots.
+  In keys of `changes`, `__` stands for a dot.
   """
   c = config.base()
   c.data.image_size, c.data.channels, c.data.batch_size = 8, 1, 8
@@ -58,11 +58,11 @@ FLAT = dict(
 
 
 def flat(**changes):
-  """`small` without a residual block: a step that compiles in a second."""
+  """Returns `small` without residual blocks: a step compiles in a second."""
   return small(**(FLAT | changes))
 
 
-# One of `flat` with statistics and moments that move, compiled once for tests.
+# A `flat` config with moving statistics and moments, compiled once.
 FLAT_BATCH = flat(
   model__norm="batch",
   objective__population="debiased",
@@ -70,7 +70,7 @@ FLAT_BATCH = flat(
 )
 
 
-# The published Epanechnikov VAE, in the place of gamix.
+# The published Epanechnikov VAE, instead of gamix.
 EVAE = dict(
   posterior__name="epanechnikov",
   posterior__epanechnikov__prior="uniform",
@@ -82,7 +82,7 @@ EVAE = dict(
 
 
 def elbo(make=small, **changes):
-  """A config with the standard VAE's objective."""
+  """Returns a config with the standard VAE's objective."""
   return make(
     objective__name="elbo",
     weights__population_kl=None,
@@ -93,14 +93,14 @@ def elbo(make=small, **changes):
 
 
 def alone(make=small, **changes):
-  """A config without a discriminator."""
+  """Returns a config without a discriminator."""
   names = ("adversarial", "real", "fake")
   none = {f"weights__{k}": None for k in names}
   return make(adversarial__loss="none", **none, **changes)
 
 
 def _filled(seed, path, shape):
-  """Numbers for a leaf: every one other than its initial value."""
+  """Returns values for a leaf, all different from its initial value."""
   name = jax.tree_util.keystr(path)
   rng = np.random.default_rng([seed, *name.encode()])
   noise = rng.normal(size=shape.shape)
@@ -114,7 +114,7 @@ def _filled(seed, path, shape):
 
 
 def state_of(spec, seed=0):
-  """A state with weights from NumPy: nothing to compile, no zero bias."""
+  """Returns a state with weights from NumPy: no compilation, no zero biases."""
   shapes = jax.eval_shape(functools.partial(step.init, spec))
 
   def net(shape):
@@ -137,7 +137,7 @@ def state_of(spec, seed=0):
 
 
 def save_run(folder, config_, *states):
-  """A workdir with these states, of steps 5, 10, ..."""
+  """Writes a workdir with these states, at steps 5, 10, ..."""
   folder.mkdir()
   (folder / "config.json").write_text(config.to_json(config_))
   with Checkpoints(folder / "checkpoints", keep=9) as checkpoints:
@@ -146,7 +146,7 @@ def save_run(folder, config_, *states):
 
 
 def images(c, seed=0):
-  """A batch of smooth images in [-1, 1]."""
+  """Returns a batch of smooth images in [-1, 1]."""
   rng = np.random.default_rng(seed)
   h, w, channels = config.image_shape(c)
   i, j = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
@@ -157,17 +157,17 @@ def images(c, seed=0):
 
 
 def modalities(kind, shape):
-  """One image of a shape, with the likelihood of a name."""
+  """Returns the modalities of one image, with a likelihood given by name."""
   return {"image": Modality(shape, LIKELIHOODS[kind])}
 
 
 def output(x, q, z, w, x_hat, **rest):
-  """What a pass of a VAE of images leaves."""
+  """Returns the output of an image VAE's forward pass."""
   return VAEOutput({"image": x}, q, z, w, {"image": x_hat}, **rest)
 
 
 class Run:
-  """A config's spec, first state and batch, and its functions compiled."""
+  """A config's spec, initial state and batch, and its compiled functions."""
 
   def __init__(self, c):
     self.config = c
@@ -185,14 +185,14 @@ class Run:
     return jit(with_weights)
 
   def step(self, state, batch, weights=None):
-    """(state, batch) -> (state, metrics), of the config's weights or others."""
+    """(state, batch) -> (state, metrics); default: the config's weights."""
     named = [self.spec.weights.vae, self.spec.weights.disc]
     if weights is not None:
       named = [{k: float(weights.get(k, 0)) for k in of} for of in named]
     return self._step(*named, state, batch)
 
   def steps(self, n, state=None):
-    """The state and the metrics after n steps, a fresh batch each."""
+    """Returns state and metrics after n steps, with a new batch each."""
     state, metrics = state or self.state, None
     for t in range(n):
       state, metrics = self.step(state, images(self.config, t))
@@ -205,12 +205,12 @@ def _run(text):
 
 
 def run_of(c):
-  """The Run of a config, the same one for the same config."""
+  """Returns the Run of a config, cached."""
   return _run(config.to_json(c))
 
 
 def assert_same(a, b):
-  """Two trees, bit for bit."""
+  """Asserts that two trees are bitwise equal."""
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for (path, x), y in zip(
     jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
@@ -219,7 +219,7 @@ def assert_same(a, b):
 
 
 def assert_close(a, b, rtol, atol=0.0):
-  """Two trees, relative to each leaf's largest number."""
+  """Asserts that two trees are close, relative to each leaf's largest value."""
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for (path, x), y in zip(
     jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
@@ -231,7 +231,7 @@ def assert_close(a, b, rtol, atol=0.0):
 
 
 def moved(a, b):
-  """Whether each leaf of b differs from a's: {path: bool}."""
+  """Returns {path: whether the leaf differs between a and b}."""
   pairs = zip(
     jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
   )
@@ -241,8 +241,9 @@ def moved(a, b):
   }
 
 
-# Files that take long, the longest first. Begun last, one would run alone.
-LONG = (
+# Slow files, slowest first. A slow file started last would run alone at the
+# end.
+SLOW_FILES = (
   *("resume", "mistakes", "step", "notebooks", "compare", "main", "golden"),
   "alive",
   *("evaluate", "checkpoint", "keras_weights", "configs", "export"),
@@ -250,20 +251,20 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
-  """The long files first; with --no-loadscope-reorder they stay there."""
-  place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
-  items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+  """Moves slow files to the front; --no-loadscope-reorder keeps them there."""
+  place = {f"test_{name}.py": i for i, name in enumerate(SLOW_FILES)}
+  items.sort(key=lambda item: place.get(item.path.name, len(SLOW_FILES)))
 
 
 @pytest.fixture(autouse=True)
-def _as_commands_begin():
-  """Without it Orbax's own reports of failed saves are warnings, so errors."""
+def _silence_orbax():
+  """Silences Orbax's reports of failed saves, which would be errors here."""
   save_errors.silence_orbax()
 
 
 @pytest.fixture(scope="module")
 def quick():
-  """What a module's tests compile, compiled in a third of the time."""
+  """Compiles a module's functions in a third of the time."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
       jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
@@ -273,10 +274,10 @@ def quick():
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-  """The commands, in processes of their own; see `program.py`."""
+  """Runs the commands in subprocesses; see `program.py`."""
   folder = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
-    folder = folder.parent  # what the workers share
+    folder = folder.parent  # shared by the workers
   program = Program(folder / "compiled")
   yield program
   program.close()
@@ -286,19 +287,19 @@ def program(tmp_path_factory):
 
 
 class Fault:
-  """What a test did to a run, and what came of it, for docs/faults.md."""
+  """Records what a test did to a run, and the outcome, for docs/faults.md."""
 
   def __init__(self, what, record):
     """`record` takes a name and a value, as `record_property` does."""
     self.what, self._record = what, record
 
   def note(self, ended, lost, same, times=1):
-    """One or more times alike.
+    """Records one fault, or several equal ones.
 
     Args:
-      ended: how the program did, in a few words.
-      lost: steps that were done, and were done again: a number, or one a time.
-      same: what the run in the end is, against the run never disturbed.
+      ended: how the program ended, in a few words.
+      lost: steps that had to be repeated: a number, or one per time.
+      same: how the final state compares to that of an undisturbed run.
       times: how often.
     """
     lost = list(lost) if isinstance(lost, list | tuple) else [lost]
@@ -308,13 +309,13 @@ class Fault:
 
 @pytest.fixture
 def fault(request, record_property):
-  """Notes for the table of the session's faults."""
+  """Records faults for the table of the session."""
   (what,) = request.node.get_closest_marker("faults").args
   return Fault(what, record_property)
 
 
 def fault_table(notes):
-  """The notes as a table in markdown, those of one kind in one row."""
+  """Returns the records as a Markdown table, with equal ones in one row."""
   rows = collections.defaultdict(list)
   for note in notes:
     rows[note["what"]].append(note)
@@ -337,7 +338,7 @@ def fault_table(notes):
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Shows the table of faults; FAULTS_TABLE names a file for it, too."""
+  """Prints the table of faults, and writes it to the file FAULTS_TABLE."""
   reports = [
     report
     for outcome in ("passed", "failed", "skipped")

@@ -1,24 +1,24 @@
-"""Damage to a file's bytes, of the kinds that disks, copies and kills do."""
+"""Damages a file's bytes as disks, interrupted copies and kills do."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-LONGEST = 64  # bytes inserted or flipped at a time
+MAX_BYTES = 64  # maximum number of bytes inserted or flipped at once
 
 
 def damages(data: bytes, n: int, seed: int = 0) -> Iterator[bytes]:
-  """Damaged copies of a file, the same for the same arguments.
+  """Yields damaged copies of a file, deterministically.
 
-  The kinds take turns, so that a few copies have each of them.
+  The kinds of damage alternate, so that a few copies cover all of them.
 
   Args:
-    data: the whole file; may be empty.
-    n: how many copies.
-    seed: of what is damaged and where.
+    data: the file's content; may be empty.
+    n: number of copies.
+    seed: determines what is damaged, and where.
 
   Yields:
-    bytes of any length, 0 included; now and then equal to `data`.
+    bytes of any length, including 0; occasionally equal to `data`.
   """
   rng = np.random.default_rng(seed)
   for i in range(n):
@@ -26,13 +26,13 @@ def damages(data: bytes, n: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def _span(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
-  """begin <= end, two places in the file."""
+  """Returns begin <= end, two positions in the file."""
   begin, end = np.sort(rng.integers(0, len(data) + 1, 2))
   return int(begin), int(end)
 
 
 def _flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
-  """One bit each of a few bytes."""
+  """Flips one bit in each of a few bytes."""
   out = np.frombuffer(data, np.uint8).copy()
   if out.size:
     where = rng.integers(0, out.size, rng.integers(1, 9))
@@ -41,14 +41,14 @@ def _flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _replace(data: bytes, rng: np.random.Generator) -> bytes:
-  """A few bytes in a row become others."""
+  """Replaces a few consecutive bytes."""
   begin, _ = _span(data, rng)
-  end = min(len(data), begin + int(rng.integers(1, LONGEST)))
+  end = min(len(data), begin + int(rng.integers(1, MAX_BYTES)))
   return data[:begin] + rng.bytes(end - begin) + data[end:]
 
 
 def _cut_end(data: bytes, rng: np.random.Generator) -> bytes:
-  """A write that a kill or a full disk ended."""
+  """Truncates, like a write that was killed or hit a full disk."""
   return data[: _span(data, rng)[0]]
 
 
@@ -63,17 +63,17 @@ def _cut_middle(data: bytes, rng: np.random.Generator) -> bytes:
 
 def _insert(data: bytes, rng: np.random.Generator) -> bytes:
   begin, _ = _span(data, rng)
-  return data[:begin] + rng.bytes(rng.integers(1, LONGEST)) + data[begin:]
+  return data[:begin] + rng.bytes(rng.integers(1, MAX_BYTES)) + data[begin:]
 
 
 def _zero(data: bytes, rng: np.random.Generator) -> bytes:
-  """A hole: blocks that were never written."""
+  """Zeroes a range, like blocks that were never written."""
   begin, end = _span(data, rng)
   return data[:begin] + bytes(end - begin) + data[end:]
 
 
 def _repeat(data: bytes, rng: np.random.Generator) -> bytes:
-  """A part stands twice."""
+  """Duplicates a range."""
   begin, end = _span(data, rng)
   return data[:end] + data[begin:end] + data[end:]
 

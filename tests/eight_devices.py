@@ -1,7 +1,7 @@
-"""Steps on the number of emulated devices there are; run by test_mesh.
+"""Runs steps on all emulated devices; started by test_mesh.
 
-Writes every number of the runs to the .npz named, a run for each layout, and
-what their devices sent each other.
+Writes all values of the runs to the given .npz, with a run per sharding plan,
+and the collectives of each.
 """
 
 import sys
@@ -18,12 +18,12 @@ from gamix_jax.parallel import mesh
 DEVICES, STEPS = 8, 4
 FSDP = (1, 2, 8)
 MIN_SIZE = 64
-# (mesh.fsdp, objective.population) of the layouts and of the other form.
+# (mesh.fsdp, objective.population) of each run.
 RUNS = (*((fsdp, "debiased") for fsdp in FSDP), (1, "quadratic"))
 
 
 def config(form):
-  """All that sums over the batch: statistics, moments, strata."""
+  """A config with all sums over the batch: statistics, moments, strata."""
   return small(
     data__batch_size=16,
     model__norm="batch",
@@ -37,8 +37,8 @@ def config(form):
     objective__population=form,
     optim__vae__learning_rate=1e-2,
     optim__disc__learning_rate=1e-2,
-    # A bias that batch statistics take out again has rounding for a gradient,
-    # and Adam's step would be its sign.
+    # The gradient of a bias before batch statistics is a rounding error, and
+    # Adam's step would be its sign.
     optim__vae__eps=1e-1,
     optim__disc__eps=1e-1,
     mesh__fsdp_min_size=MIN_SIZE,
@@ -46,11 +46,11 @@ def config(form):
 
 
 def history(fsdp=1, form="debiased"):
-  """{name: array} of all metrics and of the last state, and the program."""
+  """Returns {name: array} of all metrics and the last state; the program."""
   run = run_of(config(form))
   grid = mesh.create_mesh(16, fsdp)
   layout = mesh.ShardingPlan(grid, MIN_SIZE)
-  # A copy: what is donated may lie in the very buffers that it came from.
+  # A copy: donated buffers may be the very ones that it came from.
   state = jax.device_put(
     jax.tree.map(np.array, run.state), layout.shardings(run.state)
   )
@@ -67,14 +67,14 @@ def history(fsdp=1, form="debiased"):
     before, (state, now) = state, train(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     metrics.append(now)
-  assert_lies(state, now, fsdp)
+  assert_shardings(state, now, fsdp)
   leaves = jax.tree_util.tree_leaves_with_path((state, metrics))
   found = {jax.tree_util.keystr(path): np.asarray(v) for path, v in leaves}
   return found, train.as_text(), communication.law(run.config, layout, state)
 
 
-def assert_lies(state, metrics, fsdp):
-  """Large arrays in parts, and those of a network alone; the rest whole."""
+def assert_shardings(state, metrics, fsdp):
+  """Checks that exactly the large arrays of each network are sharded."""
   kinds = (".params", ".mu", ".nu", ".ema")
   spread = dict.fromkeys(kinds, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
@@ -85,13 +85,13 @@ def assert_lies(state, metrics, fsdp):
     assert parts == {fsdp if large and kind else 1}, (name, parts)
     if parts != {1}:
       spread[kind] += 1
-  # Of each parameter its two slots and its average.
+  # Each parameter has two optimizer slots and an average.
   assert len(set(spread.values())) == 1, spread
   assert (spread[".ema"] > 0) == (fsdp > 1)
 
 
 def main(out):
-  """Every run; the arrays' names begin with its `fsdp` and its form."""
+  """Runs all of them; array names begin with `fsdp` and the population form."""
   arrays = {"devices": jax.device_count()}
   for fsdp, form in RUNS:
     found, text, law = history(fsdp, form)
@@ -102,5 +102,5 @@ def main(out):
 
 
 if __name__ == "__main__":
-  warnings.simplefilter("error")  # of donated buffers that were not usable
+  warnings.simplefilter("error")  # unusable donated buffers
   main(sys.argv[1])

@@ -1,6 +1,6 @@
-"""A model's answers on the number of emulated devices there are.
+"""Computes a model's outputs on all emulated devices.
 
-Run by test_inference with a workdir and the .npz to write.
+test_inference runs it with a workdir and the .npz to write.
 """
 
 import sys
@@ -12,7 +12,7 @@ import gamix_jax
 
 
 def answers(workdir):
-  """{name: array}; 10 images, which 8 devices do not divide."""
+  """Returns {name: array} for 10 images, which do not divide by 8 devices."""
   model = gamix_jax.load(workdir, batch_size=16)
   rng = np.random.default_rng(0)
   x = rng.uniform(-1, 1, (10, *model.spec.image.shape)).astype("f4")

@@ -1,7 +1,7 @@
-"""A step of other networks on eight emulated devices; run by test_networks.
+"""Runs a step of other networks on eight emulated devices; see test_networks.
 
-The same step and state on one of them, and every number of both compared. Says
-how many arrays there were.
+Compares all values to the same step on one device, and prints the number of
+arrays compared.
 """
 
 import functools
@@ -16,7 +16,7 @@ from gamix_jax.parallel import mesh
 
 
 def config():
-  """A convolutional encoder of patches, an MLP decoder, batch statistics."""
+  """A patched convolutional encoder, an MLP decoder, batch statistics."""
   return alone(
     data__batch_size=16,
     data__image_size=(8, 12),
@@ -27,14 +27,14 @@ def config():
     model__encoder_features=(8,),
     model__decoder="mlp",
     model__decoder_features=(8,),
-    # Adam's first step of a gradient that is rounding would be its sign.
+    # Adam's first step on a rounding error would be its sign.
     optim__vae__eps=1e-2,
     optim__vae__learning_rate=1e-2,
   )
 
 
 def main():
-  """Compares; an AssertionError names what differs."""
+  """Compares; an AssertionError names the differing arrays."""
   c = config()
   spec = build.train_spec(c)
   first, batch = jax.device_get((state_of(spec), images(c)))

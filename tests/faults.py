@@ -1,7 +1,7 @@
-"""What the tests of faults share: a run that is watched while it runs.
+"""Shared by the fault tests: a run that is watched while it runs.
 
-Nothing here waits without a limit: a run that does not get where it should in
-time is killed, and the test fails.
+All waiting is limited: a run that does not get as far as expected in time is
+killed, and the test fails.
 """
 
 import re
@@ -17,7 +17,7 @@ from test_resume import assert_equal
 from gamix_jax.files import PART
 
 CHILD = Path(__file__).with_name("faults_child.py")
-LIMIT = 120  # seconds, on a machine that is busy; a start takes six
+TIMEOUT = 120  # seconds, on a busy machine; a start takes six
 STEP = re.compile(r"\s*(\d+)/\d+ ")
 BITS = "bit for bit"
 STEPS, EVERY = 40, 4
@@ -30,11 +30,12 @@ FLAGS = (
 
 
 class Watched:
-  """A command, its lines as they come, and when each came.
+  """A running command and its output lines with their times.
 
   Attributes:
     process: the Popen.
-    out: [(when, line)] of standard output; `err` of the other.
+    out: [(when, line)] of standard output.
+    err: the same of standard error.
   """
 
   def __init__(self, argv, env, **kwargs):
@@ -73,31 +74,31 @@ class Watched:
     self.process.kill()
     self.process.wait()
     for reader in self._readers:
-      reader.join(LIMIT)
+      reader.join(TIMEOUT)
 
   def text(self):
-    """(standard output, standard error) so far."""
+    """Returns (standard output, standard error) so far."""
     return tuple("".join(x for _, x in lines) for lines in (self.out, self.err))
 
-  def until(self, happened, limit=LIMIT):
-    """Waits for what `happened()` says is true; returns it.
+  def until(self, happened, limit=TIMEOUT):
+    """Waits until `happened()` is truthy and returns its value.
 
-    It fails when the command ends before, or at the limit.
+    Fails if the command ends before that, or at the limit.
     """
     end = time.monotonic() + limit
     while not (found := happened()):
       if self.process.poll() is not None:
         for reader in self._readers:
           reader.join(limit)
-        if found := happened():  # with the last that it said
+        if found := happened():  # with its last output
           return found
         raise AssertionError((self.process.returncode, *self.text()))
       assert time.monotonic() < end, self.text()
       time.sleep(0.002)
     return found
 
-  def line(self, begins, limit=LIMIT):
-    """The first line that begins so, when it is there: (when, line)."""
+  def line(self, begins, limit=TIMEOUT):
+    """Waits for the first line with this prefix: (when, line)."""
 
     def there():
       found = (x for x in list(self.out) if x[1].strip().startswith(begins))
@@ -106,21 +107,21 @@ class Watched:
     return self.until(there, limit)
 
   def steps(self):
-    """The steps it has reported: [(when, step)]."""
+    """Returns the steps reported so far: [(when, step)]."""
     found = [(when, STEP.match(line)) for when, line in list(self.out)]
     return [(when, int(m[1])) for when, m in found if m]
 
-  def at(self, step, limit=LIMIT):
+  def at(self, step, limit=TIMEOUT):
     """Waits until it has reported a step."""
     self.until(lambda: any(n >= step for _, n in self.steps()), limit)
 
   def continued(self):
-    """The step that it went on from; 0: it began anew."""
+    """Returns the step that it resumed from; 0 for a new run."""
     found = re.search(r"Continuing at step (\d+)\.", self.text()[0])
     return int(found[1]) if found else 0
 
-  def ended(self, limit=LIMIT):
-    """(exit code, stdout, stderr); killed, and failed, at the limit."""
+  def ended(self, limit=TIMEOUT):
+    """Returns (exit code, stdout, stderr); kills it and fails at the limit."""
     try:
       self.process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -131,13 +132,13 @@ class Watched:
     return (self.process.returncode, *self.text())
 
   def kill(self):
-    """kill -9."""
+    """Sends SIGKILL."""
     self.process.kill()
     self.ended()
 
 
 def watched(program, *flags, fault=None, devices=1, **kwargs):
-  """Starts `main`, or `main` with something of `faults_child` done to it."""
+  """Starts `main`, or `main` with a fault of `faults_child`."""
   argv = program.argv(*flags)
   if fault is not None:
     warnings = [f"-W{w}" for w in WARNINGS]
@@ -146,13 +147,13 @@ def watched(program, *flags, fault=None, devices=1, **kwargs):
 
 
 def complete(workdir):
-  """The steps with a complete checkpoint, as their names say."""
+  """Returns the steps with a complete checkpoint, judging by their names."""
   found = (workdir / "checkpoints").glob("[0-9]*")
   return sorted(int(p.name) for p in found if p.name.isdecimal())
 
 
 def leftovers(workdir):
-  """What a killed run can leave and a continued one is to take away."""
+  """Returns temporary files that a resumed run must remove."""
   return sorted(
     str(p.relative_to(workdir))
     for p in workdir.rglob("*")
@@ -160,11 +161,11 @@ def leftovers(workdir):
   )
 
 
-def assert_continues(program, flags, straight, steps, limit=LIMIT):
-  """The same command brings it to the end of the run never disturbed.
+def assert_continues(program, flags, straight, steps, limit=TIMEOUT):
+  """Resumes the run and checks its end against the undisturbed run.
 
   Returns:
-    The step that it went on from.
+    The step that it resumed from.
   """
   workdir = Path(flags[-1].removeprefix("--workdir="))
   with watched(program, *flags) as run:
@@ -176,14 +177,14 @@ def assert_continues(program, flags, straight, steps, limit=LIMIT):
 
 
 def assert_same_end(workdir, straight, steps):
-  """Every array and every number on the way, and nothing besides."""
+  """Asserts that all arrays and metrics are equal, and nothing else exists."""
   assert_equal(workdir, straight, steps)
   assert numbers(workdir) == numbers(straight)
   assert leftovers(workdir) == [], leftovers(workdir)
 
 
 def twice(program, workdir, straight, offset):
-  """The same command, and again after some seconds: (codes, errors)."""
+  """Starts the same command twice, with a delay: (codes, errors)."""
   flags = (*FLAGS, f"--workdir={workdir}")
   with watched(program, *flags) as one:
     time.sleep(offset)
@@ -195,7 +196,7 @@ def twice(program, workdir, straight, offset):
 
 
 def assert_one_won(ends):
-  """One ended well; the other was refused, or came when that was over."""
+  """Asserts that one succeeded, and the other was refused or came later."""
   codes = sorted(code for code, _, _ in ends)
   assert codes in ([0, 2], [0, 0]), ends
   for code, out, err in ends:

@@ -1,9 +1,9 @@
-"""`gamix_jax.main` with one thing done to it from inside.
+"""Runs `gamix_jax.main` with one fault injected from inside.
 
 python faults_child.py FAULT[:STEP ...] FLAGS OF MAIN ...
 
-For what cannot be aimed at from outside: a moment within a save, a number
-within a batch. All else of the process is `python -m gamix_jax.main`.
+For faults that cannot be triggered from outside: a moment within a save, a
+value within a batch. Otherwise the process equals `python -m gamix_jax.main`.
 """
 
 import os
@@ -26,7 +26,7 @@ def die():
 
 
 def after_calls(holder, name, count, act, first=False):
-  """`act()` when `holder.name` has been called so often, after it or first."""
+  """Calls `act()` before or after the n-th call of `holder.name`."""
   original, calls = getattr(holder, name), 0
 
   def call(*args, **kwargs):
@@ -43,12 +43,12 @@ def after_calls(holder, name, count, act, first=False):
 
 
 def arrays(count):
-  """kill -9 in a save: its arrays are on their way to the disk."""
+  """SIGKILL in a save, while its arrays are being written."""
   after_calls(ocp.CheckpointManager, "save", count, die)
 
 
 def commit(count):
-  """kill -9 in a save: its files are complete but for the sums and the name."""
+  """SIGKILL in a save, before its checksums and final name."""
   after_calls(integrity, "write_checksums", count, die, first=True)
 
 
@@ -57,7 +57,7 @@ def ask():
 
 
 def looking(count):
-  """SIGTERM in an evaluation."""
+  """SIGTERM in a validation."""
   after_calls(validation.Validator, "numbers", count, ask, first=True)
 
 
@@ -73,16 +73,16 @@ def compiling():
 
 
 def batch(*at):
-  """A NaN in one pixel of the batches of these steps.
+  """Puts a NaN into one pixel of the batches of these steps.
 
-  An image of uint8 cannot hold one, so these batches are handed over as what
-  the step makes of them anyway: floats in [-1, 1]; to a step that takes them.
+  uint8 images cannot hold a NaN, so these batches are passed as what the step
+  converts them to: floats in [-1, 1].
   """
   original, calls = mesh.global_batch, 0
 
   def poisoned(devices, rows):
     nonlocal calls
-    calls += "mask" not in rows  # an evaluation's have one
+    calls += "mask" not in rows  # validation batches have one
     if "mask" not in rows and calls in at:
       image = rows["image"].astype(np.float32) / 127.5 - 1
       image[0, 0, 0, 0] = np.nan
@@ -104,7 +104,7 @@ def batch(*at):
 
 
 def weights(at):
-  """A NaN in one weight of the VAE, before a step."""
+  """Puts a NaN into one weight of the VAE before a step."""
 
   def poisoned(compiled, spec, layout):
     del spec, layout
@@ -120,7 +120,7 @@ def weights(at):
 
 
 def _around_the_step(wrap):
-  """The loop is given `wrap` of the step that it compiles."""
+  """Makes the loop run `wrap` of the compiled step."""
   original = loop._compile
 
   def compile_(spec, config, abstract, layout):

@@ -1,11 +1,11 @@
-"""Commands as forks of one process that has imported the program.
+"""Runs commands as forks of one process that has imported the package.
 
-Importing JAX is most of what a refused command costs. A fork is a process of
-its own all the same: its flags, folder, streams, environment and exit code are
-the command's, and nothing of JAX has begun before it.
+Importing JAX takes most of the time of a refused command. A fork is still a
+separate process: flags, folder, streams, environment and exit code are the
+command's own, and JAX is not initialised before it.
 
-Reads a command a line from stdin, as JSON; writes a line, its id and its exit
-code, when it has ended.
+Reads one JSON command per line from stdin; when a command has ended, writes a
+line with its id and exit code.
 """
 
 import json
@@ -17,7 +17,7 @@ import warnings
 
 
 def serve() -> dict | None:
-  """Forks for each command; in a fork, the command. None at stdin's end."""
+  """Forks for each command; returns the command in a fork, None at the end."""
   running: dict[int, int] = {}
   buffer, more = b"", True
   while more or running:
@@ -28,7 +28,7 @@ def serve() -> dict | None:
     for line in lines:
       command = json.loads(line)
       with warnings.catch_warnings():
-        # Of threads, of which this process has none.
+        # About threads; this process has none.
         warnings.simplefilter("ignore")
         pid = os.fork()
       if pid == 0:
@@ -41,7 +41,7 @@ def serve() -> dict | None:
 
 
 def become(command: dict) -> None:
-  """The command, up to its exit."""
+  """Runs the command up to its exit."""
   os.chdir(command["cwd"])
   os.environ.clear()
   os.environ.update(command["env"])

@@ -1,7 +1,7 @@
-"""The commands as a user runs them: processes of their own.
+"""Runs the commands as a user does, in subprocesses.
 
-Compiling is what a run costs, so all runs of a session share one compilation
-cache and most of them one program, that of SMALL.
+Compiling dominates the cost of a run, so all runs of a session share one
+compilation cache, and most of them share one program, that of SMALL.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from gamix_jax import presets
 
 ROOT = Path(__file__).parents[1]
 
-# The tiny variant without what can be spared: no norm, the cheapest population.
+# The tiny variant, simplified: no norm, the cheapest population term.
 SMALL = shlex.split("""
   --config=configs/digits.py:tiny
   --config.model.norm=none
@@ -40,7 +40,7 @@ SMALL = shlex.split("""
   --config.data.cache=none
 """)
 
-# With these a run may be continued to another number of steps.
+# With these settings, a run can be resumed to a different number of steps.
 ANY_LENGTH = (
   "--config.adversarial.disc_start=1",
   "--config.ramp.collapse_penalty=0",
@@ -48,19 +48,20 @@ ANY_LENGTH = (
   "--config.optim.disc.schedule=constant",
 )
 
-# XLA's options with which it is soonest done with compiling.
+# XLA's options for the fastest compilation.
 QUICK = {
   "xla_backend_optimization_level": 0,
   "xla_cpu_parallel_codegen_split_count": 1,  # tiny programs, few cores
 }
-if jax.__version_info__ < (0, 11):  # later ones know no other emitters
+if jax.__version_info__ < (0, 11):  # later versions have no other emitters
   QUICK["xla_cpu_use_fusion_emitters"] = False
 
-# Warnings are errors, but for those of libraries that nobody here can fix.
+# Warnings are errors, except for those inside libraries.
 WARNINGS = (
   "error",
   "ignore:the load_module() method is deprecated:DeprecationWarning",
-  # JAX writes its cache in place, so another process may meet half an entry.
+  # JAX writes cache entries in place, so another process may read half an
+  # entry.
   "ignore:Error reading persistent compilation cache entry:UserWarning",
 )
 
@@ -69,7 +70,7 @@ class Program:
   """Runs python -m gamix_jax.<command>."""
 
   def __init__(self, cache: Path):
-    """`cache` is where compiled steps are kept."""
+    """`cache` is the compilation cache."""
     self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._env = {
       **os.environ,
@@ -83,14 +84,14 @@ class Program:
     }
 
   def env(self, devices: int = 1, **more: str) -> dict[str, str]:
-    """The environment of a process."""
+    """Returns the environment of a process."""
     env = self._env | more
     if devices > 1:
       env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     return env
 
   def argv(self, *flags: str, module: str = "gamix_jax.main") -> list[str]:
-    """The words of a command."""
+    """Returns the arguments of a command."""
     warnings = [f"-W{w}" for w in WARNINGS]
     return [sys.executable, *warnings, "-m", module, *map(str, flags)]
 
@@ -116,7 +117,7 @@ class Program:
     )
 
   def script(self, code: str, *words, **kwargs):
-    """Runs Python code in a process of its own; as `run`."""
+    """Runs Python code in a subprocess; returns the same as `run`."""
     return subprocess.run(
       [sys.executable, "-c", code, *map(str, words)],
       env=self.env(),
@@ -128,7 +129,7 @@ class Program:
     )
 
   def forked(self, *flags: str, devices: int = 1):
-    """As `run`, but the process is a fork of one with JAX imported."""
+    """Like `run`, but in a fork of a process that has imported JAX."""
     return self._forks.run(self.argv(*flags), self.env(devices))
 
   @functools.cached_property
@@ -136,19 +137,19 @@ class Program:
     return Forks(self.argv()[1:-2], self.env(OPENBLAS_NUM_THREADS="1"))
 
   def close(self) -> None:
-    """Ends what was begun to be forked."""
+    """Ends the forking process."""
     if "_forks" in vars(self):
       self._forks.close()
 
   def done(self, *flags: str, **kwargs) -> str:
-    """Runs `main`, which is to end well and quietly; its stdout."""
+    """Runs `main`, asserts success without stderr output, returns stdout."""
     ran = self.run(*flags, **kwargs)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
     return ran.stdout
 
   def start(self, *flags: str, **kwargs) -> subprocess.Popen:
-    """Starts `main`, to be waited for, killed or asked to stop."""
+    """Starts `main`, to be waited for, killed or stopped."""
     return subprocess.Popen(
       self.argv(*flags),
       env=self.env(),
@@ -161,10 +162,10 @@ class Program:
 
 
 class Forks:
-  """A process with the program imported, and its forks; see `forks.py`."""
+  """A process that has imported the package, and its forks; see `forks.py`."""
 
   def __init__(self, options: list[str], env: dict[str, str]):
-    """`options` are Python's own."""
+    """`options` are those of the Python interpreter."""
     self._process = subprocess.Popen(
       [sys.executable, *options, ROOT / "tests" / "forks.py"],
       env=env | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -179,7 +180,7 @@ class Forks:
     self._listener.start()
 
   def close(self):
-    """Waits for what runs."""
+    """Waits for running commands."""
     self._process.stdin.close()
     self._listener.join()
     self._process.stdout.close()
@@ -194,7 +195,7 @@ class Forks:
         end.set_exception(RuntimeError("forks.py has ended"))
 
   def run(self, argv: list[str], env: dict[str, str]):
-    """Runs python's `-m module flags` of `argv`, as subprocess.run would."""
+    """Runs `python -m module flags` like subprocess.run."""
     end = concurrent.futures.Future()
     at = argv.index("-m")
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +214,7 @@ class Forks:
 
 
 def assert_refused(ran, *words: str) -> None:
-  """Exit code 2 and one or two lines that hold these words."""
+  """Asserts exit code 2 and one or two lines that contain these words."""
   assert ran.returncode == 2, ran.stdout + ran.stderr
   lines = ran.stderr.rstrip("\n").split("\n")
   assert 1 <= len(lines) <= 2, ran.stderr
@@ -223,13 +224,13 @@ def assert_refused(ran, *words: str) -> None:
 
 
 def rows(workdir: Path) -> list[dict]:
-  """The lines of metrics.jsonl."""
+  """Returns the rows of metrics.jsonl."""
   text = (workdir / "metrics.jsonl").read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
 def numbers(workdir: Path) -> list[dict]:
-  """The lines of metrics.jsonl without how fast they came."""
+  """Returns the rows of metrics.jsonl without the speed metrics."""
   return [
     {k: v for k, v in row.items() if not k.startswith(("speed/", "input/"))}
     for row in rows(workdir)
@@ -237,11 +238,11 @@ def numbers(workdir: Path) -> list[dict]:
 
 
 class Jobs:
-  """Commands run beside each other, a folder of its own for each.
+  """Commands that run in parallel, each in its own folder.
 
   Attributes:
     table: {name: function of the folder that prepares it and returns the
-      words of the command}; a name with `@8` in it runs on eight devices.
+      command's arguments}; a name with `@8` runs on eight devices.
   """
 
   def __init__(
@@ -252,11 +253,11 @@ class Jobs:
     root: Path,
     forked: Callable[[str], bool] = lambda name: False,
   ):
-    """Starts those of `names`; those that are `forked` as forks."""
+    """Starts those in `names`; those in `forked` as forks."""
     self._forked = forked
     self._folders = {n: root / f"job{i}" for i, n in enumerate(sorted(names))}
     self._futures = {}
-    for name in (n for n in table if n in names):  # in the table's order
+    for name in (n for n in table if n in names):  # in the order of the table
       self._folders[name].mkdir()
       self._futures[name] = program.pool.submit(
         self._run, program, table[name], name
@@ -268,12 +269,12 @@ class Jobs:
     return run(*flags, devices=8 if "@8" in name else 1)
 
   def __getitem__(self, name: str):
-    """What came of it, and its folder."""
+    """Returns the result of a command, and its folder."""
     return self._futures[name].result(), self._folders[name]
 
 
 def chosen(session, path: Path) -> set:
-  """The values of `job` with which tests of a file are going to run."""
+  """Returns the values of `job` of a file's tests that are going to run."""
   found = set()
   for item in session.items:
     if item.path == path and hasattr(item, "callspec"):
@@ -283,7 +284,7 @@ def chosen(session, path: Path) -> set:
 
 
 def config_of(name: str, variant: str = ""):
-  """What a file of configs/ says."""
+  """Returns the config of a file in configs/."""
   path = ROOT / "configs" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"config_{name}", path)
   module = importlib.util.module_from_spec(spec)
@@ -292,12 +293,12 @@ def config_of(name: str, variant: str = ""):
 
 
 def complete_config_of(name: str, variant: str = ""):
-  """The same with what its preset fills: as a run has it."""
+  """Returns that config, completed by its preset."""
   return presets.complete(config_of(name, variant))
 
 
 def events(folder):
-  """The records of TensorBoard's files: size, checksum, data, checksum."""
+  """Yields the records of event files: size, checksum, data, checksum."""
   for path in sorted(folder.glob("events.out.tfevents.*")):
     file = io.BytesIO(path.read_bytes())
     while head := file.read(12):
@@ -321,7 +322,7 @@ def noise(seed, *shape):
 
 
 def hundred(folder, broken=1):
-  """A hundred JPEGs of which the first ones end too early."""
+  """Writes a hundred JPEGs, of which the first ones are truncated."""
   for i in range(100):
     path = folder / f"{i:03d}.jpg"
     save(path, noise(i, 12, 12, 3))

@@ -1,7 +1,7 @@
-"""Whether a run starts alive, by what it knows and not by how long it took.
+"""Checks that a run's start is alive, by its metrics.
 
-150 steps of the digits from the shipped config; and of a start of the kind that
-dies, which must be said.
+Runs 150 steps of digits with the shipped config, and with a start that leads to
+posterior collapse, which must be reported.
 """
 
 import re
@@ -20,7 +20,7 @@ SHORT = (
   f"--config.eval_every={STEPS}",
   f"--config.checkpoint.every={STEPS}",
 )
-# Wide posteriors from the start, a heavy KL from the start, slow steps.
+# Wide initial posteriors, a large initial KL weight, a low learning rate.
 DYING = (
   *("--config.objective.name=elbo", "--config.weights.kl=10"),
   *(
@@ -50,7 +50,7 @@ def jobs(program, request, tmp_path_factory):
 
 @pytest.fixture
 def run(jobs, job):
-  """What a run said, and its last numbers, those held out too."""
+  """Returns a run's output and its last metrics, including validation."""
   ran, folder = jobs[job]
   assert ran.returncode == 0, ran.stderr
   last = [r for r in rows(folder / "run") if r["step"] == STEPS]
@@ -58,8 +58,8 @@ def run(jobs, job):
 
 
 @pytest.fixture(scope="module")
-def median_error():
-  """Of the best single picture there is: each pixel's median, held out."""
+def median_image_error():
+  """Returns the held-out error of the pixelwise median image."""
   c = config_of("digits")
   train, test = (
     np.stack([s[i]["image"] for i in range(len(s))]) / 127.5 - 1
@@ -71,21 +71,21 @@ def median_error():
 
 
 @pytest.mark.parametrize("job", ["shipped"])
-def test_the_shipped_start_is_alive(run, median_error):
-  """Of a code with nothing in it the error is the median's, at the least."""
+def test_the_shipped_start_is_alive(run, median_image_error):
+  """An empty code would have at least the median's error."""
   said, numbers = run
   assert numbers["eval/mutual_information"] > 3
-  assert numbers["eval/mae"] < 0.7 * median_error
+  assert numbers["eval/mae"] < 0.7 * median_image_error
   assert numbers["posterior/explained_variance"] > 0.3
   assert "dead" not in said
 
 
 @pytest.mark.parametrize("job", ["dying"])
-def test_a_dead_run_is_called_dead(run, median_error):
-  """And by its numbers it is; what to change is said so that it can be run."""
+def test_a_dead_run_is_called_dead(run, median_image_error):
+  """Its metrics are dead, too; the advice works as a command line."""
   said, numbers = run
   assert numbers["eval/mutual_information"] < 0.3
-  assert numbers["eval/mae"] > 0.9 * median_error
+  assert numbers["eval/mae"] > 0.9 * median_image_error
   (line,) = re.findall(r"^\d+: the run is dead: .*", said, re.M)
   assert line.startswith(f"{STEPS}: ")
   for flag in (

@@ -1,6 +1,6 @@
-"""The benchmarks: what is compared is the same, and the tables hold together.
+"""The benchmarks: both sides compute the same, and the tables are consistent.
 
-Times themselves are not looked at, but that they fit each other.
+Times are only checked for consistency.
 """
 
 import json
@@ -17,10 +17,10 @@ from benchmarks import flops
 from gamix_jax import config
 from gamix_jax.errors import UserError
 
-WHY = "the twin is written in PyTorch, an extra: pip install -e '.[bench]'"
+WHY = "needs PyTorch, an extra: pip install -e '.[bench]'"
 
 
-def twin():
+def torch_modules():
   pytest.importorskip("torch", reason=WHY)
   from benchmarks import torch_baseline, torch_check
 
@@ -54,10 +54,10 @@ VARIANTS = {
     for v in VARIANTS
   ],
 )
-def test_twin_computes_the_same(name):
-  check, of = twin()
+def test_torch_computes_the_same(name):
+  check, baseline = torch_modules()
   c = small(data__batch_size=4, **VARIANTS[name])
-  off = check.compare(c, of.Options())
+  off = check.compare(c, baseline.Options())
   assert set(off) == {"terms", "gradients", "update1", "update3"}
 
 
@@ -69,9 +69,9 @@ def test_twin_computes_the_same(name):
     dict(model__decoder_features=(6, 5), model__encoder_features=(4, 6, 5)),
   ],
 )
-def test_networks_of_the_twin(changes):
-  """Forward, of patches and of widths that are free, not square and colour."""
-  twin()
+def test_torch_networks(changes):
+  """Forward pass with patches and free widths, non-square colour images."""
+  torch_modules()
   import torch
 
   from benchmarks import torch_networks, torch_weights
@@ -101,13 +101,13 @@ def test_networks_of_the_twin(changes):
   assert_close(got, jax.device_get(ours(x, jnp.asarray(z))), 1e-4)
 
 
-def test_a_twin_that_computes_something_else_is_not_timed(monkeypatch):
-  check, of = twin()
+def test_a_mismatch_is_not_timed(monkeypatch):
+  check, baseline = torch_modules()
   monkeypatch.setitem(check.LIMITS, "gradients", 0.0)
   monkeypatch.setattr(check, "STEPS", 1)
   with pytest.raises(check.MismatchError, match=r"gradients .*limit 0\.0"):
     check.compare(
-      small(model__norm="none", data__batch_size=2, **FLAT), of.Options()
+      small(model__norm="none", data__batch_size=2, **FLAT), baseline.Options()
     )
 
 
@@ -121,16 +121,16 @@ FLAT = dict(
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (dict(objective__name="elbo"), "objective.name=gamix, and this is elbo"),
-    (dict(optim__disc__clip=1.0), "optim.disc.clip=0.0"),
-    (dict(model__encoder="mlp"), "model.encoder=resnet, and this is mlp"),
-    (dict(model__decoder="conv"), "model.decoder=resnet, and this is conv"),
+    (dict(objective__name="elbo"), "objective.name must be gamix, not elbo"),
+    (dict(optim__disc__clip=1.0), "optim.disc.clip must be 0.0"),
+    (dict(model__encoder="mlp"), "model.encoder must be resnet, not mlp"),
+    (dict(model__decoder="conv"), "model.decoder must be resnet, not conv"),
   ],
 )
-def test_what_the_twin_has_not_is_refused(changes, words):
-  _, of = twin()
+def test_unsupported_configs_are_refused(changes, words):
+  _, baseline = torch_modules()
   with pytest.raises(Exception, match=words):
-    of.check(small(**changes))
+    baseline.check(small(**changes))
 
 
 def run(program, *flags, module="step"):
@@ -149,10 +149,10 @@ TINY = "--config=configs/digits.py:tiny"
 
 
 @pytest.mark.parametrize(
-  ("flag", "word"), [("--nocached", "Compiling"), ("--cached", "Reading")]
+  ("flag", "word"), [("--nocached", "Compiling"), ("--cached", "Loading")]
 )
 def test_table_of_the_step(program, tmp_path, flag, word):
-  """The numbers fit each other and the ones counted by hand."""
+  """The results are consistent with each other and with the analytic count."""
   path = tmp_path / "found.json"
   quick = {
     "data.image_size": 4,
@@ -199,7 +199,7 @@ def test_mistakes(program):
     assert_refused(job.result(), word)
 
 
-def test_scaling_refuses_an_axis_it_has_not(program):
+def test_scaling_refuses_an_unknown_axis(program):
   assert_refused(
     run(program, "--axes=depth", module="scaling"), "depth", "size"
   )
@@ -236,6 +236,6 @@ def test_scaling_changes_one_thing():
     for v in (1, 2, 4)
   ]
   assert scaling.law("batch", rows) == (
-    "batch: time ~ batch^1.00, arithmetic ~ batch^1.00; "
-    "memory 1 + 1 MiB for each image, off by 0% at most"
+    "batch: time ~ batch^1.00, FLOPs ~ batch^1.00; "
+    "memory 1 + 1 MiB per image, error at most 0%"
   )

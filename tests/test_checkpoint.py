@@ -1,7 +1,7 @@
-"""Checkpoints: bits in, bits out; damage is noticed; nothing is half-written.
+"""Checkpoints: bitwise round trips, detected damage, no partial steps.
 
-The second opinion on the checksums is coreutils' sha256sum; on what a killed
-run leaves, the digests that it printed before it was killed.
+The checksums are verified independently with coreutils' sha256sum; after a
+kill, with digests that the process printed before it was killed.
 """
 
 import json
@@ -56,7 +56,7 @@ class State:
 
 
 def make(seed=0):
-  """A state with one of everything: no discriminator, no statistics."""
+  """A state with every kind of leaf: no discriminator, no statistics."""
   w = jax.random.normal(jax.random.key(seed), (7, 5))
   params = {
     "Conv_0": {"kernel": w, "bias": w[0].astype(jnp.bfloat16)},
@@ -84,7 +84,7 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-  """Steps 1, 2, 3, to be copied."""
+  """Steps 1, 2 and 3, to be copied."""
   directory = tmp_path_factory.mktemp("three") / "checkpoints"
   with Checkpoints(directory, keep=3) as checkpoints:
     for step in (1, 2, 3):
@@ -214,7 +214,7 @@ def test_two_processes_to_one(tmp_path):
   ends = []
   for code, out, err in [finish(process) for process in both]:
     assert code == 0, err
-    ends.append(out.splitlines()[-1])  # after gloo's greetings
+    ends.append(out.splitlines()[-1])  # after gloo's messages
   assert ends[0].startswith("stopped ")
   assert ends[0] == ends[1]
   abstract = {
@@ -230,7 +230,7 @@ def test_two_processes_to_one(tmp_path):
 # --- damage ----------------------------------------------------------------
 
 
-def test_sums_are_what_sha256sum_says(three):
+def test_checksums_are_those_of_sha256sum(three):
   for step in "123":
     subprocess.run(
       ["sha256sum", "--strict", "--quiet", "-c", integrity.CHECKSUMS],
@@ -257,14 +257,14 @@ def test_damage_to_any_file_is_noticed(copy, caplog, damage):
     (line,) = caplog.messages
     assert "step 3" in line
     name = str(path.relative_to(copy / "3"))
-    # A changed list of sums may as well accuse the file it names.
+    # A changed checksum list may also report the file it names.
     assert name in line or path.name == integrity.CHECKSUMS
     path.write_bytes(before)
   equal(state, make(2))
   assert Checkpoints(copy, keep=3).restore(ABSTRACT)[0] == 3
 
 
-def test_every_bit_of_the_sums_counts(copy):
+def test_every_bit_of_the_checksums_counts(copy):
   path = copy / "3" / integrity.CHECKSUMS
   before = path.read_bytes()
   at = random.Random(0).sample(range(8 * len(before)), 300)
@@ -283,7 +283,7 @@ def test_every_bit_of_the_sums_counts(copy):
   assert fault == f"state/more is not in {integrity.CHECKSUMS}"
 
 
-def test_falls_back_step_by_step_then_says_so(copy, caplog):
+def test_falls_back_step_by_step_and_reports_it(copy, caplog):
   flip(copy / "3" / "state" / "_METADATA")
   (copy / "2" / "about" / "metadata").unlink()
   store = Checkpoints(copy, keep=3)
@@ -320,7 +320,7 @@ def test_a_damaged_step_is_saved_again(copy, caplog):
     store.save(3, make(3))
     store.wait()
     assert store.steps() == [2, 3]
-    flip(copy / "3" / "state" / "_METADATA")  # and once more, now while open
+    flip(copy / "3" / "state" / "_METADATA")  # and once more, while open
     assert store.restore(ABSTRACT)[0] == 2
     store.save(3, make(3))
     store.wait()
@@ -329,8 +329,8 @@ def test_a_damaged_step_is_saved_again(copy, caplog):
   equal(state, make(3))
 
 
-def test_orbax_lives_with_damage_not_met_yet(copy):
-  # Older steps are not verified by a run that continues from the newest.
+def test_damage_to_unused_steps_does_not_matter(copy):
+  # A resumed run does not verify steps before the newest.
   for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
     (copy / "1" / name).write_bytes(b"\xff\x00")
     (copy / "2" / name).unlink()
@@ -342,8 +342,8 @@ def test_orbax_lives_with_damage_not_met_yet(copy):
     assert store.steps() == [4, 5]
 
 
-def test_complete_from_the_commit_on(store):
-  # As if killed between Orbax's rename and the sums of its last two files.
+def test_a_step_is_complete_from_the_commit_on(store):
+  # As if killed between Orbax's rename and the last two checksums.
   store.save(1, make(1))
   deadline = time.monotonic() + 30
   while not (store.directory / "1").exists() and time.monotonic() < deadline:
@@ -403,7 +403,7 @@ def test_the_old_go_only_when_the_new_is_complete(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["2"]
 
 
-def test_a_fault_of_ours_is_not_dressed_up(tmp_path, monkeypatch):
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
   def broken(directory):
     raise ZeroDivisionError
 
@@ -415,7 +415,7 @@ def test_a_fault_of_ours_is_not_dressed_up(tmp_path, monkeypatch):
   assert store.restore(ABSTRACT) is None
 
 
-def test_a_step_there_already(store):
+def test_an_existing_step(store):
   state = make(3)
   store.save(3, state)
   store.save(3, state)  # the same arrays
@@ -503,7 +503,7 @@ def test_a_newer_format_is_refused(copy):
 
 
 def wait_for_save(directory, step):
-  """Until the step's temporary folder is there, or the step is complete."""
+  """Waits until the step's temporary folder or the complete step exists."""
   deadline = time.monotonic() + 30
   while time.monotonic() < deadline:
     names = os.listdir(directory) if directory.exists() else []
@@ -514,7 +514,7 @@ def wait_for_save(directory, step):
 
 
 def test_kills_lose_nothing_complete(tmp_path):
-  """Half of them as soon as a save begins, half at any time around one."""
+  """Half of the kills hit the start of a save, half any time around one."""
   chance = random.Random(7)
   directory = tmp_path / "checkpoints"
   saved, complete, newest, kept, cut = {}, 0, 0, 0, 0
@@ -524,7 +524,7 @@ def test_kills_lose_nothing_complete(tmp_path):
     if not first:
       raise AssertionError(finish(process)[2])
     restored = int(first[1])
-    # Exactly a state that was saved, and none older than the newest complete.
+    # Exactly a saved state, and not older than the newest complete one.
     assert restored >= complete
     assert restored == newest
     if restored:
@@ -560,7 +560,7 @@ def test_kills_lose_nothing_complete(tmp_path):
   assert cut >= KILLS // 4
 
 
-def test_killed_at_every_turn(tmp_path):
+def test_killed_at_every_stage_of_a_save(tmp_path):
   # Before the checksums; between the commit and the last two checksums; halfway
   # through deleting step 1.
   at = {"write_checksums": 1, "finalize_checksums": 2, "delete": 2}
@@ -614,7 +614,7 @@ def test_full_disk(tmp_path):
 def test_directory_made_read_only(tmp_path):
   directory = tmp_path / "checkpoints"
   if os.geteuid() == 0:
-    # The child becomes nobody, who must be able to come here at all.
+    # The child drops to `nobody`, who needs access to the directory.
     for parent in directory.parents:
       if str(parent).startswith(("/tmp/", str(tmp_path.anchor) + "tmp/")):
         parent.chmod(0o755)
@@ -641,7 +641,7 @@ def test_the_directory_is_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_is_noted_second_acts(number, monkeypatch):
+def test_the_first_signal_is_noted_and_the_second_kills(number, monkeypatch):
   now = 100.0
   monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
   acted = []

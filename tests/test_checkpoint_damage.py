@@ -1,7 +1,7 @@
-"""What is not whole is never taken for whole, whatever happened to the files.
+"""Damaged steps are never taken for complete ones.
 
-Checksums are made anew over most of the damage here: what they can tell is
-`test_checkpoint`'s.
+Most tests recompute the checksums after the damage: what checksums detect is
+covered by `test_checkpoint`.
 """
 
 import shutil
@@ -22,7 +22,7 @@ COPIES = 500
 
 
 def make(seed):
-  """Arrays large enough to lie in files of their own, and small ones."""
+  """Some arrays are large enough for files of their own, others are small."""
   keys = jax.random.split(jax.random.key(seed), 2)
   return {
     "params": {
@@ -100,10 +100,10 @@ LOST = {
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
 @pytest.mark.parametrize("what", LOST)
 def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
-  """With checksums that match what is left; the step before is used."""
+  """With checksums that match the remaining files; the step before is used."""
   step = copy / "2"
   LOST[what](step)
-  if summed and what != "everything":  # of no files there are no sums
+  if summed and what != "everything":  # without files there are no checksums
     integrity.write_checksums(epath.Path(step))
     assert integrity.verify_files(epath.Path(step)) is None
     assert integrity.verify_arrays(epath.Path(step)) is not None
@@ -120,7 +120,7 @@ def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
 
 
 def test_a_step_that_fails_when_it_is_read_is_set_aside(copy, monkeypatch):
-  """Whatever the reason: here one that no check before can see."""
+  """For any reason: here one that no earlier check can detect."""
   read = ocp.Checkpointer.restore
 
   def fail(self, folder, **kwargs):
@@ -135,9 +135,7 @@ def test_a_step_that_fails_when_it_is_read_is_set_aside(copy, monkeypatch):
       checkpoints.restore(ABSTRACT, 2)
 
 
-def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
-  tmp_path, monkeypatch
-):
+def test_no_checksums_for_a_step_that_lacks_its_arrays(tmp_path, monkeypatch):
   """As when another program deletes files while they are being written."""
   verify = integrity.verify_arrays
 
@@ -163,7 +161,7 @@ def test_sums_are_not_written_over_a_step_that_lacks_its_arrays(
 
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
 def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
-  """500 random damages of every file of the newest step in turn."""
+  """Damages every file of the newest step in turn, 500 times."""
   step, changed = copy / "2", 0
   files = files_of(step)
   for i, path in enumerate(files):
@@ -177,7 +175,7 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
       with Checkpoints(copy, keep=3) as checkpoints:
         try:
           found, state = checkpoints.restore(ABSTRACT)
-        except UserError:  # of another model, as a damaged `about` has it
+        except UserError:  # another model's, if `about` is damaged
           assert "about" in str(path)
         else:
           changed += found == 1
@@ -189,7 +187,7 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
 
 
 def test_a_name_is_never_a_pattern(tmp_path):
-  """Of folders that globs would read otherwise: saved, cleared, restored."""
+  """Folder names with glob characters: saved, cleared, restored."""
   for name in ("lr [1]", "a?b", "star*", "{x,y}", "per%20cent #1", "ä 図"):
     directory = tmp_path / name / "checkpoints"
     (directory / "7.orbax-checkpoint-tmp-3").mkdir(parents=True)
@@ -200,8 +198,8 @@ def test_a_name_is_never_a_pattern(tmp_path):
     equal(Checkpoints(directory, keep=1).restore(ABSTRACT)[1], make(2))
 
 
-def test_readers_beside_a_run_always_get_a_whole_step(tmp_path):
-  """One that keeps its newest step alone, and saves all the time."""
+def test_concurrent_readers_always_get_a_complete_step(tmp_path):
+  """The writer keeps only its newest step, and saves all the time."""
   last, seen, failures = 60, [], []
   with Checkpoints(tmp_path, keep=1) as checkpoints:
     checkpoints.save(1, make(1))
@@ -231,7 +229,7 @@ def test_readers_beside_a_run_always_get_a_whole_step(tmp_path):
 def test_a_step_that_is_deleted_while_it_is_read_is_no_damage(
   copy, monkeypatch, caplog
 ):
-  """The reader goes on to the newest there is then."""
+  """The reader moves on to the newest existing step."""
   read = ocp.Checkpointer.restore
   with Checkpoints(copy.parent / "more", keep=1) as checkpoints:
     checkpoints.save(3, make(3))
@@ -249,8 +247,8 @@ def test_a_step_that_is_deleted_while_it_is_read_is_no_damage(
   assert caplog.text == ""
 
 
-def test_steps_that_vanish_for_ever_end_in_a_message(copy, monkeypatch):
-  """No endless wait for a run that is faster than its readers."""
+def test_steps_that_keep_vanishing_end_in_a_message(copy, monkeypatch):
+  """A reader does not wait forever for a run that is faster."""
   steps = iter(range(10, 1000))
 
   def replace(folder):

@@ -1,7 +1,7 @@
-"""The comparison: specs to configs, numbers to tables, the whole command.
+"""Comparisons: specs to configs, results to tables, the complete command.
 
-Second opinions: NumPy's mean and standard deviation, the log of the training
-for what it has already evaluated, the parameters that it counted.
+Checked against NumPy's mean and standard deviation, the evaluations in the
+training log, and the parameter counts printed there.
 """
 
 import csv
@@ -35,8 +35,8 @@ from gamix_jax.posterior import POSTERIORS
 ADVERSARIAL = {"adversarial", "real", "fake"}
 
 
-def whole():
-  """A config without a preset: gamix of digits, with an adversarial part."""
+def complete_config():
+  """A config without a preset: gamix on digits, with an adversarial part."""
   c = presets.complete(config_of("digits"))
   c.preset = ""
   c.adversarial.loss = "hinge"
@@ -86,7 +86,7 @@ def given(c):
   ],
 )
 def test_family_config(spec, weights, rest):
-  c = whole()
+  c = complete_config()
   before = config.to_json(c)
   got = family_config(c, spec)
   assert config.to_json(c) == before
@@ -95,15 +95,15 @@ def test_family_config(spec, weights, rest):
   own = got.posterior
   found = (own.name, own.components, got.objective.population)
   assert (*found, own.epanechnikov.prior) == rest
-  # Nothing else is another than the shared config's.
+  # Everything else equals the shared config.
   for key in config.differences(c, got):
     sections = ("posterior.", "objective.", "weights.", "ramp.")
     assert key.startswith(sections), key
 
 
-def fitting(goal):
-  """The config, with the networks that an objective wants."""
-  c = whole()
+def with_networks(goal):
+  """Returns the config with the networks that an objective needs."""
+  c = complete_config()
   if goal == "exact":
     c.model.decoder, c.objective.reconstruction = "linear", "l2"
     c.model.upsample_gain = 1.0  # nothing is upsampled
@@ -114,9 +114,9 @@ def fitting(goal):
   ("name", "goal"), list(itertools.product(POSTERIORS, objectives.OBJECTIVES))
 )
 def test_every_pair_is_built_or_refused(name, goal):
-  """Whatever is in the tables: by build, and with the spec in the message."""
+  """All combinations of the tables: built, or refused with the spec named."""
   try:
-    got = family_config(fitting(goal), f"{name}/{goal}")
+    got = family_config(with_networks(goal), f"{name}/{goal}")
   except UserError as e:
     assert str(e).startswith(f"--families={name}/{goal}: ")
     assert "is not defined for" in str(e)
@@ -129,7 +129,7 @@ def test_every_objective_has_a_family():
     fits = 0
     for name in POSTERIORS:
       try:
-        family_config(fitting(goal), f"{name}/{goal}")
+        family_config(with_networks(goal), f"{name}/{goal}")
       except UserError:
         continue
       fits += 1
@@ -137,8 +137,8 @@ def test_every_objective_has_a_family():
 
 
 def test_weights_come_back_from_an_elbo_config():
-  """A config without gamix's weights has base()'s; its own kl stays."""
-  c = whole()
+  """A config without gamix's weights gets those of base(); its own kl stays."""
+  c = complete_config()
   c.weights.update(population_kl=None, collapse_penalty=None, kl=0.5)
   assert family_config(c, "gaussian/elbo").weights.kl == 0.5
   got = family_config(c, "gaussian/gamix")
@@ -146,9 +146,9 @@ def test_weights_come_back_from_an_elbo_config():
   assert got.weights.kl is None
 
 
-def test_other_families_keys_stay_behind():
-  """A mixture's min_weight does not keep the Gaussian from being built."""
-  c = whole()
+def test_other_families_keys_are_dropped():
+  """A mixture's min_weight does not prevent building the Gaussian."""
+  c = complete_config()
   c.posterior.name, c.posterior.components = "mixture", 3
   c.posterior.mixture.min_weight = 0.1
   assert family_config(c, "mixture/selbo").posterior.components == 3
@@ -157,8 +157,8 @@ def test_other_families_keys_stay_behind():
   assert (got.components, got.mixture.min_weight) == (1, 0.0)
 
 
-def test_ramps_go_on_with_the_term_that_takes_the_place():
-  c = whole()
+def test_ramps_move_to_the_replacing_term():
+  c = complete_config()
   c.ramp.population_kl, c.ramp.collapse_penalty, c.ramp.adversarial = 7, 300, 5
   for spec, wanted in {
     "gaussian/gamix": dict(
@@ -173,8 +173,8 @@ def test_ramps_go_on_with_the_term_that_takes_the_place():
 
 
 def test_poisson_of_a_config_with_an_initial_variance():
-  """It has no variance to start with, so that it refuses one."""
-  c = whole()
+  """The family has no initial variance, so it refuses the key."""
+  c = complete_config()
   c.posterior.initial_logvar = -4.0
   assert family_config(c, "gaussian/elbo").posterior.initial_logvar == -4
   assert family_config(c, "poisson/elbo").posterior.initial_logvar == 0
@@ -216,7 +216,7 @@ WRONG = {
 @pytest.mark.parametrize("spec", WRONG)
 def test_wrong_families(spec):
   with pytest.raises(UserError) as e:
-    family_config(whole(), spec)
+    family_config(complete_config(), spec)
   text = str(e.value)
   assert text.startswith(f"--families={spec}: ")
   assert text.count("\n") < 2
@@ -224,9 +224,9 @@ def test_wrong_families(spec):
     assert word in text
 
 
-@pytest.mark.parametrize("make", [whole, lambda: config_of("digits")])
+@pytest.mark.parametrize("make", [complete_config, lambda: config_of("digits")])
 def test_weights_of_a_spec(make):
-  """They alone are other than the spec's without them, whatever fills these."""
+  """Only the given weights differ from the spec without them."""
   for spec, weights in {
     "gaussian/elbo@kl=0.5": {"kl": 0.5},
     "gaussian/elbo@recon=1e2@kl=0": {"recon": 100, "kl": 0},
@@ -249,9 +249,9 @@ def test_weights_of_a_spec(make):
 
 
 def test_weights_of_the_discriminators_terms():
-  """Those that there are, by a loss that may be the preset's to choose."""
+  """Only existing terms, for a loss that the preset may choose."""
   spec = "gaussian/elbo@adversarial=7@fake=2"
-  assert family_config(whole(), spec).weights.adversarial == 7
+  assert family_config(complete_config(), spec).weights.adversarial == 7
   with pytest.raises(UserError, match=r"loss='none' has no such"):
     family_config(config_of("digits"), spec)
   c = config_of("digits")
@@ -261,8 +261,8 @@ def test_weights_of_the_discriminators_terms():
   assert (got.weights.fake, got.weights.real) == (2, 1)
 
 
-def test_what_a_preset_leaves_open_is_each_familys_own():
-  """As the config of that very objective would be completed."""
+def test_presets_complete_each_family():
+  """As that objective's own config would be completed."""
   for name, goal in [
     ("gaussian", "elbo"),
     ("gaussian", "gamix"),
@@ -302,7 +302,7 @@ def test_folder_names_are_safe_and_distinct():
     *("mixture:2/gamix", "mixture/gamix@recon=2"),
   ]
   for spec in specs:
-    family_config(whole(), spec)
+    family_config(complete_config(), spec)
   names = {folder_name(spec) for spec in specs}
   assert len(names) == len(specs)
   for name in names:
@@ -310,7 +310,7 @@ def test_folder_names_are_safe_and_distinct():
 
 
 def test_plan(tmp_path):
-  c = whole()
+  c = complete_config()
   specs = ["gaussian/elbo", "mixture:4/gamix:quadratic"]
   runs = planned(c, specs, 2, tmp_path)
   assert list(runs) == [(s, seed) for seed in (0, 1) for s in specs]
@@ -384,7 +384,10 @@ def test_table_of_made_up_results():
 
 
 def test_seconds_per_step(tmp_path):
-  """The first row compiled; batch 8 at 16, 32, 80 images/s, median 32."""
+  """The first row includes compiling; the median is that of the others.
+
+  Batch 8 at 16, 32, 80 images/s: median 32.
+  """
   speed = "speed/images_per_second"
   rows = [{"step": 1, speed: 0.1}, {"step": 1, "eval/mae": 1.0}]
   rows += [{"step": 2, speed: v} for v in (16.0, 80.0, 32.0)]
@@ -396,8 +399,8 @@ def test_seconds_per_step(tmp_path):
 
 
 def test_finished(tmp_path):
-  """By this config alone; a key that the results are too old for is none."""
-  c = whole()
+  """Only with this config; a key newer than the results does not count."""
+  c = complete_config()
   assert evaluate_run.finished(tmp_path, c) is None
   path = tmp_path / evaluate_run.RESULTS
   values = json.loads(config.to_json(c))
@@ -405,10 +408,10 @@ def test_finished(tmp_path):
   found = {"format": evaluate_run.FORMAT, "config": values}
   found["numbers"] = {"mae": 1.0}
   path.write_text(json.dumps(found))
-  assert evaluate_run.finished(tmp_path, c) is None  # of unknown features
+  assert evaluate_run.finished(tmp_path, c) is None  # unknown features
   found["protocol"] = dict.fromkeys(evaluate_run.PROTOCOL, 1)
   path.write_text(json.dumps(found))
-  assert evaluate_run.finished(tmp_path, c) is None  # it has no pictures
+  assert evaluate_run.finished(tmp_path, c) is None  # no pictures
   for name in (evaluate_run.STRIP, evaluate_run.ORIGINALS):
     Image.new("L", (8, 8)).save(tmp_path / name)
   assert evaluate_run.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
@@ -429,7 +432,7 @@ def test_finished(tmp_path):
 
 
 def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
-  """The old one stays, and nothing beside it."""
+  """The old figure stays, and no temporary file."""
   (tmp_path / "compare.png").write_bytes(b"old")
 
   def full(self, path, **_):
@@ -457,9 +460,9 @@ def test_figure_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def made_up_front(specs, c=None):
-  """Points of specs with numbers by their place: seeds 0 and 1."""
+  """Points of specs, with values from their index, for seeds 0 and 1."""
   runs = {
-    (s, k): (None, family_config(c or whole(), s))
+    (s, k): (None, family_config(c or complete_config(), s))
     for s in specs
     for k in (0, 1)
   }
@@ -472,7 +475,7 @@ def made_up_front(specs, c=None):
 
 
 def test_front_of_one_posterior():
-  """A line an objective; weights that differ on it, or all where one is."""
+  """One line per objective, labelled with the weights that differ on it."""
   specs = [
     *("gaussian/elbo@kl=2", "gaussian/elbo@kl=0.5"),
     "gaussian/gamix:means@collapse_penalty=3",
@@ -496,7 +499,7 @@ def test_front_of_one_posterior():
 
 
 def test_front_of_two_posteriors():
-  """One line never joins two of them."""
+  """No line joins two posteriors."""
   specs = ["gaussian/selbo", "mixture:2/selbo", "mixture:4/selbo"]
   points = report.front(*made_up_front(specs), specs, "fd")
   assert [p.line for p in points] == [f"{s}, weights of kl" for s in specs]
@@ -590,7 +593,7 @@ def ended_well(ran):
 
 @pytest.fixture(scope="module")
 def folder(program, tmp_path_factory):
-  """A finished comparison, its command run once."""
+  """A finished comparison; its command runs once."""
   path = tmp_path_factory.mktemp("compared") / "all"
   ran = compare(program, *words(path))
   begun = ended_well(ran)
@@ -630,7 +633,7 @@ def test_csv(folder):
     if bounded:
       assert float(row["iwae"]) >= float(row["elbo"])
       assert 0 <= float(row["mutual_information"]) <= np.log(8) + 1e-3
-  # The training's own evaluation, the last line that it wrote.
+  # The training's last evaluation row.
   run = folder / "mixture-2_gamix-means_collapse_penalty-0.5" / "seed1"
   last = next(r for r in reversed(log_of(run)) if "eval/elbo" in r)
   row = next(r for r in rows if (r["family"], r["seed"]) == (FAMILIES[0], "1"))
@@ -700,8 +703,8 @@ def test_again_trains_nothing(program, folder):
     assert (folder / name).read_bytes() == data
 
 
-def test_what_is_missing_is_done(program, folder):
-  """One run judged again from its checkpoint: the same numbers."""
+def test_missing_results_are_computed(program, folder):
+  """A run evaluated again from its checkpoint has the same results."""
   before = (folder / "compare.csv").read_bytes()
   run = folder / "epanechnikov_evae" / "seed1"
   (run / "results.json").unlink()
@@ -719,10 +722,10 @@ def test_other_config_is_refused_at_once(program, folder):
   assert (folder / "compare.csv").read_bytes() == before
 
 
-def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
-  """Images with labels: the same classifier, learned once for all runs.
+def test_features_are_those_of_evaluate(program, tmp_path):
+  """Images with labels: the same classifier, trained once for all runs.
 
-  Distances: SciPy's eigenvalues, of images that the model makes here.
+  Distances: SciPy's eigenvalues, on images that the model generates here.
   """
   families = ("gaussian/elbo@kl=0.5", "gaussian/elbo@kl=2")
   flags = words(tmp_path, seeds=1, families=families[:1])
@@ -736,8 +739,8 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
   (kept,) = tmp_path.rglob("classifier-*")  # none in the run's folder
   assert kept.parent == tmp_path
   run = tmp_path / "gaussian_elbo_kl-0.5" / "seed0"
-  # Its name is a hash of what it learned from; this process, whose XLA has
-  # other options, would not learn the very same bits.
+  # Its name is a hash of its training data; this process, with other XLA
+  # options, would not learn bitwise the same classifier.
   (run / "eval").mkdir()
   shutil.copy(kept, run / "eval")
   own = eval_inputs.open_run(run, settings.base().eval)
@@ -760,7 +763,7 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
     fd -= 2 * roots.sum()
     got = found["numbers"][f"fd_classifier_f64_s0_{kind}"]
     assert got == pytest.approx(fd, rel=1e-3)
-  # The same images in another order: what is not drawn is evaluate's.
+  # The same images in another order: what is not random equals evaluate's.
   measured = run_metrics.EvalRun(own)
   measured.reconstructions()
   measured.latents(jax.random.key(0))
@@ -782,8 +785,8 @@ def test_judged_on_the_features_that_evaluate_chooses(program, tmp_path):
   assert "![](front.png)" in (tmp_path / "compare.md").read_text()
 
 
-def test_a_signal_ends_it_well(program, tmp_path):
-  """In the first run's training; the command then ends with the report."""
+def test_a_signal_ends_it_with_a_report(program, tmp_path):
+  """During the first run's training; the command then ends with the report."""
   one = words(tmp_path, seeds=1, families=FAMILIES[:1])
   process = subprocess.Popen(
     program.argv(*one, "--config.steps=100000", module="gamix_jax.compare"),

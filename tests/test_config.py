@@ -1,4 +1,4 @@
-"""The schema: its checks, its JSON, and that every key changes something."""
+"""The schema: its checks, its JSON, and that every key has an effect."""
 
 import collections
 import functools
@@ -25,7 +25,7 @@ POISSON = dict(posterior__name="poisson", **ELBO)
 VAMP = dict(prior__name="vamp", prior__components=3, **ELBO)
 ALONE = dict(weights__adversarial=None, weights__real=None, weights__fake=None)
 
-# key: another value than `flat`'s, and what else makes that a config
+# key: a value other than `flat`'s, and what makes that a valid config
 CHANGES = {
   "seed": (1, {}),
   "steps": (77, COSINE),
@@ -91,13 +91,13 @@ CHANGES = {
   "optim.*.schedule": ("cosine", {}),
   "ema.decay": (0.7, {}),
 }
-# Those that the first state has, and the step not.
+# Those that affect the initial state, but not the step.
 INITIAL = (
   "posterior.initial_logvar",
   "posterior.poisson.initial_log_rate",
   "model.upsample_gain",
 )
-# Who walks the keys that the step does not read.
+# Which tests cover the keys that the step does not read.
 ELSEWHERE = {
   "data.": "test_data_*: sources, decoding, batches",
   "checkpoint.": "test_checkpoint, test_main",
@@ -117,7 +117,7 @@ ELSEWHERE = {
 
 @functools.cache
 def program(text, first=False):
-  """The step of a config, or its first state: text with every number in it."""
+  """Returns the step of a config, or its init, as text with all constants."""
   c = config.from_json(text)
   spec = build.train_spec(c)
   state = jax.eval_shape(functools.partial(step.init, spec))
@@ -132,7 +132,7 @@ def program(text, first=False):
 
 
 def changed(key):
-  """The value a key is changed to, and what else it needs; None: not here."""
+  """Returns a key's new value and what it needs; None: covered elsewhere."""
   general = re.sub(r"^optim\.(vae|disc)\.", "optim.*.", key)
   return CHANGES.get(general)
 
@@ -141,7 +141,7 @@ KEYS = list(config.flat(config.base()))
 
 
 def test_no_key_is_forgotten():
-  """A new key must be walked here or be said to be walked elsewhere."""
+  """A new key must be tested here, or listed as tested elsewhere."""
   lost = [
     k for k in KEYS if not changed(k) and not k.startswith(tuple(ELSEWHERE))
   ]
@@ -171,7 +171,7 @@ def test_every_key_changes_the_step(key):
 
 @pytest.mark.parametrize("table", ["POSITIVE", "NOT_NEGATIVE", "BELOW_ONE"])
 def test_ranges(table):
-  """Every key of a table, at the values next to its range."""
+  """Every key of a table, at the values next to its limits."""
   wrong, wanted = {
     "POSITIVE": ((0, -1), "> 0"),
     "NOT_NEGATIVE": ((-1,), "0 or more"),
@@ -303,7 +303,7 @@ KEYS_OF_NETWORKS = dict(
   ],
 )
 def test_keys_of_networks_that_are_not_there(encoder, decoder, unread):
-  """Refused in one message, with the flags that make it a config."""
+  """Refused in one message, with the flags that make it a valid config."""
   c = small(model__encoder=encoder, model__decoder=decoder, **KEYS_OF_NETWORKS)
   config.check(c)
   if unread:
@@ -318,7 +318,7 @@ def test_keys_of_networks_that_are_not_there(encoder, decoder, unread):
       kind = type(c.model[key])
       c.model[key] = kind(value)
   build.train_spec(c)
-  # What is not set is no mistake, whatever the networks.
+  # Unset keys are no mistake, whatever the networks.
   build.train_spec(small(model__encoder=encoder, model__decoder=decoder))
 
 
@@ -375,7 +375,7 @@ def test_json_round_trip():
 
 
 def of_version(keys):
-  """The text of a config.json with these keys."""
+  """Returns the text of a config.json with these keys."""
   return f'{{"version": {config.VERSION}, {keys}}}'
 
 
@@ -390,7 +390,7 @@ def test_json_of_another_version(text):
 
 
 def test_json_with_other_keys():
-  """Keys it lacks have their defaults; unknown keys are an error."""
+  """Missing keys get their defaults; unknown keys are an error."""
   c = config.from_json(of_version('"steps": 5, "data.batch_size": 7'))
   assert (c.steps, c.data.batch_size) == (5, 7)
   assert set(config.differences(config.base(), c)) == {
@@ -467,7 +467,7 @@ def test_files_that_are_no_config(tmp_path):
 
 
 def test_any_damage_of_config_json(tmp_path):
-  """A config that can be checked, or a message that names the file."""
+  """Gives a config that can be checked, or a message that names the file."""
   path = tmp_path / "config.json"
   whole = config.to_json(small()).encode()
   ends = collections.Counter()

@@ -1,4 +1,4 @@
-"""Every file of configs/: at its real size in shapes, and tiny for 3 steps."""
+"""Every file of configs/: shapes at full size, and 3 tiny steps."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ def test_there_are_all():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_headed_by_its_command(name):
-  """A command that main understands, with this file and a workdir."""
+  """A command that main accepts, with this file and a workdir."""
   path = ROOT / "configs" / f"{name}.py"
   head = re.match(r'"""(.*?)"""', path.read_text(), re.S)[1]
   command = re.search(r"^ *python -m gamix_jax.main(?:.*\\\n)*.*$", head, re.M)
@@ -46,7 +46,7 @@ def test_builds_at_its_size(name):
   after, metrics = jax.eval_shape(
     functools.partial(step.train_step, spec), state, {"image": image}
   )
-  assert after == state  # shapes and types: it can be donated
+  assert after == state  # equal shapes and types, so it can be donated
   for term, weight in c.weights.items():
     side = "disc" if term in ("real", "fake") else "vae"
     assert (f"{side}/{term}" in metrics) == (weight is not None), term
@@ -55,7 +55,7 @@ def test_builds_at_its_size(name):
 
 
 def test_celeba_hq_is_the_published_run():
-  """Counts of the published networks, and what it was trained with."""
+  """Parameter counts of the published networks, and its training settings."""
   c = complete_config_of("celeba_hq")
   state = jax.eval_shape(functools.partial(step.init, build.train_spec(c)))
 
@@ -88,7 +88,7 @@ def quick(monkeypatch):
   monkeypatch.setattr(loop.jax, "jit", cheap)
 
 
-# The other files differ from these in their sizes and sources alone.
+# The other files differ from these only in sizes and sources.
 QUICK_NAMES = ("digits", "celeba", "folder")
 
 

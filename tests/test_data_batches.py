@@ -1,4 +1,4 @@
-"""The batch of step t: hosts, workers, resuming, epochs, and orphans."""
+"""The batch of step t: hosts, workers, resuming, epochs, orphaned workers."""
 
 import gc
 import multiprocessing
@@ -23,7 +23,7 @@ from gamix_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-  """27 small noisy JPEG files, one of them cut short; label = file."""
+  """27 small noisy JPEG files, one of them truncated; label = file index."""
   root = tmp_path_factory.mktemp("images")
   rng = np.random.default_rng(0)
   for i in range(36):
@@ -44,7 +44,7 @@ def dataset(tmp_path_factory):
 
 
 def take(dataset, n, **how):
-  """The first n batches."""
+  """Returns the first n batches."""
   how = {"batch_size": 8, "seed": 3, "flip": True} | how
   stream = data.batches(dataset, **how)
   try:
@@ -54,7 +54,7 @@ def take(dataset, n, **how):
 
 
 def same(a, b):
-  """The same batches, to the bit."""
+  """Whether the batches are bitwise equal."""
   assert len(a) == len(b)
   for x, y in zip(a, b, strict=True):
     assert x.keys() == y.keys() == {"image", "label"}
@@ -64,7 +64,7 @@ def same(a, b):
 
 
 def test_the_rows_are_the_images_mirrored_or_not(dataset):
-  """And each has its image's label; another image stands in with its own."""
+  """Labels match the images; a replacement image comes with its own label."""
   order = IndexSampler(len(dataset), 8, 3, shuffle=True, flip=True)
   for t, batch in enumerate(take(dataset, 9)):
     assert batch["image"].shape == (8, 8, 8, 3)
@@ -91,7 +91,7 @@ def test_every_epoch_is_a_permutation():
     assert (np.sort(epochs) == np.arange(n)).all()
     if n > 20:
       assert (epochs[0] != epochs[1]).any()
-    # Any step by itself, in any order.
+    # Each step on its own, in any order.
     for t in (steps - 1, 0, steps // 2):
       again = IndexSampler(n, b, 0, shuffle=True, flip=False).rows(t)
       np.testing.assert_array_equal(
@@ -209,13 +209,13 @@ if __name__ == "__main__":
 
 
 def children(pid):
-  """Processes that any thread of `pid` started, from /proc."""
+  """Returns the processes that any thread of `pid` started, from /proc."""
   lists = Path(f"/proc/{pid}/task").glob("*/children")
   return [int(p) for found in lists for p in found.read_text().split()]
 
 
 def alive(pid):
-  """Whether it runs; a zombie does not."""
+  """Whether the process runs; a zombie does not."""
   try:
     return (
       Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
@@ -263,7 +263,7 @@ def test_a_program_that_forgets_to_close_ends(tmp_path):
 @pytest.mark.parametrize("cache", ["none", "memory", "folder"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_is_its_images(tmp_path, cache, channels):
-  """To the byte: pixels and labels, also of repeated rows; arrays are new."""
+  """Bitwise: pixels and labels, also of repeated rows; arrays are new."""
   images = np.random.default_rng(0).integers(0, 256, (40, 6, 10, 3), np.uint8)
   np.savez(tmp_path / "x.npz", images=images, labels=np.arange(40))
   settings = dict(

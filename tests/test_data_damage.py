@@ -1,4 +1,4 @@
-"""Damaged files: images or a message, never another error; and limits."""
+"""Damaged files give images or a message, never another error; size limits."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (12, 6, 6), np.uint8)
 
 
 def damaged(raw, rng):
-  """Some bytes changed, inserted, removed, zeroed; or cut short."""
+  """Changes, inserts, removes or zeroes some bytes, or truncates."""
   raw = bytearray(raw)
   at, n = int(rng.integers(len(raw))), int(rng.integers(1, 20))
   match rng.integers(5):
@@ -126,7 +126,7 @@ def test_an_archive_of_another_kind(tmp_path):
   says(opening(b"<html>404</html>"), "cannot be read", "numpy.savez")
   locked = bytearray(ARRAYS["stored.npz"])
   for at in re.finditer(rb"PK\x01\x02", bytes(locked)):
-    locked[at.start() + 8] |= 1  # says that it is encrypted
+    locked[at.start() + 8] |= 1  # claims to be encrypted
   for at in re.finditer(rb"PK\x03\x04", bytes(locked)):
     locked[at.start() + 6] |= 1
   says(opening(bytes(locked)), "cannot be read", "encrypted")
@@ -196,7 +196,7 @@ def test_many_pixels(tmp_path, caplog):
 
 
 def test_a_limit_is_part_of_a_cache(tmp_path):
-  """Another image stands in for one over the limit."""
+  """An image over the limit is replaced by another one."""
   for i in range(20):
     Image.new("L", (8 + 8 * (i == 3), 8), i).save(tmp_path / f"{i:02}.png")
   c = section(
@@ -224,9 +224,9 @@ def test_no_memory_is_said(tmp_path, monkeypatch):
 
 
 def test_warnings_of_pillow_break_nothing():
-  """Of a harmless fault, as where Python makes errors of warnings."""
+  """Of a harmless fault, also if Python turns warnings into errors."""
   raw = encode(SMALL, "JPEG", quality=100, subsampling=0)
-  exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # ends too early
+  exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # truncated
   app1 = b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif
   turned = raw[:2] + app1 + raw[2:]
   with warnings.catch_warnings(record=True) as heard:

@@ -1,4 +1,4 @@
-"""One image: Pillow, block means and known colours are the second opinions."""
+"""Decoding one image, checked against Pillow, block means and known colours."""
 
 import io
 
@@ -11,14 +11,14 @@ from gamix_jax.data.decode import BrokenImage, ImageTransform
 
 
 def picture(h=48, w=64, seed=0):
-  """A smooth colour image, uint8 [h, w, 3]."""
+  """Returns a smooth colour image, uint8 [h, w, 3]."""
   grid = np.random.default_rng(seed).uniform(0, 255, (4, 4, 3))
   small = Image.fromarray(grid.astype(np.uint8))
   return np.asarray(small.resize((w, h), Image.Resampling.BICUBIC))
 
 
 def encode(image, form, **how):
-  """The bytes of an array or a Pillow image in a format."""
+  """Encodes an array or a Pillow image in a format."""
   if isinstance(image, np.ndarray):
     image = Image.fromarray(image)
   out = io.BytesIO()
@@ -116,7 +116,7 @@ def test_a_large_jpeg_is_decoded_smaller(monkeypatch):
     difference(got, ImageTransform((32, 32, 3), "square", "area")(whole)) <= 3
   )
   sizes.clear()
-  ImageTransform((32, 32, 3), "square", "linear")(raw)  # looks at single pixels
+  ImageTransform((32, 32, 3), "square", "linear")(raw)  # reads single pixels
   assert set(sizes) == {(640, 512)}
 
 

@@ -1,4 +1,4 @@
-"""MNIST's files and its relatives': values, names, every kind of damage."""
+"""MNIST's files and similar ones: values, names, every kind of damage."""
 
 import gzip
 import os
@@ -17,7 +17,7 @@ TYPES = {"|u1": 0x08, "|i1": 0x09, ">i4": 0x0C, ">f4": 0x0D}
 
 
 def idx(values):
-  """An idx file of an array."""
+  """Returns an array as an idx file."""
   head = bytes([0, 0, TYPES[values.dtype.str], values.ndim])
   return (
     head + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
@@ -25,7 +25,7 @@ def idx(values):
 
 
 def write(folder, name, values):
-  """A file of an array, compressed where its name says so."""
+  """Writes an array to a file, compressed if its name says so."""
   folder.mkdir(parents=True, exist_ok=True)
   raw = values if isinstance(values, bytes) else idx(values)
   (folder / name).write_bytes(
@@ -40,7 +40,7 @@ def labels_of(n):
 def mnist(
   folder, name="{split}-{kind}-idx{axes}-ubyte", test="t10k", seed=0, n=(9, 4)
 ):
-  """Writes a set; {"train": (images, labels), "test": ...}."""
+  """Writes a data set; returns {"train": (images, labels), "test": ...}."""
   made = {}
   for k, (split, count) in enumerate(zip(("train", "test"), n, strict=True)):
     x, y = noise(seed + k, count, 8, 8), labels_of(count)
@@ -58,7 +58,7 @@ def opened(source, split="train", **changes):
 
 
 def assert_is(dataset, images, labels):
-  """The data set has these pixels and labels, in this order."""
+  """Asserts that the data set has these pixels and labels, in this order."""
   np.testing.assert_array_equal(pixels(dataset)[..., 0], images)
   assert [dataset[i]["label"] for i in range(len(dataset))] == list(labels)
 
@@ -107,7 +107,7 @@ def test_emnist_is_transposed_back(tmp_path):
   assert f"idx:{tmp_path}/emnist-letters" in said
   says(lambda: opened(f"{tmp_path}/emnist"), "emnist-balanced, emnist-letters")
 
-  plain = mnist(tmp_path, seed=12)  # has no prefix, and none is named
+  plain = mnist(tmp_path, seed=12)  # no prefix, and none is given
   assert_is(opened(tmp_path), *plain["train"])
 
 
@@ -141,7 +141,7 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
   assert found["train"] | found["test"] == set(range(60))
   assert not found["train"] & found["test"]
   assert 8 < len(found["test"]) < 28
-  # As of an archive, by index alone: more images move none of the others.
+  # As with an archive, by index only: adding images moves none of the others.
   more = np.concatenate([x, noise(1, 20, 8, 8)])
   write(tmp_path / "b", "train-images-idx3-ubyte", more)
   np.savez(tmp_path / "b.npz", images=more)
@@ -156,7 +156,7 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
 
 
 def test_the_unpacked_file_and_content_are_what_counts(tmp_path):
-  """Kaggle's folders of a file's name; a .gz that a browser unpacked."""
+  """Kaggle's folders with a file's name; a .gz that a browser unpacked."""
   made = mnist(tmp_path, "{split}-{kind}.idx{axes}-ubyte")
   (tmp_path / "train-images-idx3-ubyte").mkdir()
   write(tmp_path, "t10k-images-idx3-ubyte.gz", b"not read")
@@ -244,7 +244,7 @@ FLIPPED = PACKED[:200] + bytes([PACKED[200] ^ 255]) + PACKED[201:]
   ],
 )
 def test_mistakes_in_a_file(tmp_path, kind, content, words):
-  """Of either split's file; `says` also wants the file's own name."""
+  """In a file of either split; `says` also expects the file's name."""
   for split, word in (("train", "train"), ("test", "t10k")):
     folder = tmp_path / split
     mnist(folder, n=(6, 6))
@@ -268,7 +268,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
   not MNIST.is_dir(), reason="needs MNIST's four files in the folder $MNIST"
 )
 def test_the_real_ones():
-  """Counts of each digit and moments as they have been published."""
+  """Checks the published counts of each digit, and moments."""
   counts = {
     "train": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     "test": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],

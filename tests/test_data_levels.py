@@ -1,4 +1,4 @@
-"""Numbers without a stated range, and labels of every kind."""
+"""Values without a stated range, and labels of every kind."""
 
 import logging
 
@@ -11,12 +11,12 @@ from gamix_jax import config, data
 from gamix_jax.errors import UserError
 
 Y, X = np.mgrid[:8, :8]
-# From 0 to 1, both reached.
+# From 0 to 1, both included.
 SMOOTH = (Y + X)[None] * np.linspace(1, 0.2, 12)[:, None, None] / 14
 
 
 def opened(tmp_path, images, changes=None, **entries):
-  """The training split of an archive in which every image is for training."""
+  """The training split of an archive; every image is for training."""
   np.savez(
     tmp_path / "x.npz", x_train=images, x_test=images[:2], y_test=[0, 0],
     **entries,
@@ -73,7 +73,7 @@ def test_numbers_without_doubt(tmp_path, caplog, images, black, white):
 def test_numbers_in_doubt(tmp_path, images, flag):
   message = says(lambda: opened(tmp_path, images), "in doubt", flag)
   assert f"from {images.min()!s} to {images.max()!s}" in message
-  # The flag settles it, whatever it says; so does the archive.
+  # The suggested flag settles it, whatever it is; so does the archive.
   black, white = map(float, flag[1:-1].split(","))
   scaled = (images.astype(np.float64) - black) / (white - black)
   for how in (

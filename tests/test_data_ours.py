@@ -1,4 +1,4 @@
-"""What is no data: what this program wrote; entries, splits, fingerprints."""
+"""Files of this program are not data; entries, splits, fingerprints."""
 
 import gzip
 import logging
@@ -20,7 +20,7 @@ from gamix_jax.generate import folder as generated
 
 
 def colours(source, **changes):
-  """The red of each image, of both splits: what tells them apart."""
+  """Returns the red value of each image in both splits, which identifies it."""
   c = section(f"folder:{source}", **changes)
   found = [pixels(data.open_dataset(c, split)) for split in ("train", "test")]
   return [sorted(x[:, 0, 0, 0].tolist()) for x in found]
@@ -35,7 +35,7 @@ def noise(n):
 
 
 def workdir(path, config_only=False):
-  """A run's folder with pictures in it."""
+  """Returns a run's folder that contains pictures."""
   path.parent.mkdir(parents=True, exist_ok=True)
   spec = build.train_spec(c := flat())
   save_run(path, c, *([] if config_only else [state_of(spec)]))
@@ -49,11 +49,11 @@ def test_a_run_below_its_data_changes_nothing(tmp_path, caplog, place):
   photos(tmp_path / "in" / "photos")
   want = colours(tmp_path)
   workdir(tmp_path / "in" / place)
-  # As before, the folder is looked into: what the run wrote is not there.
+  # The folder is still scanned; what the run wrote is not in it.
   with caplog.at_level(logging.INFO, "gamix_jax"):
     assert colours(tmp_path) == want
   assert str(tmp_path / "in" / "photos") in caplog.text
-  # With a second folder of photos it is not, and the run is named.
+  # With a second folder of photos, the run's folder is ignored and named.
   images(tmp_path / "in" / "more", ["z.png"], 50)
   with caplog.at_level(logging.INFO, "gamix_jax"):
     train, test = colours(tmp_path)
@@ -65,7 +65,7 @@ def test_a_run_that_has_only_begun_is_none_of_the_data(tmp_path):
   photos(tmp_path)
   want = colours(tmp_path)
   workdir(tmp_path / "run", config_only=True)
-  images(tmp_path / "run" / "images", ["0.png"], 99)  # of an older version
+  images(tmp_path / "run" / "images", ["0.png"], 99)  # from an older version
   assert colours(tmp_path) == want
 
 
@@ -114,7 +114,7 @@ def test_generated_images_alone_are_what_was_asked_for(tmp_path, caplog):
   want = {x.tobytes() for x in pictures.to_uint8(noise(12))}
   assert {x.tobytes() for part in found for x in part} == want
   assert "read pictures that gamix_jax wrote" in caplog.text
-  # But a folder that holds runs alone has no images.
+  # But a folder that contains only runs has no images.
   shutil.rmtree(target)
   workdir(tmp_path / "second")
   says(
@@ -267,7 +267,7 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
   assert dataset.label_names == ("$th\\xe9", "caf\\xe9")
   assert list(dataset.broken) == ["caf\\xe9/bad\\xe9.png"]
   caplog.text.encode()  # strictly
-  for word in ("caf\\xe9", "caf\udce9"):  # as shown, or as the shell gives it
+  for word in ("caf\\xe9", "caf\udce9"):  # escaped, or as the shell passes it
     c.exclude_labels = (word,)
     left = data.open_dataset(c, "train")
     assert set(left.labels()) == {0}
@@ -278,7 +278,7 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
 
 
 def numbered(root):
-  """Folders 1 to 11, the images of each in its own colour."""
+  """Folders 1 to 11, each with images of its own colour."""
   for k in range(1, 12):
     images(root, [f"{k}/{i}.png" for i in range(8)], 10 * k)
   return root
@@ -295,13 +295,13 @@ def left(root, excluded):
 
 def test_classes_are_left_out_by_name_first(tmp_path):
   root = numbered(tmp_path)
-  # Sorted: "1", "10", "11", "2", ...: 1 may be "1", or number 1, "10".
+  # Sorted: "1", "10", "11", "2", ...: 1 may be "1", or class number 1, "10".
   message = says(lambda: left(root, (1,)), "('1',)", "('10',)")
   assert "1 is the name of one class and the number of another" in message
   assert left(root, ("1",)) == {"1"}
   assert left(root, ("10", "3")) == {"10", "3"}
-  assert left(root, (11,)) == {"11"}  # no class has the number 11
-  assert left(root, (0,)) == {"1"}  # no class is called 0
+  assert left(root, (11,)) == {"11"}  # no class has number 11
+  assert left(root, (0,)) == {"1"}  # no class is named 0
   says(lambda: left(root, ("0",)), "no images of class '0'", "1, 10, 11")
   says(lambda: left(root, (12,)), "no images of class 12")
   for k in (3, "3"):
@@ -324,7 +324,7 @@ def test_a_fingerprint_is_of_what_is_in_the_files(tmp_path):
   images(tmp_path / "a", [f"y/{i}.png" for i in range(20)], 30)
   want = prints(f"folder:{tmp_path}/a")
   assert len(set(want)) == 2 and all(len(p) == 16 for p in want)
-  shutil.copytree(tmp_path / "a", tmp_path / "b")  # other place and times
+  shutil.copytree(tmp_path / "a", tmp_path / "b")  # other path and times
   os.utime(tmp_path / "b" / "x" / "1.png", (1, 1))
   moved = f"folder:{tmp_path}/b"
   assert prints(moved) == want
@@ -336,7 +336,7 @@ def test_a_fingerprint_is_of_what_is_in_the_files(tmp_path):
 
   file = tmp_path / "b" / "x" / "big.png"
   raw = file.read_bytes()
-  for at in (100, len(raw) - 100):  # another byte at either end
+  for at in (100, len(raw) - 100):  # a different byte at either end
     file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
     assert changed()
   file.write_bytes(raw)

@@ -1,4 +1,4 @@
-"""Sources, splits, broken files and the cache, on files made here."""
+"""Sources, splits, broken files and the cache, with generated files."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from gamix_jax.errors import UserError
 
 
 def section(source, **changes):
-  """The section `data` as main has it, for small images."""
+  """Returns the section `data`, as in main, for small images."""
   c = config.base().data
   c.update({"source": str(source), "image_size": 8, "batch_size": 4})
   c.update({"crop": "none", **changes})
@@ -26,7 +26,7 @@ def section(source, **changes):
 
 
 def images(root, names, start=0):
-  """Writes images of one colour each; the colour tells them apart."""
+  """Writes images of one colour each; the colour identifies them."""
   for i, name in enumerate(names, start):
     path = Path(root) / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,12 +37,12 @@ def images(root, names, start=0):
 
 
 def pixels(dataset):
-  """All images: uint8 [n, h, w, c]."""
+  """Returns all images: uint8 [n, h, w, c]."""
   return np.stack([dataset[i]["image"] for i in range(len(dataset))])
 
 
 def says(call, *words):
-  """The call fails with a short UserError that has these words."""
+  """Asserts that the call raises a short UserError with these words."""
   with pytest.raises(UserError) as e:
     call()
   message = str(e.value)
@@ -147,7 +147,7 @@ def test_folder_split_by_hash(tmp_path):
   assert sorted(seen) == list(range(40))
   assert 2 <= len(test) <= 16
   assert train[0]["label"] == -1 and train.label_names == ()
-  # More files, and the way to the folder, move none of them.
+  # Neither more files nor another folder path moves any of them.
   images(tmp_path / "x", [f"more{i}.png" for i in range(20)], 100)
   c.source = f"folder:{tmp_path}/x"
   again = set(pixels(data.open_dataset(c, "test"))[:, 0, 0, 0].tolist())
@@ -197,7 +197,7 @@ def test_mistakes_in_the_section():
 
 
 class Stripes(data.Source):
-  """A source with nothing but what every source needs."""
+  """A source with the minimum that a source needs."""
 
   takes_path = True
 
@@ -215,7 +215,7 @@ class Stripes(data.Source):
 
 @pytest.fixture
 def sources(monkeypatch):
-  """The table, as it was again afterwards."""
+  """Restores the table of sources afterwards."""
   for name, opener in data.SOURCES.items():
     monkeypatch.setitem(data.SOURCES, name, opener)
   before = set(data.SOURCES)
@@ -225,7 +225,7 @@ def sources(monkeypatch):
 
 
 def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
-  """One class and one line: all that the other sources have works."""
+  """One class and one line: everything works as for the other sources."""
   sources.register("stripes")(Stripes)
   monkeypatch.chdir(tmp_path)
   assert data.resolve_source("stripes:a/b") == f"stripes:{tmp_path}/a/b"
@@ -251,7 +251,7 @@ def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
 
 
 def test_the_default_fingerprint_is_of_images_and_labels(sources):
-  """And so is the cache's key, which is the same by default."""
+  """The cache's key is the fingerprint by default."""
   x = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
   made = []
 
@@ -294,7 +294,7 @@ def test_a_function_as_a_source(sources):
 
 
 def hundred(root):
-  """97 good images, one text, one empty, one cut short."""
+  """97 good images, one text file, one empty, one truncated."""
   names = [f"{i:02}.png" for i in range(97)]
   images(root, names)
   (root / "20x.jpg").write_text("not an image")
@@ -305,7 +305,7 @@ def hundred(root):
 
 
 def both(c):
-  """The two splits, read through."""
+  """Reads all of both splits."""
   splits = [data.open_dataset(c, s) for s in ("train", "test")]
   for dataset in splits:
     pixels(dataset)
@@ -321,7 +321,7 @@ def test_broken_files_are_skipped_and_named(tmp_path, caplog):
   assert names == {n for dataset in splits for n in dataset.broken}
   assert sum(len(dataset) for dataset in splits) == 98
   assert all(n in caplog.text for n in names)
-  # The next whole image in order stands in for the one cut short.
+  # The next intact image replaces the truncated one.
   (found,) = (d for d in splits if "60x.png" in d.broken)
   at = [found.source.name(i) for i in range(len(found))].index("60x.png")
   np.testing.assert_array_equal(
@@ -375,7 +375,7 @@ def test_npz(tmp_path):
     assert test[4]["label"] == 4
     assert len(data.open_dataset(c, "train")) == 30
 
-  np.savez(tmp_path / "c.npz", x)  # numpy calls it arr_0
+  np.savez(tmp_path / "c.npz", x)  # numpy names it arr_0
   train = data.open_dataset(section(f"npz:{tmp_path}/c.npz"), "train")
   np.testing.assert_array_equal(pixels(train), x[labels[: len(train)]])
 
@@ -407,7 +407,7 @@ def test_mistakes_with_npz(tmp_path):
 
 @pytest.fixture
 def photographs(tmp_path):
-  """Noise of odd sizes, and one file cut short."""
+  """Noise of various sizes, and one truncated file."""
   rng = np.random.default_rng(0)
   root = tmp_path / "in"
   root.mkdir()
@@ -435,11 +435,11 @@ def test_cached_is_uncached(photographs, tmp_path, monkeypatch):
       assert [got[i]["label"] for i in range(3)] == [-1] * 3
 
   made = {p.name for p in folder.iterdir() if p.is_dir()}
-  assert len(made) == 2  # and no half-written one is left
+  assert len(made) == 2  # no partial one remains
   monkeypatch.setattr(ImageTransform, "__call__", None)  # found, not decoded
   opened(cache=str(folder))
   monkeypatch.undo()
-  # Each of these changes what the pixels are.
+  # Each of these changes the pixels.
   for kw in (
     {"resize": "nearest"},
     {"crop": "square"},

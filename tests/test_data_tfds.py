@@ -1,4 +1,4 @@
-"""TFDS without TensorFlow: builders made here, and downloads that fail."""
+"""TFDS without TensorFlow: builders defined here, and failing downloads."""
 
 import io
 import os
@@ -17,7 +17,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 
 def picture(i):
-  """Distinct smooth images, uint8 [20, 24, 3]."""
+  """Returns distinct smooth images, uint8 [20, 24, 3]."""
   x = np.add.outer(np.arange(20) * 3, np.arange(24) * 4)[..., None] + i * 5
   return np.repeat(x, 3, axis=2).astype(np.uint8)
 
@@ -48,7 +48,7 @@ class GamixEncoded(tfds.core.GeneratorBasedBuilder):
       yield i, {"image": self.encode(picture(i)), "label": i % 2}
 
   def encode(self, image):
-    """What the builder hands to TFDS."""
+    """Returns what the builder passes to TFDS."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=95)
     out.seek(0)
@@ -56,7 +56,7 @@ class GamixEncoded(tfds.core.GeneratorBasedBuilder):
 
 
 class GamixTrainOnly(GamixEncoded):
-  """No test split."""
+  """Has no test split."""
 
   splits = (("train", 25),)
 
@@ -65,12 +65,12 @@ class GamixArrays(GamixEncoded):
   """Images as arrays, which TFDS encodes with TensorFlow."""
 
   def encode(self, image):
-    """The array."""
+    """Returns the array."""
     return image
 
 
 class GamixDownload(GamixEncoded):
-  """Wants a file from a server that is not there."""
+  """Downloads a file from a server that does not exist."""
 
   def _split_generators(self, dl_manager):
     dl_manager.download("http://127.0.0.1:9/images.zip")
@@ -79,7 +79,7 @@ class GamixDownload(GamixEncoded):
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-  """TFDS reads and writes here, and gives a download up quickly."""
+  """Points TFDS here, and makes failing downloads fail quickly."""
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
   monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
   from tensorflow_datasets.core.download import downloader
@@ -101,8 +101,8 @@ def test_reads_what_was_prepared(place):
   train, test = opened("gamix_encoded"), opened("gamix_encoded", "test")
   assert (len(train), len(test)) == (13, 6)
   assert train.label_names == ("even", "odd")
-  # TFDS shuffles; its own reading tells what lies where. Decoding that needs
-  # TensorFlow is Pillow's here.
+  # TFDS shuffles; its own reader gives the order. Pillow decodes here, since
+  # decoding in TFDS needs TensorFlow.
   records = tfds.builder("gamix_encoded").as_data_source(
     "train", decoders={"image": tfds.decode.SkipDecoding()}
   )
@@ -162,7 +162,7 @@ def test_unknown_names():
 
 
 def test_prepares_in_a_process_of_its_own(place):
-  # CelebA-HQ wants files fetched by hand, so it fails without a network too.
+  # CelebA-HQ needs manual downloads, so it fails without a network, too.
   code = (
     "import sys; from gamix_jax import data, errors\n"
     "if __name__ == '__main__':\n"

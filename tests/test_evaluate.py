@@ -1,4 +1,4 @@
-"""The command that judges: its file, its report, what it refuses."""
+"""The evaluate command: its file, its report, and what it refuses."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from gamix_jax.evaluate import report, settings
 from gamix_jax.evaluate.results import Results
 from gamix_jax.metrics import specs
 
-DIGIT = 0  # that is held out
+DIGIT = 0  # held out
 TRAINING = shlex.split("""
   --config=configs/digits.py --config.steps=250 --config.data.batch_size=32
   --config.data.image_size=12 --config.model.latent=3
@@ -42,7 +42,7 @@ FEW = (
 
 
 def run(program, *flags, devices=1):
-  """With XLA's passes: the classifier takes longer to run than to compile."""
+  """With default XLA passes: the classifier runs longer than it compiles."""
   count = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.run(
     program.argv(*flags, module="gamix_jax.evaluate"),
@@ -55,7 +55,7 @@ def run(program, *flags, devices=1):
 
 @pytest.fixture(scope="module")
 def judged(program, tmp_path_factory):
-  """A run on nine of ten digits, evaluated: its folder, what was printed."""
+  """A run on nine of ten digits, evaluated: its folder and the output."""
   folder = tmp_path_factory.mktemp("evaluate") / "run"
   flag = f"--workdir={folder}"
   program.done(*TRAINING, flag)
@@ -70,8 +70,8 @@ def numbers(judged):
 
 
 @pytest.mark.slow
-def test_the_same_twice_and_on_eight_devices(judged, program, tmp_path):
-  """The same bytes; within 1e-4 on 8 devices, with all fitted anew."""
+def test_results_repeat_and_match_on_eight_devices(judged, program, tmp_path):
+  """Equal bytes on one device; within 1e-4 on 8 devices, all refitted."""
   folder, _ = judged
   before = (folder / "eval" / "metrics.json").read_text()
   other = tmp_path / "run"
@@ -91,7 +91,7 @@ def test_the_same_twice_and_on_eight_devices(judged, program, tmp_path):
 
 
 def test_numbers_are_those_of_the_model(judged, numbers):
-  """Asked of the model by hand: errors, bounds, the odd one out."""
+  """Computed separately from the model: errors, bounds, anomaly scores."""
   folder, _ = judged
   found = numbers["numbers"]
   model = gamix_jax.load(folder)
@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_model(judged, numbers):
   labels = np.array([test[i]["label"] for i in range(len(test))])
   odd = labels == DIGIT
   score = model.anomaly_score(x, "reconstruction")
-  want = roc_auc_score(odd, score)  # of all images, not of 64
+  want = roc_auc_score(odd, score)  # on all images, not on 64
   got = found["auroc_reconstruction"]
   assert abs(got["value"] - want) < 4 * got["error"]
   assert got["value"] > 0.6
@@ -126,7 +126,7 @@ def test_every_number_has_its_protocol(numbers):
     if name.startswith(("fd_", "kd_", "precision")):
       for key in ("features", "features, sha256", "images", "pixels"):
         assert key in number["protocol"], (name, key)
-    assert not name.startswith(("fid", "kid"))  # it is no Inception
+    assert not name.startswith(("fid", "kid"))  # it is not Inception
     specs.find(name)
 
 
@@ -147,7 +147,7 @@ def test_report(judged, numbers):
 
 
 def test_fewer_images_than_latents(judged, program, tmp_path):
-  """Neighbours and a covariance want more: reasons for both, and a report."""
+  """Neighbours and a covariance need more: reasons for both, and a report."""
   folder = tmp_path / "run"
   shutil.copytree(judged[0], folder)
   few = ("images=3", "bound_images=3", "train_images=20", "features=random")

@@ -1,6 +1,6 @@
-"""Evaluations of few images, few classes, images that are all the same.
+"""Evaluations on few images, few classes, identical images.
 
-Every number is there, or the reason why it is not; report and file always are.
+Every metric has a value or a reason why not; report and file always exist.
 """
 
 import json
@@ -28,7 +28,7 @@ def noise(n, side=8, same=False):
 
 
 def make(folder, test, train, labels=None, **changes):
-  """A workdir of a model that was never trained, on these images."""
+  """Writes a workdir of an untrained model on these images."""
   folder.mkdir(parents=True)
   arrays = {"x_train": train, "x_test": test}
   for name in ("train", "test") if labels else ():
@@ -41,7 +41,7 @@ def make(folder, test, train, labels=None, **changes):
 
 
 def judged(run, **own):
-  """The numbers and the report, as the command writes them."""
+  """Returns the results and the report, as the command writes them."""
   e = settings.base()
   e.eval.update(QUICK | own)
   settings.check(e)
@@ -70,8 +70,8 @@ def defined(numbers):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """The names of all numbers: those of sixteen images."""
+def all_metrics(tmp_path_factory):
+  """Returns the names of all metrics: those of sixteen images."""
   run = make(tmp_path_factory.mktemp("few") / "16", noise(16), noise(40))
   return judged(run)[0]
 
@@ -79,14 +79,14 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
   "n", [1, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 8))]
 )
-def test_few_images(whole, tmp_path, n):
+def test_few_images(all_metrics, tmp_path, n):
   numbers, said = judged(make(tmp_path / "a", noise(n), noise(40)))
-  assert set(numbers) == set(whole)
+  assert set(numbers) == set(all_metrics)
   distances = {k.split("_")[0] for k in defined(numbers)}
   assert ("fd" in distances) == (n >= 2)
   assert ("kd" in distances) == (n >= 3)
   assert ("precision" in distances) == (n >= 6)
-  assert ("under 2,048" in said) == (n >= 2)  # of distances that there are
+  assert ("under 2,048" in said) == (n >= 2)  # if there are distances
   assert (numbers["active_units"]["value"] is None) == (n == 1)
   assert ("error" in numbers["mae"]) == (n > 1)
   assert numbers["mutual_information"]["value"] <= math.log(n) + 1e-6
@@ -98,10 +98,10 @@ def test_few_images(whole, tmp_path, n):
 
 
 @pytest.mark.parametrize("train", [1, 9])
-def test_few_training_images(whole, tmp_path, train):
-  """Of one, no sampler is fitted; of fewer than components, one Gaussian."""
+def test_few_training_images(all_metrics, tmp_path, train):
+  """With one image no sampler is fitted; with few, a single Gaussian."""
   numbers, _ = judged(make(tmp_path / "a", noise(8), noise(train)))
-  there = {k for k in whole if "training_images" not in k or train >= 8}
+  there = {k for k in all_metrics if "training_images" not in k or train >= 8}
   assert set(numbers) == there
   for source in ("population", "gmm"):
     found = numbers[f"sharpness_{source}"]
@@ -112,7 +112,7 @@ def test_few_training_images(whole, tmp_path, train):
 
 @pytest.mark.parametrize("labels", [1, 8])
 def test_labels(tmp_path, labels):
-  """One class is none; one image of each class."""
+  """One class is not enough; one image per class."""
   numbers, _ = judged(
     make(tmp_path / "a", noise(1), noise(8), labels),
     sources=("prior",),
@@ -123,20 +123,20 @@ def test_labels(tmp_path, labels):
       assert "no labels of two classes" in numbers[name]["reason"]
     else:
       assert numbers[name]["value"] in (0, 1)
-      assert "error" not in numbers[name]  # of one image
+      assert "error" not in numbers[name]  # a single image
 
 
-def test_images_that_are_all_the_same(whole, tmp_path):
+def test_images_that_are_all_the_same(all_metrics, tmp_path):
   train, test = noise(40, same=True), noise(8, same=True)
   numbers, _ = judged(make(tmp_path / "a", test, train))
-  assert set(numbers) == set(whole)
+  assert set(numbers) == set(all_metrics)
   assert numbers["sharpness_images"]["value"] == 0
   assert numbers["active_units"]["value"] == 0
   assert numbers["mae"]["error"] == pytest.approx(0, abs=1e-6)
 
 
 def test_images_too_small_for_features(tmp_path):
-  """Distances have the reason, under names of their own."""
+  """Distances have a reason, under the feature's own names."""
   run = make(tmp_path / "a", noise(4, 4), noise(40, 4), **FLAT_NETWORK)
   numbers, said = judged(run)
   for name in ("fd_reconstructions", "fd_prior", "kd_gmm", "precision_prior"):
@@ -204,7 +204,7 @@ def test_one_image_is_no_page(tmp_path):
 
 
 def test_rates(tmp_path):
-  """A family whose codes have a sparseness: of one image in part."""
+  """Discrete codes have a sparseness; of one image, in part."""
   numbers, said = judged(
     make(tmp_path / "a", noise(1), noise(40), posterior__name="poisson"),
     sources=("prior",),

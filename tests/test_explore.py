@@ -1,4 +1,4 @@
-"""The page to touch a model on: its pictures, its server, a real browser."""
+"""The explore page: its pictures, its server, and a real browser."""
 
 import importlib.util
 import io
@@ -40,7 +40,7 @@ def shown(run):
 
 
 def grey(x):
-  """[-1, 1] -> the picture's numbers, of 8x8 enlarged 32 times."""
+  """Converts [-1, 1] to the picture's pixels: 8x8, enlarged 32 times."""
   x = np.rint((np.clip(x[..., 0], -1, 1) + 1) * 127.5).astype(np.uint8)
   return np.kron(x, np.ones((32, 32), np.uint8))
 
@@ -68,7 +68,7 @@ def test_sliders_move_the_most_active_latents_by_standard_deviations(shown):
 def test_the_map_decodes_the_place_that_is_clicked(shown):
   for at in ((100, 200), (639, 0), (320, 511)):
     assert np.abs(np.subtract(shown.place(shown.at(*at)), at)).max() <= 1
-  # The plane is the first two principal directions, by NumPy's SVD.
+  # The plane is spanned by the first two principal directions, by NumPy's SVD.
   centre = shown.mu.mean(axis=0)
   _, _, v = np.linalg.svd(shown.mu - centre)
   off = shown.at(17, 400) - centre
@@ -77,7 +77,7 @@ def test_the_map_decodes_the_place_that_is_clicked(shown):
   assert plain.shape == (view.MAP_SIDE, view.MAP_SIDE, 3)
   y, x = np.nonzero(np.any(plain != marked, axis=-1))
   assert (x.mean(), y.mean()) == pytest.approx((50, 60), abs=1)
-  # Every image lies on the map where its code does.
+  # Every image is on the map at its code.
   x, y = shown.place(shown.mu[39])
   assert np.any(plain[y - 5 : y + 5, x - 5 : x + 5] != 255)
 
@@ -116,7 +116,7 @@ def test_uploads_of_any_mode_are_made_as_the_data_are(shown, tmp_path, mode):
   image.save(path)
   x = shown.open(path)
   assert x.shape == (8, 8, 1) and x.dtype == np.uint8
-  # The centred square, black to the left of its middle and white to the right.
+  # The central square, black left of its middle and white right of it.
   assert x[:, :4].max() <= 8 and x[:, 4:].min() >= 247
 
 
@@ -165,11 +165,11 @@ def test_flags_that_are_refused(program):
 
 @pytest.fixture
 def server(run, program):
-  """The command, served; its address. It ends on SIGTERM with 0."""
+  """Serves the command; yields its address. SIGTERM must end it with 0."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  # Not program.argv: warnings inside of Gradio are its own.
+  # Not program.argv: warnings inside Gradio are not ours.
   words = [sys.executable, "-m", "gamix_jax.explore"]
   process = subprocess.Popen(
     [*words, f"--workdir={run}", f"--port={port}"],
@@ -213,7 +213,7 @@ def test_in_a_browser(server, shown, tmp_path):
   elsewhere = []
 
   with sync_playwright() as play:
-    # A container's root has no sandbox.
+    # root in a container has no sandbox.
     args = ["--no-sandbox"] if os.geteuid() == 0 else []
     browser = play.chromium.launch(executable_path=CHROMIUM, args=args)
     tab = browser.new_page(viewport={"width": 1100, "height": 1000})
@@ -254,10 +254,10 @@ def test_in_a_browser(server, shown, tmp_path):
     np.testing.assert_array_equal(picture("seen"), shown.shown(x))
     z = shown.code(x)
     apart = np.abs(picture("decoded").astype(int) - shown.picture(z))
-    assert apart.max() <= 1  # one process's rounding, and the other's
+    assert apart.max() <= 1  # rounding differs between processes
 
     old = source("decoded")
-    # The server's own order: it has seen more held-out images.
+    # The server's own order: it has encoded more held-out images.
     slider = tab.locator("[id^=latent-]").first
     slider.locator("input[type=range]").fill("2")
     changed("decoded", old)

@@ -1,4 +1,4 @@
-"""A model taken elsewhere: run without this program, opened again, refused."""
+"""Exported models: run without this package, load again, refuse."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run of a mixture, a checkpoint of step 5 in it."""
+  """A run with a mixture, with a checkpoint at step 5."""
   config = conftest.small(posterior__name="mixture", posterior__components=3)
   state = conftest.state_of(build.train_spec(config))
   state = state.replace(ema=jax.tree.map(lambda x: 0.9 * x, state.vae.params))
@@ -48,7 +48,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-  """Both parts as stablehlo, and the whole as safetensors."""
+  """Both parts as stablehlo, and the complete model as safetensors."""
   out = tmp_path_factory.mktemp("exported") / "new"
   for what in signatures.PARTS:
     exporting.export(model, what, "stablehlo", out)
@@ -57,7 +57,7 @@ def exported(model, tmp_path_factory):
 
 
 def expected(model, x):
-  """The encoder's outputs by the posterior's own methods, in float64."""
+  """The encoder's outputs, from the posterior's own methods in float64."""
   q = model.encode(x)
   w, mu, var = (np.asarray(v, np.float64) for v in q.components())
   mean = np.einsum("bk,bkd->bd", w, mu)
@@ -99,7 +99,7 @@ np.savez({str(exported / "out.npz")!r}, images=images, one=one,
   subprocess.run(
     [sys.executable, "-W", "error", "-c", code],
     check=True,
-    cwd=exported,  # where there is no package of ours
+    cwd=exported,  # a folder without our package
   )
   out = dict(np.load(exported / "out.npz"))
   np.testing.assert_allclose(out.pop("images"), model.decode(z), atol=1e-6)
@@ -138,7 +138,7 @@ def test_mean_and_variance_for_every_family():
 
   mu, logvar = normal(2, 3), normal(2, 3)
   var = np.exp(logvar)
-  b = 100 ** (-2 / 9)  # the paper's, of the EVAE
+  b = 100 ** (-2 / 9)  # the EVAE paper's bandwidth
   families = [
     (posterior.Gaussian(mu, logvar), mu, var),
     (posterior.Epanechnikov(mu, logvar), mu, var),
@@ -154,7 +154,7 @@ def test_mean_and_variance_for_every_family():
     assert out.keys() == {"mean", "variance"}
     np.testing.assert_allclose(out["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(out["variance"], variance, rtol=1e-5)
-  # Of a mixture, by draws of NumPy.
+  # Of a mixture, from NumPy samples.
   logits, mu, logvar = normal(1, 4), normal(1, 4, 3), normal(1, 4, 3)
   out = signatures.describe(posterior.Mixture(logits, mu, logvar))
   pi = np.exp(logits[0]) / np.exp(logits[0]).sum()
@@ -165,8 +165,8 @@ def test_mean_and_variance_for_every_family():
   np.testing.assert_allclose(out["variance"][0], z.var(axis=0), rtol=0.03)
 
 
-def _off(make, part):
-  """What a faulty exporter writes: a hundredth too much."""
+def _scaled(make, part):
+  """A faulty exporter's output, one per cent too large."""
   function = part.function
   wrong = dataclasses.replace(
     part, function=lambda x: jax.tree.map(lambda v: 1.01 * v, function(x))
@@ -177,7 +177,7 @@ def _off(make, part):
 def test_other_numbers_are_not_written(model, tmp_path, monkeypatch, exported):
   before = {f: f.read_bytes() for f in exported.iterdir()}
   make = serialize.EXPORTERS["stablehlo"]
-  monkeypatch.setitem(serialize.EXPORTERS, "stablehlo", partial(_off, make))
+  monkeypatch.setitem(serialize.EXPORTERS, "stablehlo", partial(_scaled, make))
   for out in (tmp_path / "new" / "folder", exported):
     with pytest.raises(UserError, match="differs from the model by 0"):
       exporting.export(model, "decoder", "stablehlo", out)
@@ -197,7 +197,7 @@ def test_bfloat16_is_compared_as_such(tmp_path):
   data = (tmp_path / "out" / "decoder.stablehlo").read_bytes()
   z = np.random.default_rng(0).normal(size=(4, 4)).astype("f4")
   out = jax.export.deserialize(bytearray(data)).call(z)
-  # The logits of bernoulli, as the image that they stand for.
+  # Bernoulli logits, converted to the image.
   wanted = np.tanh(model.decode(z, raw=True) / 2)
   np.testing.assert_allclose(out, wanted, atol=0.03)
   in_full = signatures.in_float32(model)
@@ -240,7 +240,7 @@ def test_safetensors_are_the_model_bit_for_bit(run, model, exported, images):
   np.testing.assert_array_equal(again.reconstruct(images), x_hat)
   logits = model.discriminate(images)
   np.testing.assert_array_equal(again.discriminate(images), logits)
-  # A second opinion on names and bytes: the library's own reader.
+  # Names and bytes are also checked with the safetensors library.
   from safetensors.numpy import load_file
 
   arrays = load_file(exported / "model.safetensors")
@@ -248,7 +248,7 @@ def test_safetensors_are_the_model_bit_for_bit(run, model, exported, images):
   kernel = params["decoder"]["dense"]["kernel"]
   name = "vae.params.decoder.dense.kernel"
   np.testing.assert_array_equal(arrays[name], kernel)
-  # What is exported into a workdir is not opened in its checkpoints' place.
+  # An export inside a workdir is not loaded instead of its checkpoints.
   raw = gamix_jax.load(run, "raw")
   exporting.export(raw, "model", "safetensors", run)
   opened = gamix_jax.load(run).variables

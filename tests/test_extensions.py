@@ -1,7 +1,7 @@
-"""What docs/extending.md shows, in modules outside the package.
+"""Runs the examples of docs/extending.md as modules outside the package.
 
-Each example is one file and one line that registers it; each trains through
-`main` and opens in `load`, `evaluate` and `generate`.
+Each example is one file and one line that registers it; each trains with `main`
+and works with `load`, `evaluate` and `generate`.
 """
 
 import re
@@ -31,7 +31,7 @@ COMMANDS = {
     r"^python -m gamix_jax\.main .*$", TEXT.replace("\\\n", " "), re.M
   )
 }
-# Small and quick; what an example is about stays as its command has it.
+# Small and quick, without touching what an example is about.
 SHORT = (
   "--config.steps=3",
   "--config.log_every=1",
@@ -79,7 +79,7 @@ def test_an_example_trains_and_opens(program, tmp_path, name):
   log = rows(run)
   assert [r["step"] for r in log if "vae/loss" in r] == [1, 2, 3]
   assert all(np.isfinite(r["vae/loss"]) for r in log if "vae/loss" in r)
-  if name == "capacity":  # its state goes on
+  if name == "capacity":  # its state continues
     nats = [r["capacity/nats"] for r in log if "capacity/nats" in r]
     np.testing.assert_allclose(nats, [0, 0.02, 0.04], rtol=1e-5)
   given = f"--workdir={run}"
@@ -112,13 +112,13 @@ def test_a_module_that_is_not_there_is_named(program, tmp_path):
 
 
 @pytest.fixture
-def forgotten(monkeypatch):
-  """What a test registers is forgotten after it."""
+def unregistered(monkeypatch):
+  """Unregisters what a test registers."""
   monkeypatch.setattr(registry, "_modules", [])
   monkeypatch.setattr(registry, "_keys", {})
 
 
-def test_a_part_brings_its_keys(forgotten):
+def test_a_part_brings_its_keys(unregistered):
   table = Registry("posterior.name")
 
   class Mine:
@@ -157,7 +157,7 @@ def test_other_modules_do_not_stop_a_run(forgotten, tmp_path):
 
 
 @pytest.mark.parametrize("weight", [16.0, 40.0])
-def test_the_likelihood_of_the_example_is_a_density(forgotten, weight):
+def test_the_likelihood_of_the_example_is_a_density(unregistered, weight):
   scope = {"__name__": "cauchy"}
   exec(MODULES["cauchy"], scope)
   try:
@@ -173,8 +173,8 @@ def test_the_likelihood_of_the_example_is_a_density(forgotten, weight):
     scope["LIKELIHOODS"].pop("student_t")
 
 
-def test_the_posterior_of_the_example(forgotten):
-  """Its draws have the moments that it says, and scipy's density."""
+def test_the_posterior_of_the_example(unregistered):
+  """Its samples have its stated moments, and scipy's density."""
   scope = {"__name__": "laplace"}
   exec(MODULES["laplace"], scope)
   try:

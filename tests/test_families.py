@@ -14,7 +14,7 @@ from gamix_jax.posterior import POSTERIORS
 
 MIXTURE = dict(posterior__name="mixture", posterior__components=2)
 EPANECHNIKOV = dict(posterior__name="epanechnikov")
-# name: (changes, the weights of its terms besides `recon`)
+# name: (changes, weights of its terms other than `recon`)
 FAMILIES = {
   "gaussian/gamix": ({}, dict(population_kl=1.0, collapse_penalty=1.0)),
   "gaussian/elbo": ({}, dict(kl=1.0)),
@@ -52,7 +52,7 @@ STEPS, BATCH = 500, 16
 
 def config_of(name, dtype):
   changes, terms = FAMILIES[name]
-  if "model__encoder" not in changes:  # the ResNets' own
+  if "model__encoder" not in changes:  # ResNet settings only
     changes = changes | dict(model__bottleneck_channels=4)
   weights = (
     dict.fromkeys(("population_kl", "collapse_penalty", "kl", "kernel")) | terms
@@ -90,7 +90,7 @@ def test_every_family_and_objective_is_here():
   ],
 )
 def test_trains_digits(name, dtype):
-  """500 steps; the last ten losses are under three quarters of the first."""
+  """500 steps; the last ten losses are below three quarters of the first."""
   digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
   spec = build.train_spec(config_of(name, dtype))
   rows = np.random.default_rng(0).integers(len(digits), size=(STEPS, BATCH))

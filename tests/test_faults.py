@@ -1,10 +1,10 @@
-"""Faults in a run of one process, and the run that goes on.
+"""Faults in a single-process run, which is then resumed.
 
-`pytest -m faults` runs these and those of several processes; it prints what
-was done, how often, and what was lost, and FAULTS_TABLE=FILE keeps that.
+`pytest -m faults` runs these and the multi-process ones; it prints each fault,
+how often, and what was lost, and writes the table to FAULTS_TABLE=FILE.
 
-The program is the one that users start. Its second opinion is the run never
-disturbed: every bit of every array, and every number on the way.
+Runs the real command. The reference is an undisturbed run: every bit of every
+array, and every metric on the way.
 """
 
 import contextlib
@@ -45,26 +45,26 @@ KEEP = "--config.checkpoint.keep=99"
 TESTS = ROOT / "tests"
 
 
-def of(folder, *flags):
-  """A run's command; the workdir is its last word."""
+def command(folder, *flags):
+  """Returns a run's command; the workdir is its last word."""
   return (*FLAGS, *flags, f"--workdir={folder}/run")
 
 
 @pytest.fixture(scope="module")
 def straight(program, tmp_path_factory):
-  """The run never disturbed, with all its checkpoints."""
+  """The undisturbed run, with all its checkpoints."""
   folder = tmp_path_factory.mktemp("straight")
-  program.done(*of(folder, KEEP))
+  program.done(*command(folder, KEEP))
   return folder / "run"
 
 
-def saved_one(run, workdir):
+def wait_for_save(run, workdir):
   """Waits for the first complete checkpoint."""
   run.until(lambda: complete(workdir))
 
 
 def assert_stopped(run, *words):
-  """A mistake that can be fixed: 2 and two lines; the step it had come to."""
+  """Asserts a user error (2, two lines); returns the step it had reached."""
   code, out, err = run.ended()
   assert code == 2, (out, err)
   lines = err.rstrip("\n").split("\n")
@@ -75,8 +75,8 @@ def assert_stopped(run, *words):
   return run.steps()[-1][1]
 
 
-def assert_whole(workdir):
-  """The newest step; all are whole, and nothing is left of any other."""
+def assert_complete(workdir):
+  """Returns the newest step; all are complete and no partial one remains."""
   assert leftovers(workdir) == []
   steps = complete(workdir)
   for done in steps:
@@ -89,7 +89,7 @@ def assert_whole(workdir):
 
 @contextlib.contextmanager
 def disk(at, size):
-  """A disk of its own at a folder."""
+  """Mounts a small disk at a folder."""
   at.mkdir(parents=True)
   mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at]
   if subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -101,7 +101,7 @@ def disk(at, size):
 
 
 def fill(path, leave):
-  """Writes a file until the disk has no more than so many bytes free."""
+  """Writes a file until the disk has at most so many bytes free."""
   with path.open("wb", buffering=0) as file:
     while True:
       at = os.statvfs(path)
@@ -113,18 +113,18 @@ def fill(path, leave):
 
 @pytest.mark.faults("a full disk during a save")
 def test_full_disk(program, straight, fault, tmp_path):
-  """While it trains; then there is room again."""
+  """While it trains; later there is space again."""
   workdir = tmp_path / "run"
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   with disk(workdir, "16m"):
     with watched(program, *flags) as run:
-      saved_one(run, workdir)
+      wait_for_save(run, workdir)
       fill(workdir / "filler", 48 << 10)
-      # Said of the checkpoint, or of the numbers if their turn came first.
+      # Of the checkpoint, or of the metrics if they were written first.
       done = assert_stopped(
         run, "No space left on device while", "the same command continues"
       )
-    last = assert_whole(workdir)
+    last = assert_complete(workdir)
     (workdir / "filler").unlink()
     assert assert_continues(program, flags, straight, STEPS) == last
   fault.note("2, message of two lines", done - last, BITS)
@@ -132,13 +132,13 @@ def test_full_disk(program, straight, fault, tmp_path):
 
 @pytest.mark.faults("a file size limit (quota) during a save")
 def test_file_too_large(program, straight, fault, tmp_path):
-  """Under the largest file of a checkpoint, over the logs of the first steps.
+  """The limit is below a checkpoint's largest file, above the first logs' size.
 
-  So the limit is set before the first save, while the logs are small.
+  So it is set before the first save, while the logs are small.
   """
   checkpoint = straight / "checkpoints" / str(EVERY)
   sizes = [p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()]
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   with watched(program, *flags) as run:
     run.at(1)
     hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)[1]
@@ -147,7 +147,7 @@ def test_file_too_large(program, straight, fault, tmp_path):
     done = assert_stopped(
       run, "File too large while saving the checkpoint", "continues"
     )
-  # None is complete, unless the first save was quicker than the limit.
+  # None is complete, unless the first save was faster than the limit.
   last = max(complete(tmp_path / "run"), default=0)
   assert leftovers(tmp_path / "run") == []
   assert assert_continues(program, flags, straight, STEPS) == last
@@ -156,7 +156,7 @@ def test_file_too_large(program, straight, fault, tmp_path):
 
 @contextlib.contextmanager
 def read_only(folder):
-  """No permission applies to root, but a read-only mount does."""
+  """Root ignores permissions, but not a read-only mount."""
   if os.geteuid():
     folder.chmod(0o555)
     try:
@@ -169,7 +169,7 @@ def read_only(folder):
     pytest.skip("nothing can be mounted here")
   try:
     again = ["mount", "-o", "remount,ro,bind", folder]
-    for _ in range(1000):  # it is refused while a file there is being written
+    for _ in range(1000):  # refused while a file there is being written
       if not subprocess.run(again, check=False, capture_output=True).returncode:
         break
     else:
@@ -181,10 +181,10 @@ def read_only(folder):
 
 @pytest.mark.faults("the checkpoints' folder made read-only during training")
 def test_read_only(program, straight, fault, tmp_path):
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   folder = tmp_path / "run" / "checkpoints"
   with watched(program, *flags) as run:
-    saved_one(run, tmp_path / "run")
+    wait_for_save(run, tmp_path / "run")
     with read_only(folder) as reason:
       done = assert_stopped(
         run, f"{reason} while saving the checkpoint of step", "continues"
@@ -211,7 +211,7 @@ DAMAGES = {"changed": flip, "truncated": truncate, "missing": os.unlink}
 
 
 def damaged(workdir, step, damage):
-  """Does it to the largest file of arrays of a step; its name."""
+  """Damages a step's largest array file; returns its name."""
   folder = workdir / "checkpoints" / str(step)
   found = folder.rglob("d/*")
   path = max(found, key=lambda p: (p.stat().st_size, p))
@@ -222,10 +222,10 @@ def damaged(workdir, step, damage):
 @pytest.mark.faults("an array file with a flipped bit, truncated or deleted")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage(program, straight, fault, tmp_path, damage):
-  """Of the newest checkpoint: it is named, and the one before is used."""
+  """Damage to the newest checkpoint is named, and the previous one is used."""
   run = shutil.copytree(straight, tmp_path / "run")
   name = damaged(run, STEPS, damage)
-  with watched(program, *of(tmp_path, KEEP)) as again:
+  with watched(program, *command(tmp_path, KEEP)) as again:
     code, _, err = again.ended()
   assert code == 0, err
   assert f"checkpoint of step {STEPS} in" in err
@@ -238,14 +238,14 @@ def test_damage(program, straight, fault, tmp_path, damage):
 
 @pytest.mark.faults("an array file damaged in every checkpoint")
 def test_damage_to_all(program, straight, fault, tmp_path):
-  """Refused, and left as it is; a good copy put back is continued from."""
+  """Refused and left unchanged; a good copy put back is resumed from."""
   run = shutil.copytree(straight, tmp_path / "run")
   for i, step in enumerate(complete(run)):
     damaged(run, step, list(DAMAGES)[i % len(DAMAGES)])
   before = {
     p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()
   }
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   with watched(program, *flags) as again:
     code, out, err = again.ended()
   assert code == 2, (out, err)
@@ -271,16 +271,16 @@ def test_damage_to_all(program, straight, fault, tmp_path):
 
 @pytest.mark.faults("an image file deleted during training")
 def test_deleted_image(program, fault, tmp_path):
-  """It is named; put back, the run goes on."""
+  """The file is named; once restored, the run continues."""
   hundred(tmp_path / "images", broken=0)
   flags = (*files(tmp_path)[:-1], *FLAGS[len(SMALL) :], KEEP)
   program.done(*flags, f"--workdir={tmp_path}/straight")
   path = tmp_path / "images" / "042.jpg"
   with watched(program, *flags, f"--workdir={tmp_path}/run") as run:
-    saved_one(run, tmp_path / "run")
+    wait_for_save(run, tmp_path / "run")
     path.rename(tmp_path / "away.jpg")
     done = assert_stopped(run, f"Cannot read {path}", "Put it back")
-  last = assert_whole(tmp_path / "run")
+  last = assert_complete(tmp_path / "run")
   (tmp_path / "away.jpg").rename(path)
   flags = (*flags, f"--workdir={tmp_path}/run")
   went_on = assert_continues(program, flags, tmp_path / "straight", STEPS)
@@ -293,34 +293,34 @@ def test_deleted_image(program, fault, tmp_path):
 
 @pytest.mark.faults("SIGTERM during evaluation")
 def test_asked_to_stop_in_an_evaluation(program, straight, fault, tmp_path):
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   with watched(program, *flags, fault="looking:1") as run:
     code, out, err = run.ended()
   assert (code, err) == (0, ""), (out, err)
   done = run.steps()[-1][1]
   assert f"Asked to stop: saving step {done}." in out
-  assert done == 21  # the first evaluation is that of step 20
-  assert assert_whole(tmp_path / "run") == done
+  assert done == 21  # the first validation is at step 20
+  assert assert_complete(tmp_path / "run") == done
   assert assert_continues(program, flags, straight, STEPS) == done
   fault.note("0, saved", 0, BITS)
 
 
 @pytest.mark.faults("SIGTERM during compilation")
 def test_asked_to_stop_while_compiling(program, straight, fault, tmp_path):
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   with watched(program, *flags, fault="compiling") as run:
     code, out, err = run.ended()
   assert (code, err) == (0, ""), (out, err)
   assert "Asked to stop: saving step 1." in out
-  assert assert_whole(tmp_path / "run") == 1
+  assert assert_complete(tmp_path / "run") == 1
   assert assert_continues(program, flags, straight, STEPS) == 1
   fault.note("0, saved", 0, BITS)
 
 
 @pytest.mark.faults("SIGTERM during startup")
 def test_asked_to_stop_in_its_start(program, straight, fault, tmp_path):
-  """It has nothing to save yet, and the signal may just end it."""
-  flags = of(tmp_path, KEEP)
+  """There is nothing to save yet, and the signal may kill it."""
+  flags = command(tmp_path, KEEP)
   with watched(program, *flags) as run:
     run.line("Devices")
     run.process.send_signal(signal.SIGTERM)
@@ -339,7 +339,7 @@ def test_asked_to_stop_in_its_start(program, straight, fault, tmp_path):
 
 
 def skips(workdir):
-  """{step: updates skipped until then, and in a row}"""
+  """Returns {step: updates skipped until then, and in a row}."""
   return {
     r["step"]: (r["nonfinite/total"], r["nonfinite/consecutive"])
     for r in rows(workdir)
@@ -354,12 +354,12 @@ def floats(workdir, step):
 
 @pytest.mark.faults("a NaN in one pixel of two float batches")
 def test_nan_in_a_batch(program, straight, fault, tmp_path):
-  """Two updates are left out, and nothing else comes of it.
+  """Two updates are skipped, without other effects.
 
-  The checkpoint before them is the undisturbed run's, and a run that goes on
-  from there meets its end.
+  The checkpoint before them equals the undisturbed run's, and a run resumed
+  from there reaches the same end.
   """
-  flags = of(tmp_path, KEEP)
+  flags = command(tmp_path, KEEP)
   workdir = tmp_path / "run"
   with watched(program, *flags, fault="batch:14:15") as run:
     code, out, err = run.ended()
@@ -398,16 +398,16 @@ def poison(program, workdir, *flags, **kwargs):
 
 @pytest.mark.faults("a NaN in a weight")
 def test_nan_in_a_weight(program, straight, fault, tmp_path):
-  """Some skips, then the end; the last checkpoint is of before."""
+  """Some skips, then it stops; the last checkpoint is from before."""
   workdir = tmp_path / "run"
   with poison(program, workdir, "--config.guard.max_nonfinite=5") as run:
     done = assert_stopped(run, "not finite in the 5 steps", "is kept")
   assert [skips(workdir).get(t) for t in range(21, 26)] == [
     (i, i) for i in range(5)
   ]
-  last = assert_whole(workdir)
+  last = assert_complete(workdir)
   assert last == 20
-  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  assert_continues(program, command(tmp_path, KEEP), straight, STEPS)
   fault.note(
     "2 after 5 skipped updates, message of two lines", done - last, BITS
   )
@@ -415,28 +415,28 @@ def test_nan_in_a_weight(program, straight, fault, tmp_path):
 
 @pytest.mark.faults("a NaN in a weight, then SIGTERM")
 def test_nan_in_a_weight_then_asked_to_stop(program, straight, fault, tmp_path):
-  """What cannot be continued from is not saved."""
+  """A state that cannot be resumed from is not saved."""
   workdir = tmp_path / "run"
   with poison(program, workdir) as run:
     run.at(POISONED)
     run.process.send_signal(signal.SIGTERM)
     done = assert_stopped(run, "weights are not finite", "continues")
-  last = assert_whole(workdir)
+  last = assert_complete(workdir)
   assert last == 20
-  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  assert_continues(program, command(tmp_path, KEEP), straight, STEPS)
   fault.note("2, message of two lines", done - last, BITS)
 
 
 @pytest.mark.faults("a NaN in a weight, shortly before the end")
 def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
-  """It is not called done."""
+  """The run is not reported as finished."""
   workdir = tmp_path / "run"
   with poison(program, workdir, "--config.steps=24") as run:
     done = assert_stopped(run, "weights are not finite", "continues")
   assert done == 24
-  last = assert_whole(workdir)
+  last = assert_complete(workdir)
   assert last == 20
-  assert_continues(program, of(tmp_path, KEEP), straight, STEPS)
+  assert_continues(program, command(tmp_path, KEEP), straight, STEPS)
   fault.note("2, message of two lines", done - last, BITS)
 
 
@@ -446,8 +446,10 @@ def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
 @pytest.mark.parametrize(
   ("number", "told"), [(errno.ENOSPC, False), (errno.EROFS, True)]
 )
-def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog, number, told):
-  """By the save or by what ended the run before; another fault besides it."""
+def test_a_full_disk_is_reported_once(
+  tmp_path, monkeypatch, caplog, number, told
+):
+  """A failed save is logged only if something else ended the run."""
 
   def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -484,7 +486,7 @@ def test_finite(value):
 
 @pytest.mark.faults("the same command started twice in one workdir")
 def test_two_starts_at_ten_offsets(program, straight, fault, tmp_path):
-  """The run that owns it ends as if alone; the other touches nothing."""
+  """The owner of the workdir ends as if alone; the other changes nothing."""
   offsets = [0.0, 0.3, 0.7, 1.1, 1.6, 2.1, 2.7, 3.4, 4.2, 5.0]
   codes = [
     assert_one_won(twice(program, tmp_path / f"run{i}", straight, offset))
@@ -501,7 +503,7 @@ def test_two_starts_at_ten_offsets(program, straight, fault, tmp_path):
 
 
 def test_document_has_every_fault():
-  """The table is what `pytest -m faults` printed, so no row is missing."""
+  """The table is the output of `pytest -m faults`, so every row must exist."""
   table = (ROOT / "docs" / "faults.md").read_text()
   marked = re.findall(
     r'mark\.faults\(\s*"(.*?)"\s*\)',

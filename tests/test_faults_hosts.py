@@ -1,7 +1,7 @@
-"""Faults in one of two processes, and the run that goes on.
+"""Faults in one of two processes of a run, which is then resumed.
 
-As in `test_faults`. The run never disturbed is one of two processes, which is
-what one process makes of it within the tolerances of `test_hosts`.
+As in `test_faults`. The undisturbed run has two processes, and equals a
+single-process run within the tolerances of `test_hosts`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from test_resume import arrays
 
 from gamix_jax.parallel import distributed
 
-# What a process that is left may say: it was in a step, or JAX noticed first.
+# Messages of the surviving process: it was in a step, or JAX noticed first.
 WORDS = {
   distributed.LOST: "lost the others",
   -signal.SIGABRT: "Terminating process",
@@ -35,7 +35,7 @@ WORDS = {
 
 @contextlib.contextmanager
 def two(program, workdir, fault=None, at=0, flags=FLAGS):
-  """Both processes of a run, one of them with a fault."""
+  """Starts both processes of a run, one of them with a fault."""
   address = f"--coordinator=localhost:{free_port()}"
   with contextlib.ExitStack() as stack:
     yield [
@@ -60,7 +60,7 @@ def assert_ends_well(both):
 
 @pytest.fixture(scope="module")
 def straight(program, tmp_path_factory):
-  """The run never disturbed; and it is that of one process."""
+  """The undisturbed run, which equals that of one process."""
   folder = tmp_path_factory.mktemp("straight")
   with two(program, folder / "two") as both:
     assert_ends_well(both)
@@ -82,7 +82,7 @@ def straight(program, tmp_path_factory):
 
 
 def assert_two_continue(program, workdir, straight, at):
-  """Two processes bring it, from this step on, to the same end."""
+  """Resumes with two processes from this step on; checks the end."""
   with two(program, workdir) as both:
     assert_ends_well(both)
     assert both[0].continued() == at
@@ -90,8 +90,8 @@ def assert_two_continue(program, workdir, straight, at):
   assert_same_end(workdir, straight, STEPS)
 
 
-def left_alone(run, since):
-  """How the process that is left ends: (code, seconds since)."""
+def survivor(run, since):
+  """Returns how the surviving process ends: (code, seconds since)."""
   code, out, err = run.ended(2 * distributed.HEARTBEAT)
   seconds = time.monotonic() - since
   assert code in WORDS, (out, err)
@@ -110,7 +110,7 @@ def test_killed_in_a_step(program, straight, fault, tmp_path, index):
   with two(program, workdir) as both:
     both[0].at(13)
     both[index].kill()
-    code, seconds = left_alone(both[1 - index], time.monotonic())
+    code, seconds = survivor(both[1 - index], time.monotonic())
     done = both[0].steps()[-1][1]
   last = max(complete(workdir))
   print(code, seconds, done, last, both[1 - index].text())
@@ -123,11 +123,11 @@ def test_killed_in_a_step(program, straight, fault, tmp_path, index):
   ("index", "where"), [(0, "arrays"), (1, "arrays"), (0, "commit")]
 )
 def test_killed_in_a_save(program, straight, fault, tmp_path, index, where):
-  """The third: what is there of it does not count, and goes."""
+  """The third save: its partial files do not count, and are removed."""
   workdir = tmp_path / "run"
   with two(program, workdir, f"{where}:3", index) as both:
     assert both[index].ended()[0] == -signal.SIGKILL
-    code, seconds = left_alone(both[1 - index], time.monotonic())
+    code, seconds = survivor(both[1 - index], time.monotonic())
     done = both[0].steps()[-1][1]
   print(code, seconds, done, leftovers(workdir), both[1 - index].text())
   assert complete(workdir) == [EVERY, 2 * EVERY]
@@ -149,7 +149,7 @@ def test_asked_to_stop(program, straight, fault, tmp_path, index, when):
     else:
       both[0].at(13)
     both[index].process.send_signal(signal.SIGTERM)
-    for run in both:  # JAX logs the signal, and how all came to know of it
+    for run in both:  # JAX logs the signal, and how it was shared
       code, out, err = run.ended()
       assert code == 0, (out, err)
       assert "Traceback" not in err
@@ -166,7 +166,7 @@ def test_asked_to_stop(program, straight, fault, tmp_path, index, when):
 @pytest.mark.faults("one of two processes paused for 10 s (SIGSTOP)")
 @pytest.mark.parametrize("index", [1])
 def test_slow(program, straight, fault, tmp_path, index):
-  """Shorter than the heartbeat's limit: it is waited for."""
+  """Shorter than the heartbeat limit: the other waits."""
   workdir = tmp_path / "run"
   with two(program, workdir) as both:
     both[0].at(13)
@@ -181,15 +181,15 @@ def test_slow(program, straight, fault, tmp_path, index):
 @pytest.mark.faults("one of two processes paused for longer than HEARTBEAT")
 @pytest.mark.parametrize("index", [0, 1])
 def test_too_slow(program, straight, fault, tmp_path, index):
-  """It counts as dead: the other ends, and then it does, too."""
+  """It counts as dead: the other exits, and then it does, too."""
   workdir = tmp_path / "run"
   with two(program, workdir) as both:
     both[0].at(13)
     both[index].process.send_signal(signal.SIGSTOP)
-    code, seconds = left_alone(both[1 - index], time.monotonic())
+    code, seconds = survivor(both[1 - index], time.monotonic())
     assert seconds > distributed.HEARTBEAT / 2
     both[index].process.send_signal(signal.SIGCONT)
-    slow = left_alone(both[index], time.monotonic())
+    slow = survivor(both[index], time.monotonic())
     done = both[0].steps()[-1][1]
   last = max(complete(workdir))
   print(code, seconds, slow, done, last, leftovers(workdir))

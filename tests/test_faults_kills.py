@@ -1,6 +1,6 @@
-"""Fifty kills of one run of digits, which ends as if there had been none.
+"""Fifty kills of one digits run, which must end as if never killed.
 
-As in `test_faults`; some minutes.
+As in `test_faults`; takes some minutes.
 """
 
 import collections
@@ -11,8 +11,8 @@ import pytest
 from faults import BITS, assert_continues, complete, leftovers, watched
 
 KILLS, STEPS, EVERY, LOOK = 50, 600, 5, 40
-AT_MOST = 20  # steps of a launch until it is killed, and some
-LONG = 8 * 60  # seconds, for all steps on a machine that is busy
+MAX_STEPS = 20  # maximum steps per launch until the kill
+TIMEOUT = 8 * 60  # seconds, for all steps on a busy machine
 FLAGS = (
   "--config=configs/digits.py",
   f"--config.steps={STEPS}",
@@ -27,30 +27,30 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def straight(program, tmp_path_factory):
-  """The run never killed."""
+  """The undisturbed run."""
   folder = tmp_path_factory.mktemp("straight")
   with watched(program, *FLAGS, f"--workdir={folder}/run") as run:
-    code, out, err = run.ended(LONG)
+    code, out, err = run.ended(TIMEOUT)
   assert (code, err) == (0, ""), (out, err)
   return folder / "run"
 
 
-def strike(run, begin, rng, starts):
+def kill_at_random(run, begin, rng, starts):
   """Kills a run at a random moment of its start, or of its steps."""
   if starts and rng.random() < 0.25:
     moment = run.began + rng.random() * min(starts)
     run.until(lambda: time.monotonic() > moment)
   else:
-    run.at(begin + rng.randint(1, AT_MOST))
+    run.at(begin + rng.randint(1, MAX_STEPS))
     starts.append(run.steps()[0][0] - run.began)
-    # Then a part of the time that some steps and a save have taken.
+    # Then a fraction of the time that some steps and a save have taken.
     times = [when for when, _ in run.steps()[-EVERY - 1 :]]
     time.sleep(rng.random() * (times[-1] - times[0]))
   run.kill()
 
 
-def hit(run, workdir):
-  """In the middle of what it was killed."""
+def interrupted(run, workdir):
+  """Returns what the kill interrupted."""
   if not run.steps():
     return "start"
   if any("orbax" in name for name in leftovers(workdir)):
@@ -63,14 +63,14 @@ def hit(run, workdir):
 
 @pytest.mark.faults("kill -9 of a run of digits at random times")
 def test_fifty_kills(program, straight, fault, tmp_path):
-  """What was complete is what the next launch goes on from."""
+  """The next launch resumes from what was complete."""
   rng = random.Random(50)
   flags = (*FLAGS, f"--workdir={tmp_path}/run")
   workdir = tmp_path / "run"
   hits, lost, starts, newest = collections.Counter(), [], [], 0
   for _ in range(KILLS):
     with watched(program, *flags) as run:
-      strike(run, newest, rng, starts)
+      kill_at_random(run, newest, rng, starts)
       out, err = run.text()
     assert err == ""
     if "Devices" in out and run.steps():
@@ -78,12 +78,12 @@ def test_fifty_kills(program, straight, fault, tmp_path):
     done = run.steps()[-1][1] if run.steps() else newest
     before, newest = newest, max(complete(workdir), default=0)
     assert newest >= before
-    hits[hit(run, workdir)] += 1
+    hits[interrupted(run, workdir)] += 1
     lost.append(max(done - newest, 0))
-    # A save begins when the one before is complete, and not later than that.
+    # A save begins once the previous one is complete, and not later.
     assert lost[-1] <= 2 * EVERY
   assert 0 < newest < STEPS
   assert min(hits[k] for k in ("start", "save")) > 0, hits
-  assert assert_continues(program, flags, straight, STEPS, LONG) == newest
+  assert assert_continues(program, flags, straight, STEPS, TIMEOUT) == newest
   where = ", ".join(f"{n} during {k}" for k, n in sorted(hits.items()))
   fault.note(f"137 ({where})", lost, BITS, times=KILLS)

@@ -114,7 +114,7 @@ def test_exclusive_waits_for_the_holder(tmp_path):
     second.join(0.3)
     assert second.is_alive()
     order.append("first")
-    holder.kill()  # the system frees the lock of a process that dies
+    holder.kill()  # the system releases a dead process's lock
     second.join(20)
   assert order == ["first", "second"]
   assert os.listdir(tmp_path) == ["lock"]

@@ -1,4 +1,4 @@
-"""Pictures of a tiny model, read back; and what is refused."""
+"""Reads back pictures of a tiny model; refused arguments."""
 
 import itertools
 import json
@@ -93,7 +93,7 @@ def test_figures(run, tmp_path, monkeypatch, what, asked, rows, columns):
   assert "run, ema weights of step 5" in title
   with Image.open(tmp_path / "a.png") as png:
     shown = np.asarray(png.convert("L"))
-  # The images are in it pixel by pixel, so the axes lie where they are.
+  # The images are unscaled, so their position is that of the axes.
   wanted = pictures.grid(strip.images.reshape(-1, 4, 4, 1), columns)[..., 0]
   places = cv2.matchTemplate(shown, np.ascontiguousarray(wanted), cv2.TM_SQDIFF)
   assert places.min() <= 4 * wanted.size, places.min()
@@ -143,7 +143,7 @@ def test_a_folder_of_samples(run, model, tmp_path, capsys):
   ).items():
     assert said[key] == value
   assert said["fitted"]["images"] == 30
-  # Once fitted they are used again, unless another fit is asked for.
+  # A fit is used again, unless another fit is requested.
   make(run, "samples", tmp_path / "a.png", n=2, source="gmm")
   assert "Fitting" not in capsys.readouterr().out
   make(run, "samples", tmp_path / "a.png", n=2, source="gmm", components="4")
@@ -155,7 +155,7 @@ def test_a_folder_of_samples(run, model, tmp_path, capsys):
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_walks(run, tmp_path, ending):
   path = tmp_path / f"a.{ending}"
-  make(run, "walk", path, n=2, steps=4)  # by DEFAULTS through 3 stops
+  make(run, "walk", path, n=2, steps=4)  # DEFAULTS, through 3 stops
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
   film = cv2.VideoCapture(str(path))
   frames = []

@@ -1,7 +1,7 @@
-"""The published code's own numbers, through the product's own step.
+"""Compares a step to values of the published code.
 
-golden/ was made by running that code once on a small configuration (A), in
-float32 and in float64. The tolerances are those an independent model reached.
+golden/ was written by that code on a small configuration (A), in float32 and
+float64. The tolerances are those that an independent model reached.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ GRADIENT = {"float32": 1.5e-5, "float64": 5e-14}
 TRAJECTORY = {"float32": 3e-4, "float64": 1e-14}
 WEIGHTS = 5e-14  # float64; float32 gradients near 0 change Adam's sign
 
-# ours, theirs, the factor that theirs carries
+# our name, their name, the factor in theirs
 TERMS = [
   ("vae/recon", "rec_loss", 5000),
   ("vae/collapse_penalty", "kl_loss_ind", 0.2),
@@ -75,7 +75,7 @@ def under(arrays, prefix):
 
 
 def leaf(trees, role):
-  """The leaf of a role in {(net, collection): tree}."""
+  """Returns the leaf of a role in {(net, collection): tree}."""
   net, collection, keys = locate(role)
   found = trees[net, collection]
   for key in keys:
@@ -92,7 +92,7 @@ def trees_of(state):
 
 
 def with_weights(state, weights):
-  """The state with every leaf of its networks from the golden weights."""
+  """Returns the state with all network leaves from the golden weights."""
   trees = jax.tree.map(np.asarray, trees_of(state))
   left = len(jax.tree.leaves(trees))
   for role, value in weights.items():
@@ -115,17 +115,17 @@ def with_weights(state, weights):
 
 
 def off(got, wanted):
-  """The largest difference, relative to the largest number."""
+  """Returns the largest difference, relative to the largest value."""
   got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
   assert got.shape == wanted.shape, (got.shape, wanted.shape)
   return np.max(np.abs(got - wanted)) / np.max(np.abs(wanted))
 
 
 class Golden:
-  """A dtype's 20 steps: of one compiled step, which is what costs.
+  """20 steps in a dtype, by one compiled step, which dominates the cost.
 
-  What the step has inside is handed out among its metrics; its gradients are
-  in Adam's first moment after step 0, times exactly 1 - b1 = 1/2.
+  The step's intermediate values are returned among its metrics; its gradients
+  are Adam's first moment after step 0, times exactly 1 - b1 = 1/2.
   """
 
   def __init__(self, dtype):
@@ -156,7 +156,7 @@ class Golden:
     seen = dataclasses.replace(
       spec, objective=objective, adversarial=adversarial
     )
-    # Convolutions of float64 are loops, which take minutes unoptimised.
+    # float64 convolutions are loops, which take minutes unoptimised.
     options = {
       "float32": QUICK,
       "float64": {"xla_backend_optimization_level": 1},
@@ -181,7 +181,7 @@ class Golden:
 
 
 def moments(net):
-  """The gradients that a first step had."""
+  """Returns the gradients of the first step."""
   adam = net.opt_state[0]
   assert adam.count == 1
   return jax.tree.map(lambda m: 2 * m, adam.mu)
@@ -229,7 +229,7 @@ def test_every_gradients_size(golden):
 
 def test_trajectory(golden):
   assert len(golden.metrics) == 20
-  # A gradient's norm is no loss: float32 wanders off it sooner.
+  # A gradient's norm is not a loss: in float32 it drifts off sooner.
   names = TERMS + (NORMS if golden.dtype == "float64" else [])
   for t, metrics in enumerate(golden.metrics):
     for ours, theirs, factor in names:
@@ -240,10 +240,10 @@ def test_trajectory(golden):
 
 
 def test_weights(golden):
-  """After 1 step and after 20, of float64.
+  """After 1 step and after 20, in float64.
 
   In float32 a gradient near 0 has either sign, and Adam's first step is its
-  sign; the losses above are what can be held.
+  sign; there only the losses above can be compared.
   """
   if golden.dtype == "float32":
     pytest.skip("chaotic in float32")

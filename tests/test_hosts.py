@@ -1,7 +1,7 @@
-"""Several processes of one run: one run, whatever happens to one of them.
+"""Several processes of one run act as one, even if one of them fails.
 
-Two processes of four emulated devices each, on this machine, through `main` as
-a pod starts it.
+Two processes with four emulated devices each, on this machine, started through
+`main` as on a pod.
 """
 
 import collections
@@ -32,9 +32,9 @@ from gamix_jax.parallel import distributed
 from gamix_jax.training import validation
 
 STEPS = 20
-# A line of gloo's, or the end of one that another of its threads broke.
+# A line of gloo's, or the end of one that another thread split.
 GLOO = re.compile(r"\[Gloo\]|\d*\n$|.*connected peer ranks is : \d*\n$")
-LIMIT = 240  # seconds, for a machine that is busy; a run takes ten
+TIMEOUT = 240  # seconds, on a busy machine; a run takes ten
 
 
 def free_port():
@@ -44,7 +44,7 @@ def free_port():
 
 
 def start(program, *flags, count=2, devices=4, command=None):
-  """The processes of one run; `command` gives the words of each but flags."""
+  """Starts the processes of a run; `command` returns the words before flags."""
   address = f"localhost:{free_port()}"
   return [
     subprocess.Popen(
@@ -66,11 +66,11 @@ def start(program, *flags, count=2, devices=4, command=None):
 
 
 def ended(processes):
-  """[(exit code, stdout, stderr without what gloo says)] of each."""
+  """Returns [(exit code, stdout, stderr without gloo's lines)]."""
   found = []
   try:
     for p in processes:
-      out, err = p.communicate(timeout=LIMIT)
+      out, err = p.communicate(timeout=TIMEOUT)
       out, err = (
         "".join(x for x in t.splitlines(True) if not GLOO.match(x))
         for t in (out, err)
@@ -83,10 +83,10 @@ def ended(processes):
 
 
 def wait_for(path, processes):
-  """Until a file is there."""
+  """Waits until a file exists."""
   begin = time.monotonic()
   while not path.exists():
-    assert time.monotonic() - begin < LIMIT, path
+    assert time.monotonic() - begin < TIMEOUT, path
     for p in processes:
       assert p.poll() is None, p.communicate()
     time.sleep(0.02)
@@ -97,27 +97,27 @@ FLAGS = (
   f"--config.steps={STEPS}",
   f"--config.checkpoint.every={STEPS // 2}",
   f"--config.eval_every={STEPS}",
-  # So wide that eight devices can share them.
+  # Wide enough for eight devices to shard.
   "--config.model.encoder_features=(8,8)",
   "--config.model.decoder_features=(8,1)",
   "--config.model.discriminator_features=(8,1)",
   "--config.mesh.fsdp_min_size=64",
-  # The published one; at digits' 1e-3 rounding has grown to 3e-4 by step 14.
+  # The published rate; at digits' 1e-3, rounding has grown to 3e-4 by step 14.
   "--config.optim.vae.learning_rate=1e-4",
   "--config.optim.disc.learning_rate=1e-4",
 )
-# Two hosts of four devices by `mesh.fsdp`: a copy of the state on each device,
-# four on two devices each, one over both hosts.
+# Two hosts of four devices, by `mesh.fsdp`: a replica per device, four replicas
+# on two devices each, one over both hosts.
 LAYOUTS = (1, 2, 8)
 ACROSS = max(LAYOUTS)
 
 
 @pytest.fixture(scope="module")
 def both(program, tmp_path_factory):
-  """The same steps of two processes with four devices, and of one with one.
+  """Runs the same steps on two processes of four devices, and on one device.
 
-  A function of `mesh.fsdp`, or None for the one process: the workdir, and what
-  each of the two said. Runs when first asked.
+  A function of `mesh.fsdp`, or None for one process: the workdir, and the
+  output of each. Runs on first use.
   """
   root = tmp_path_factory.mktemp("both")
 
@@ -135,17 +135,17 @@ def both(program, tmp_path_factory):
 
 
 def assert_one_run(ours, theirs, after=0):
-  """Two workdirs tell of one run: the numbers from a step on, the arrays."""
+  """Asserts that two workdirs agree: metrics from a step on, and arrays."""
   ours_said, theirs_said = (
     [r for r in numbers(k) if r["step"] > after] for k in (ours, theirs)
   )
   assert [r["step"] for r in ours_said] == [r["step"] for r in theirs_said]
-  assert len(ours_said) > STEPS - after  # and what was held out
+  assert len(ours_said) > STEPS - after  # and the validation rows
   for a, b in zip(ours_said, theirs_said, strict=True):
     assert a.keys() == b.keys()
     for name in a:
-      # A unit at its kink, on the other side by rounding, is a jump of the
-      # gradient and none of the loss.
+      # Rounding may put a unit on the other side of its kink: the gradient
+      # jumps, the loss does not.
       rtol = 2e-3 if "grad" in name else 2e-4
       np.testing.assert_allclose(
         a[name], b[name], rtol=rtol, atol=1e-5, err_msg=f"{a['step']} {name}"
@@ -155,7 +155,7 @@ def assert_one_run(ours, theirs, after=0):
   for name, x in ours.items():
     y = np.asarray(theirs[name], np.float64)
     off = np.max(np.abs(np.asarray(x, np.float64) - y), initial=0)
-    # And one of Adam's 20 steps, 1e-4, where a gradient's sign is rounding's.
+    # And one of Adam's 20 steps, 1e-4, if rounding decides a gradient's sign.
     assert off <= 2e-4 * np.max(np.abs(y), initial=0) + 1e-4, name
 
 
@@ -168,7 +168,7 @@ def test_two_hosts_are_one_device(both, fsdp):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", LAYOUTS)
-def test_only_the_first_speaks_and_writes(both, fsdp):
+def test_only_the_first_process_prints_and_writes(both, fsdp):
   run, two = both(fsdp)
   (_, first, _), (_, second, _) = two
   where = "8 x cpu in 2 processes"
@@ -192,7 +192,7 @@ def test_only_the_first_speaks_and_writes(both, fsdp):
 def test_continued_on_other_devices(
   both, program, tmp_path, saved, devices, fsdp
 ):
-  """What two hosts have saved, by one: the numbers of the straight run."""
+  """One device resumes what two hosts have saved, and matches the full run."""
   run = shutil.copytree(both(saved)[0], tmp_path / "run")
   shutil.rmtree(run / "checkpoints" / str(STEPS))
   flags = (*FLAGS, f"--config.mesh.fsdp={fsdp}", f"--workdir={run}")
@@ -203,7 +203,7 @@ def test_continued_on_other_devices(
 
 @pytest.mark.slow
 def test_two_hosts_continue_what_one_device_has_saved(both, program, tmp_path):
-  """And spread it over both."""
+  """And shard it over both."""
   run = shutil.copytree(both(None)[0], tmp_path / "run")
   shutil.rmtree(run / "checkpoints" / str(STEPS))
   flags = (*FLAGS, f"--config.mesh.fsdp={ACROSS}", f"--workdir={run}")
@@ -216,7 +216,7 @@ def test_two_hosts_continue_what_one_device_has_saved(both, program, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["ema", "raw"])
 def test_loaded_on_one_device(both, which):
-  """A model for use, of arrays that lay over two hosts."""
+  """Loads a model whose arrays were sharded over two hosts."""
   assert jax.device_count() == 1
   across, one = (gamix_jax.load(both(k)[0], which) for k in (ACROSS, None))
   x = np.random.default_rng(0).uniform(-1, 1, (5, *one.spec.image.shape))
@@ -229,7 +229,7 @@ def test_loaded_on_one_device(both, which):
 
 @pytest.mark.slow
 def test_a_host_reads_its_rows_and_one_writes(program, tmp_path):
-  """By the files that Python opens in each of two processes."""
+  """Checked by the files that Python opens in each of two processes."""
   images, run = tmp_path / "images", tmp_path / "run"
   images.mkdir()
   for i in range(400):
@@ -263,7 +263,7 @@ def test_a_host_reads_its_rows_and_one_writes(program, tmp_path):
 
 
 def assert_read_its_rows(events, images, run, host):
-  """Of what is trained on its rows; of what is held out no more than said."""
+  """Checks that training rows are its own, and held-out ones are needed."""
   c = config.from_json((run / "config.json").read_text())
   size = c.data.batch_size
   train, test = (
@@ -273,11 +273,11 @@ def assert_read_its_rows(events, images, run, host):
   opened = collections.Counter(
     Path(p).name for kind, p in events if kind == "read" and p.endswith(".png")
   )
-  # Every file was looked at as often, whether it begins as an image.
+  # Every file's header was read once, to check that it is an image.
   assert len(opened) == 400
   often = min(opened.values())
   read = {name for name, times in opened.items() if times > often}
-  # Three steps, and a few that were made ready ahead of the end.
+  # Three steps, and a few prefetched ones.
   order = IndexSampler(len(train), size, c.seed, shuffle=True, flip=False)
   rows_of = local_rows(size, host, 2)
   mine = [
@@ -286,7 +286,7 @@ def assert_read_its_rows(events, images, run, host):
   of_test = [test.source.name(k) for k in range(len(test))]
   trained = read - set(of_test)
   assert set.union(*mine[:3]) <= trained <= set.union(*mine)
-  # Those in pictures, which every process draws, and its rows of the numbers.
+  # Those in pictures, which every process draws, and its rows for the metrics.
   shown = set(of_test[: validation.NUM_PICTURED])
   looked_at = range(min(c.eval_images, len(test)))
   assert shown <= read
@@ -298,7 +298,7 @@ def assert_read_its_rows(events, images, run, host):
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, ACROSS])
 def test_one_host_asked_to_stop_stops_all(program, tmp_path, fsdp):
-  """SIGTERM to the second; then one process alone brings it to its end."""
+  """SIGTERM to the second; then one process alone finishes the run."""
   flags = (*SMALL, EVERY, *ANY_LENGTH)
   flags += ("--config.steps=5000", f"--workdir={tmp_path}/run")
   spread = (f"--config.mesh.fsdp={fsdp}", "--config.mesh.fsdp_min_size=64")
@@ -319,10 +319,10 @@ def test_one_host_asked_to_stop_stops_all(program, tmp_path, fsdp):
 
 @pytest.mark.slow
 def test_a_killed_host_ends_the_other(program, tmp_path):
-  """Within the heartbeat's limit, with a message, and not as a success.
+  """Within the heartbeat limit, with a message, and not as a success.
 
-  In a step it is our message and code; in a wait for the others, JAX's own
-  (it then ends the process outside Python, with SIGABRT).
+  In a step, it is our message and code; in a wait for the others, JAX's own
+  (which ends the process outside Python, with SIGABRT).
   """
   flags = (*SMALL, EVERY, *ANY_LENGTH)
   flags += ("--config.steps=5000", f"--workdir={tmp_path}/run")
@@ -354,7 +354,7 @@ def test_a_killed_host_ends_the_other(program, tmp_path):
   ],
 )
 def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
-  """It ends at once, and with 2 only for a mistake."""
+  """It exits at once, and with 2 only for a user error."""
 
   def main():
     raise error
@@ -371,8 +371,8 @@ def test_codes_of_one_of_several(monkeypatch, capsys, error, wanted):
   assert capsys.readouterr().err.startswith(begins)
 
 
-def test_a_mistake_is_told_by_every_process(program, tmp_path):
-  """Of the first, whose workdir it is: all end with 2."""
+def test_every_process_reports_a_mistake(program, tmp_path):
+  """A mistake that the first process finds: all exit with 2."""
   (tmp_path / "checkpoints").mkdir()
   two = ended(start(program, *SMALL, f"--workdir={tmp_path}"))
   for code, _, err in two:
@@ -397,7 +397,7 @@ def test_a_host_alone_says_so(program, index):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=LIMIT,
+    timeout=TIMEOUT,
     check=False,
   )
   assert ran.returncode == distributed.LOST, ran.stderr
@@ -410,8 +410,8 @@ def test_a_host_alone_says_so(program, index):
 
 
 @pytest.fixture
-def meeting(monkeypatch):
-  """What JAX would be told."""
+def initialize_calls(monkeypatch):
+  """Records what JAX would be passed."""
   told = []
   monkeypatch.setattr(
     "jax.distributed.initialize", lambda *args, **_: told.append(args)
@@ -427,35 +427,35 @@ def meeting(monkeypatch):
   return told
 
 
-def test_alone_nobody_is_waited_for(meeting):
+def test_a_single_process_waits_for_nobody(initialize_calls):
   distributed.initialize()
-  assert meeting == []
+  assert initialize_calls == []
 
 
-def test_flags(meeting):
+def test_flags(initialize_calls):
   distributed.initialize(coordinator="a:1", num_processes=4, process_id=3)
-  assert meeting == [("a:1", 4, 3)]
+  assert initialize_calls == [("a:1", 4, 3)]
 
 
-def test_found_in_a_job_set(meeting, monkeypatch):
+def test_found_in_a_job_set(initialize_calls, monkeypatch):
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a-0.a:8476")
   monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
   distributed.initialize()
-  assert meeting == [("a-0.a:8476", 4, 2)]
+  assert initialize_calls == [("a-0.a:8476", 4, 2)]
 
 
-def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
+def test_found_in_a_slurm_step_and_on_a_tpu(initialize_calls, monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
   monkeypatch.setenv("SLURM_NTASKS", "1")
   distributed.initialize()
-  assert meeting == []
+  assert initialize_calls == []
   monkeypatch.setenv("SLURM_NTASKS", "2")
   distributed.initialize()
   monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
   monkeypatch.setenv("SLURM_NTASKS", "1")
   distributed.initialize()
-  assert meeting == [(None, None, None)] * 2
+  assert initialize_calls == [(None, None, None)] * 2
 
 
 @pytest.mark.parametrize(
@@ -467,10 +467,10 @@ def test_found_in_a_slurm_step_and_on_a_tpu(meeting, monkeypatch):
     (dict(coordinator="a:1", num_processes=2, process_id=2), "from 0 to 1"),
   ],
 )
-def test_refused(meeting, given, message):
+def test_refused(initialize_calls, given, message):
   with pytest.raises(UserError, match=message):
     distributed.initialize(**given)
-  assert meeting == []
+  assert initialize_calls == []
 
 
 SLURM = """
@@ -483,8 +483,8 @@ print(json.dumps(found))
 
 
 def test_slurm_for_real(program):
-  """Two processes in the environment that `srun` makes."""
-  job = str(time.time_ns() // 10**6 % 4000)  # the port comes of it
+  """Two processes in the environment that `srun` sets."""
+  job = str(time.time_ns() // 10**6 % 4000)  # the port is derived from it
   two = [
     subprocess.Popen(
       [sys.executable, "-c", SLURM],

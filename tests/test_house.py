@@ -1,4 +1,4 @@
-"""The house: imports only go down, TensorFlow stays out, documents are true."""
+"""Project rules: imports only go down, no TensorFlow, documents are correct."""
 
 import ast
 import importlib.util
@@ -9,8 +9,8 @@ import pytest
 from program import ROOT, SMALL, config_of
 
 PACKAGE = ROOT / "gamix_jax"
-# From the ground up; a folder is one room. A room imports from lower floors
-# and, as the reading order goes, from earlier rooms of its own floor.
+# From the lowest layer up; a folder is one unit. A unit imports from lower
+# layers and from earlier units of its own layer, in reading order.
 FLOORS = (
   (
     "errors",
@@ -44,19 +44,19 @@ FLOORS = (
   ("main",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
-# What must not wait: it names things for `import gamix_jax` alone.
+# Lazy imports of `import gamix_jax`; all others must not wait.
 LAZY = {("__init__", "inference"), ("__init__", "training")}
 
 
 def room(path):
-  """The top-level name a file is under; a package's command is as `main`."""
+  """Returns a file's top-level name; a package's command is like `main`."""
   if path.name == "__main__.py":
     return "main"
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path):
-  """The rooms of the package that a file imports from."""
+  """Returns the units of the package that a file imports from."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
       assert node.level == 0, f"{path}: a relative import"
@@ -90,9 +90,9 @@ def test_imports_only_go_down():
 
 
 def imported_modules(path, modules):
-  """The modules of the package that a file imports, anywhere in it.
+  """Returns the modules of the package that a file imports, anywhere in it.
 
-  `from a import b` is an import of the module a.b if there is one, else of a.
+  `from a import b` imports the module a.b if it exists, else a.
   """
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
@@ -114,8 +114,8 @@ def test_no_modules_import_each_other():
     for name, path in modules.items()
   }
   assert "gamix_jax.data.source" in imports["gamix_jax.data.npz"]
-  # What is left after all modules without imports are removed, again and
-  # again, are circles and what imports them.
+  # Remove all modules without imports, repeatedly; what is left are circles and
+  # what imports them.
   while done := {name for name, of in imports.items() if not of}:
     imports = {n: of - done for n, of in imports.items() if n not in done}
   while unused := imports.keys() - set().union(*imports.values()):
@@ -158,14 +158,14 @@ print("left out", *(
 def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
   program, tmp_path
 ):
-  """Of `import gamix_jax` and of a whole run; and with another workdir."""
+  """Of `import gamix_jax` and of a complete run; and with another workdir."""
   for i in range(2):
     ran = program.script(CHECK, *SMALL, f"--workdir={tmp_path}/run{i}")
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / f"run{i}" / "checkpoints" / "3").is_dir()
     words, hits, misses = ran.stdout.splitlines()[-1].rsplit(" ", 2)
     assert words == "left out"
-  # The second start asked the cache for its programs, and compiled none.
+  # The second start took its programs from the cache and compiled none.
   assert int(hits) > 0
   assert int(misses) == 0
 
@@ -183,7 +183,7 @@ every_document = pytest.mark.parametrize(
 
 
 def commands(path):
-  """The lines of its bash blocks, continued lines joined."""
+  """Returns the lines of the bash blocks, with continued lines joined."""
   for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
     for line in block.replace("\\\n", " ").splitlines():
       if line and not line.startswith("#"):
@@ -191,7 +191,7 @@ def commands(path):
 
 
 def anchors(path):
-  """What `#...` may follow a link to it, as GitHub makes it of headings."""
+  """Returns the anchors that GitHub makes of the headings."""
   for title in re.findall(r"^#+ (.*)$", path.read_text(), re.M):
     yield re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
@@ -228,7 +228,7 @@ def test_every_document_is_linked_from_the_readme():
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
-  """Pictures, files and headings that a document links to."""
+  """Checks the pictures, files and headings that a document links to."""
   for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
     if re.match("https?:", link):
       continue
@@ -257,7 +257,7 @@ def test_documented_keys_are_keys(path):
 
 
 def test_documents_have_keys_and_commands():
-  """What the tests of each document look for is there to be found."""
+  """Checks that the tests of each document find something to check."""
   text = "".join(p.read_text() for p in DOCUMENTS)
   assert len(re.findall(r"--config\.[\w.]+", text)) > 20
   modules = re.findall(r"python -m ([\w.]+)", text)
@@ -267,7 +267,7 @@ def test_documents_have_keys_and_commands():
 
 @every_document
 def test_documented_commands_are_there(path):
-  """Modules and scripts exist, and name the flags that they are given."""
+  """Modules and scripts exist and have the flags that they are given."""
   text = path.read_text()
   for name in re.findall(r"python -m ([\w.]+)", text):
     assert importlib.util.find_spec(name), name
@@ -285,7 +285,7 @@ def test_documented_commands_are_there(path):
 
 
 def test_documented_family_specs_fit():
-  """The command of docs/evaluation.md compares what can be compared."""
+  """The command of docs/evaluation.md compares specs that fit."""
   from gamix_jax.compare.families import family_config
 
   specs = []
@@ -337,7 +337,7 @@ def test_readme_configs_are_those_there_are():
 
 
 def changed(name, line):
-  """A config of configs/ with a line of flags, completed."""
+  """Returns a config of configs/ with a line of flags, completed."""
   from gamix_jax import config, presets
 
   c = config_of(name)
@@ -361,7 +361,7 @@ VARIATIONS = [
 @pytest.mark.parametrize("line", VARIATIONS)
 @pytest.mark.parametrize("name", ["digits", "mnist", "folder", "celeba"])
 def test_documented_variations_are_configs(name, line):
-  """The flags they offer need nothing else, and change what they name."""
+  """The flags suffice on their own, and change what their text names."""
   from gamix_jax import build, config
 
   assert len(VARIATIONS) > 8

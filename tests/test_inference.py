@@ -1,4 +1,4 @@
-"""A trained model opened again: what goes in, what comes out, what does not."""
+"""A trained model, loaded: accepted inputs, outputs, refusals."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ SHAPE = (8, 8, 1)
 
 
 def of(spec, params, stats, method, *args):
-  """A second opinion: the module itself, not jitted, not in chunks."""
+  """Applies the module itself, neither jitted nor in chunks, as a reference."""
   variables = {"params": params, "batch_stats": stats}
   if method == "encode":
     args = ({"image": args[0]},)
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flat_run(tmp_path_factory):
-  """The workdir of a model that compiles sooner."""
+  """The workdir of a model that compiles faster."""
   config = conftest.flat(posterior__name="mixture", posterior__components=2)
   state = conftest.state_of(build.train_spec(config))
   folder = tmp_path_factory.mktemp("flat") / "run"
@@ -104,7 +104,7 @@ def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
   _, spec, (_, state) = run
   stats = state.vae.batch_stats
   q = of(spec, state.ema, stats, "encode", images)
-  for n in (1, 3, 4, 5, 10):  # of a batch_size of 4
+  for n in (1, 3, 4, 5, 10):  # with a batch_size of 4
     ours = model.encode(images[:n])
     assert isinstance(ours, posterior.Mixture)
     conftest.assert_close(
@@ -129,7 +129,7 @@ def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
   np.testing.assert_allclose(model.discriminate(images), logits, atol=2e-5)
   one = model.discriminate(images[7])
   np.testing.assert_allclose(one, logits[7], atol=2e-5)
-  # What training showed it: the output as it is.
+  # As in training: without clipping the output.
   seen = spec.disc.apply(variables, raw[0])
   ours = model.discriminate(model.decode(z[0], raw=True), raw=True)
   np.testing.assert_allclose(ours, seen, atol=5e-5)
@@ -143,7 +143,7 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
 
 
 def test_documented_example(flat_run):
-  """Every line of the Python block of docs/inference.md, on this run."""
+  """Runs every line of the Python block of docs/inference.md."""
   text = (Path(__file__).parents[1] / "docs" / "inference.md").read_text()
   (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
   assert '"runs/digits"' in block
@@ -196,7 +196,7 @@ def test_every_kind_of_image_that_is_taken(model, images):
     conftest.assert_close(model.encode(same), wanted, rtol=2e-5)
   for kind in (np.float16, ml_dtypes.bfloat16):
     conftest.assert_close(model.encode(floats.astype(kind)), wanted, rtol=0.05)
-  model.encode(np.full(SHAPE, 1.0005))  # rounding is forgiven
+  model.encode(np.full(SHAPE, 1.0005))  # rounding is tolerated
 
 
 def test_bernoulli_logits_are_shown_as_images(tmp_path):

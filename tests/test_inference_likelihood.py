@@ -1,4 +1,4 @@
-"""Bounds of ln p(x) against sums over the latent, and their chunks."""
+"""Bounds of ln p(x) against sums over the latent, and chunking."""
 
 from functools import partial
 
@@ -29,13 +29,13 @@ COUNTS = np.arange(80, dtype="f4")[:, None]
 
 
 def make(batch_size=1024, **changes):
-  """A model of one latent, whose weights are not trained."""
+  """Returns an untrained model with one latent."""
   config = alone(partial(elbo, flat), **{"model__latent": 1, **changes})
   config.weights.recon = 12.0
   spec = build.train_spec(config)
   state = conftest.state_of(spec)
   params = dict(state.ema)
-  # Posteriors near the prior: importance weights that a few draws tell of.
+  # Posteriors near the prior, so that a few samples suffice for the weights.
   params["posterior"] = jax.tree.map(lambda v: 0.2 * v, params["posterior"])
   vae = {"params": params, "batch_stats": state.vae.batch_stats}
   return inference.Model(config, spec, 0, vae, {}, batch_size=batch_size)
@@ -48,9 +48,9 @@ def images():
 
 
 def summed(model, images):
-  """ln p(x) and the ELBO of each image by a sum over z, in float64.
+  """Computes each image's ln p(x) and ELBO by a sum over z, in float64.
 
-  The first over what q reaches, which of a kernel with ends is not all.
+  ln p(x) covers only the support of q, which may be bounded.
   """
   spec = model.spec
   discrete = model.config.posterior.name == "poisson"
@@ -70,7 +70,7 @@ def summed(model, images):
   likelihood = spec.image.log_prob(images, x_hat[:, None], 12.0)
   joint = np.asarray(likelihood, np.float64) + log_p
   mass = np.exp(log_q)
-  assert np.allclose(mass.sum(0) * dz, 1, atol=2e-3)  # the sum reaches over q
+  assert np.allclose(mass.sum(0) * dz, 1, atol=2e-3)  # the sum covers q
   log_q = np.where(mass > 0, log_q, 0)
   reached = np.where(mass > 0, joint, -np.inf)
   elbo = np.sum(np.where(mass > 0, mass * (joint - log_q), 0), axis=0) * dz
@@ -85,13 +85,13 @@ def test_bounds_against_sums(case, images):
   np.testing.assert_allclose(found["iwae"], log_p, atol=0.1)
   np.testing.assert_allclose(found["elbo"], bound, atol=0.3)
   gap = log_p - bound
-  assert (gap > -1e-3).all() and gap.max() > 0.3  # the two are told apart
+  assert (gap > -1e-3).all() and gap.max() > 0.3  # the two differ clearly
 
 
 def test_chunks_change_rounding_only(images):
   changes = CASES["mixture, pseudo-inputs"]
   whole = make(batch_size=512, **changes).log_likelihood(images, 20)
-  model = make(batch_size=7, **changes)  # 2 images with 1 draw of 2 components
+  model = make(batch_size=7, **changes)  # 2 images, 1 sample, 2 components
   np.testing.assert_allclose(model.log_likelihood(images, 20), whole, rtol=1e-5)
   np.testing.assert_allclose(
     model.elbo(images[0]), model.elbo(images)[:1], rtol=1e-5

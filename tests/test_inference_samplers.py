@@ -1,4 +1,4 @@
-"""Sources of latents, ways between them, scores and maps."""
+"""Sources of latents, interpolations, scores and maps."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ D = 3
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A workdir of steps 5 and 10 with a mixture of two over three latents."""
+  """A workdir with steps 5 and 10, a mixture of two and three latents."""
   config = alone(
     flat,
     model__latent=D,
@@ -69,7 +69,7 @@ def learned(prior, **changes):
 
 
 def clusters(n=400):
-  """Posteriors around (-4, 0) and (4, 0), three to one; spread 0.5."""
+  """Posteriors around (-4, 0) and (4, 0), three to one, with spread 0.5."""
   rng = np.random.default_rng(1)
   mu = rng.normal(size=(n, 2)) * 0.3
   mu[:, 0] += np.where(np.arange(n) % 4 == 0, 4, -4)
@@ -85,9 +85,9 @@ def test_bic_finds_the_clusters():
   z = samplers.draw_gmm(found.gmm, KEY, 4000)
   right = z[:, 0] > 0
   assert abs(right.mean() - 0.25) < 0.03
-  # q(z)'s spread, of which the means have only 0.3.
+  # The spread of q(z); the means have only 0.3.
   np.testing.assert_allclose(z[~right].std(0), 0.5, atol=0.06)
-  # They come mixed, so that the first ones are of all components.
+  # Shuffled, so that the first ones come from all components.
   assert 10 < right[:100].sum() < 45
   cold = samplers.draw_gmm(found.gmm, KEY, 50, 0.0)
   off = np.abs(cold[:, None] - found.gmm.means_[None]).max(-1).min(-1)
@@ -177,7 +177,7 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
     np.testing.assert_allclose(
       again.sample(KEY, 7, source=source), model.decode(z), atol=1e-5
     )
-  # Density: scipy's, of the mixture that was kept.
+  # Scipy's density of the stored mixture.
   mean = np.asarray(again.encode(images).mean(), np.float64)
   gmm = again._sources._samplers.gmm
   parts = zip(gmm.weights_, gmm.means_, gmm.covariances_, strict=True)
@@ -187,7 +187,7 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
   np.testing.assert_allclose(
     again.anomaly_score(images, "population"), -np.log(density), rtol=1e-6
   )
-  # Other weights do not have them.
+  # Other weights have no fit.
   assert gamix_jax.load(run, "raw").fitted is None
   assert gamix_jax.load(run, step=5).fitted is None
   other = run / "samplers" / "ema_5.npz"
@@ -275,7 +275,7 @@ def test_traverse(model, images):
   z, w = q.sample(KEY, 20_000)
   z, w = (np.asarray(v, np.float64)[:, 0] for v in (z, w))
   mean = w @ z
-  std = np.sqrt(w @ (z - mean) ** 2)  # the whole mixture's, by its draws
+  std = np.sqrt(w @ (z - mean) ** 2)  # the mixture's, by samples
   around = partial(inference.model.ways.around, q)
   line = around(1, 2.0, 5)
   np.testing.assert_allclose(line[2], np.asarray(q.mean())[0], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The reference's files become workdirs; what is not one is refused."""
+"""Converts the reference's weight files to workdirs; refuses other files."""
 
 import json
 import subprocess
@@ -50,12 +50,12 @@ def leaf(state, role):
 
 
 def error(a, b):
-  """The largest difference, relative to the largest number."""
+  """Returns the largest difference, relative to the largest value."""
   return float(np.max(np.abs(np.asarray(a) - b)) / np.max(np.abs(b)))
 
 
 def restore(workdir):
-  """A run's spec and its state, as training restores it."""
+  """Returns a run's spec and its state, as training restores it."""
   saved = Path(workdir, "config.json")
   spec = build.train_spec(configs.from_json(saved.read_text()))
   abstract = jax.eval_shape(partial(step.init, spec))
@@ -152,8 +152,8 @@ def test_training_goes_on_from_the_import_as_it_would_have(workdirs):
 
   for i in range(20):
     straight, _ = train_step(straight, batch(i))
-  # Each moment under its own name: float32 loses a sixth of the first ones in
-  # 20 steps and a hundredth of the second; another layer's are not near.
+  # Each moment under its own name: within 20 steps, float32 loses a sixth of
+  # the first ones and a hundredth of the second; other layers' are not close.
   for net in ("vae", "disc"):
     ours, its = (adam(getattr(s, net)) for s in (straight, imported))
     assert int(its.count) == 20
@@ -184,9 +184,9 @@ def test_training_goes_on_from_the_import_as_it_would_have(workdirs):
 
 
 def other_config(**keys):
-  """Of another depth, another width and another size, not square and grey.
+  """A config with another depth, width and size, not square and grey.
 
-  The decoder's last width is not the number of channels.
+  The decoder's last width differs from the number of channels.
   """
   return golden_config(
     **{
@@ -205,7 +205,7 @@ def other_config(**keys):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-  """A file as the reference would write one of that model, and its values."""
+  """Returns a file as the reference would write that model, and its values."""
   path = tmp_path_factory.mktemp("other") / "other.weights.h5"
   spec = build.train_spec(other_config())
   state = jax.eval_shape(partial(step.init, spec))
@@ -229,7 +229,7 @@ def test_another_depth_width_and_size_and_no_moments(tmp_path, other):
   _, state = restore(tmp_path / "run")
   for role, value in values.items():
     np.testing.assert_array_equal(leaf(state, role), value)
-  # Adam begins anew and corrects its bias accordingly; the warm-up is over.
+  # Adam restarts and corrects its bias accordingly; the warm-up is over.
   assert int(adam(state.vae).count) == 0
   counts = [x for x in jax.tree.leaves(state.vae.opt_state) if x.ndim == 0]
   assert [int(x) for x in counts] == [0, 20]
@@ -269,7 +269,7 @@ def test_without_a_discriminator_its_weights_are_left_out(tmp_path, other):
 
 
 def changed(tmp_path, change, source=START):
-  """A copy of a file after `change(file)`."""
+  """Returns a copy of a file after `change(file)`."""
   path = tmp_path / "changed.h5"
   path.write_bytes(source.read_bytes())
   with h5py.File(path, "r+") as file:
@@ -278,7 +278,7 @@ def changed(tmp_path, change, source=START):
 
 
 def refused(tmp_path, weights, config, *words):
-  """The import fails with these words in two lines, and leaves nothing."""
+  """Asserts that the import fails with these words and leaves nothing."""
   before = sorted(tmp_path.rglob("*"))
   with pytest.raises(UserError) as caught:
     import_weights(weights, config, tmp_path / "run")

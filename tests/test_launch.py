@@ -1,10 +1,10 @@
 """The launch scripts, without a cloud.
 
-What they would run is compared with tests/golden/launch; GOLDEN=write in the
-environment writes it anew (and fails, so that the differences are looked at).
-What the clouds' programs would be given is recorded by programs of the same
-name, first in PATH. JobSets are checked against the types of Kubernetes' own
-client, with unknown keys refused.
+Their commands are compared to tests/golden/launch; with GOLDEN=write in the
+environment, the golden files are rewritten (and the tests fail, as a reminder
+to look at the diff). The clouds' programs are replaced by recording programs of
+the same name, first in PATH. JobSets are checked against the types of the
+Kubernetes client, and unknown keys are refused.
 """
 
 import json
@@ -26,12 +26,12 @@ LAUNCH = ROOT / "launch"
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 SCRIPTS = sorted(p for p in LAUNCH.rglob("*") if p.suffix in (".sh", ".sbatch"))
 RUNNABLE = [p for p in SCRIPTS if p.name != "lib.sh"]
-# A flag with what a shell, systemd, YAML or Kubernetes could take for theirs.
+# A flag with special characters of shells, systemd, YAML and Kubernetes.
 NASTY = "--config.data.source=folder:/a b/$(touch x)'\"%h;&|*~\\#{é: ${HOME}"
 
 
-def clean():
-  """The environment with nothing of a launch in it."""
+def clean_env():
+  """Returns the environment without the variables of a launch."""
   kept = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}
   return kept | dict(TMPDIR="/tmp", LC_ALL="C.UTF-8")
 
@@ -39,7 +39,7 @@ def clean():
 def sh(script, *args, env=(), cwd=ROOT):
   return subprocess.run(
     ["bash", str(LAUNCH / script), *args],
-    env=clean() | dict(env),
+    env=clean_env() | dict(env),
     cwd=cwd,
     capture_output=True,
     text=True,
@@ -52,7 +52,7 @@ def sh(script, *args, env=(), cwd=ROOT):
 
 
 def tool(name):
-  """Where a linter is, of the environment that runs the tests or of PATH."""
+  """Finds a linter, in the environment that runs the tests or in PATH."""
   beside = os.path.dirname(sys.executable)
   return shutil.which(name, path=f"{beside}:{os.environ['PATH']}")
 
@@ -166,7 +166,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_dry_run(name, tmp_path):
-  """Says what it would do, and does nothing of it."""
+  """Prints what it would do, and does nothing."""
   script, args, env = CASES[name]
   programs(tmp_path, "gcloud", "kubectl", "xpk", "srun", "scontrol", "git")
   path = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", DRY_RUN="1")
@@ -187,7 +187,7 @@ README = (LAUNCH / "README.md").read_text()
 
 @pytest.mark.parametrize("title", re.findall("^## (.*)$", README, re.M))
 def test_readme_commands(title):
-  """Those of a section, in their order, as dry runs."""
+  """Runs the commands of a section in order, as dry runs."""
   text = README.split(f"## {title}\n")[1].split("\n## ")[0]
   for name in re.findall(r"\]\(([^:)]+)\)", text):
     assert (LAUNCH / name).exists(), name
@@ -199,7 +199,7 @@ def test_readme_commands(title):
   ]
   ran = subprocess.run(
     ["bash", "-euc", "\n".join(["export DRY_RUN=1", *lines])],
-    env=clean() | dict(PYTHON=sys.executable),
+    env=clean_env() | dict(PYTHON=sys.executable),
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -229,7 +229,7 @@ with open(os.path.join(here, "calls"), "a") as f:
 
 
 def programs(folder, *names, then=""):
-  """Puts programs there that record how they are called."""
+  """Creates programs that record how they are called."""
   for name in names:
     (folder / name).write_text(RECORD.format(python=sys.executable) + then)
     (folder / name).chmod(0o755)
@@ -250,11 +250,11 @@ def calls(folder):
     ("pod_create", dict(TYPE=""), "set TYPE"),
     ("pod_create", dict(NAME="a b"), "NAME=a b"),
     ("pod_create", dict(args=("create", "--spto")), "--spto"),
-    ("pod_setup", dict(SHARE="x; rm y"), "not HOST:/PATH"),
+    ("pod_setup", dict(SHARE="x; rm y"), "must be HOST:/PATH"),
     ("pod_run", dict(args=("run",)), "--workdir"),
-    ("pod_run", dict(args=("run", "--workdir=gs://b/x")), "is no folder"),
-    ("pod_logs", dict(args=("logs", "--worker=1;x")), "a number, or all"),
-    ("pod_stop", dict(args=("halt",)), "no such command"),
+    ("pod_run", dict(args=("run", "--workdir=gs://b/x")), "is not a folder"),
+    ("pod_logs", dict(args=("logs", "--worker=1;x")), "a number or all"),
+    ("pod_stop", dict(args=("halt",)), "unknown command"),
     ("local", dict(args=("--processes=0", "--workdir=/x")), "--processes=0"),
     ("until_done", dict(args=("true",)), "--workdir"),
     ("until_done", dict(args=("--twice", "true")), "--twice"),
@@ -273,7 +273,7 @@ def calls(folder):
   ],
 )
 def test_refused(name, changes, words, tmp_path):
-  """In a line and with 2, before anything is called."""
+  """With a short message and exit code 2, before anything is called."""
   script, args, env = CASES[name]
   changes = dict(changes)
   args = changes.pop("args", args)
@@ -287,7 +287,7 @@ def test_refused(name, changes, words, tmp_path):
 
 
 def test_a_workdir_is_a_folder(tmp_path, monkeypatch):
-  """Not gs://..., which would become a folder named so."""
+  """gs://... would become a folder of that name."""
   from configs import digits
   from gamix_jax.training import loop
 
@@ -300,7 +300,7 @@ def test_a_workdir_is_a_folder(tmp_path, monkeypatch):
 # ------------------------------------------------------------ what arrives
 
 
-def test_a_pod_is_given_the_flags_as_they_are(tmp_path):
+def test_a_pod_receives_the_flags_unchanged(tmp_path):
   """Through ssh, a file and systemd to Python."""
   cloud, worker = tmp_path / "cloud", tmp_path / "worker"
   for folder in (cloud, worker, worker / "gamix_jax", worker / "venv/bin"):
@@ -312,7 +312,7 @@ def test_a_pod_is_given_the_flags_as_they_are(tmp_path):
   (call,) = calls(cloud)
   assert "--worker=all" in call
   (command,) = [x for x in call if x.startswith("--command=")]
-  # The worker: sudo and systemctl do nothing but record; tee writes here.
+  # The worker: sudo and systemctl only record; tee writes here.
   programs(worker, "systemctl", then="sys.exit(sys.argv[1] == 'is-active')")
   (worker / "sudo").write_text(
     '#!/bin/bash\ncase $1 in tee) cat > "$HOME/unit" ;; *) "$@" ;; esac\n'
@@ -323,7 +323,7 @@ def test_a_pod_is_given_the_flags_as_they_are(tmp_path):
   there = dict(HOME=str(worker), PATH=f"{worker}:{os.environ['PATH']}")
   subprocess.run(
     ["bash", "-c", command.partition("=")[2]],
-    env=clean() | there,
+    env=clean_env() | there,
     cwd=worker,
     check=True,
     timeout=60,
@@ -336,14 +336,14 @@ def test_a_pod_is_given_the_flags_as_they_are(tmp_path):
   assert start == f"/bin/bash {worker}/gamix_jax.run"
   ran = subprocess.run(
     start.split(),
-    env=clean() | there | dict(DRY_RUN="0"),
+    env=clean_env() | there | dict(DRY_RUN="0"),
     cwd=tmp_path,
     check=False,
     capture_output=True,
     text=True,
     timeout=60,
   )
-  # The recorded Python writes no config.json, which is told.
+  # The recorded Python writes no config.json, which is reported.
   assert ran.returncode == 2, ran.stderr
   assert calls(worker / "venv/bin")[0][1:] == [
     "-m", "gamix_jax.main", "--multihost", *FLAGS,
@@ -354,8 +354,8 @@ def test_a_pod_is_given_the_flags_as_they_are(tmp_path):
 # ------------------------------------------------------------ JobSets
 
 
-# The fields of JobSet v1alpha2 above the Job, as its definition has them; of
-# those of its template Kubernetes' client knows the types.
+# The fields of JobSet v1alpha2 above the Job, from its definition; those of its
+# template are typed by the Kubernetes client.
 TEXT, WHOLE, TRUTH = "str", "int", "bool"
 JOBSET = {
   "apiVersion": TEXT,
@@ -390,10 +390,10 @@ JOBSET = {
 
 
 def conform(value, kind, where=""):
-  """That a value has the type, with no key that the type has not.
+  """Checks that a value has the type, without unknown keys.
 
   Raises:
-    AssertionError: it says where.
+    AssertionError: says where.
   """
   from kubernetes.client import models
 
@@ -421,7 +421,7 @@ def conform(value, kind, where=""):
     model = getattr(models, kind)
     names = {model.attribute_map[k]: v for k, v in model.openapi_types.items()}
     conform(value, names, where)
-    # Its own checks: what is required, and which values there are.
+    # The client's own checks: required keys and allowed values.
     back = {v: k for k, v in model.attribute_map.items()}
     model(**{back[k]: v for k, v in value.items()})
 
@@ -454,14 +454,14 @@ def test_job_set(kind):
   script, once, *_ = container["command"]
   assert (ROOT / script).stat().st_mode & 0o111
   assert once == "--once"
-  # Kubernetes makes $(x) of $$(x), and nothing else of anything.
+  # Kubernetes turns $$(x) into $(x), and changes nothing else.
   args = [a.replace("$$(", "$(") for a in container["args"]]
   assert args == list(FLAGS)
   assert all("$$(" in a for a in container["args"] if "$(" in a)
 
 
-def test_job_sets_that_are_wrong_are_told():
-  """The check itself: of a key, of a type, of a value, of what is missing."""
+def test_wrong_job_sets_are_refused():
+  """Tests the check: an unknown key, a type, a value, a missing key."""
 
   def set_in(found, *path, value):
     for key in path[:-1]:
@@ -492,7 +492,7 @@ def test_job_sets_that_are_wrong_are_told():
 
 
 def attempts(tmp_path, *codes, last=5, option=(), send=None):
-  """until_done.sh with a command that ends so: (code, step saved) each time.
+  """Runs until_done.sh with a command that ends as given: (code, saved step).
 
   Returns:
     Its exit code, and how often the command ran.
@@ -518,7 +518,7 @@ exit "$code"
   process = subprocess.Popen(
     ["bash", str(LAUNCH / "until_done.sh"), "--pause=0", *option,
      str(script), f"--workdir={run}"],
-    env=clean(),
+    env=clean_env(),
     text=True,
     stderr=subprocess.PIPE,
   )  # fmt: skip
@@ -551,11 +551,11 @@ def test_done_is_read_from_what_a_run_writes(tmp_path, step, done):
   ("codes", "option", "wanted"),
   [
     ([(0, 5)], (), (0, 1)),
-    ([(75, 2), (0, 3), (137, 4), (0, 5)], (), (0, 4)),  # it goes on
-    ([(75, 2), (2, 2)], (), (2, 2)),  # but not after a mistake
-    ([(75, 0)] * 6 + [(0, 5)], (), (0, 7)),  # others are waited for
-    ([(1, 2), (1, 2), (1, 3), (1, 3), (1, 3)], (), (1, 5)),  # a defect
-    ([(0, 3)], ("--once",), (75, 1)),  # another host was asked to stop
+    ([(75, 2), (0, 3), (137, 4), (0, 5)], (), (0, 4)),  # it continues
+    ([(75, 2), (2, 2)], (), (2, 2)),  # but not after a user error
+    ([(75, 0)] * 6 + [(0, 5)], (), (0, 7)),  # it waits for others
+    ([(1, 2), (1, 2), (1, 3), (1, 3), (1, 3)], (), (1, 5)),  # a bug
+    ([(0, 3)], ("--once",), (75, 1)),  # another host was stopped
     ([(0, 5)], ("--once",), (0, 1)),
     ([(2, 0)], ("--once",), (2, 1)),
     ([(137, 3)], ("--once",), (137, 1)),
@@ -567,8 +567,8 @@ def test_until_done(tmp_path, codes, option, wanted):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_until_done_passes_a_signal_on(tmp_path, number):
-  """It saves, ends with 0, and is not started again."""
+def test_until_done_forwards_a_signal(tmp_path, number):
+  """The command saves, exits with 0, and is not restarted."""
   code, ran, err = attempts(tmp_path, (0, "wait"), (0, 5), send=number)
   assert (code, ran) == (75, 1), err
   assert (tmp_path / "run/checkpoints/3").is_dir()
@@ -617,7 +617,7 @@ def test_slurm(tmp_path, ended, step, restarts, wanted, requeued):
 
 
 def local(tmp_path, body, **env):
-  """local_processes.sh with a Python that does `body` with its number `i`."""
+  """Runs local_processes.sh with a Python that runs `body`, with number `i`."""
   python = tmp_path / "python"
   python.write_text(f"""#!{sys.executable}
 import os, signal, sys, time
@@ -628,7 +628,7 @@ i = int(sys.argv[-1].rpartition("=")[2])
   return subprocess.Popen(
     ["bash", str(LAUNCH / "local_processes.sh"), "--processes=3",
      f"--workdir={tmp_path}"],
-    env=clean() | dict(PYTHON=str(python), PORT="1") | env,
+    env=clean_env() | dict(PYTHON=str(python), PORT="1") | env,
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -653,7 +653,7 @@ def test_local_exit_code(tmp_path, codes, wanted):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_a_signal_on(tmp_path, number):
+def test_local_forwards_a_signal(tmp_path, number):
   """To all, and waits for them to save; into separate logs."""
   body = """
 def asked(*_):
@@ -677,7 +677,7 @@ time.sleep(60)
 
 
 def test_local_for_real(program, tmp_path):
-  """Two processes meet, and agree that the folder is somebody else's."""
+  """Two processes connect, and agree that the folder is somebody else's."""
   (tmp_path / "checkpoints").mkdir()
   ran = subprocess.run(
     ["bash", str(LAUNCH / "local_processes.sh"), *SMALL,

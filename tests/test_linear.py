@@ -1,4 +1,4 @@
-"""The linear networks, and the reconstruction in closed form."""
+"""The linear networks, and the closed-form reconstruction."""
 
 import functools
 
@@ -28,8 +28,8 @@ def linear(**changes):
 
 
 @pytest.mark.parametrize("family", ["poisson", "gaussian", "epanechnikov"])
-def test_exact_is_the_mean_over_draws(family):  # P6
-  """Against decoded draws: of the Poisson family, true counts."""
+def test_exact_is_the_mean_over_samples(family):  # P6
+  """Against decoded samples; for the Poisson family, of true counts."""
   c = linear(posterior__name=family)
   spec = build.train_spec(c)
   state, batch = state_of(spec), images(c)
@@ -69,7 +69,7 @@ def test_exact_trains_all_parameters():
   ("family", "wanted"), [(POISSON, 262_656), ({}, 394_240)]
 )
 def test_counts_of_the_linear_models(family, wanted):  # P9
-  """16x16 patches, 512 latents; arXiv:2405.14473's code."""
+  """16x16 patches, 512 latents, as in the code of arXiv:2405.14473."""
   c = linear(data__image_size=16, model__latent=512, **family)
   state = jax.eval_shape(functools.partial(step.init, build.train_spec(c)))
   assert sum(p.size for p in jax.tree.leaves(state.vae.params)) == wanted

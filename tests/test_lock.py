@@ -1,4 +1,4 @@
-"""A folder has one owner: alone, between processes, and by whole trainings."""
+"""A folder has one owner: in a process, between processes, for whole runs."""
 
 import errno
 import fcntl
@@ -27,8 +27,8 @@ time.sleep(60)
 """
 
 
-def everything(folder):
-  """Every file: its bytes and when it was changed."""
+def all_files(folder):
+  """Returns every file: its bytes and its modification time."""
   return {
     p: (p.read_bytes(), p.stat().st_mtime_ns)
     for p in sorted(folder.rglob("*"))
@@ -39,8 +39,8 @@ def everything(folder):
 def test_the_second_is_refused_and_touches_nothing(tmp_path):
   with Lock(tmp_path) as first:
     first.acquire()
-    first.acquire()  # its own already
-    before = everything(tmp_path)
+    first.acquire()  # already its own
+    before = all_files(tmp_path)
     for attempt in (Lock(tmp_path).acquire, Lock(tmp_path).check):
       with pytest.raises(UserError) as told:
         attempt()
@@ -51,7 +51,7 @@ def test_the_second_is_refused_and_touches_nothing(tmp_path):
         "--workdir",
       ):
         assert words in str(told.value)
-    assert everything(tmp_path) == before
+    assert all_files(tmp_path) == before
   with Lock(tmp_path) as second:
     second.check()
     second.acquire()
@@ -92,8 +92,8 @@ def test_without_locks_that_is_said(tmp_path, monkeypatch, caplog, number):
   assert os.strerror(number) in caplog.text
 
 
-def test_another_host_that_did_not_end_in_order_is_named(tmp_path, caplog):
-  """As on a file system whose locks are seen by their own host alone."""
+def test_a_crashed_other_host_is_named(tmp_path, caplog):
+  """As on a file system where locks are visible to their own host only."""
   held = {"pid": 7, "host": "another", "since": "yesterday"}
   (tmp_path / files.LOCK_FILE).write_text(json.dumps(held))
   with Lock(tmp_path) as mine:
@@ -101,7 +101,7 @@ def test_another_host_that_did_not_end_in_order_is_named(tmp_path, caplog):
   assert "process 7 on another" in caplog.text
   assert "does not share locks" in caplog.text
   caplog.clear()
-  with Lock(tmp_path) as mine:  # it was released in order
+  with Lock(tmp_path) as mine:  # released properly
     mine.acquire()
   assert caplog.text == ""
 
@@ -120,7 +120,7 @@ def test_a_damaged_note_of_the_holder_says_less(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def straight(program, tmp_path_factory):
-  """A run that nothing disturbed."""
+  """An undisturbed run."""
   folder = tmp_path_factory.mktemp("straight")
   program.done(*FLAGS, f"--workdir={folder}")
   return folder
@@ -128,21 +128,21 @@ def straight(program, tmp_path_factory):
 
 @pytest.mark.parametrize("offset", [0.0, 2.0])
 def test_two_starts_in_one_workdir(program, straight, tmp_path, offset):
-  """The run that owns it ends as if alone, bit for bit."""
+  """The owner of the workdir ends as if alone, bit for bit."""
   ends = twice(program, tmp_path / "run", straight, offset)
   assert_one_won(ends)
 
 
-def test_a_run_that_is_under_way_refuses_another(program, tmp_path):
-  """At once, before it reads data, and without touching a file."""
+def test_an_active_run_refuses_another(program, tmp_path):
+  """At once, before it reads data, and without changing a file."""
   flags = (*FLAGS, "--config.steps=100000", f"--workdir={tmp_path}/run")
   with watched(program, *flags) as run:
     run.at(4)
-    os.kill(run.process.pid, signal.SIGSTOP)  # it writes nothing meanwhile
-    before = everything(tmp_path)
+    os.kill(run.process.pid, signal.SIGSTOP)  # stop it from writing meanwhile
+    before = all_files(tmp_path)
     ran = program.run(*flags, "--config.data.source=folder:/nowhere")
     assert_refused(ran, f"process {run.process.pid} on", "give another")
-    assert everything(tmp_path) == before
+    assert all_files(tmp_path) == before
     os.kill(run.process.pid, signal.SIGCONT)
     run.process.send_signal(signal.SIGTERM)
     code, out, err = run.ended()

@@ -1,7 +1,7 @@
-"""main as a user runs it: what a run leaves and shows.
+"""main as a user runs it: what a run writes and prints.
 
-The second opinions: PIL on the pictures, TensorBoard's own format on the
-events, the terminal's other end on the bar.
+Checked with PIL for the pictures, TensorBoard's format for the events, and a
+pseudo-terminal for the progress bar.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ from gamix_jax import config, data, presets
 from gamix_jax.checkpoint import Checkpoints
 
 TINY = "--config=configs/digits.py:tiny"
-WITH_ALL = "--config.adversarial.loss=bce"  # terms, which a preset weighs
-# What `tiny` digits are promised to log.
+WITH_ALL = "--config.adversarial.loss=bce"  # terms that a preset weights
+# The metrics that `tiny` digits must log.
 TRAINING = {
   *(
     f"vae/{k}"
@@ -65,7 +65,7 @@ def one_broken(folder):
 
 
 def odd(folder):
-  """Of each kind several, so that every batch has some."""
+  """Several of each kind, so that every batch has some."""
   images = folder / "images"
   for i in range(8):
     wide = noise(i, 12, 12).astype(np.uint16) * 257
@@ -103,7 +103,7 @@ def jobs(program, request, tmp_path_factory):
 
 @pytest.fixture
 def job(jobs, request):
-  """What came of the command of that name, and its folder."""
+  """Returns the result of the command of that name, and its folder."""
   return jobs[request.param]
 
 
@@ -201,8 +201,8 @@ def test_pictures(job):
       assert image.size == (columns * 66 + 2, rows_ * 66 + 2)
       pixels = np.asarray(image)
     inner = pixels[2:66, 2:66]
-    assert inner.std() > 0, path  # not one grey
-    # A pixel of an 8x8 image is a square of 8x8.
+    assert inner.std() > 0, path  # not constant
+    # A pixel of an 8x8 image is drawn as 8x8 pixels.
     blocks = inner.reshape(8, 8, 8, 8)
     assert (blocks == blocks[:, :1, :, :1]).all()
 
@@ -241,7 +241,7 @@ def test_tensorboard(job):
 
 
 def test_again(jobs, program, tmp_path):
-  """The same command, done already: it says so and changes no number."""
+  """The same command on a finished run says so and changes nothing."""
   _, folder = jobs["digits"]
   run = shutil.copytree(folder / "run", tmp_path / "run")
   before = numbers(run)
@@ -259,7 +259,7 @@ def test_again(jobs, program, tmp_path):
 
 @of("keys")
 def test_how_often(job):
-  """log_every, eval_every, checkpoint.every and .keep."""
+  """Checks log_every, eval_every, checkpoint.every and .keep."""
   run = job[1] / "run"
   assert job[0].returncode == 0, job[0].stderr
   found = rows(run)
@@ -285,7 +285,7 @@ def test_bar_on_a_terminal(program, tmp_path):
     )
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # Linux's end of a terminal
+    with contextlib.suppress(OSError):  # end of a terminal on Linux
       while part := os.read(ours, 1 << 16):
         shown += part
     assert process.wait(60) == 0, shown.decode()
@@ -294,7 +294,7 @@ def test_bar_on_a_terminal(program, tmp_path):
   text = shown.decode()
   assert re.search(r"\r100%\|█+\| 3/3 \[.*images/s", text), text
   assert re.search(r"<\d\d:\d\d", text), text  # time left
-  assert "images/s, " not in text  # which plain lines have
+  assert "images/s, " not in text  # only in plain lines
   assert re.search(r"[\r\n]held out at 3: ", text), text
 
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept: seen by the pages that the kernel has to clear."""
+"""Freed memory is kept, judged by the pages that the kernel has to clear."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_a_block_is_cleared_once():
 
 
 def test_only_where_jax_will_run_on_a_cpu(monkeypatch):
-  """As it was told, or if there is nothing else that it could find."""
+  """If the platform is set to CPU, or if JAX could find nothing else."""
   monkeypatch.setattr(malloc, "keep_freed", lambda layer: True)
   monkeypatch.setattr(malloc, "find_spec", lambda name: None)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ())
@@ -104,7 +104,7 @@ malloc.keep_freed_on_cpu = lambda n: sys.exit(
 module = sys.argv.pop(1)
 runpy.run_module(module, run_name="__main__")
 """
-BATCH = 2**20 // 64**2  # images of 64x64 that a trained model takes at a time
+BATCH = 2**20 // 64**2  # images of 64x64 per chunk of a trained model
 TRAINING = (
   *("--workdir={run}/new", "--config.data.image_size=64"),
   *("--config.data.batch_size=4", "--config.model.encoder=resnet"),
@@ -121,10 +121,11 @@ TRAINING = (
     ("compare", (*TRAINING, "--families=gaussian/elbo"), 4),
   ],
 )
-def test_commands_begin_with_it(tmp_path, command, flags, images):
-  """The layer is that of the images a trained model gets, or of a batch.
+def test_commands_start_with_it(tmp_path, command, flags, images):
+  """The layer's size is that of a trained model's images, or of a batch.
 
-  Once JAX has threads it is too late: a quarter of the gain was left.
+  It has to happen before JAX starts threads: afterwards a quarter of the gain
+  was left.
   """
   c = base()
   c.data.image_size, c.model.encoder_features = 64, (24, 24)

@@ -1,4 +1,4 @@
-"""One mesh: how batch and state lie on it, and what a step sends over it."""
+"""The mesh: shardings of batch and state, and what a step communicates."""
 
 import os
 import re
@@ -24,9 +24,9 @@ from gamix_jax.parallel import mesh
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-  """Steps on one device, by form, and on eight; those are another process.
+  """Steps on one device, by population form, and on eight in another process.
 
-  For the number of devices is fixed at a process's start.
+  The number of devices is fixed when a process starts.
   """
   out = tmp_path_factory.mktemp("eight") / "eight.npz"
   devices = f"--xla_force_host_platform_device_count={eight_devices.DEVICES}"
@@ -51,7 +51,7 @@ def ran(tmp_path_factory):
 
 @pytest.mark.parametrize(("fsdp", "form"), eight_devices.RUNS)
 def test_one_device_equals_eight(ran, fsdp, form):
-  """Loss, moments, moving statistics, weights: in four steps."""
+  """Loss, moments, moving statistics and weights, over four steps."""
   one, eight = ran[0][form], ran[1]
   theirs = {
     name.removeprefix(f"{fsdp} {form} "): value
@@ -74,7 +74,7 @@ def test_one_device_equals_eight(ran, fsdp, form):
 
 @pytest.mark.parametrize(("fsdp", "form"), eight_devices.RUNS)
 def test_a_step_sends_one_gradient(ran, fsdp, form):
-  """And moments and statistics; no activation, nothing twice."""
+  """Plus moments and statistics; no activation, nothing twice."""
   _, eight = ran
   text = str(eight[f"text {fsdp} {form}"])
   law = communication.CommCost(*map(int, eight[f"law {fsdp} {form}"]))
@@ -126,7 +126,7 @@ ENTRY %main (p: f32[8]) -> f32[] {
 
 
 def test_collectives_of_a_text():
-  """Loops, tuples, the ways to name groups, whole arrays and what is sent."""
+  """Loops, tuples, all group formats, complete arrays and bytes sent."""
   by_name = {(o.kind, o.arrays): o for o in collectives.read(HLO, 8)}
   got = {k: (o.group, o.times, o.bytes, o.sent) for k, o in by_name.items()}
   assert got == {
@@ -161,7 +161,7 @@ def test_text_that_cannot_be_read(old, new, message):
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
-  """Prints a table and the law, and writes both."""
+  """Prints a table and the expected cost, and writes both."""
   out = tmp_path / "table.md"
   ran = subprocess.run(
     [
@@ -185,20 +185,21 @@ def test_the_command(tmp_path):
   assert out.read_text().strip() == ran.stdout.strip()
 
 
-def test_budget():
-  """Bytes by hand, of a state; residuals that grow as the batch does."""
+def test_resource_estimate():
+  """The bytes of a state, computed by hand; residuals grow with the batch."""
   c = alone(flat, mesh__fsdp_min_size=64)
   found = resource_estimate.needs(c)
   state = run_of(c).state
   params = sum(x.nbytes for x in jax.tree.leaves(state.vae.params))
   assert found.gradient == params
-  # And two slots, the average; three counts and two numbers of skipped steps.
+  # Plus two slots and the average; three counts and two counts of skipped
+  # steps.
   assert found.state - 4 * params == sum(
     x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.int32
   )
   assert 0 < found.large < found.state
   assert resource_estimate.residuals(c, 16) == found.fixed + 16 * found.image
-  kept = 4 * c.data.channels * 4 * 4  # x_hat at the least
+  kept = 4 * c.data.channels * 4 * 4  # x_hat at least
   assert found.image > kept
 
 
@@ -208,19 +209,19 @@ def test_budget():
 @pytest.mark.parametrize(
   ("shape", "spec"),
   [
-    ((3, 3, 128, 128), (None, None, "fsdp")),  # c_in: lanes stay whole
+    ((3, 3, 128, 128), (None, None, "fsdp")),  # c_in: whole lanes
     ((3, 3, 64, 128), (None, None, None, "fsdp")),
     ((1024, 128), ("fsdp",)),
     ((512, 1024), (None, "fsdp")),
     ((3, 3, 3, 4096), (None, None, None, "fsdp")),
     ((65_536,), ("fsdp",)),
     ((65_535,), ()),  # small
-    ((3, 3, 3, 5001), ()),  # nothing divides
+    ((3, 3, 3, 5001), ()),  # not divisible
     ((), ()),
   ],
 )
-def test_where_an_array_is_cut(shape, spec):
-  """And on a mesh that spreads nothing, nowhere."""
+def test_which_axis_of_an_array_is_sharded(shape, spec):
+  """On a mesh without FSDP, nothing is sharded."""
   grid = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
   layout = mesh.ShardingPlan(grid, 2**16)
@@ -230,7 +231,7 @@ def test_where_an_array_is_cut(shape, spec):
 
 
 def devices(hosts, each):
-  """Of several hosts, and out of order."""
+  """Of several hosts, out of order."""
   found = [
     SimpleNamespace(process_index=h, id=h * each + i)
     for h in range(hosts)
@@ -255,8 +256,8 @@ def test_refused(monkeypatch, batch, fsdp, message):
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
-def test_a_copy_lies_within_a_host(monkeypatch, fsdp):
-  """As far as it can; and the rows of a batch go by host."""
+def test_a_replica_stays_within_a_host(monkeypatch, fsdp):
+  """As far as possible; and the rows of a batch are grouped by host."""
   seen = []
   monkeypatch.setattr(jax, "devices", lambda: devices(2, 4))
   monkeypatch.setattr(mesh, "Mesh", lambda grid, *_, **__: seen.append(grid))

@@ -74,7 +74,7 @@ def test_frechet_is_scipys(rows):
   sa, sb = np.cov(a.T), np.cov(b.T)
   if rows > 6:
     cross = np.trace(scipy.linalg.sqrtm(sa @ sb)).real
-  else:  # sqrtm is for regular matrices; singular values are for all
+  else:  # sqrtm needs regular matrices; singular values do not
     root = scipy.linalg.cholesky(sa, lower=True)
     rest = (b - b.mean(axis=0)) / np.sqrt(rows - 1)
     cross = scipy.linalg.svdvals(rest @ root).sum()
@@ -122,7 +122,7 @@ def test_random_features(shape):
 
 
 def test_random_features_first_layer_and_chunks(monkeypatch):
-  """SciPy's correlation, and that a set is cut into batches without a seam."""
+  """SciPy's correlation; chunking a set leaves no seam."""
   features = metrics.random_features((9, 9, 2), seed=0)
   x = rng().uniform(-1, 1, (5, 9, 9, 2)).astype(np.float32)
   kernel = np.asarray(features.kernels[0], np.float64)
@@ -173,7 +173,7 @@ def test_surgery_is_the_integral():
   )
   np.testing.assert_allclose(got["mutual_information"], own, atol=0.01)
   np.testing.assert_allclose(got["population_kl"], kl, atol=0.02)
-  # With one dimension there is nothing to correlate with.
+  # In one dimension, there is nothing to correlate with.
   np.testing.assert_allclose(got["total_correlation"], 0, atol=1e-5)
   exact = 0.5 * np.mean(sigma**2 + mu**2 - 1 - 2 * np.log(sigma))
   np.testing.assert_allclose(got["kl"], exact, atol=0.02)
@@ -197,11 +197,11 @@ def test_surgery_adds_up(size):
 
 
 def test_surgery_of_a_mixture_is_numpys():
-  """Every number again, from the same draws, in float64 with SciPy."""
+  """All terms from the same samples, in float64 with SciPy."""
   q, key = mixture(), jax.random.key(2)
   z, w = (np.asarray(v, np.float64) for v in q.sample(key, 30))
   pi, mu, var = (np.asarray(v, np.float64) for v in q.components())
-  # [s, i, j, k, d]: draw s of image i under component k of image j
+  # [s, i, j, k, d]: sample s of image i under component k of image j
   dims = stats.norm(mu, np.sqrt(var)).pdf(z[:, :, None, None])
   joint = np.sum(pi * dims.prod(axis=-1), axis=-1)
   posterior = np.diagonal(joint, axis1=1, axis2=2)
@@ -230,7 +230,7 @@ def test_surgery_at_the_ends_of_the_mutual_information():
   got = metrics.surgery(apart, jax.random.key(0))
   np.testing.assert_allclose(got["mutual_information"], np.log(4), rtol=1e-5)
   assert got.keys() == {"kl", "mutual_information", "population_kl"}
-  # Of 4 codes that share nothing, that stand for 100: ln 100.
+  # 4 disjoint codes that represent 100: ln 100.
   got = metrics.surgery(apart, jax.random.key(0), dataset_size=100)
   np.testing.assert_allclose(got["mutual_information"], np.log(100), rtol=1e-5)
   same = gaussian(np.zeros((4, 2)), np.zeros((4, 2)))
@@ -295,7 +295,7 @@ def test_mss_weights(batch, size):
 
 @pytest.mark.parametrize("place", [0, 2, 3])
 def test_mss_is_unbiased(place):
-  """G9: the mean over every batch with image 0 in a place, in any order."""
+  """G9: the mean over every batch that has image 0, in any order."""
   log_q = rng().normal(0, 1.5, 8)
   rows = []
   for others in itertools.permutations(range(1, 8), 3):
@@ -321,7 +321,7 @@ def test_mss_refuses():
 
 
 def test_the_bounds_are_in_order():
-  """G12, the true KL by quadrature in two dimensions."""
+  """G12, with the true KL by quadrature in two dimensions."""
   r = rng(0)
   mu, var = r.normal(0, 1.5, (3, 2)), np.exp(r.normal(-1.4, 0.6, (3, 2)))
   grid = np.linspace(-9, 9, 601)
@@ -334,7 +334,7 @@ def test_the_bounds_are_in_order():
   diagonal = metrics.population_kl_gaussian(mu, var, "diagonal")
   full = metrics.population_kl_gaussian(mu, var)
   assert 0 < diagonal < full < true
-  # The moments by quadrature too: KL to p of the Gaussian that has them.
+  # The moments by quadrature, too: the KL to p of the Gaussian with them.
   q = np.exp(log_q) * area
   m = np.einsum("ij,ijd->d", q, z)
   s = np.einsum("ij,ijd,ije->de", q, z - m, z - m)
@@ -367,7 +367,7 @@ def test_latent_report():
 
 
 def test_total_variance():
-  """Of a mixture by its second moment; of one component its own."""
+  """Of a mixture, by its second moment; of one component, its own."""
   q = mixture()
   pi, mu, var = (np.asarray(v, np.float64) for v in q.components())
   mean = np.sum(pi[..., None] * mu, axis=1)
@@ -381,7 +381,7 @@ def test_total_variance():
 
 
 def test_mixture_report():
-  """Of equal weights all components are used, of one-hot weights one."""
+  """Equal weights use all components, one-hot weights a single one."""
   weights = np.array([[0.25] * 4, [1, 0, 0, 0]])
   var = np.ones((2, 4, 3))
   var[0, 0, :2] = var[1, 0] = 1e-3  # of weights 1/4 and 1
@@ -436,7 +436,7 @@ def test_sparseness():  # P10
   flat = metrics.sparseness(np.full((4, 6), 2.0))
   assert flat == dict(population_sparseness=0, lifetime_sparseness=0)
   z = np.random.default_rng(0).poisson(0.7, (50, 8)).astype(float)
-  z[:, 3] = z[7] = 0  # left out
+  z[:, 3] = z[7] = 0  # excluded
   got = metrics.sparseness(z)
   for name, rows in (("population", z), ("lifetime", z.T)):
     each = [

@@ -1,4 +1,4 @@
-"""Metrics of sets against scikit-image, scikit-learn, brute force, torch."""
+"""Metrics of sets against scikit-image, scikit-learn, brute force and torch."""
 
 import warnings
 
@@ -69,11 +69,11 @@ def test_images_refuse():
 
 
 def test_bits_of_a_uniform_density_are_eight():
-  """256 levels, 1 / 127.5 apart, of one density: -log2(1 / 256)."""
+  """256 levels, 1 / 127.5 apart, of equal density: -log2(1 / 256)."""
   dims = 5
   nats = dims * np.log(127.5 / 256)
   assert metrics.bits_per_dim(nats, dims) == pytest.approx(8)
-  # Of wide Laplace noise: by the entropy of its levels' probabilities.
+  # Wide Laplace noise, by the entropy of its levels' probabilities.
   levels = np.arange(-4000, 4001) / 127.5
   density = np.exp(-np.abs(levels) / 0.5)
   p = density / density.sum()
@@ -149,7 +149,7 @@ def test_kernel_distance_is_unbiased_and_knows_its_error():
     pair = r.normal(size=(40, 3)), r.normal(0.5, 1, (50, 3))
     found.append(metrics.kernel_distance(*pair))
   values, errors = np.array(found).T
-  r = rng(999)  # the same by far more rows
+  r = rng(999)  # the same, from many more rows
   big = metrics.kernel_distance(
     r.normal(size=(3000, 3)), r.normal(0.5, 1, (3000, 3))
   )
@@ -158,8 +158,8 @@ def test_kernel_distance_is_unbiased_and_knows_its_error():
   assert 0.75 < errors.mean() / values.std() < 1.35
 
 
-def test_as_torch_fidelity(digits):
-  """Frechet, kernel distance, precision and recall of the same features."""
+def test_matches_torch_fidelity(digits):
+  """Frechet and kernel distance, precision and recall on the same features."""
   pytest.importorskip("torch", reason="torch-fidelity is not installed")
   pytest.importorskip("torch_fidelity", reason="it is not installed")
   import torch
@@ -226,7 +226,7 @@ def test_classifier_features(digits, tmp_path, monkeypatch, caplog):
 
 
 def test_inception_features(tmp_path, monkeypatch):
-  """torch-fidelity's network of stand-in weights; what is refused."""
+  """torch-fidelity's network with stand-in weights; refusals."""
   with pytest.raises(UserError, match="no such file"):
     metrics.inception_features(tmp_path / "none.pth")
   pytest.importorskip("torch_fidelity", reason="torch-fidelity: not installed")
@@ -238,7 +238,7 @@ def test_inception_features(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="holds no weights"):
     metrics.inception_features(file)
   torch.manual_seed(0)
-  # The class needs weights to be made: of itself, before they are loaded.
+  # The class needs weights to be built: its own, before they are loaded.
   held = {}
 
   def keep(self, state):

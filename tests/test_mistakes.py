@@ -1,10 +1,10 @@
-"""What main says of mistakes: exit code 2 and a line or two, by running it.
+"""main's messages for user errors: exit code 2 and one or two lines.
 
-Of each kind one is a command of its own, from its start; the others are forks
-of a process that has imported JAX.
+One of each kind is a separate process; the others are forks of a process that
+has imported JAX.
 
-Nothing is begun by a mistake, and nothing half-written by a full disk; the
-second opinion on that disk is the operating system.
+A mistake must not start anything, and a full disk must not leave partial files;
+a real file system checks the latter.
 """
 
 import os
@@ -46,7 +46,7 @@ def full_metrics(folder):
 
 
 def disk(size, at, *flags):
-  """A disk of so many bytes at a folder of the run."""
+  """Mounts a disk of so many bytes at a folder of the run."""
 
   def prepare(folder):
     place = folder / at
@@ -61,7 +61,7 @@ def disk(size, at, *flags):
 
 
 def words(*flags):
-  """A command that needs nothing prepared."""
+  """Returns a command without preparation."""
   return lambda folder: [TINY, f"--workdir={folder}/run", *flags]
 
 
@@ -87,7 +87,7 @@ def in_file(folder):
 
 
 def other_config(folder):
-  """Begun with other values of two keys that matter and one that does not."""
+  """Starts with other values of two keys that matter and one that does not."""
   old = complete_config_of("digits", "tiny")
   old.seed, old.model.latent, old.log_every = 7, 2, 5
   (folder / "run").mkdir()
@@ -96,7 +96,7 @@ def other_config(folder):
 
 
 def default_config(folder):
-  """Begun with digits and another seed; --config is left out."""
+  """Starts with digits and another seed; --config is omitted."""
   old = complete_config_of("digits")
   old.seed = 7
   (folder / "run").mkdir()
@@ -118,7 +118,7 @@ def key(value):
 
 BASE = "from gamix_jax import config\ndef get_config(variant=''):\n"
 
-# name: (command, words of its message). The workdir is not begun by any.
+# name: (command, words of its message). None of them creates the workdir.
 MISTAKES = {
   "misspelt key": (
     key("optim.vae.learning_rat=1"),
@@ -242,7 +242,7 @@ MISTAKES = {
   "devices@8": (key("data.batch_size=12"), ["12", "devices, 8", "8 or 16"]),
 }
 
-# name: (command, words of its message). Something is there already.
+# name: (command, words of its message). Something exists at the workdir.
 PLACES = {
   "a file": (with_file("run", "mine"), ["run cannot be written to"]),
   "in a file": (in_file, ["file/run cannot be written to"]),
@@ -268,8 +268,8 @@ PLACES = {
 }
 
 
-# name: (command, words). The disk is full at some moment of the run; PNG is
-# what the pictures of three steps come to.
+# name: (command, words). The disk is full at some moment of the run; PNG is the
+# size of the pictures of three steps.
 FULL = {
   "metrics.jsonl": (full_metrics, ["metrics.jsonl"]),
   "pictures": (disk("4k", "run/images"), ["run/images", ".png"]),
@@ -307,9 +307,9 @@ TABLE = {"absurd": absurd} | {
 }
 
 
-# From its start: flags, a file, what is checked before JAX is there and after,
-# a full disk.
-FROM_THE_START = {
+# As processes: flags, a file, checks before and after importing JAX, a full
+# disk.
+AS_PROCESSES = {
   *("mistake: misspelt key", "mistake: config's syntax", "mistake: posterior"),
   *("mistake: no folder", "place: other config", "full: checkpoint"),
 }
@@ -319,9 +319,7 @@ FROM_THE_START = {
 def jobs(program, request, tmp_path_factory):
   root = tmp_path_factory.mktemp("jobs")
   names = chosen(request.session, request.path)
-  yield Jobs(
-    program, TABLE, names, root, lambda name: name not in FROM_THE_START
-  )
+  yield Jobs(program, TABLE, names, root, lambda name: name not in AS_PROCESSES)
   for mounted in root.glob("*/run"):
     for place in (mounted / "images", mounted / "tensorboard", mounted):
       if os.path.ismount(place):
@@ -330,7 +328,7 @@ def jobs(program, request, tmp_path_factory):
 
 @pytest.fixture
 def job(jobs, request):
-  """What came of the command of that name, and its folder."""
+  """Returns the result of the command of that name, and its folder."""
   return jobs[request.param]
 
 
@@ -350,7 +348,7 @@ def each(kind, table):
 def test_mistake(job, said):
   ran, folder = job
   assert_refused(ran, *said)
-  assert "Devices" not in ran.stdout  # only what was seen of the data
+  assert "Devices" not in ran.stdout  # only what it read about the data
   assert not (folder / "run").exists()
 
 
@@ -363,7 +361,7 @@ def contents(folder):
 
 @each("place", PLACES)
 def test_place(jobs, job, said, tmp_path):
-  """Something is at the workdir already, and stays as it is."""
+  """Something exists at the workdir, and stays unchanged."""
   ran, folder = job
   assert_refused(ran, *said)
   assert ran.stdout == ""
@@ -374,7 +372,7 @@ def test_place(jobs, job, said, tmp_path):
 
 @each("full", FULL)
 def test_full_disk(job, said):
-  """Said in two lines; what stays is whole."""
+  """Reported in two lines; what remains is intact."""
   ran, folder = job
   if ran.args[-1] == "--help":
     pytest.skip("a disk cannot be mounted here")
@@ -405,4 +403,4 @@ def test_absurd_learning_rate(job):
   skipped = [r["nonfinite/consecutive"] for r in rows(folder / "run")]
   begin = skipped.index(1)
   assert skipped[begin : begin + 3] == [1, 2, 3]
-  assert max(steps) <= begin  # nothing is saved that was not finite
+  assert max(steps) <= begin  # nothing non-finite is saved

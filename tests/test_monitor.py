@@ -1,4 +1,4 @@
-"""The verdict in plain words: when it is said, and when it is not."""
+"""The health monitor's verdicts: when they are printed, and when not."""
 
 from functools import partial
 
@@ -35,16 +35,16 @@ DEAD = WELL | {"posterior/kl": 0.02, "posterior/explained_variance": 0.012}
 POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
 
-def said(*scalars, adversarial=True, cached=False):
-  """All lines, with the report (from 0) that each came with."""
+def lines_by_report(*scalars, adversarial=True, cached=False):
+  """Returns all lines, each with its report number (from 0)."""
   verdict = HealthMonitor(small() if adversarial else alone(), cached)
   return [
     (i, line) for i, s in enumerate(scalars) for line in verdict.messages(i, s)
   ]
 
 
-def lived(c, *scalars, every=100):
-  """All lines of a run of a config, a report each 100 steps."""
+def lines_of(c, *scalars, every=100):
+  """Returns all lines of a run of a config, with a report every 100 steps."""
   verdict = HealthMonitor(c)
   return [
     line
@@ -54,13 +54,13 @@ def lived(c, *scalars, every=100):
 
 
 def flags(line):
-  """{key: value} of the flags in a line."""
+  """Returns {key: value} of the flags in a line."""
   found = [w for w in line.split() if w.startswith("--config.")]
   return dict(w.removeprefix("--config.").split("=") for w in found)
 
 
-def test_nothing_of_a_healthy_run():
-  assert said(*[WELL] * 10) == []
+def test_no_verdict_on_a_healthy_run():
+  assert lines_by_report(*[WELL] * 10) == []
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_nothing_of_a_healthy_run():
   ],
   ids=["blind", "saturated", "collapsed", "waiting"],
 )
-def test_said_once_and_unsaid_once(ill, words):
-  lines = said(*[ill] * 10, *[WELL] * 10, *[ill] * 10)
-  assert len(lines) == 3, lines  # though its numbers move in between
-  assert lines[0][0] == WINDOW - 1  # not of one batch
+def test_a_verdict_is_printed_once_and_withdrawn_once(ill, words):
+  lines = lines_by_report(*[ill] * 10, *[WELL] * 10, *[ill] * 10)
+  assert len(lines) == 3, lines  # although the values vary in between
+  assert lines[0][0] == WINDOW - 1  # not from one batch
   for word in words:
     assert word in lines[0][1]
   assert lines[0][1].startswith(f"{WINDOW - 1}: ")
@@ -86,38 +86,42 @@ def test_said_once_and_unsaid_once(ill, words):
 
 
 def test_one_bad_report_is_no_verdict():
-  assert said(*[WELL] * 5, BLIND, *[WELL] * 5) == []
+  assert lines_by_report(*[WELL] * 5, BLIND, *[WELL] * 5) == []
 
 
 def test_sure_is_not_saturated():
-  """All told rightly, but with logits that leave a gradient."""
+  """All classified correctly, but with logits that leave a gradient."""
   near = SATURATED | {"disc/logits_real": 2.0, "disc/logits_fake": -2.0}
-  assert said(*[near] * 5) == []
+  assert lines_by_report(*[near] * 5) == []
 
 
-def test_no_discriminator_no_verdict_of_it():
+def test_without_a_discriminator_no_verdict_on_it():
   alone = {k: v for k, v in COLLAPSED.items() if not k.startswith("disc/")}
-  (line,) = said(*[alone] * 5, adversarial=False)
+  (line,) = lines_by_report(*[alone] * 5, adversarial=False)
   assert "variances" in line[1]
 
 
 def test_both_at_once():
   both = BLIND | {"posterior/collapsed_fraction": 0.9}
-  assert len(said(*[both] * 5)) == 2
+  assert len(lines_by_report(*[both] * 5)) == 2
 
 
-def test_waiting_is_told_by_all_reports_and_what_is_left_to_do():
+def test_waiting_for_data_counts_all_reports():
   first = [WAITING, WELL, WELL, WELL]
-  assert said(*first) == []
+  assert lines_by_report(*first) == []
   near = WELL | {"input/wait_fraction": 0.07}
-  assert len(said(*[WAITING, near] * 5, *[WAITING] * 3, *[near] * 9)) == 1
-  (line,) = said(*[WAITING] * 5, cached=True)
+  assert (
+    len(lines_by_report(*[WAITING, near] * 5, *[WAITING] * 3, *[near] * 9)) == 1
+  )
+  (line,) = lines_by_report(*[WAITING] * 5, cached=True)
   assert "decoded already" in line[1] and "cache" not in line[1]
 
 
 def test_skipped_updates_are_counted():
   counts = [0, 0, 2, 2, 5]
-  lines = said(*[WELL | {"nonfinite/total": float(n)} for n in counts])
+  lines = lines_by_report(
+    *[WELL | {"nonfinite/total": float(n)} for n in counts]
+  )
   assert lines == [
     (2, "2: 2 updates skipped, not finite."),
     (4, "4: 3 updates skipped, not finite."),
@@ -128,19 +132,19 @@ def test_skipped_updates_are_counted():
 
 
 def test_a_dead_run_is_called_dead_once():
-  (line,) = lived(small(), *[DEAD] * 30)
+  (line,) = lines_of(small(), *[DEAD] * 30)
   assert line.startswith(f"{DEAD_AFTER}: the run is dead")
   for words in ("KL to the prior is 0.02 nats", "explain 1%", "about the same"):
     assert words in line
 
 
-def test_a_run_that_wakes_and_dies_is_told_each_time():
-  """It dies after it looked alive, as where a ramp ends."""
-  lines = lived(small(), *[DEAD] * 6, *[WELL] * 6, *[DEAD] * 6)
+def test_a_run_that_wakes_and_dies_is_reported_each_time():
+  """It dies after it looked alive, as at the end of a ramp."""
+  lines = lines_of(small(), *[DEAD] * 6, *[WELL] * 6, *[DEAD] * 6)
   steps = [int(line.split(":")[0]) for line in lines]
   assert steps == [DEAD_AFTER, 700, 1200 + 100 * WINDOW]
   assert lines[1].endswith("not dead any more: codes distinguish images.")
-  assert lived(small(), *[DEAD] * 4, *[WELL] * 9) == []  # awake by then
+  assert lines_of(small(), *[DEAD] * 4, *[WELL] * 9) == []  # awake by then
 
 
 @pytest.mark.parametrize(
@@ -162,24 +166,24 @@ def test_a_run_that_wakes_and_dies_is_told_each_time():
 )
 def test_each_sign_of_death_is_enough(changes, words, not_words):
   scalars = {k: v for k, v in (WELL | changes).items() if v is not None}
-  (line,) = lived(small(), *[scalars] * 9)
+  (line,) = lines_of(small(), *[scalars] * 9)
   assert all(w in line for w in words), line
   assert not any(w in line for w in not_words), line
 
 
 def test_a_live_family_without_kl_is_left_alone():
   scalars = {k: v for k, v in WELL.items() if k != "posterior/kl"}
-  assert lived(small(**EVAE), *[scalars] * 9) == []
+  assert lines_of(small(**EVAE), *[scalars] * 9) == []
 
 
 @pytest.mark.parametrize("steps", [DEAD_AT_END, 150, 250, 450])
 def test_a_short_run_is_called_dead_at_its_end(steps):
-  (line,) = lived(small(steps=steps), *[DEAD] * -(-steps // 100))
+  (line,) = lines_of(small(steps=steps), *[DEAD] * -(-steps // 100))
   assert line.startswith(f"{steps}: the run is dead")
 
 
 def test_a_trial_of_a_few_steps_is_not_judged():
-  assert lived(small(steps=3), *[DEAD] * 3, every=1) == []
+  assert lines_of(small(steps=3), *[DEAD] * 3, every=1) == []
 
 
 STARTS = {
@@ -192,13 +196,13 @@ STARTS = {
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_what_to_change_is_a_config_that_goes(name):
-  """Its flags fit the objective and the family; set, few are left to set."""
+def test_the_advice_is_a_valid_config(name):
+  """Its flags fit the objective and the family; keys already set are kept."""
   make, ramps = STARTS[name]
   c = make()
   if name == "siwae":
     c.objective.name = name
-  (line,) = lived(c, *[DEAD] * 9)
+  (line,) = lines_of(c, *[DEAD] * 9)
   found = flags(line)
   assert {k for k in found if k.startswith("ramp.")} == ramps
   assert ("posterior.initial_logvar" in found) == (name != "poisson")
@@ -210,7 +214,7 @@ def test_what_to_change_is_a_config_that_goes(name):
     holder[last] = type(holder[last])(float(value))
   config.check(c)
   build.train_spec(c)
-  (line,) = lived(c, *[DEAD] * 9)
+  (line,) = lines_of(c, *[DEAD] * 9)
   assert flags(line).keys() == {"weights.recon"}
 
 
@@ -221,11 +225,11 @@ def test_a_better_start_than_ours_is_kept():
     optim__vae__learning_rate=3e-3,
     optim__vae__warmup=100,
   )
-  (line,) = lived(c, *[DEAD] * 9)
+  (line,) = lines_of(c, *[DEAD] * 9)
   assert flags(line).keys() == {"weights.recon"}
 
 
-def test_an_early_number_that_is_wild_hides_no_life():
-  """The share of an untrained decoder may be far below 0."""
+def test_an_early_outlier_does_not_hide_a_live_run():
+  """The explained variance of an untrained decoder may be far below 0."""
   wild = DEAD | {"posterior/explained_variance": -50.0, "posterior/kl": 9.0}
-  assert lived(small(), *[wild] * 4, *[WELL] * 5) == []
+  assert lines_of(small(), *[wild] * 4, *[WELL] * 5) == []

@@ -1,4 +1,4 @@
-"""Networks: counts, shapes, arithmetic, and what they save against what ran."""
+"""Networks: parameter counts, shapes, arithmetic, and exact rewrites."""
 
 import functools
 import itertools
@@ -56,7 +56,7 @@ def count(tree):
 
 
 def test_counts_of_the_published_model():
-  """At 256x256x3 with 512 latents, to the unit."""
+  """At 256x256x3 with 512 latents, exactly."""
   spec = build.train_spec(config.base())
   state = jax.eval_shape(partial(step.init, spec))
   params, stats = state.vae.params, state.vae.batch_stats
@@ -83,7 +83,7 @@ def test_counts_of_the_published_model():
     ("none", (4, 8), 1),
   ],
 )
-def test_any_size_that_divides(norm, size, channels):
+def test_outputs_of_any_size_that_divides(norm, size, channels):
   c = small(
     model__norm=norm,
     data__image_size=size,
@@ -120,7 +120,7 @@ def test_any_size_that_divides(norm, size, channels):
   assert logits.shape == (5, size[0] // 2, size[1] // 2, 1)
 
 
-def test_a_size_that_does_not_divide_names_those_that_do():
+def test_a_size_that_does_not_divide_is_refused():
   with pytest.raises(UserError, match="sizes that do: 8, 16, 24"):
     build.train_spec(
       small(
@@ -132,7 +132,7 @@ def test_a_size_that_does_not_divide_names_those_that_do():
 
 
 def test_the_last_width_is_free():
-  """Channels are the output convolution's; a 1x1 at the published preset."""
+  """The output convolution sets the channels; 1x1 in the published preset."""
   for last in (1, 3, 5):
     c = small(
       data__image_size=(8, 4),
@@ -148,7 +148,7 @@ def test_the_last_width_is_free():
 # ---------------------------------------------------------- other networks
 
 KINDS = ("resnet", "conv", "mlp")
-WIDTHS = {  # of the encoder; a decoder's are these backwards
+WIDTHS = {  # of the encoder; reversed for a decoder
   "resnet": (4, 6, 8),
   "conv": (6, 12),
   "mlp": (12, 9),
@@ -156,7 +156,7 @@ WIDTHS = {  # of the encoder; a decoder's are these backwards
 
 
 def mixed(encoder, decoder, **changes):
-  """A VAE of two kinds of networks, without a discriminator."""
+  """A VAE config with two kinds of networks, without a discriminator."""
   own = dict(
     data__image_size=(8, 12),
     model__encoder=encoder,
@@ -167,8 +167,8 @@ def mixed(encoder, decoder, **changes):
   return alone(**(own | changes))
 
 
-def counted(kind, part, c):
-  """The parameters of a plain network, by its layers; norms without any."""
+def expected_count(kind, part, c):
+  """Returns the parameter count of a plain network, without block norms."""
   h, w, channels = config.image_shape(c)
   p, widths = c.model.patch, WIDTHS[kind]
   norm = 0 if part == "decoder" else 2 * h * w  # the layer normalisation
@@ -204,18 +204,18 @@ def counted(kind, part, c):
   ],
 )
 def test_counts_of_the_plain_networks(kind, changes):
-  if kind == "mlp":  # which knows no patches
+  if kind == "mlp":  # it has no patches
     changes = {k: v for k, v in changes.items() if k != "model__patch"}
   c = mixed(kind, kind, model__norm="none", **changes)
   config.check(c)
   params = jax.eval_shape(partial(step.init, build.train_spec(c))).vae.params
   for part in ("encoder", "decoder"):
-    assert count(params[part]) == counted(kind, part, c), part
+    assert count(params[part]) == expected_count(kind, part, c), part
 
 
-# Each encoder and each decoder, each norm, grey and colour. ResNets not with
-# the norms that take a channel's mean out: they have biases before them, as
-# published, and their gradients are rounding.
+# Each encoder and each decoder, each norm, grey and colour. No ResNets with
+# norms that remove a channel's mean: as published, they have biases before
+# them, whose gradients are rounding errors.
 PAIRS = [
   ("mlp", "resnet", "affine", 1, {}),
   ("mlp", "mlp", "batch", 3, {}),
@@ -241,7 +241,7 @@ PAIRS = [
 def test_every_parameter_has_a_gradient(
   encoder, decoder, norm, channels, changes
 ):
-  """Through a whole VAE, at shapes that are those of the images."""
+  """Through a complete VAE whose output has the images' shape."""
   c = mixed(
     encoder,
     decoder,
@@ -271,7 +271,7 @@ def test_every_parameter_has_a_gradient(
     jax.tree_util.keystr(path): float(jnp.max(jnp.abs(g)))
     for path, g in jax.tree_util.tree_leaves_with_path(grads)
   }
-  # Rounding would be a ten-millionth of the others.
+  # Rounding errors would be a ten-millionth of the others.
   least = 1e-5 * max(sizes.values())
   assert not {k: v for k, v in sizes.items() if not v > least}
 
@@ -280,7 +280,7 @@ def test_every_parameter_has_a_gradient(
   ("encoder", "decoder"), [("mlp", "conv")] + [(kind, kind) for kind in KINDS]
 )
 def test_bfloat16_gives_float32(encoder, decoder):
-  """The networks' layers are in bfloat16, what comes of them is not."""
+  """Layers compute in bfloat16; outputs are float32."""
   c = mixed(encoder, decoder, dtype="bfloat16")
   spec = build.train_spec(c)
   shapes = jax.eval_shape(partial(step.init, spec)).vae
@@ -303,7 +303,7 @@ def test_bfloat16_gives_float32(encoder, decoder):
 
 
 def test_eight_devices_compute_what_one_does():
-  """A convolutional encoder before an MLP, statistics of the whole batch."""
+  """A convolutional encoder, an MLP decoder, batch norm over all devices."""
   ran = subprocess.run(
     [sys.executable, eight_networks.__file__],
     env=os.environ
@@ -326,9 +326,9 @@ def test_eight_devices_compute_what_one_does():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_input_norm_decides_whether_brightness_is_encoded(kind):
-  """x and a x + c, of each channel its own a and c."""
+  """x and a x + c, with a and c per channel."""
   rng = np.random.default_rng(0)
-  # Large, so that the epsilon under the root is none.
+  # Large, so that the epsilon under the root is negligible.
   x = jnp.asarray(100 * rng.normal(size=(3, 8, 12, 3)), jnp.float32)
   other = x * jnp.asarray([[[[2.0, 0.5, 3]]]]) + jnp.asarray(
     [[[[50.0, 0, -9]]]]
@@ -356,7 +356,7 @@ def test_input_norm_decides_whether_brightness_is_encoded(kind):
 
 @pytest.mark.parametrize(("h", "w", "c", "patch"), [(6, 4, 3, 2), (6, 9, 1, 3)])
 def test_patches_are_channels(h, w, c, patch):
-  """Each pixel by its place, and the way back exactly."""
+  """Each pixel by its position, and exactly invertible."""
   x = np.random.default_rng(0).normal(size=(2, h, w, c)).astype("f4")
   got = np.asarray(space_to_depth(jnp.asarray(x), patch))
   assert got.shape == (2, h // patch, w // patch, c * patch**2)
@@ -423,7 +423,7 @@ def test_patches_have_to_fit():
     build.train_spec(
       mixed("resnet", "conv", model__patch=3, data__image_size=side)
     )
-  # A fully connected one takes any image, and an encoder may be one alone.
+  # An MLP takes any image, also as an encoder only.
   build.train_spec(mixed("mlp", "mlp", data__image_size=(7, 5)))
   with pytest.raises(UserError, match="decoder_features halves an image 2"):
     build.train_spec(mixed("mlp", "conv", data__image_size=(7, 5)))
@@ -442,7 +442,7 @@ def test_depths_may_differ():
 
 
 class Published(ResidualBlock):
-  """The down block in the order that ran: strides in the 1x1 convolutions."""
+  """The down block as published: strides in the 1x1 convolutions."""
 
   @nn.compact
   def __call__(self, x, train):
@@ -458,7 +458,7 @@ class Published(ResidualBlock):
 
 @pytest.mark.parametrize("norm", POINTWISE_NORMS)
 def test_early_stride_is_exact(norm):
-  """Forward and every gradient, also to the input, at an odd-looking size."""
+  """Forward and all gradients, also to the input, at sizes with odd halves."""
   ours = ResidualBlock(features=5, down=True, norm=norm)
   theirs = Published(features=5, down=True, norm=norm)
   rng = np.random.default_rng(0)
@@ -504,11 +504,11 @@ def strides_of_3x3(norm):
   return re.findall(r"window_strides=\((\d), \d\)", text)
 
 
-def test_the_full_form_where_pixels_are_coupled(monkeypatch):
-  """Batch and group statistics are over all pixels: nothing may be cut."""
+def test_no_early_stride_where_pixels_are_coupled(monkeypatch):
+  """Batch and group statistics cover all pixels, so none may be skipped."""
   monkeypatch.setattr(
     jax, "default_backend", lambda: "gpu"
-  )  # for convolutions.py
+  )  # read by convolutions.py
   for norm in POINTWISE_NORMS:
     assert strides_of_3x3(norm) == ["1", "2", "1", "1"]
   for norm in ("batch", "group"):
@@ -519,7 +519,7 @@ def test_the_full_form_where_pixels_are_coupled(monkeypatch):
 
 
 def test_affine_does_not_look_at_the_batch():
-  """x / sqrt(1 + 1e-3) * scale + bias, and its statistics stay."""
+  """x / sqrt(1 + 1e-3) * scale + bias; the statistics stay."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(3, 2, size=(4, 2, 2, 3)), jnp.float32)
   layer = Affine(jnp.float32, jnp.float32)
@@ -549,8 +549,8 @@ def test_affine_does_not_look_at_the_batch():
     ((2, 4), 1),
   ],
 )
-def test_groups_have_numbers_enough(shape, wanted):
-  """By NumPy; an image that is not normalised away keeps its differences."""
+def test_groups_have_enough_elements(shape, wanted):
+  """Checked with NumPy; the normalised image keeps its differences."""
   assert groups(shape) == wanted
   x = np.random.default_rng(0).normal(2, 3, size=shape)
   layer = Norm("group", jnp.float32, jnp.float32)
@@ -573,8 +573,8 @@ def test_groups_have_numbers_enough(shape, wanted):
     ConvEncoder(features=(32, 32, 32), norm="group"),
   ],
 )
-def test_group_norm_leaves_a_code(encoder):
-  """One number a group would be 0 for every image."""
+def test_group_norm_keeps_codes_apart(encoder):
+  """With one element per group, every image would give 0."""
   x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
   out, _ = jit(partial(encoder.init_with_output, train=True))(
     jax.random.key(1), x
@@ -592,7 +592,7 @@ def test_moving_statistics_move_with_batch_only():
 
 
 def test_batch_norm_is_over_the_whole_batch():
-  """The first normalisation's moving mean against NumPy's of its input."""
+  """The first norm's moving mean against NumPy's mean of its input."""
   run = run_of(small(model__norm="batch"))
   net, x = run.state.vae, np.asarray(run.batch["image"], np.float64)
 
@@ -632,7 +632,7 @@ def test_batch_norm_is_over_the_whole_batch():
 
 
 def test_no_bias_before_batch_statistics():
-  """They would take it out again; its gradient would be rounding."""
+  """It would be cancelled; its gradient would be a rounding error."""
   params = run_of(alone(model__norm="batch")).state.vae.params
   block = params["encoder"]["stage0"]["block0"]
   assert "bias" not in block["conv1"]
@@ -640,7 +640,7 @@ def test_no_bias_before_batch_statistics():
   assert "bias" in block["conv3"]
 
 
-def test_logits_keep_their_level_without_batch_statistics():
+def test_logits_are_normalised_only_by_batch_or_affine():
   for norm, there in zip(NORMS, (True, True, False, False), strict=True):
     d = PatchDiscriminator(features=(4, 1), strides=(2, 1), norm=norm)
     shapes = jax.eval_shape(d.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
@@ -669,7 +669,7 @@ def test_dropout_needs_its_rate():
 def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
   monkeypatch.setattr(
     jax, "default_backend", lambda: "gpu"
-  )  # for convolutions.py
+  )  # read by convolutions.py
   encoder = ResNetEncoder(
     features=(4, 4), bottleneck_channels=2, dtype=jnp.bfloat16
   )
@@ -694,7 +694,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32(monkeypatch):
 
 @pytest.mark.parametrize(("gain", "wanted"), [(1.0, 0.5), (2.0, 1.0)])
 def test_upsample_gain_keeps_a_signal(gain, wanted):
-  """Measured: a transposed convolution of unit noise, as many channels out."""
+  """Measured: a transposed convolution of unit noise, with equal widths."""
   layer = ConvTranspose(64, gain, True, jnp.float32, jnp.float32)
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 64))
   out, _ = jit(layer.init_with_output)(jax.random.key(1), x)
@@ -702,8 +702,8 @@ def test_upsample_gain_keeps_a_signal(gain, wanted):
   assert float(jnp.std(out)) == pytest.approx(wanted, rel=0.05)
 
 
-def test_upsample_gain_is_of_transposed_convolutions_alone():
-  """Their initial weights are twice as large, all others the same."""
+def test_upsample_gain_scales_only_transposed_convolutions():
+  """Their initial weights are twice as large, all others are equal."""
   for kind in ("resnet", "conv"):
     one, two = (
       jit(partial(step.init, build.train_spec(c)))().vae.params["decoder"]
@@ -725,7 +725,7 @@ def test_upsample_gain_is_of_transposed_convolutions_alone():
 
 
 def assert_same_operation(forms, x, kernel, dtype):
-  """Forward and both gradients equal, to rounding."""
+  """Asserts equal outputs and gradients, up to rounding."""
   weight = np.random.default_rng(1).normal(
     size=jax.eval_shape(forms[0], x, kernel).shape
   )
@@ -745,8 +745,8 @@ def assert_same_operation(forms, x, kernel, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_conv_of_one_pixel(dtype, stride):
-  """Against XLA's own operation."""
+def test_conv1x1(dtype, stride):
+  """Against XLA's convolution."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 4, 6, 5)), dtype)
   kernel = jnp.asarray(rng.normal(size=(1, 1, 5, 3)), dtype)
@@ -769,8 +769,8 @@ def test_conv_of_one_pixel(dtype, stride):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("wide", [0, convolutions.MIN_CHANNELS])
-def test_conv_halving(dtype, before, wide):
-  """Against XLA's own operation."""
+def test_conv3x3_stride2(dtype, before, wide):
+  """Against XLA's convolution."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 4, 6, wide + 5)), dtype)
   kernel = jnp.asarray(rng.normal(size=(3, 3, wide + 5, wide + 3)), dtype)
@@ -790,8 +790,8 @@ def test_conv_halving(dtype, before, wide):
 @pytest.mark.parametrize(
   "dtype, tolerance", [("float32", 5e-6), ("float64", 1e-14)]
 )
-def test_convolution_with_few_products(dtype, tolerance):
-  """Forward and both gradients against XLA's own operation, in float64."""
+def test_conv3x3_winograd(dtype, tolerance):
+  """Forward and both gradients against XLA's convolution in float64."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     x = jnp.asarray(rng.normal(size=(3, 8, 12, 70)), dtype)
@@ -886,7 +886,7 @@ def test_which_convolution_takes_which_form(monkeypatch):
   ],
 )
 def test_conv_transpose_by_phases(dtype, shape):
-  """Against XLA's own operation."""
+  """Against XLA's transposed convolution."""
   b, h, w, c_in, c_out = shape
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(b, h, w, c_in)), dtype)
@@ -899,7 +899,7 @@ def test_conv_transpose_by_phases(dtype, shape):
 
 
 def test_conv_transpose_by_its_definition():
-  """out[2j + k] += x[j] kernel[k], cropped; loops."""
+  """out[2j + k] += x[j] kernel[k], cropped; with loops."""
   rng = np.random.default_rng(0)
   x, kernel = rng.normal(size=(1, 3, 2, 2)), rng.normal(size=(3, 3, 4, 2))
   out = np.zeros((1, 7, 5, 4))
@@ -917,8 +917,8 @@ def test_conv_transpose_by_its_definition():
 # ---------------------------------------------------------- arithmetic
 
 
-def test_count_by_hand_of_the_published_step():
-  """GFLOP an image as published; the saving is 12 % of the encoder's."""
+def test_flops_of_the_published_step():
+  """GFLOP per image as published; the rewrite saves 12 % of the encoder's."""
   c = config.base()
   giga = {k: v / 1e9 for k, v in flops.per_image(c, early=False).items()}
   assert abs(giga["total"] - 550.7) < 0.05

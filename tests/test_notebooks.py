@@ -1,6 +1,6 @@
-"""The notebooks of launch/, run as a user runs them, and what they stand on.
+"""The notebooks of launch/, run as a user runs them, and their helpers.
 
-A real kernel runs every cell, by nbclient, in the fast mode: three tiny steps.
+A real kernel runs every cell with nbclient, in the fast mode: three tiny steps.
 """
 
 import base64
@@ -33,7 +33,7 @@ from gamix_jax.notebook import panels
 from gamix_jax.training import progress
 
 NAMES = ("colab_train", "colab_explore")
-LIMIT = 180  # seconds a notebook, of which it needs some ten
+TIMEOUT = 180  # seconds per notebook; one needs about ten
 
 
 def read(name):
@@ -45,7 +45,7 @@ def cells(book, kind="code"):
 
 
 def text(cell):
-  """What a cell has printed and shown as text."""
+  """Returns what a cell has printed and shown as text."""
   return "\n".join(
     o["text"] if o.output_type == "stream" else o.data.get("text/plain", "")
     for o in cell.outputs
@@ -53,7 +53,7 @@ def text(cell):
 
 
 def images(cell):
-  """The pictures in a cell's output."""
+  """Returns the pictures in a cell's output."""
   found = [o.get("data", {}).get("image/png") for o in cell.outputs]
   return [
     np.asarray(Image.open(io.BytesIO(base64.b64decode(x))))
@@ -81,7 +81,7 @@ def test_notebooks_are_clean(name):
     "language_info",
   }
   kinds = [c.cell_type for c in book.cells]
-  for i, kind in enumerate(kinds):  # each says first what it does
+  for i, kind in enumerate(kinds):  # each begins with an explanation
     assert kind == "markdown" or kinds[i - 1] == "markdown"
   install = cells(book)["install"].source
   (version,) = re.findall(r'VERSION = "(.*)"', install)
@@ -115,7 +115,7 @@ def test_every_public_name_has_its_example():
 
 
 def jupyter_env(program, folder):
-  """What a kernel needs besides, all of it in `folder`."""
+  """Returns a kernel's extra environment, all inside `folder`."""
   return program.env(
     GAMIX_NB_FAST="1",
     IPYTHONDIR=str(folder / "ipython"),
@@ -125,13 +125,13 @@ def jupyter_env(program, folder):
 
 @pytest.fixture(scope="module")
 def executed(program, tmp_path_factory):
-  """Both notebooks after their last cells, and the folder they ran in."""
+  """Runs all cells of both notebooks; returns them and the folder."""
   folder = tmp_path_factory.mktemp("notebooks")
   books = {}
   for name in NAMES:
     book = read(name)
     client = nbclient.NotebookClient(
-      book, timeout=LIMIT, resources={"metadata": {"path": str(folder)}}
+      book, timeout=TIMEOUT, resources={"metadata": {"path": str(folder)}}
     )
     client.execute(env=jupyter_env(program, folder))
     books[name] = cells(book)
@@ -181,8 +181,8 @@ def test_exploring_shows_everything(executed):
 # ------------------------------------------------------------ a run
 
 
-def settled(path, seconds=120):
-  """Waits for a file with something in it."""
+def wait_for_file(path, seconds=120):
+  """Waits for a non-empty file."""
   end = time.monotonic() + seconds
   while not (path.is_file() and path.stat().st_size):
     assert time.monotonic() < end, f"no {path}"
@@ -190,10 +190,10 @@ def settled(path, seconds=120):
 
 
 def reply_to(client, request, seconds=60):
-  """The reply to a request; late replies to earlier ones are skipped.
+  """Returns the reply to a request; skips late replies to earlier ones.
 
-  The kernel's start asks for its info until it answers, so more than one
-  answer may come.
+  When a kernel starts, it is asked for its info until it answers, so several
+  answers may come.
   """
   end = time.monotonic() + seconds
   while True:
@@ -203,7 +203,7 @@ def reply_to(client, request, seconds=60):
 
 
 def test_interrupting_the_cell_saves(program, tmp_path):
-  """By Jupyter's own interrupt, which signals the kernel's whole group."""
+  """With Jupyter's interrupt, which signals the kernel's process group."""
   keys = dict(f.removeprefix("--config.").split("=") for f in SMALL[1:])
   keys |= {"steps": 10**6, "log_every": 1}
   code = (
@@ -215,7 +215,7 @@ def test_interrupting_the_cell_saves(program, tmp_path):
   )
   try:
     asked = client.execute(code)
-    settled(tmp_path / "run" / "metrics.jsonl")
+    wait_for_file(tmp_path / "run" / "metrics.jsonl")
     manager.interrupt_kernel()
     reply = reply_to(client, asked)
     assert reply["content"]["status"] == "ok", reply["content"]
@@ -229,8 +229,8 @@ def test_interrupting_the_cell_saves(program, tmp_path):
 
 
 @pytest.fixture
-def screen(monkeypatch):
-  """No notebook: nothing is shown."""
+def displayed(monkeypatch):
+  """Collects what would be displayed, without a notebook."""
   from IPython import display
 
   shown = []
@@ -244,15 +244,15 @@ def screen(monkeypatch):
   return shown
 
 
-def test_a_mistake_is_the_programs_line(program, tmp_path, monkeypatch, screen):
+def test_a_user_error_is_one_line(program, tmp_path, monkeypatch, displayed):
   monkeypatch.setattr(os, "environ", program.env())
   with pytest.raises(UserError, match="did you mean 'steps'") as e:
     notebook.train("configs/digits.py:tiny", tmp_path / "run", {"stepps": 1})
   assert not str(e.value).startswith("gamix_jax")
-  assert screen and not (tmp_path / "run").exists()
+  assert displayed and not (tmp_path / "run").exists()
 
 
-def test_one_training_a_workdir(tmp_path, capsys, screen):
+def test_one_training_a_workdir(tmp_path, capsys, displayed):
   run = notebook.Run("configs/digits.py:tiny", tmp_path / "run")
   with pytest.raises(UserError, match=f"process {run.process.pid}"):
     notebook.Run("configs/digits.py:tiny", tmp_path / "run")
@@ -263,7 +263,7 @@ def test_one_training_a_workdir(tmp_path, capsys, screen):
   assert "nothing new to save" in capsys.readouterr().out
 
 
-def test_another_end_is_no_mistake_of_the_users(tmp_path, screen):
+def test_another_failure_is_not_a_user_error(tmp_path, displayed):
   run = notebook.Run("configs/digits.py:tiny", tmp_path / "run")
   run.process.kill()
   with pytest.raises(RuntimeError, match="code -9"):
@@ -306,7 +306,7 @@ def test_panels_of_a_workdir_at_any_time(tmp_path):
     path = tmp_path / "images" / f"samples_{step:07d}.png"
     pictures.save_png(path, np.full((8, 8, 1), grey, np.uint8))
   (right,) = {*np.unique(drawn()[-half // 2, -100:-40, :3])} - {255}
-  assert right == 60  # the newest, as dark as it is
+  assert right == 60  # the newest one, with its own grey level
 
 
 def test_show_takes_what_the_model_takes_and_gives():
@@ -376,7 +376,7 @@ def test_without_ipywidgets_there_are_rows(model, x, monkeypatch):
     ("tpu", None, 15 << 30, "bfloat16"),
   ],
 )
-def test_machine(monkeypatch, platform, capability, memory, dtype):
+def test_device_info(monkeypatch, platform, capability, memory, dtype):
   said = dict(platform=platform, kind="K", count=2)
   said |= dict(memory=memory, capability=capability)
   answer = SimpleNamespace(returncode=0, stdout=f"hm\n{json.dumps(said)}\n")
@@ -390,7 +390,7 @@ def test_machine(monkeypatch, platform, capability, memory, dtype):
   assert bool(more) == (platform == "cpu")
 
 
-def test_unpack_is_whole_or_nothing(tmp_path, monkeypatch):
+def test_unpack_is_all_or_nothing(tmp_path, monkeypatch):
   archive, folder = tmp_path / "images.zip", tmp_path / "a" / "images"
   with pytest.raises(UserError, match="no such zip"):
     notebook.unpack(archive, folder)
@@ -419,4 +419,4 @@ def test_unpack_is_whole_or_nothing(tmp_path, monkeypatch):
     if p.is_file()
   } == inside
   archive.unlink()
-  assert notebook.unpack(archive, folder) == folder  # it is there
+  assert notebook.unpack(archive, folder) == folder  # it exists

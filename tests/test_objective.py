@@ -1,4 +1,4 @@
-"""The terms against scipy's densities, hand formulas and Monte Carlo."""
+"""The terms against scipy's densities, closed forms and Monte Carlo."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ KINDS = ("l1", "l2", "bernoulli")
 
 
 def pictures(seed=0, b=3, s=2):
-  """x [b, 2, 3, 2] in [-1, 1] and x_hat [s, b, 2, 3, 2]."""
+  """Returns x [b, 2, 3, 2] in [-1, 1] and x_hat [s, b, 2, 3, 2]."""
   rng = np.random.default_rng(seed)
   x = rng.uniform(-1, 1, (b, 2, 3, 2)).astype(np.float32)
   return x, rng.normal(size=(s, *x.shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_error_is_a_mean_over_numbers(kind):
+def test_error_is_a_mean_over_elements(kind):
   x, x_hat = pictures()
   p = scipy.special.expit(x_hat.astype(np.float64))
   t = (x.astype(np.float64) + 1) / 2
@@ -42,7 +42,7 @@ def test_error_is_a_mean_over_numbers(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_likelihood_is_a_normalised_density(kind):
-  """Of scipy's, at the scale that the weight stands for."""
+  """Scipy's, at the scale that the weight stands for."""
   x, x_hat = pictures()
   n = 2 * 3 * 2
   weight = {"l1": 30.0, "l2": 30.0, "bernoulli": n}[kind]
@@ -73,7 +73,7 @@ def test_the_mean_is_an_image():
     assert LIKELIHOODS[kind].mean(logits) is logits
 
 
-def test_recon_weighs_the_draws():
+def test_recon_weights_the_samples():
   """Stratum by stratum, then over the batch."""
   x, x_hat = pictures()
   w = np.array([[0.9, 0.5, 0.2], [0.1, 0.5, 0.8]], np.float32)
@@ -93,7 +93,7 @@ def posteriors():
 
 
 def test_collapse_against_monte_carlo():
-  """mean_i sum_k pi_ik KL(N(0, sigma_ik^2) || N(0, I)), by draws."""
+  """mean_i sum_k pi_ik KL(N(0, sigma_ik^2) || N(0, I)), from samples."""
   rng = np.random.default_rng(0)
   for q in posteriors():
     weights, _, var = (np.asarray(v, np.float64) for v in q.components())
@@ -157,13 +157,15 @@ def test_bce_by_hand():
   )
   got = objectives.ADVERSARIAL["bce"](*map(jnp.asarray, logits()))
 
-  def over(each):
+  def mean_of(each):
     return np.mean(np.sum(w * each.mean((2, 3, 4)), 0))
 
   np.testing.assert_allclose(got["real"], -np.log(p_real).mean(), rtol=1e-5)
-  np.testing.assert_allclose(got["fake"], over(-np.log1p(-p_fake)), rtol=1e-5)
   np.testing.assert_allclose(
-    got["adversarial"], over(-np.log(p_fake)), rtol=1e-5
+    got["fake"], mean_of(-np.log1p(-p_fake)), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    got["adversarial"], mean_of(-np.log(p_fake)), rtol=1e-5
   )
 
 
@@ -171,16 +173,16 @@ def test_hinge_by_hand():
   real, fake, w = logits()
   got = objectives.ADVERSARIAL["hinge"](*map(jnp.asarray, logits()))
 
-  def over(each):
+  def mean_of(each):
     return np.mean(np.sum(w * each.mean((2, 3, 4)), 0))
 
   np.testing.assert_allclose(
     got["real"], np.maximum(0, 1 - real).mean(), rtol=1e-5
   )
   np.testing.assert_allclose(
-    got["fake"], over(np.maximum(0, 1 + fake)), rtol=1e-5
+    got["fake"], mean_of(np.maximum(0, 1 + fake)), rtol=1e-5
   )
-  np.testing.assert_allclose(got["adversarial"], over(-fake), rtol=1e-5)
+  np.testing.assert_allclose(got["adversarial"], mean_of(-fake), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge"])
@@ -198,7 +200,7 @@ def test_extreme_logits_are_finite(loss):
     assert np.all(np.isfinite(gradient))
 
 
-def test_the_discriminators_health():
+def test_discriminator_metrics():
   real, fake, w = logits()
   got = train_metrics.logits(*map(jnp.asarray, logits()))
   np.testing.assert_allclose(got["disc/logits_real"], real.mean(), rtol=1e-5)
@@ -210,8 +212,8 @@ def test_the_discriminators_health():
   np.testing.assert_allclose(got["disc/logits_fake"], level, rtol=1e-5)
 
 
-def test_the_posteriors_health():
-  """Two units active, half the variances of one component collapsed."""
+def test_posterior_metrics():
+  """Two active units, half the variances of one component collapsed."""
   mu = np.zeros((4, 2, 4), np.float32)
   mu[:, :, 0] = np.array([-1, 0, 1, 2])[:, None]
   mu[:, :, 1] = np.array([0, 0, 0, 0.5])[:, None]

@@ -1,4 +1,4 @@
-"""Optimisers against formulas written out in NumPy."""
+"""Optimizers against formulas written out in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ SECTION = dict(
 
 
 def path(steps=6, run=10, **changes):
-  """The parameter after each step, of gradients that do not depend on it."""
+  """Returns the parameter after each step, for gradients independent of it."""
   optimizer = optimizers.optimizer(run, **(SECTION | changes))
   params = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
   state = optimizer.init(params)
@@ -60,7 +60,7 @@ def by_hand(steps=6, rate=lambda t: 0.1, keras=True, clip=None):
 
 def test_keras_adam():
   np.testing.assert_allclose(path(), by_hand(), rtol=1e-5)
-  # which is not optax's, at the first steps
+  # which differs from optax's in the first steps
   assert np.max(np.abs(path() - by_hand(keras=False))) > 1e-3
 
 
@@ -69,7 +69,7 @@ def test_adam():
 
 
 def test_clip():
-  """By the norm of the whole gradient, where it is over."""
+  """By the norm of the complete gradient, if it is larger."""
   got = path(clip=0.7)
   np.testing.assert_allclose(got, by_hand(clip=0.7), rtol=1e-5)
   assert np.max(np.abs(got - by_hand())) > 1e-3
@@ -77,7 +77,7 @@ def test_clip():
 
 
 def test_warmup():
-  """From 0 to the rate in a straight line; then constant."""
+  """Linear from 0 to the rate, then constant."""
   rate = lambda t: 0.1 * min(t / 3, 1)  # noqa: E731
   np.testing.assert_allclose(path(warmup=3), by_hand(rate=rate), rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""--config.key=value on the command line: each kind of key, each slip."""
+"""--config.key=value on the command line: each kind of key, each mistake."""
 
 import sys
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def parsed(monkeypatch):
-  """The config that digits and some words are; checked as a run does."""
+  """Returns digits' config with some flags, checked as in a run."""
   from ml_collections import config_flags
 
   monkeypatch.chdir(ROOT)
@@ -74,7 +74,7 @@ SECTIONS = [
 
 @pytest.mark.parametrize("section", [*SECTIONS, "posterior.mixture"])
 @pytest.mark.parametrize("value", ["mixture", "", "None", "3", "()", "{'a':1}"])
-def test_a_section_is_no_key(parsed, section, value):
+def test_a_section_is_not_a_key(parsed, section, value):
   keys = list(config.flat(config.get(config.base(), section)))
   for word in (f"--config.{section}={value}", f"--config.{section}"):
     with pytest.raises(UserError, match="is a section") as e:
@@ -142,13 +142,13 @@ def test_a_section_is_no_key(parsed, section, value):
     ("seed=" + "9" * 30, "seed=9+ does not fit into 64 bits"),
   ],
 )
-def test_slips(parsed, word, says):
+def test_misspelt_overrides(parsed, word, says):
   with pytest.raises(UserError, match=says):
     parsed(f"--config.{word}")
 
 
 def test_the_section_of_evaluate(monkeypatch):
-  """Which `config.base` does not have."""
+  """`config.base` does not have this section."""
   from ml_collections import config_flags
 
   values = flags.FlagValues()

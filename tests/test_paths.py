@@ -1,7 +1,7 @@
-"""A path means one thing in all commands, and data are a run's own or refused.
+"""Paths mean the same in all commands; changed data are refused.
 
-Run as users run it: from one folder, continued from another, the images moved
-in between.
+Commands are run as by a user: a run is started in one folder and resumed in
+another, and the images are moved in between.
 """
 
 import json
@@ -34,7 +34,7 @@ def images(folder, seed, n=40):
 
 @pytest.fixture
 def places(tmp_path):
-  """Two folders with other images of the same names, and a place beside."""
+  """Two folders with different images of the same names, and a third folder."""
   images(tmp_path / "here" / "images", 0)
   images(tmp_path / "there" / "images", 1)
   (tmp_path / "home").mkdir()
@@ -62,7 +62,7 @@ EVALUATION = (
 
 
 def test_a_run_keeps_to_its_images(program, places):
-  """Evaluated and continued from elsewhere; moved; and exchanged."""
+  """Evaluated and resumed from elsewhere, with moved and replaced images."""
   here, there = places / "here", places / "there"
   run = (*ANY_LENGTH, "--workdir=../run [1]")
   first = program.run(*SMALL, IMAGES, *run, cwd=here)
@@ -79,7 +79,7 @@ def test_a_run_keeps_to_its_images(program, places):
   assert ran.returncode == 0, ran.stderr
   assert f"folder:{here}/images" in (path / "eval" / "report.md").read_text()
 
-  # Moved: every command says so, until it is told where they are.
+  # Moved: every command reports it, until it is given the new path.
   (here / "images").rename(places / "moved")
   moved = f"--config.data.source=folder:{places}/moved"
   other = f"--config.data.source=folder:{there}/images"
@@ -99,7 +99,7 @@ def test_a_run_keeps_to_its_images(program, places):
   assert generate(moved).returncode == 0
   assert generate(other, "--config.data.fingerprint=any").returncode == 0
 
-  # Continued: refused with others, and the same run with the moved ones.
+  # Resumed: refused with other images, unchanged with the moved ones.
   before = numbers(path)
   more = (*SMALL, *ANY_LENGTH, "--config.steps=5", ask)
   refused = program.run(*more, other, cwd=there)
@@ -112,7 +112,7 @@ def test_a_run_keeps_to_its_images(program, places):
   saved = json.loads((path / "config.json").read_text())
   assert saved["data.source"] == f"folder:{places}/moved"
 
-  # By wish with others, which from then on are its own.
+  # On request with other images, which belong to the run from then on.
   taken = program.run(
     *(*SMALL, *ANY_LENGTH, "--config.steps=6", ask, other),
     "--config.data.fingerprint=any",
@@ -123,7 +123,7 @@ def test_a_run_keeps_to_its_images(program, places):
 
 
 def test_workdirs_below_home(program, places):
-  """`~` is the same folder in every command, whatever the current one."""
+  """`~` is the same folder in every command, from any current folder."""
   home = places / "home"
   env = program.env(HOME=str(home))
   shutil.copy(ROOT / "configs" / "digits.py", home / "mine.py")
@@ -160,7 +160,7 @@ def test_what_counts_as_changed(monkeypatch, tmp_path):
   assert keys((a, "1:2"), (a, "1:3")) == ["data.fingerprint"]
   assert keys((a, "1:2"), (b, "1:3")) == ["data.fingerprint", "data.source"]
   assert keys((a, "1:2"), (b, data.ANY_FINGERPRINT)) == []
-  # A run of before fingerprints, with the path as it was typed.
+  # A run older than fingerprints, with the path as it was typed.
   assert keys(("folder:a", ""), (a, "1:2")) == []
   assert keys(("folder:a", ""), (b, "1:2")) == ["data.source"]
 

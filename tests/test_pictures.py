@@ -1,4 +1,4 @@
-"""Grids of images, read back by Pillow."""
+"""Image grids, read back with Pillow."""
 
 import os
 
@@ -46,7 +46,7 @@ def test_pairs_are_rows_over_rows():
   above, below = np.arange(8)[:, None], 10 + np.arange(8)[:, None]
   got = pictures.pairs(above, below, 4)[:, 0].tolist()
   assert got == [0, 1, 2, 3, 10, 11, 12, 13, 4, 5, 6, 7, 14, 15, 16, 17]
-  assert len(pictures.pairs(above, below, 3)) == 12  # whole rows only
+  assert len(pictures.pairs(above, below, 3)) == 12  # complete rows only
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

@@ -9,8 +9,8 @@ from PIL import Image
 from gamix_jax import plots
 from gamix_jax.notebook import panels
 
-# What mathtext refuses, or would draw as something else; what is no UTF-8;
-# what the font lacks, or would break a line; what has no end.
+# Names that mathtext rejects or draws differently, that are not UTF-8, that the
+# font lacks, with line breaks, and a very long one.
 NAMES = [
   *(
     "$",
@@ -58,7 +58,7 @@ def test_every_figure_shows_any_name(tmp_path, name):
 
 
 def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
-  """The same pixels as of a figure whose words are never parsed."""
+  """The same pixels as in a figure without any text parsing."""
   kept, drawn = plots.save, []
   monkeypatch.setattr(
     plots, "save", lambda fig, path: (drawn.append(fig), kept(fig, path))
@@ -72,7 +72,7 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
   assert [t.get_text() for t in legend.get_texts()] == ["_$x_1$", "b"]
   texts = [*legend.get_texts(), fig.axes[0].title]
   assert not any(t.get_parse_math() for t in texts)
-  assert rcParams["text.parse_math"] is True  # the user's own are as before
+  assert rcParams["text.parse_math"] is True  # unchanged for the user
 
 
 def test_a_matplotlibrc_of_tex_is_not_followed(tmp_path, monkeypatch):
@@ -102,6 +102,6 @@ def test_a_run_called_anything(tmp_path):
     ("x" * 49, "x" * 47 + "…"),
   ],
 )
-def test_named(name, shown):
+def test_escaped_names(name, shown):
   assert plots.named(name) == shown
   shown.encode()

@@ -1,7 +1,7 @@
-"""The population term against NumPy, Monte Carlo and codes that are perfect.
+"""The population term against NumPy, Monte Carlo and perfect codes.
 
-In float64 where nothing else is said. A perfect population is one whose q(z)
-has the moments of N(0, I); its posteriors are drawn anew for each batch.
+In float64 unless stated otherwise. A perfect population has a q(z) with the
+moments of N(0, I); each batch samples its posteriors anew.
 """
 
 import functools
@@ -59,10 +59,10 @@ def value(form, q):
 
 @functools.cache
 def _styles(d):
-  """Four mixtures: weights [4, 3], offsets and variances [4, 3, d].
+  """Returns four mixtures: weights [4, 3], offsets and variances [4, 3, d].
 
-  Offsets are 0 in the mean over components and share a direction, so that a
-  sixth of a nat of the population's correlations is inside the images.
+  Offsets average to 0 over components and share a direction, so that a sixth of
+  a nat of the population's correlations is within the images.
   """
   rng = np.random.default_rng(1)
   pi = rng.dirichlet(np.full(3, 3.0), 4)
@@ -74,10 +74,10 @@ def _styles(d):
 
 
 def perfect(kind, n, b, d, g=0.5, seed=0):
-  """n batches of b posteriors, each array with an axis [n] before its own.
+  """Returns n batches of b posteriors; each array has a leading axis [n].
 
-  g is the share of the variance that the means of Gaussians have. A mixture's
-  mean has what its own covariance leaves: whatever its style, E z z^T = I.
+  g is the fraction of the variance in the means of Gaussians. A mixture's mean
+  has what its own covariance leaves: for every style, E z z^T = I.
   """
   rng = np.random.default_rng(seed)
   eps = rng.normal(size=(n, b, d))
@@ -99,7 +99,7 @@ def perfect(kind, n, b, d, g=0.5, seed=0):
 
 @functools.partial(jax.jit, static_argnums=1)
 def each(q, form):
-  """The term of every batch, [n]."""
+  """Returns the term of every batch, [n]."""
   return jax.lax.map(lambda q: population.FORMS[form].function(q)[0], q)
 
 
@@ -114,7 +114,7 @@ def test_quadratic_is_zero_at_a_perfect_population(kind, b):
   q = perfect(kind, 3000 if b < 64 else 1000, b, 8)
   mean, error = mean_and_error(each(q, "quadratic"))
   assert abs(mean) < 4 * error
-  for form in ("means", "full"):  # what a bias looks like
+  for form in ("means", "full"):  # a bias is visible
     biased, error = mean_and_error(each(q, form))
     assert abs(biased) > 20 * error, form
 
@@ -122,12 +122,12 @@ def test_quadratic_is_zero_at_a_perfect_population(kind, b):
 @pytest.mark.parametrize("g", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize(("d", "n"), [(16, 1000), (64, 200), (128, 60)])
 def test_debiased_is_zero_at_a_perfect_population(d, n, g):
-  """From silent codes to informative ones, with 64 images."""
+  """From uninformative to informative codes, with 64 images."""
   mean, error = mean_and_error(
     each(perfect("gaussian", n, 64, d, g), "debiased")
   )
   assert abs(mean) < 4 * error
-  # Little beside the bias that plain squares of correlations have.
+  # Small next to the bias that plain squares of correlations have.
   assert error < 0.05 * g**2 * d * (d - 1) / (4 * 63) + 1e-3
 
 
@@ -136,7 +136,7 @@ def test_debiased_is_zero_at_a_perfect_population_of_mixtures():
     each(perfect("mixture", 2000, 64, 8), "debiased")
   )
   assert abs(mean) < 4 * error
-  # Had the covariances inside the images not counted, they would be missed.
+  # Ignoring the covariances within images would be visible here.
   pi, c, _ = _styles(8)
   inside = np.einsum("tk,tki,tkj->ij", pi, c, c) / len(pi)
   missed = 0.5 * np.sum(np.triu(inside, 1) ** 2)
@@ -145,25 +145,24 @@ def test_debiased_is_zero_at_a_perfect_population_of_mixtures():
 
 @pytest.mark.parametrize(("b", "most"), [(16, 0.01), (4, 0.12)])
 def test_ratio_bias_of_debiased_in_small_batches(b, most):
-  """It is not 0 there: 0.006 nats for 16 images and 0.1 for 4, at d = 8.
+  """Its ratio has a bias: 0.006 nats for 16 images and 0.1 for 4, at d = 8.
 
-  Those are of informative codes; the term of silent ones has less. `means` has
-  0.6 and 2.6.
+  For informative codes; less for uninformative ones. `means` has 0.6 and 2.6.
   """
   for g in (0.05, 0.5, 0.9):
     q = perfect("gaussian", 30_000, b, 8, g)
     mean, error = mean_and_error(each(q, "debiased"))
     assert abs(mean) + error < most, g
-  assert mean > 4 * error  # a bias, and no noise
+  assert mean > 4 * error  # a bias, not noise
   assert 0.05 * population.finite_sample_bias(b, 8) > mean
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", UNBIASED)
-def test_gradient_asks_for_no_information(kind, form):
-  """d/dg of the mean term, g the share of the variance in the means, is 0.
+def test_gradient_does_not_reward_information(kind, form):
+  """d/dg of the mean term is 0, with g the fraction of variance in the means.
 
-  Of mixtures, whose components lie apart along one latent each.
+  For mixtures, whose components are separated along one latent each.
   """
   b, d, n, apart = 64, 8, 400, 0.3
   rng = np.random.default_rng(0)
@@ -191,7 +190,7 @@ def test_gradient_asks_for_no_information(kind, form):
   assert abs(mean) < 4 * error
   assert error < 0.02
   mean, error = slopes("means")
-  assert mean < -2  # it pays for informative codes: -d/2 (1/g - 1) and more
+  assert mean < -2  # it rewards informative codes: -d/2 (1/g - 1) and more
 
 
 # ------------------------------------------------- parts of a batch
@@ -199,11 +198,11 @@ def test_gradient_asks_for_no_information(kind, form):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
-def test_mean_over_parts_is_the_whole_in_expectation(kind, form):
-  """32 images and four times 8, of a population that is far from N(0, I).
+def test_mean_over_parts_equals_the_full_batch_in_expectation(kind, form):
+  """32 images and four times 8, of a population far from N(0, I).
 
-  `quadratic` exactly; `debiased` to 0.06 nats of 0.7 and 1.5, parts as small as
-  that; `means` and `full` are off by 0.3 and more.
+  `quadratic` exactly; `debiased` to 0.06 of 0.7 and 1.5 nats, with parts that
+  small; `means` and `full` are off by 0.3 and more.
   """
   n, b, parts, d = 4000, 32, 4, 6
   q = perfect(kind, n, b, d)
@@ -225,7 +224,7 @@ def test_mean_over_parts_is_the_whole_in_expectation(kind, form):
 
 
 def test_the_pairs_of_debiased_are_unbiased_in_parts():
-  """`squared_covariances` alone, exactly, of skewed and correlated data."""
+  """`squared_covariances` alone, exactly, on skewed and correlated data."""
   rng = np.random.default_rng(0)
   mix = rng.normal(size=(4, 4)) * 0.5
   x = (rng.exponential(size=(20_000, 12, 4)) - 1) @ mix.T
@@ -247,8 +246,8 @@ def test_the_pairs_of_debiased_are_unbiased_in_parts():
   assert np.mean(plain) > 1.2 * true
 
 
-def test_population_of_a_split_batch_is_another():
-  """8 devices of 8 images, each with its own moments: 72.3, not 7.8 nats."""
+def test_population_of_a_split_batch_differs():
+  """8 devices of 8 images with their own moments: 72.3 instead of 7.8 nats."""
   rng = np.random.default_rng(0)
   mu = jnp.asarray(rng.normal(size=(64, 512)))
   q = Gaussian(mu, jnp.zeros_like(mu))
@@ -267,7 +266,7 @@ def numpy_of(q):
 
 
 def raw_moments(q):
-  """Of each image: E z, [b, d], and E z z^T, [b, d, d]."""
+  """Returns E z, [b, d], and E z z^T, [b, d, d], of each image."""
   pi, mu, var = numpy_of(q)
   second = np.einsum("bk,bki,bkj->bij", pi, mu, mu)
   within = np.einsum("bk,bkd->bd", pi, var)
@@ -284,10 +283,10 @@ def biased_moments(q):
   return w @ mu, np.cov(mu.T, aweights=w, ddof=0), w @ var
 
 
-def of_four(q):
-  """The mean over four different images of sum_{a<b} H_ij H_kl.
+def mean_over_quadruples(q):
+  """Returns the mean over four different images of sum_{a<b} H_ij H_kl.
 
-  H_ij is the mean of (z_i - z_j)_a (z_i - z_j)_b / 2 over draws of z.
+  H_ij is the mean of (z_i - z_j)_a (z_i - z_j)_b / 2 over samples of z.
   """
   m, second = raw_moments(q)
   cross = np.einsum("ia,jb->ijab", m, m)
@@ -298,8 +297,8 @@ def of_four(q):
   return np.mean(np.sum(h[i, j] * h[k, l], axis=(1, 2)))
 
 
-def by_hand(form, q):
-  """The term as its formula is written: loops over pairs and over fours."""
+def reference(form, q):
+  """The term as in its formula, with loops over pairs and quadruples."""
   m, second = raw_moments(q)
   n, d = m.shape
   if form == "quadratic":
@@ -317,7 +316,7 @@ def by_hand(form, q):
     scaled = q.replace(
       mu=np.asarray(q.mu) / np.sqrt(v), logvar=np.asarray(q.logvar) - np.log(v)
     )
-    return 0.5 * np.sum(head) + 0.5 * of_four(scaled)
+    return 0.5 * np.sum(head) + 0.5 * mean_over_quadruples(scaled)
   m, between, within = biased_moments(q)
   v = np.diag(between) + (within if form == "full" else 0)
   return 0.5 * np.sum(m**2 + v - 1 - np.log(v))
@@ -328,7 +327,7 @@ def by_hand(form, q):
 def test_forms_against_numpy(form, q):
   for b in (4, 7):
     kl, info = TERM(q(b=b), form)
-    np.testing.assert_allclose(kl, by_hand(form, q(b=b)), rtol=1e-9)
+    np.testing.assert_allclose(kl, reference(form, q(b=b)), rtol=1e-9)
     mean, between, within = biased_moments(q(b=b))
     np.testing.assert_allclose(info["population/mean"], mean, rtol=1e-9)
     var = np.diag(between) + (0 if form == "means" else within)
@@ -339,19 +338,19 @@ def test_forms_against_numpy(form, q):
 
 
 @ANY
-def test_quadratic_is_that_of_draws_of_z_in_the_mean(q):
-  """The kernel <x, y> / 2 + <x, y>^2 / 4 of draws of different images."""
+def test_quadratic_matches_samples_of_z(q):
+  """The kernel <x, y> / 2 + <x, y>^2 / 4 of samples of different images."""
   n, q = 20_000, q(b=5)
   keys = jax.random.split(jax.random.key(0), 50)
 
   @jax.jit
   def estimate(key):
-    """The mean over n draws z of all images, and of the prior's y."""
+    """The mean over n samples z of all images, and over y from the prior."""
     z = sample(key, q, n)
     product = jnp.einsum("sid,sjd->sij", z, z)
     k = product / 2 + jnp.square(product) / 4
     pairs = jnp.sum(k, axis=(1, 2)) - jnp.einsum("sii->s", k)
-    # E k(z, y) = |z|^2 / 4 and E k(y, y') = d / 4, y of N(0, I).
+    # E k(z, y) = |z|^2 / 4 and E k(y, y') = d / 4 for y from N(0, I).
     of_prior = jnp.mean(jnp.sum(jnp.square(z), axis=2), axis=1) / 4
     return jnp.mean(pairs / 20 - 2 * of_prior + z.shape[2] / 4)
 
@@ -361,7 +360,7 @@ def test_quadratic_is_that_of_draws_of_z_in_the_mean(q):
 
 
 def sample(key, q, n):
-  """z [n, b, d], one of each image at a time."""
+  """Samples z [n, b, d], one per image at a time."""
   weights, mu, var = q.components()
   of, noise = jax.random.split(key)
   z = jax.random.normal(noise, (n, *mu.shape))
@@ -373,8 +372,8 @@ def sample(key, q, n):
 
 
 @ANY
-def test_pairs_of_debiased_are_those_of_draws_of_z_in_the_mean(q):
-  """Inside a mixture there are covariances; they count as those of draws do."""
+def test_pairs_of_debiased_match_samples_of_z(q):
+  """Covariances within a mixture count as those of samples do."""
   n, q = 20_000, q(b=5)
   keys = jax.random.split(jax.random.key(0), 50)
 
@@ -385,7 +384,7 @@ def test_pairs_of_debiased_are_those_of_draws_of_z_in_the_mean(q):
     return jnp.mean(jax.vmap(population.squared_covariances)(z))
 
   mean, error = mean_and_error(jax.lax.map(estimate, keys))
-  assert abs(mean - of_four(q)) < 4 * error
+  assert abs(mean - mean_over_quadruples(q)) < 4 * error
   assert error < 1e-3
 
 
@@ -398,10 +397,10 @@ def exact_kl(m, second):
 @pytest.mark.parametrize("form", UNBIASED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_order_of_the_gaussians_kl(form, kind):
-  """Near N(0, I): what is left falls as the cube of the distance.
+  """Near N(0, I), the error falls with the cube of the distance.
 
-  Gaussians: 200,000 codes with the moments wanted. Mixtures: one posterior for
-  all images, which has the moments of the population itself.
+  Gaussians: 200,000 codes with the given moments. Mixtures: one posterior for
+  all images, which has the moments of the population.
   """
   d, rng = 3, np.random.default_rng(0)
   shift = rng.normal(size=d)
@@ -432,7 +431,7 @@ def test_second_order_of_the_gaussians_kl(form, kind):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_mixture_of_one_or_of_alike_is_a_gaussian(form):
+def test_a_mixture_of_one_or_of_equal_components_is_a_gaussian(form):
   q = gaussian()
   for k in (1, 3):
     of = functools.partial(jnp.repeat, repeats=k, axis=1)
@@ -448,7 +447,7 @@ def test_a_mixture_of_one_or_of_alike_is_a_gaussian(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @ANY
-def test_the_order_of_images_and_components_does_not_count(form, q):
+def test_the_order_of_images_and_components_does_not_matter(form, q):
   q = q(b=8)
   order = np.random.default_rng(0).permutation(8)
   moved = jax.tree.map(lambda v: v[order], q)
@@ -459,9 +458,9 @@ def test_the_order_of_images_and_components_does_not_count(form, q):
 
 
 def test_spread_of_components_is_variance_within_images():
-  """Two components at +-1 in each latent, the same for all images.
+  """Two components at +-1 in each latent, equal for all images.
 
-  Not corrected for the batch's size, for no two images differ: v is 1 + 0.1.
+  Not corrected for the batch size, since images do not differ: v is 1 + 0.1.
   """
   mu = jnp.broadcast_to(jnp.asarray([[1.0, 1.0], [-1.0, -1.0]]), (5, 2, 2))
   q = Mixture(jnp.zeros((5, 2)), mu, jnp.full((5, 2, 2), np.log(0.1)))
@@ -478,7 +477,7 @@ def test_spread_of_components_is_variance_within_images():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_enough(form, kind):
-  """The value and the gradient, of 64 images with 128 latents."""
+  """The value and the gradient, for 64 images with 128 latents."""
   wide = jax.tree.map(lambda v: v[0], perfect(kind, 1, 64, 128))
   narrow = jax.tree.map(lambda v: v.astype(jnp.float32), wide)
   of = jit(jax.value_and_grad(lambda q: population.population_kl(q, form)[0]))
@@ -489,7 +488,7 @@ def test_float32_is_enough(form, kind):
     jax.tree.leaves(slope), jax.tree.leaves(wanted_slope), strict=True
   ):
     off = np.max(np.abs(got - right))
-    assert off <= 1e-4 * np.max(np.abs(right))  # both 0, where there is none
+    assert off <= 1e-4 * np.max(np.abs(right))  # both 0, if there is none
 
 
 # ------------------------------------------------- the published form
@@ -498,7 +497,7 @@ def test_float32_is_enough(form, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_very_large_batches(form, kind):
-  """Of as many images that their pairs are more than an int32 counts."""
+  """With more pairs of images than an int32 can count."""
   n = 70_000
   q = gaussian(n, 2) if kind == "gaussian" else mixture(n, 2, 2)
   with jax.enable_x64(False):
@@ -516,7 +515,7 @@ def test_finite_sample_bias_of_means(images, wanted):
 
 @pytest.mark.parametrize("images", [4, 10, 64])
 def test_excess_is_zero_for_perfect_codes(images):
-  """mu of N(0, I): by Monte Carlo; and it is the term less the bias."""
+  """mu from N(0, I): by Monte Carlo; it equals the term minus the bias."""
   mu = np.random.default_rng(0).normal(size=(4000, images, 12))
   q = Gaussian(jnp.asarray(mu), jnp.zeros(mu.shape))
   mean, error = mean_and_error(each(q, "means"))
@@ -527,8 +526,8 @@ def test_excess_is_zero_for_perfect_codes(images):
   np.testing.assert_allclose(info["population/kl_excess"], kl - bias)
 
 
-def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
-  """`means` and `collapse_penalty` are least at var(mu) = 1 and sigma^2 = 1."""
+def test_the_published_terms_are_minimal_at_a_variance_of_two():  # G14
+  """`means` and `collapse_penalty` are minimal at var(mu) = sigma^2 = 1."""
   mu = np.random.default_rng(0).normal(size=(64, 3))
   mu = (mu - mu.mean(0)) / mu.std(0)
   mu = jnp.asarray(mu)
@@ -552,9 +551,9 @@ def test_the_published_terms_rest_at_a_population_of_variance_two():  # G14
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_constant_latents_are_finite(form, kind):
-  """All codes one, in float32: ln 0 without the floor.
+  """All codes equal, in float32: ln 0 without the floor.
 
-  Of a mixture besides with weights that are 0 to the bit.
+  For a mixture, also with weights of exactly 0.
   """
   mu = jnp.full((4, 3), 0.5, jnp.float32)
   logvar = jnp.full((4, 3), -30.0, jnp.float32)
@@ -569,7 +568,7 @@ def test_constant_latents_are_finite(form, kind):
   for leaf in [kl, *jax.tree.leaves(gradient)]:
     assert leaf.dtype == jnp.float32
     assert np.all(np.isfinite(leaf))
-  # A barrier where there is a logarithm; else what its formula says.
+  # A barrier if it has a logarithm; else the formula's value.
   if form == "quadratic":
     np.testing.assert_allclose(kl, 0.375 + 0.25 * (9 / 16 - 1.5 + 3), 1e-6)
   else:

@@ -35,14 +35,14 @@ FAMILIES = {
 
 
 def noise(q, n, seed=0):
-  """NumPy's, which has nothing to compile."""
+  """NumPy noise, which needs no compilation."""
   rng = np.random.default_rng(seed)
   return jnp.asarray(rng.normal(size=q.noise_shape(n)), jnp.float32)
 
 
 @jit
-def facts(q, eps):
-  """Everything a family says of its draws; eps [n, ...]."""
+def outputs_of(q, eps):
+  """Returns everything a family computes on its samples; eps [n, ...]."""
   z, w = q.sample(KEY, eps.shape[0], eps)
   return {
     "z": z,
@@ -64,11 +64,11 @@ N = 20_000
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
   q = FAMILIES[request.param]
-  return q, jax.tree.map(np.asarray, facts(q, noise(q, N)))
+  return q, jax.tree.map(np.asarray, outputs_of(q, noise(q, N)))
 
 
 def scipy_log_prob(q, z):
-  """[s, b] of z [s, b, d], in float64, component by component."""
+  """Returns [s, b] for z [s, b, d], in float64, component by component."""
   weights, mu, var = (np.asarray(v, np.float64) for v in q.components())
   z = np.asarray(z, np.float64)[:, :, None]
   each = scipy.stats.norm.logpdf(z, mu[None], np.sqrt(var)[None]).sum(-1)
@@ -88,7 +88,7 @@ def test_protocol_and_log_prob(family):
   np.testing.assert_allclose(
     of["log_prob"][:50], scipy_log_prob(q, z[:50]), rtol=5e-5, atol=5e-5
   )
-  # one z an image, and more axes in front
+  # one z per image, and more leading axes
   np.testing.assert_allclose(of["one"], of["log_prob"][0], rtol=1e-5)
   assert of["more"].shape == (1, 2, b)
   np.testing.assert_allclose(of["more"][0], of["log_prob"][:2], rtol=1e-5)
@@ -115,12 +115,12 @@ def test_draws_have_the_moments_of_the_density(family):
 
 
 def test_kl_against_monte_carlo(family):
-  """With draws that scipy scores; a mixture's kl is given others."""
+  """With scipy's density of the samples; a mixture's kl gets other samples."""
   q, of = family
   ratio = (of["log_prob"] - of["log_prior"]).astype(np.float64)
   estimate = np.sum(of["w"] * ratio, axis=0)
   error = 5 * ratio.std(0) / np.sqrt(N)
-  other = facts(q, noise(q, N, 1))["kl"]
+  other = outputs_of(q, noise(q, N, 1))["kl"]
   assert np.all(np.abs(estimate - other) < 1.5 * error)
 
 
@@ -158,7 +158,7 @@ def test_one_component_is_the_gaussian_to_the_bit():
   np.testing.assert_array_equal(z, z1)
   np.testing.assert_array_equal(w, w1)
   eps = noise(g, 2)
-  of_gaussian, of_mixture = facts(g, eps), facts(m, eps[:, :, None])
+  of_gaussian, of_mixture = outputs_of(g, eps), outputs_of(m, eps[:, :, None])
   for name, values in of_gaussian.items():
     for a, b in zip(
       jax.tree.leaves(values), jax.tree.leaves(of_mixture[name]), strict=True
@@ -200,28 +200,28 @@ def true_kl(*parameters):
   return np.sum(np.exp(density) * ratio) * DZ
 
 
-def test_stratified_elbo_is_unbiased_and_quieter_than_ancestral_draws():
+def test_stratified_elbo_is_unbiased_with_less_variance_than_ancestral():
   exact = np.sum(np.exp(log_q(GRID)) * (log_joint(GRID) - log_q(GRID))) * DZ
   assert abs(exact + 2.104) < 2e-3  # spec 5.6, fact 3
   q, n = toy(), 100_000
-  of = jax.tree.map(np.asarray, facts(q, noise(q, n)))
+  of = jax.tree.map(np.asarray, outputs_of(q, noise(q, n)))
   ratio = log_joint(of["z"][..., 0]) - of["log_prob"]
   each = (of["w"] * n).astype(np.float64) * ratio
-  each = each.reshape(n, 3).sum(1)  # n estimates, a draw of every component
+  each = each.reshape(n, 3).sum(1)  # n estimates, a sample from every component
   assert abs(each.mean() - exact) < 5 * each.std() / np.sqrt(n)
   rng = np.random.default_rng(0)
   k = rng.choice(3, n, p=PI)
   a = MU[k] + SIGMA[k] * rng.normal(size=n)
   ancestral = log_joint(a) - log_q(a)
-  assert each.var() < ancestral.var() / 3  # quieter a decoder call, too
+  assert each.var() < ancestral.var() / 3  # lower per decoder call, too
 
 
 def test_kl_of_the_mixture_is_of_its_own_density():
-  """Not of its components': that would be the looser bound (G2)."""
+  """Not the mean of its components' KLs, which is the looser bound (G2)."""
   q = toy()
-  estimate = float(facts(q, noise(q, 100_000))["kl"][0])
+  estimate = float(outputs_of(q, noise(q, 100_000))["kl"][0])
   exact = true_kl()
-  assert abs(exact - 0.2683) < 1e-3  # spec 5.2's worked example
+  assert abs(exact - 0.2683) < 1e-3  # worked example of spec 5.2
   assert abs(estimate - exact) < 0.02
   components = 0.5 * (SIGMA**2 + MU**2 - 1 - 2 * np.log(SIGMA))
   convex = np.sum(PI * components)
@@ -230,7 +230,7 @@ def test_kl_of_the_mixture_is_of_its_own_density():
 
 
 def test_gradient_of_the_stratified_kl_is_unbiased():
-  """Against the finite difference of the quadrature, of every parameter."""
+  """Against the quadrature's finite difference, for every parameter."""
   eps = noise(toy(), 100_000)
 
   def estimate(pi_logits, mu, logvar):
@@ -255,11 +255,11 @@ def test_gradient_of_the_stratified_kl_is_unbiased():
 
 
 @pytest.mark.parametrize("pi", [(1.0,), (0.6, 0.4)], ids=["one", "identical"])
-def test_components_that_are_one_give_the_gaussians_kl(pi):
+def test_equal_components_give_the_gaussians_kl(pi):
   k = len(pi)
   q = toy(np.array(pi), np.full(k, 0.5), np.full(k, 0.7))
   g = Gaussian(q.mu[:, 0], q.logvar[:, 0])
-  of = jax.tree.map(np.asarray, facts(q, noise(q, 100_000)))
+  of = jax.tree.map(np.asarray, outputs_of(q, noise(q, 100_000)))
   each = scipy.stats.norm.logpdf(of["z"][..., 0], 0.5, 0.7)
   np.testing.assert_allclose(of["log_prob"], each, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(of["kl"], g.kl_divergence(None, None), atol=0.01)
@@ -268,7 +268,8 @@ def test_components_that_are_one_give_the_gaussians_kl(pi):
 def test_bounds_are_in_order_on_random_mixtures():
   """{moments, convex - H(pi)} <= true KL <= convex (spec 5.6, fact 4).
 
-  The true one is our estimate, the moments' our population of one image.
+  The true KL is our estimate; that of the moments is the population term of one
+  image.
   """
   rng = np.random.default_rng(7)
   # components [k], images [b]: all mixtures at once
@@ -280,7 +281,7 @@ def test_bounds_are_in_order_on_random_mixtures():
     jnp.asarray(mu, jnp.float32)[..., None],
     jnp.asarray(2 * np.log(sigma), jnp.float32)[..., None],
   )
-  estimate = np.asarray(facts(q, noise(q, N))["kl"])
+  estimate = np.asarray(outputs_of(q, noise(q, N))["kl"])
   exact = [true_kl(*v) for v in zip(pi, mu, sigma, strict=True)]
   np.testing.assert_allclose(estimate, exact, atol=0.06, rtol=0.03)
   components = 0.5 * (sigma**2 + mu**2 - 1 - 2 * np.log(sigma))
@@ -296,9 +297,10 @@ def test_bounds_are_in_order_on_random_mixtures():
 
 
 def test_importance_weighted_bounds_are_in_order():
-  """SELBO <= SIWAE_1 <= SIWAE_5 <= ln p(x), through train_metrics.held_out.
+  """SELBO <= SIWAE_1 <= SIWAE_5 <= ln p(x), with train_metrics.held_out.
 
-  Images of one pixel: `l2` of weight w is Gaussian noise of variance 1 / (2w).
+  Images of one pixel: `l2` with weight w is Gaussian noise of variance 1 /
+  (2w).
   """
   exact = np.log(np.sum(np.exp(log_joint(GRID))) * DZ)
   b = 40_000
@@ -331,7 +333,7 @@ def test_importance_weighted_bounds_are_in_order():
 
 
 def test_the_objective_siwae_is_minus_the_bound():
-  """Of given noise, against the sum written out in float64; K = 1: IWAE."""
+  """With given noise, against the sum in float64; K = 1 is IWAE."""
   b, t = 4, 3
   for q in (mixture(b=b, k=2, d=1), gaussian(b=b, d=1)):
     eps = noise(q, t)
@@ -450,10 +452,10 @@ def test_unknown_family_and_wrong_components():
 
 
 def test_the_score_of_the_mixture_vanishes():  # G7
-  """E_q d ln q / d(parameters) = 0 stratum by stratum, the weights' included.
+  """E_q d ln q / d(parameters) = 0 stratum by stratum, also for the weights.
 
-  So the gradient of the stratified ELBO stays unbiased where ln q's own
-  parameters are held fixed.
+  So the gradient of the stratified ELBO stays unbiased if the parameters inside
+  ln q are held fixed.
   """
   q = toy()
   n = 20_000

@@ -22,12 +22,12 @@ N = 200_000
 
 
 def cdf(t):
-  """F of the standard kernel, on [-1, 1]."""
+  """The standard kernel's distribution function on [-1, 1]."""
   return 0.5 + 0.75 * t - 0.25 * t**3
 
 
-def of(kind, mu, r, **kwargs):
-  """One image, one latent for each pair."""
+def make_posterior(kind, mu, r, **kwargs):
+  """One image, with one latent per pair."""
   mu, r = np.atleast_1d(mu), np.atleast_1d(r)
   logvar = np.log(r**2 / 5)
   q = (jnp.asarray(v[None], jnp.float32) for v in (mu, logvar))
@@ -48,7 +48,7 @@ def test_quantile_inverts_the_distribution():  # E2
 
 
 def test_draws_have_the_distribution_of_a_median_of_three():  # E1
-  z = draws(of(Epanechnikov, 0.7, 1.7))[:, 0]
+  z = draws(make_posterior(Epanechnikov, 0.7, 1.7))[:, 0]
   t = (z - 0.7) / 1.7
   assert np.abs(t).max() <= 1 + 1e-6
   assert (
@@ -64,7 +64,7 @@ def test_draws_have_the_distribution_of_a_median_of_three():  # E1
 
 @pytest.mark.parametrize(("mu", "r"), [(0.0, 0.1), (0.7, 1.0), (-2.0, 5.0)])
 def test_density_and_kl_against_quadrature(mu, r):  # E3, E4, E5
-  q = of(Epanechnikov, mu, r)
+  q = make_posterior(Epanechnikov, mu, r)
 
   def density(z):
     z = jnp.asarray(np.reshape(z, (-1, 1, 1)), jnp.float32)
@@ -76,7 +76,7 @@ def test_density_and_kl_against_quadrature(mu, r):  # E3, E4, E5
   assert abs(total - 1) < 1e-4
   square = scipy.integrate.simpson(p**2, x=z)
   np.testing.assert_allclose(square, 3 / (5 * r), rtol=1e-4)
-  # below what a Gaussian and a uniform of this variance have
+  # less than a Gaussian or a uniform of this variance has
   sigma = r / np.sqrt(5)
   assert square < 1 / (2 * np.sqrt(3) * sigma)
   assert square < 1 / (2 * np.sqrt(np.pi) * sigma)
@@ -97,8 +97,8 @@ def test_kl_is_the_gaussians_and_a_constant():  # E5, E11
   np.testing.assert_allclose(gap, 3 * constant, rtol=1e-4)
   assert abs(constant - 0.046165) < 1e-6
 
-  def total(of, mu, logvar):
-    return jnp.sum(of(mu, logvar).kl_divergence(None, None))
+  def total(family, mu, logvar):
+    return jnp.sum(family(mu, logvar).kl_divergence(None, None))
 
   for a, b in zip(
     jax.grad(total, (1, 2))(Gaussian, g.mu, g.logvar),
@@ -111,7 +111,7 @@ def test_kl_is_the_gaussians_and_a_constant():  # E5, E11
 @pytest.mark.parametrize("uniform", [True, False])
 def test_algorithm_1(uniform):  # E6, E7, E10
   width, mu, r = 0.1, 0.8, 1.3
-  q = of(EVAEPosterior, mu, r, width=width, uniform=uniform)
+  q = make_posterior(EVAEPosterior, mu, r, width=width, uniform=uniform)
   z = draws(q)[:, 0]
   var = B**2 * r**2 / 5 + width**2 / (12 if uniform else 1)
   assert abs(z.mean() - B * mu) < 5 * np.sqrt(var / N)
@@ -143,8 +143,8 @@ def test_algorithm_1(uniform):  # E6, E7, E10
     kl = q.kl_divergence(some, jnp.full((50_000, 1), 1 / 50_000))
     np.testing.assert_allclose(kl, exact, rtol=0.02)
     return
-  # most of it lies where the prior has no mass: KL(q || p) is infinite
-  z = draws(of(EVAEPosterior, 0.0, 1.0, width=width))[:, 0]
+  # most of it is outside the prior's support: KL(q || p) is infinite
+  z = draws(make_posterior(EVAEPosterior, 0.0, 1.0, width=width))[:, 0]
   assert np.mean(np.abs(z) > width / 2) > 0.75
   far = q.log_prior(jnp.full((1, 1, 1), 0.06))
   assert np.all(np.isneginf(far))
@@ -168,8 +168,8 @@ def test_the_published_regulariser():  # E8
 
 
 def test_a_point_reconstructs_as_an_autoencoder():
-  """r -> 0, B -> 0: the draws are the mean."""
-  q = of(EVAEPosterior, [0.3, -2.0], 1e-6, width=1e-6)
+  """r -> 0, B -> 0: the samples are the mean."""
+  q = make_posterior(EVAEPosterior, [0.3, -2.0], 1e-6, width=1e-6)
   np.testing.assert_allclose(
     draws(q, 100), B * np.array([[0.3, -2.0]] * 100), atol=1e-5
   )

@@ -19,8 +19,8 @@ from gamix_jax.posterior import poisson as module
 N = 100_000
 
 
-def of(rate, prior=1.0, **kwargs):
-  """One image, one latent a rate."""
+def make_posterior(rate, prior=1.0, **kwargs):
+  """One image, with one latent per rate."""
   log_rate = jnp.log(jnp.atleast_1d(jnp.asarray(rate, jnp.float32)))
   log_r = jnp.full(log_rate.shape, np.log(prior), jnp.float32)
   return Poisson(log_rate[None], log_r[None], **kwargs)
@@ -28,7 +28,7 @@ def of(rate, prior=1.0, **kwargs):
 
 @pytest.fixture(scope="module")
 def relaxed():
-  """Many relaxed counts: (rate, temperature, ramp, arrivals) -> [n]."""
+  """Samples relaxed counts: (rate, temperature, ramp, arrivals) -> [n]."""
 
   def draw(rate, temperature, ramp, arrivals, n=N):
     spacings = np.random.default_rng(0).exponential(size=(arrivals, n))
@@ -82,7 +82,7 @@ def test_kl_is_the_sum_over_counts(r, dr):  # P3
   k = np.arange(400)
   q, p = scipy.stats.poisson(r * dr), scipy.stats.poisson(r)
   wanted = np.sum(q.pmf(k) * (q.logpmf(k) - p.logpmf(k)))
-  got = of(r * dr, r).kl_divergence(None, None)[0]
+  got = make_posterior(r * dr, r).kl_divergence(None, None)[0]
   np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-6 * r)
 
 
@@ -97,7 +97,7 @@ def test_rate_kl_near_one_and_zero():  # P7, P3, P12
   assert got[0] == 0
   gradient = jax.vmap(jax.grad(module.rate_kl))(jnp.asarray(log_y, jnp.float32))
   np.testing.assert_allclose(gradient, log_y * np.exp(log_y), rtol=1e-3)
-  # many counts: the KL of Gaussians of equal variance
+  # large counts: the KL of Gaussians of equal variance
   r, lam = 1000.0, 1010.0
   np.testing.assert_allclose(
     r * module.rate_kl(jnp.log(jnp.float32(lam / r))),
@@ -130,7 +130,7 @@ def test_arrivals():  # P5, P11
   features = jnp.ones((2, 4))
   buckets = head.apply(head.init(KEY, features), features).buckets
   assert list(buckets) == sorted(set(buckets))
-  # what is chosen while it runs is no less than what the largest rate needs
+  # the number chosen at run time suffices for the largest rate
   for rate in np.exp(np.linspace(-3, 5, 60)):
     for reach in (1.05, 2):
       most = rate * reach
@@ -141,8 +141,10 @@ def test_arrivals():  # P5, P11
 
 @pytest.mark.parametrize("rate", [0.1, 10.0, 100.0])
 def test_draws_of_every_bucket(rate):  # P11
-  """Relaxed by little, the counts' mean and variance are the rate."""
-  q = of(np.full(500, rate), temperature=0.01, buckets=(16, 32, 64, 128, 256))
+  """With little relaxation, the counts' mean and variance equal the rate."""
+  q = make_posterior(
+    np.full(500, rate), temperature=0.01, buckets=(16, 32, 64, 128, 256)
+  )
   z, w = jit(lambda q: q.sample(KEY, 20, step=jnp.int32(9)))(q)
   z = np.asarray(z, np.float64).ravel()
   error = 5 * np.sqrt(rate / z.size)
@@ -152,7 +154,7 @@ def test_draws_of_every_bucket(rate):  # P11
 
 
 def test_evaluation_draws_true_counts():
-  q = of(np.array([0.3, 4.0]), prior=2.0)
+  q = make_posterior(np.array([0.3, 4.0]), prior=2.0)
   assert isinstance(q, Posterior)
   z, _ = jit(lambda q: q.sample(KEY, 20_000))(q)
   z = np.asarray(z, np.float64)[:, 0]
@@ -165,8 +167,8 @@ def test_evaluation_draws_true_counts():
     np.testing.assert_allclose(got[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_temperature_comes_down():
-  q = of(3.0, temperature=0.1, temperature_steps=10)
+def test_temperature_decreases():
+  q = make_posterior(3.0, temperature=0.1, temperature_steps=10)
   at = [float(q._temperature(jnp.int32(s))) for s in (0, 5, 10, 99)]
   np.testing.assert_allclose(at, [1, 0.55, 0.1, 0.1], rtol=1e-6)
 
@@ -180,7 +182,7 @@ def test_soft_clamp():  # P8
 
 @pytest.mark.parametrize("level", [100.0, -100.0])
 def test_extreme_rates_are_finite(level):
-  """And one clamped rate is the sampler's and the KL's."""
+  """The sampler and the KL use the same clamped rate."""
   head = posterior.head("poisson", latent=2)
   features = jnp.ones((3, 4))
   params = head.init(KEY, features)["params"]
@@ -209,7 +211,7 @@ def test_prior_draws_have_the_learned_rates():
   np.testing.assert_array_equal(z, np.round(z))
 
 
-def test_the_kl_reaches_the_prior_and_the_encoder_alone():
+def test_the_kl_reaches_only_the_prior_and_the_encoder():
   run = run_of(elbo(flat, posterior__name="poisson"))
   after, _ = run.step(run.state, run.batch, {"kl": 1.0})
   for p, v in jax.tree_util.tree_leaves_with_path(after.vae.opt_state[0].mu):
@@ -234,7 +236,7 @@ def test_what_does_not_fit_is_refused(changes, words):
 
 
 def test_elbo_is_the_closed_form():
-  q = of(np.array([0.3, 4.0]), prior=2.0)
+  q = make_posterior(np.array([0.3, 4.0]), prior=2.0)
   x = jnp.zeros((1, 2, 2, 1))
   p = output(x, q, None, jnp.ones((1, 1)), x[None])
   terms, *_ = objectives.ELBO(modalities("l2", (2, 2, 1)))(p, {})

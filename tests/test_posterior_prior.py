@@ -1,4 +1,4 @@
-"""Learned priors: densities, draws, bounds, and that they learn."""
+"""Learned priors: densities, samples, bounds, and that they learn."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from gamix_jax.posterior import Gaussian, Mixture, Posterior, prior
 
 
 def density(p, z):
-  """ln p(z) of a prior, in float64; z [n, d]."""
+  """Returns ln p(z) of a prior in float64; z [n, d]."""
   logits, mu, logvar = (
     np.asarray(v[0], np.float64) for v in (p.logits, p.mu, p.logvar)
   )
@@ -57,7 +57,7 @@ def test_one_standard_component_is_the_standard_vae():
 
 
 def test_pseudo_inputs_are_a_population():
-  """1/C sum_c q(z | u_c), of mixtures too."""
+  """1/C sum_c q(z | u_c), also for mixtures."""
   q = mixture()
   p = prior.vamp_mixture(q)
   z = np.random.default_rng(0).normal(size=(7, 3))
@@ -106,7 +106,7 @@ def test_the_prior_learns_from_the_kl_alone(name, family):
       run.spec, 4, run.state.vae.params, run.state.vae.batch_stats, b
     )
   )(batch)
-  # by hand, from the prior as it is
+  # by hand, from the current prior
   q = vae.encode({"image": batch["image"]})
   p = vae.with_prior(q).prior
   z, w = q.sample(jax.random.fold_in(run.spec.key(0), 1), 4)
@@ -137,7 +137,7 @@ def test_gamix_has_no_other_prior():
 
 
 def test_surgery_with_a_learned_prior():
-  """Its kl and population_kl are of that prior: Monte Carlo in NumPy."""
+  """Its kl and population_kl refer to that prior: Monte Carlo in NumPy."""
   rng = np.random.default_rng(0)
   n, d = 40, 2
   q = Gaussian(

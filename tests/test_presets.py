@@ -1,4 +1,4 @@
-"""What a preset fills: sizes that fit, weights that go with the objective."""
+"""What a preset fills in: sizes that fit, weights for each objective."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ SIZES = (28, 32, 64, 128, 256, (48, 96), *ODD)
 
 
 def completed(name="folder", **changes):
-  """A config of configs/ with flags given to it, completed."""
+  """Returns a config of configs/ with some flags, completed."""
   c = config_of(name)
   for key, value in changes.items():
     config.put(c, key.replace("__", "."), value)
@@ -30,7 +30,7 @@ def parameters(c):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_networks_fit_every_size(size):
-  """They build, and a larger preset is a larger model."""
+  """They build, and a larger preset gives a larger model."""
   for channels in (1, 3):
     made = {
       preset: completed(
@@ -108,15 +108,15 @@ def test_a_given_key_is_kept():
   ],
 )
 def test_weights_and_ramps_go_with_the_objective(changes, terms, ramps):
-  """One flag changes the objective; no list of weights has to follow."""
+  """One flag changes the objective, without a list of weights."""
   c = completed(**changes)
   assert {k for k, v in c.weights.items() if v is not None} == terms
   assert {k for k, v in c.ramp.items() if v} == ramps
   build.train_spec(c)
 
 
-def test_a_file_weights_the_terms_that_there_are():
-  """Its weights are no obstacle to another objective, and flags win."""
+def test_a_files_weights_apply_to_existing_terms():
+  """Its weights do not prevent another objective, and flags take precedence."""
   c = completed("digits")
   own = config_of("digits").preset_weights
   assert c.weights.collapse_penalty == own.collapse_penalty is not None
@@ -161,7 +161,7 @@ def test_mistakes():
     presets.complete(c)
 
 
-def test_the_published_config_is_left_alone():
+def test_the_published_config_is_unchanged():
   c = config_of("celeba_hq")
   assert c.preset == ""
   before = config.to_json(c)

@@ -1,4 +1,4 @@
-"""The library leaves its process as it is; only commands set it up."""
+"""The library does not modify its process; only commands configure it."""
 
 import json
 
@@ -43,7 +43,7 @@ print(json.dumps([imported, *trained, *loaded, not hidden]))
 
 
 def test_importing_training_and_loading_change_nothing(program, tmp_path):
-  """Neither hooks nor log filters nor warnings nor signals."""
+  """No hooks, log filters, warning filters or signal handlers."""
   given = config.to_json(complete_config_of("digits", "tiny"))
   ran = program.script(CODE, tmp_path / "run", input=given)
   assert ran.returncode == 0, ran.stderr

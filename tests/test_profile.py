@@ -1,4 +1,4 @@
-"""A trace of a run's steps: written where asked for, and of those steps."""
+"""A trace of a run's steps: written at the given place, for those steps."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def test_a_run_leaves_a_trace_of_its_steps(program, tmp_path):
   ]
   assert sorted(found) == [2, 3]
 
-  # The run may go on with another, or with none.
+  # The run may be resumed with another setting, or with none.
   c = config.from_json((run / "config.json").read_text())
   assert c.profile == "2:3"
   c.profile = "1:1"

@@ -1,4 +1,4 @@
-"""How far a run is, by a clock that the test winds."""
+"""Progress lines, with a fake clock."""
 
 import re
 
@@ -67,8 +67,8 @@ def test_plain_line(clock, capsys):
   assert err == ""
 
 
-def test_the_codes_kl_is_shown_whatever_the_objective(clock, capsys):
-  """Once, in the same place; a family without one has none."""
+def test_the_codes_kl_is_shown_for_every_objective(clock, capsys):
+  """Once, in the same place; a family without a kl has none."""
   own = {"vae/recon": 0.5, "speed/images_per_second": 7.0, "disc/real": 0.25}
   p = Progress(0, 100, batch_size=4)
   p.show(10, own | {"posterior/kl": 3.21, "vae/population_kl": 0.5})

@@ -1,7 +1,7 @@
-"""A run that is stopped and goes on is the run that never stopped.
+"""A resumed run equals one that never stopped.
 
-Bit for bit, on a CPU, of every array of the checkpoint. The second opinion on
-a run is the same run without the interruption.
+Bit for bit on a CPU, for every array of the checkpoint. The reference is the
+same run without interruption.
 """
 
 import random
@@ -17,9 +17,9 @@ from program import SMALL, Jobs, chosen, numbers
 from gamix_jax import config
 from gamix_jax.checkpoint import Checkpoints
 
-# Everything that a state can hold: components, batch statistics, both
-# optimisers' slots, a discriminator with dropout; and ramps, which go by the
-# state's step.
+# Everything a state can hold: components, batch statistics, both optimizers'
+# slots, a discriminator with dropout; and ramps, which depend on the state's
+# step.
 RICH = (
   *SMALL,
   "--config.posterior.name=mixture",
@@ -33,22 +33,22 @@ RICH = (
   "--config.adversarial.gen_delay=1",
   "--config.ramp.adversarial=3",
   "--config.data.flip=true",
-  # A run with a schedule over all steps cannot go on for more of them.
+  # A schedule over all steps would not allow a different number of steps.
   "--config.optim.vae.schedule=constant",
   "--config.optim.disc.schedule=constant",
-  # A bias in front of a norm has no gradient but rounding, which Adam with a
-  # small eps would make steps of, others on eight devices than on one.
+  # A bias before a norm has only a rounding error as its gradient. With a small
+  # eps, Adam would turn it into steps that depend on the number of devices.
   "--config.optim.vae.eps=1e-3",
   "--config.optim.disc.eps=1e-3",
 )
-# The state in parts; on eight devices two copies of it.
+# A sharded state; on eight devices, two copies of it.
 SPREAD = ("--config.mesh.fsdp=4", "--config.mesh.fsdp_min_size=64")
 EVERY = "--config.checkpoint.every=1"
 KILLS, STEPS = 4, 14
 
 
 def arrays(workdir, step):
-  """Every array of a checkpoint, as Orbax alone reads it."""
+  """Returns every array of a checkpoint, read with Orbax alone."""
   path = workdir / "checkpoints" / str(step) / "state"
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     names = reader.metadata(path).item_metadata.keys()
@@ -57,10 +57,10 @@ def arrays(workdir, step):
 
 
 def assert_equal(a, b, step):
-  """Two runs ended alike: the bits of the state, the numbers on the way."""
+  """Asserts that two runs end equally: the state's bits, and the metrics."""
   ours, theirs = arrays(a, step), arrays(b, step)
   assert ours.keys() == theirs.keys()
-  assert len(ours) > 60  # of all networks and both optimisers
+  assert len(ours) > 60  # of all networks and both optimizers
   for name, x in ours.items():
     y = theirs[name]
     assert x.dtype == y.dtype
@@ -95,7 +95,7 @@ def of(*names):
 
 @pytest.fixture
 def runs(jobs, job):
-  """The workdirs of the runs of these names, which ended well."""
+  """The workdirs of the runs of these names, all successful."""
   found = []
   for name in job:
     ran, folder = jobs[name]
@@ -109,7 +109,7 @@ def runs(jobs, job):
 def test_three_and_three_are_six(runs, program, tmp_path):
   six, three = runs
   both = shutil.copytree(three, tmp_path / "run")
-  # Nor does it matter how it is watched, or where the images come from.
+  # Neither logging nor the place of the images matters.
   free = (
     *("--config.log_every=1", "--config.eval_images=4"),
     *("--config.data.cache=memory", "--config.checkpoint.keep=1"),
@@ -131,12 +131,12 @@ def test_three_and_three_are_six(runs, program, tmp_path):
 
 @of("three", "three@8")
 def test_eight_devices_are_one(runs):
-  """In rows of the batch, and with parts of the state."""
+  """With a sharded batch, and with a sharded state."""
   one, eight = runs
   for a, b in zip(numbers(one), numbers(eight), strict=True):
     assert a.keys() == b.keys()
     for name, value in a.items():
-      # These are small differences of sums of some nats, in float32.
+      # These are small differences of sums of several nats, in float32.
       close = name in ("eval/kl", "eval/population_kl_gaussian")
       atol = 1e-4 if close else 2e-6
       np.testing.assert_allclose(
@@ -165,21 +165,21 @@ def killed_run(program, folder, rng):
   """Kills a run KILLS times at random moments.
 
   Returns:
-    For each kill, the step that the run began from and the names that were in
-    its checkpoint directory afterwards.
+    For each kill, the step that the run started from, and the names in its
+    checkpoint directory afterwards.
   """
   flags = TABLE["many"](folder)
   moments = []
   for _ in range(KILLS):
     begin = Checkpoints(folder / "run" / "checkpoints", keep=1).latest() or 0
-    # A save begins at each step, and the next step's waits for it: so a step
-    # and a part of one lands before, in and after one.
+    # A save begins at each step, and the next step's save waits for it: so a
+    # step and a fraction of one may hit before, in or after a save.
     with program.start(*flags) as process:
       when(process, f"{begin + 1}/{STEPS}")
       first = time.monotonic()
       when(process, f"{begin + 2}/{STEPS}")
-      # Every other time a line later, when the first save is surely complete,
-      # so that the run gets on however slow the disk is.
+      # Every second time a line later, when the first save is certainly
+      # complete, so that the run makes progress on any disk.
       if len(moments) % 2:
         first = time.monotonic()
         when(process, f"{begin + 3}/{STEPS}")
@@ -195,13 +195,13 @@ def killed_run(program, folder, rng):
 
 @of("many")
 def test_kills(runs, program, tmp_path):
-  """KILLS kills, one or more of them in a save, then on to the last step."""
+  """KILLS kills, at least one of them in a save, then on to the last step."""
   (straight,) = runs
   moments = killed_run(program, tmp_path, random.Random(0))
   in_a_save = [m for m in moments if any("tmp" in name for name in m[1])]
-  assert in_a_save, moments  # else the kills say little
-  assert moments[-1][0] > 0  # it got on in spite of them
-  assert moments[-1][0] < STEPS  # and was not done
+  assert in_a_save, moments  # otherwise the kills prove little
+  assert moments[-1][0] > 0  # it made progress
+  assert moments[-1][0] < STEPS  # and had not finished
   out = program.done(*TABLE["many"](tmp_path))
   assert f"Done: step {STEPS} of {STEPS}" in out
   run = tmp_path / "run"
@@ -213,7 +213,7 @@ def test_kills(runs, program, tmp_path):
 
 @of("many")
 def test_a_flipped_bit(runs, program, tmp_path):
-  """The newest checkpoint changed: it is named, and the one before used."""
+  """The newest checkpoint is damaged: it is named, the previous one used."""
   (straight,) = runs
   run = shutil.copytree(straight, tmp_path / "run")
   folder = run / "checkpoints" / str(STEPS)
@@ -238,7 +238,7 @@ def test_a_flipped_bit(runs, program, tmp_path):
 
 @of("many")
 def test_asked_to_stop(runs, program, tmp_path):
-  """SIGTERM, then Ctrl-C: each saves and ends with 0; then to the end."""
+  """SIGTERM, then Ctrl-C: each saves and exits with 0; then on to the end."""
   (straight,) = runs
   flags = [*TABLE["many"](tmp_path), "--config.checkpoint.every=1000"]
   begin = 0

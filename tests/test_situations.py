@@ -1,4 +1,4 @@
-"""Errors of a user's situation: a message and exit code 2, not a traceback."""
+"""Errors of a user's environment: a message and exit code 2, no traceback."""
 
 import errno
 import os
@@ -65,14 +65,14 @@ def test_a_situation(capsys, error, words):
   ],
   ids=lambda e: f"{type(e).__name__} {e!s:.30}",
 )
-def test_a_defect_shows_its_traceback(error):
+def test_a_bug_shows_its_traceback(error):
   with pytest.raises(type(error)) as raised:
     ended(error)
   assert raised.value is error
 
 
-def test_a_device_that_is_there_is_no_situation():
-  """Whatever the platform that was named: its error is a defect."""
+def test_an_error_of_an_available_device_is_a_bug():
+  """On any named platform: its error is a bug."""
   assert jax.devices()
   assert situations.told(ValueError("x")) is None
 
@@ -96,9 +96,7 @@ def run(program, tmp_path_factory):
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_platform_that_is_not_there(
-  program, run, tmp_path, command, platform
-):
+def test_an_unavailable_platform(program, run, tmp_path, command, platform):
   if platform == "cuda" and os.path.exists("/dev/nvidiactl"):
     pytest.skip("there is one here")
   workdir = tmp_path / "new" if command in ("main", "compare") else run
@@ -111,6 +109,6 @@ def test_a_platform_that_is_not_there(
     text=True,
     check=False,
   )
-  if "pip install" in ran.stderr:  # of Gradio, told first
+  if "pip install" in ran.stderr:  # Gradio's absence, reported first
     pytest.skip("explore is not installed")
   assert_refused(ran, f"JAX_PLATFORMS={platform}", "Available: cpu.")

@@ -1,4 +1,4 @@
-"""What a start keeps for the next one; see test_house for that it is used."""
+"""The compilation cache that a start leaves; its use is in test_house."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_compiled_steps_are_kept(settings, tmp_path):
 def test_unless_jax_is_told_where(settings, tmp_path):
   before = jax.config.jax_compilation_cache_dir
   chosen = str(tmp_path / "mine")
-  # JAX has read the variable when it was imported: nothing is to be set.
+  # JAX read the variable when it was imported: nothing is to be set.
   assert settings(JAX_COMPILATION_CACHE_DIR=chosen) == (before, 0)
   least = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3"}
   default = jax.config.jax_persistent_cache_min_compile_time_secs
@@ -79,7 +79,7 @@ print(jax.jit(lambda x: x + 1)(1))
 
 
 def test_a_torn_entry_is_replaced(tmp_path):
-  """Without a word, and for good."""
+  """Without a message, and permanently."""
   env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
   sizes = []
   for _ in range(2):

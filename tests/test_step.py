@@ -1,4 +1,4 @@
-"""One training step: what it moves, when, and what it survives."""
+"""One training step: what it updates, when, and what it survives."""
 
 import dataclasses
 import itertools
@@ -38,9 +38,9 @@ BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
 
 def gradients_of(c, **weights):
-  """Of the two losses, with these weights alone: ({path: norm}, the same).
+  """Returns {path: norm} of the two losses' gradients, with only these weights.
 
-  They are in Adam's first moment after step 0, times 1 - b1 = 1/2.
+  They are Adam's first moment after step 0, divided by 1 - b1 = 1/2.
   """
   run = run_of(c)
   after, _ = run.step(run.state, run.batch, weights)
@@ -58,7 +58,7 @@ def gradients_of(c, **weights):
 ELBO_ALONE = elbo(partial(alone, flat))
 HEADS = ("['posterior']", "['encoder']")
 REACH = {
-  # term: the parts of the VAE it reaches, and those it does not
+  # term: the parts of the VAE that it reaches, and those that it does not
   "recon": (("['decoder']", *HEADS), ()),
   "population_kl": (HEADS, ("['decoder']", "['logvar']")),
   "collapse_penalty": (HEADS, ("['decoder']", "['mu']")),
@@ -70,7 +70,7 @@ REACH = {
 
 @pytest.mark.parametrize("term", REACH)
 def test_a_term_of_the_vae_reaches_what_it_should(term):
-  """And never the discriminator: `adversarial` does not move it."""
+  """And never the discriminator: `adversarial` does not update it."""
   c = {"kl": ELBO_ALONE, "kernel": flat(**EVAE)}.get(term, flat())
   of_vae, of_disc = gradients_of(c, **{term: 1.0})
   assert not any(of_disc.values())
@@ -90,7 +90,7 @@ def test_a_term_of_the_discriminator_reaches_it_alone(term):
   assert all(of_disc.values())
 
 
-def test_every_term_of_every_objective_is_walked():
+def test_every_term_of_every_objective_is_tested():
   terms = set()
   for name in objectives.OBJECTIVES:
     terms |= {t for side in objectives.term_names(name, "bce") for t in side}
@@ -98,7 +98,7 @@ def test_every_term_of_every_objective_is_walked():
 
 
 def test_gradients_against_finite_differences():
-  """Of each loss along a random direction of its own network, in float64."""
+  """Each loss along a random direction of its own network, in float64."""
   with jax.enable_x64(True):
     run = run_of(
       flat(
@@ -117,7 +117,7 @@ def test_gradients_against_finite_differences():
 
     @jit
     def losses(t):
-      """t [2]: how far each network goes."""
+      """t [2]: how far each network moves."""
       at = tuple(
         jax.tree.map(lambda p, a, t=t[i]: p + t * a, params[i], along[i])
         for i in range(2)
@@ -136,8 +136,8 @@ def test_gradients_against_finite_differences():
       np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
-def test_both_updates_come_from_the_old_weights():
-  """Neither network's update depends on whether the other's happens."""
+def test_both_updates_use_the_old_weights():
+  """Neither network's update depends on whether the other one happens."""
   run = run_of(flat())
   after, _ = run.step(run.state, run.batch)
   assert all(moved(run.state.vae.params, after.vae.params).values())
@@ -153,7 +153,7 @@ def test_both_updates_come_from_the_old_weights():
 
 
 def test_a_mixture_of_one_is_the_gaussian_to_the_bit():
-  """Metrics, gradients, Adam, moments, weights: three whole steps."""
+  """Metrics, gradients, Adam, moments and weights over three steps."""
   c = FLAT_BATCH.copy_and_resolve_references()
   c.posterior.name = "mixture"
   one, two = run_of(FLAT_BATCH), run_of(c)
@@ -208,7 +208,7 @@ def test_start_delay_and_ramp():
   np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
 
 
-RAMPED = {  # of every term that may have one, a config with it
+RAMPED = {  # for every term that may have one, a config with it
   "population_kl": flat,
   "collapse_penalty": flat,
   "kl": partial(elbo, flat),
@@ -219,13 +219,13 @@ RAMPED = {  # of every term that may have one, a config with it
 }
 
 
-def test_every_key_of_a_ramp_is_walked():
+def test_every_key_of_a_ramp_is_tested():
   assert {*RAMPED} == {*config.base().ramp}
 
 
 @pytest.mark.parametrize("term", RAMPED)
 def test_a_ramp_grows_from_0_to_the_weight(term):
-  """At step 0, n - 1, n and later, as numpy has it; `adversarial` is late."""
+  """At step 0, n - 1, n and later, as in NumPy; `adversarial` starts late."""
   n, weight = 6, 12.0
   c = RAMPED[term](**{f"ramp__{term}": n})
   c.weights[term] = weight
@@ -264,8 +264,8 @@ def test_ramps_are_in_the_loss_and_not_in_the_terms():
     np.testing.assert_allclose(metrics["vae/loss"], total, rtol=1e-5)
 
 
-def test_a_ramp_goes_on_where_a_checkpoint_left_it(tmp_path):
-  """Two steps, saved and read, and two more are four: bit for bit."""
+def test_a_ramp_resumes_from_a_checkpoint(tmp_path):
+  """Two steps, saved and restored, and two more equal four, bit for bit."""
   run = run_of(flat(**CLIMBING))
   straight, wanted = run.steps(4)
   half, _ = run.steps(2)
@@ -311,7 +311,7 @@ def test_the_bound_of_siwae_has_no_ramp():
     build.train_spec(c)
 
 
-def test_the_published_schedule_is_at_once():
+def test_the_published_schedule_starts_at_once():
   run = run_of(flat())
   _, m = run.step(run.state, run.batch)
   weights = run.spec.weights.vae
@@ -348,7 +348,7 @@ def test_draws_are_a_function_of_seed_and_step():
   later = run.state.replace(step=jnp.asarray(1, jnp.int32))
   _, other = run.step(later, run.batch)
   assert float(other["vae/recon"]) != float(of_a["vae/recon"])
-  # nothing is drawn twice: every image and latent has its own noise
+  # every image and latent has its own noise
   eps = jax.random.normal(run.spec.key(0), (1, 8, 4))
   assert len(np.unique(eps)) == eps.size
 
@@ -387,7 +387,7 @@ def test_init_is_a_function_of_the_seed():
   for path, differs in moved(a.vae.params, other.vae.params).items():
     assert differs == ("kernel" in path), path
   assert_same(a.ema, a.vae.params)
-  # a family more does not change the weights that both have
+  # another family does not change the weights that both have
   assert_same(a.vae.params, without_logits(mixture.vae.params))
   assert_same(a.disc, mixture.disc)
 
@@ -396,7 +396,7 @@ def test_init_is_a_function_of_the_seed():
 
 
 def test_a_batch_of_nan_is_skipped_and_counted():
-  """All but the counters is as it was; then the run goes on."""
+  """Everything but the counters stays as it was; then the run continues."""
   run = run_of(FLAT_BATCH)
   before, _ = run.steps(2)
   state = before
@@ -418,7 +418,7 @@ def test_a_batch_of_nan_is_skipped_and_counted():
 
 
 def test_one_network_is_skipped_without_the_other():
-  """D's loss infinite: the VAE's update is its own."""
+  """D's loss is infinite: the VAE is updated as usual."""
   run = run_of(flat())
   weights = run.spec.weights.vae | {"real": np.inf, "fake": 1.0}
   state, _ = run.step(run.state, run.batch, weights)
@@ -430,7 +430,7 @@ def test_one_network_is_skipped_without_the_other():
 
 @pytest.mark.parametrize("level", [100.0, -100.0])
 def test_an_extreme_logvar_is_finite(level):
-  """At the head, through the whole step, for every form of the population."""
+  """In the head, through the complete step, for every population form."""
   for run in (run_of(flat()), run_of(ELBO_ALONE)):
     params = jax.tree.map(jnp.copy, run.state.vae.params)
     bias = params["posterior"]["logvar"]["bias"]
@@ -445,7 +445,7 @@ def test_an_extreme_logvar_is_finite(level):
 
 
 def test_bfloat16_trains_digits():
-  """200 steps, no number that is not finite, everything kept in float32."""
+  """200 steps, no non-finite value, all state in float32."""
   digits = load_digits().images.astype(np.float32)[..., None] / 8 - 1
   c = small(
     dtype="bfloat16",
@@ -485,12 +485,12 @@ def compiled_gradients(c):
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])
-def test_real_and_fake_apart_are_both_at_once(norm, monkeypatch):
-  """The same losses, gradients, logits; the VAE's pullback costs less."""
+def test_real_and_fake_separately_equal_one_batch(norm, monkeypatch):
+  """Equal losses, gradients and logits; the VAE's pullback costs less."""
   c = flat(
     model__norm=norm,
     objective__num_samples=2,
-    # Groups of several channels: in one alone a bias has no gradient.
+    # Groups of several channels: a bias in a group of one has no gradient.
     model__discriminator_features=(6, 6, 1),
     model__discriminator_strides=(2, 1, 1),
   )
@@ -503,7 +503,7 @@ def test_real_and_fake_apart_are_both_at_once(norm, monkeypatch):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_no_mask_of_dropout_is_used_twice(norm):
-  """Real and fake images that are the same get other logits."""
+  """Equal real and fake images get different logits."""
   run = run_of(
     flat(
       model__norm=norm,
@@ -528,7 +528,7 @@ def test_no_mask_of_dropout_is_used_twice(norm):
 
 
 def test_eval_step():
-  """Its bounds against the terms written out; z of the given number."""
+  """Its bounds against the terms written out; z with the given count."""
   run = run_of(alone(flat))
   variables = (run.state.vae.params, run.state.vae.batch_stats)
   batch = run.batch | {"step": jnp.asarray(3), "valid": jnp.ones(8)}
@@ -541,7 +541,7 @@ def test_eval_step():
   x = run.batch["image"]
 
   @jit
-  def by_hand():
+  def reference():
     net = run.spec.vae.bind(
       {"params": variables[0], "batch_stats": variables[1]}
     )
@@ -554,7 +554,7 @@ def test_eval_step():
     return q, z, x_hat, shown[0]
 
   q, z, x_hat, shown = (
-    jax.tree.map(lambda v: np.asarray(v, np.float64), v) for v in by_hand()
+    jax.tree.map(lambda v: np.asarray(v, np.float64), v) for v in reference()
   )
   x = np.asarray(x, np.float64)
   scale = 16 / 5000

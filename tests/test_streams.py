@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads, or that has no room, or no letters."""
+"""Commands whose output has no reader, no space, or an ASCII encoding."""
 
 import os
 import subprocess
@@ -36,8 +36,8 @@ def start(path, *words, **kwargs):
 @pytest.mark.parametrize(
   "which", [("stdout",), ("stderr",), ("stdout", "stderr")]
 )
-def test_a_reader_that_goes(tmp_path, which, unbuffered):
-  """After some lines; the work is done, the exit code its own."""
+def test_a_reader_that_closes_early(tmp_path, which, unbuffered):
+  """After some lines; the work is done, and the exit code is unchanged."""
   env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
   for words, code in (((), 0), (("fail",), 2)):
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
@@ -52,7 +52,7 @@ def test_a_reader_that_goes(tmp_path, which, unbuffered):
 
 
 def test_streams_that_are_closed_from_the_start(tmp_path):
-  """No file of the run gets their numbers, and what is printed."""
+  """No file of the run takes their descriptors and receives the output."""
   command = f'exec {sys.executable} -c "$0" {tmp_path}/out >&- 2>&-'
   ran = subprocess.run(["sh", "-c", command, SCRIPT], cwd=ROOT, check=False)
   assert ran.returncode == 0
@@ -68,7 +68,7 @@ def test_a_log_on_a_full_disk(tmp_path):
 @pytest.mark.parametrize(
   "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {}]
 )
-def test_letters_that_a_stream_lacks(env):
+def test_characters_that_a_stream_cannot_encode(env):
   script = (
     "import sys; from gamix_jax import cli\n"
     "def main():\n  print('\\u3042 \\udce9')\n"
@@ -87,7 +87,7 @@ def test_letters_that_a_stream_lacks(env):
 
 
 def test_what_is_printed_arrives(tmp_path):
-  """All of it, in order, where somebody does read."""
+  """All of it, in order, if somebody reads it."""
   ran = start(
     tmp_path / "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
@@ -101,8 +101,8 @@ def test_what_is_printed_arrives(tmp_path):
 @pytest.mark.parametrize(
   "closed", ["| head -n 1", ">&- 2>&-", "2>&1 | head -n 1"]
 )
-def test_a_training_goes_on_to_its_end(program, tmp_path, closed):
-  """Every checkpoint and every line of its log is there."""
+def test_a_training_finishes(program, tmp_path, closed):
+  """Every checkpoint and every line of its log exists."""
   run = tmp_path / "run"
   words = [*SMALL, f"--workdir={run}", "--config.checkpoint.every=1"]
   command = f'{{ "$@"; echo $? > {tmp_path}/code; }} {closed}'
@@ -117,7 +117,7 @@ def test_a_training_goes_on_to_its_end(program, tmp_path, closed):
   ]
 
 
-def test_help_whose_reader_goes():
+def test_help_whose_reader_closes_early():
   command = f"{sys.executable} -m gamix_jax.evaluate --help | true"
   ran = subprocess.run(
     ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],

@@ -1,7 +1,7 @@
-"""What makes a step fast, held without a clock.
+"""What makes a step fast, checked without a clock.
 
-Its arithmetic and its convolutions, the types they are in, and that it is
-compiled once. The second opinion is `benchmarks/flops.py`, counted by hand.
+Its FLOPs, its convolutions and their types, and that it is compiled once. The
+reference is the analytic count in `benchmarks/flops.py`.
 """
 
 import collections
@@ -38,7 +38,7 @@ def wide(**changes):
 
 @functools.cache
 def lowered(platform=None, **changes):
-  """The step of `wide`, not compiled: of this machine, or as on another."""
+  """Returns the step of `wide`, lowered for this platform or for another."""
   c = wide(**changes)
   spec = build.train_spec(c)
   state = jax.eval_shape(partial(step.init, spec))
@@ -47,7 +47,7 @@ def lowered(platform=None, **changes):
   with pytest.MonkeyPatch.context() as patch:
     if platform is None:
       return jax.jit(partial(step.train_step, spec)).lower(state, batch)
-    # What cpu/convolutions.py goes by; and what XLA would be given there.
+    # What cpu/convolutions.py depends on; and what XLA would get there.
     patch.setattr(jax, "default_backend", lambda: platform)
     name = {"gpu": "cuda"}.get(platform, platform)
     traced = jax.jit(partial(step.train_step, spec)).trace(state, batch)
@@ -55,7 +55,7 @@ def lowered(platform=None, **changes):
 
 
 def products(text, kind):
-  """(operands, result) as (shape, type) of each operation of a kind."""
+  """Returns (operands, result) as (shape, type) of each operation of a kind."""
   for line in re.findall(rf"stablehlo\.{kind}\W.*", text):
     types = [
       (tuple(map(int, shape.split("x")[:-1])), shape.split("x")[-1])
@@ -81,12 +81,12 @@ MIXTURE = dict(posterior__name="mixture", posterior__components=4)
   ids=["affine", "gpu", "batch", "mixture"],
 )
 def test_flops_of_the_step(platform, changes):
-  """XLA's count within 5 % of the one by hand: no second forward pass."""
+  """XLA's count is within 5 % of the analytic one: no second forward pass."""
   c = wide(**changes)
   got = flops_of(platform, **changes)
   wanted = flops.per_image(c, edges=True)["total"]
   assert abs(got / wanted - 1) < 0.05
-  # The limit is tight enough to tell what it is about.
+  # The limit is tight enough to detect a difference.
   if c.model.norm == "affine" and c.posterior.components == 1:
     full = flops.per_image(c, edges=True, early=False)["total"]
     assert abs(got / full - 1) > 0.05
@@ -123,7 +123,7 @@ def test_flops_of_other_networks(encoder, decoder, patch, input_norm):
   wanted = flops.per_image(c, edges=True)["total"]
   assert abs(got / wanted - 1) < 0.05
   first = flops.encoder(c, True)[0].flops(True)
-  if first > 0.1 * wanted:  # so that it would be seen
+  if first > 0.1 * wanted:  # large enough to be visible
     wrong = wanted + first * (1 if input_norm == "none" else -1)
     assert abs(got / wrong - 1) > 0.05
 
@@ -136,7 +136,7 @@ def test_a_linear_network_is_not_counted():
 
 
 def flops_of(platform=None, **changes):
-  """XLA's count of an image."""
+  """Returns XLA's count per image."""
   found = lowered(platform, **changes).cost_analysis()["flops"]
   return found / wide().data.batch_size
 
@@ -165,7 +165,7 @@ def test_four_components_cost_four_decoder_passes():
 
 @pytest.mark.parametrize("norm", ["affine", "batch"])
 def test_convolutions_of_the_step(norm):
-  """Each forward, to its weights and to its inputs; D's but to x."""
+  """Each forward, to its weights and to its inputs; D's first not to x."""
   c = wide(model__norm=norm)
   text = lowered("gpu", model__norm=norm).as_text()
   vae = len(flops.encoder(c, True)[:-1]) + len(flops.decoder(c)[1:])
@@ -176,7 +176,7 @@ def test_convolutions_of_the_step(norm):
 
 
 def test_bfloat16_has_no_convolution_in_float32():
-  """Nor a product of the networks; the population's moments are in float32."""
+  """Nor a matmul of the networks; the population's moments are in float32."""
   c = wide(dtype="bfloat16")
   text = lowered("gpu", dtype="bfloat16").as_text()
   kinds = collections.Counter(
@@ -187,7 +187,7 @@ def test_bfloat16_has_no_convolution_in_float32():
   for (a, kind), (b_, other), _ in products(text, "dot_general"):
     if "f32" in (kind, other):
       assert max(size(a), size(b_)) <= max(b * d, d * d), (a, b_)
-  # In float32 the same reading finds them.
+  # In float32 the same parser finds them.
   text = lowered("gpu", model__norm="affine").as_text()
   assert {t for p in products(text, "convolution") for _, t in p} == {"f32"}
   assert any(size(a) > b * d for (a, _), _, _ in products(text, "dot_general"))
@@ -204,7 +204,7 @@ def size(shape):
 
 
 def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
-  """Through the real loop, log and all, up to the first evaluation."""
+  """Through the real loop, with logging, up to the first validation."""
   c = flat(
     steps=6,
     log_every=2,
@@ -233,5 +233,5 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
   finally:
     jax.monitoring.unregister_event_duration_listener(heard)
   first, last = seen.index(1), seen.index(6)
-  assert "compiled" in seen[:first]  # it does hear
+  assert "compiled" in seen[:first]  # the listener works
   assert seen[first : last + 1] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""Held-out numbers: over which images, of how many draws, of which Gaussian."""
+"""Validation metrics: images used, samples, the Gaussian's KL."""
 
 import functools
 
@@ -18,8 +18,8 @@ from gamix_jax.training import loop, validation
 
 
 @pytest.fixture
-def examiner(monkeypatch):
-  """An Validator of synthetic images: 20 held out; and a state."""
+def make_validator(monkeypatch):
+  """Returns a Validator on 20 held-out synthetic images, and a state."""
   jit = jax.jit
   monkeypatch.setattr(
     validation.jax, "jit", lambda f, **kw: jit(f, compiler_options=QUICK, **kw)
@@ -39,8 +39,8 @@ def examiner(monkeypatch):
   return make
 
 
-def looked_at(made, state):
-  """What `numbers` makes of a model that says an image's mean pixel."""
+def pixel_means(made, state):
+  """Returns `numbers` for a model that outputs an image's mean pixel."""
 
   def say(params, batch_stats, batch):
     x = np.asarray(batch["image"], np.float64).mean(axis=(1, 2, 3))
@@ -54,38 +54,38 @@ def looked_at(made, state):
 
 
 @pytest.mark.parametrize("eval_images", [1, 8, 9, 17, 99])
-def test_images_looked_at(examiner, eval_images):
-  """The first so many, or all; of the last batch no filling."""
+def test_images_used(make_validator, eval_images):
+  """The first n, or all; without the last batch's padding."""
   seen = min(eval_images, 20)
-  made, state = examiner(eval_images=eval_images)
+  made, state = make_validator(eval_images=eval_images)
   test = made._dataset
   pixels = [test[i]["image"].mean(dtype=np.float64) for i in range(seen)]
-  assert looked_at(made, state) == pytest.approx(np.mean(pixels), rel=1e-6)
+  assert pixel_means(made, state) == pytest.approx(np.mean(pixels), rel=1e-6)
 
 
-def test_draws(examiner):
-  """With one draw the two bounds are one; with more they order themselves."""
-  one, state = examiner(eval_draws=1)
-  four, _ = examiner(eval_draws=4)
+def test_draws(make_validator):
+  """With one sample the two bounds are equal; with more they are ordered."""
+  one, state = make_validator(eval_draws=1)
+  four, _ = make_validator(eval_draws=4)
   a, b = one.numbers(state), four.numbers(state)
   assert a["eval/iwae"] == pytest.approx(a["eval/elbo"], rel=1e-5)
   assert b["eval/iwae"] > b["eval/elbo"] + 1e-3
   for name in a:
     specs.find(name.removeprefix("eval/"))
-  # What is not drawn is the same; what is, is about the same.
+  # What is not random is equal; the rest is close.
   for name in ("eval/mae", "eval/psnr", "eval/population_kl_gaussian"):
     assert a[name] == pytest.approx(b[name], rel=1e-5)
   assert a["eval/active_units"] == b["eval/active_units"]
 
 
 def known(made, state, q):
-  """What `numbers` makes of images with these posteriors, batch by batch."""
+  """Returns `numbers` for images with these posteriors, batch by batch."""
 
   def say(params, batch_stats, batch):
     here = slice(8 * int(batch["step"]), 8 * int(batch["step"]) + 8)
     mask = np.asarray(batch["mask"])
 
-    def filled(v):  # the last batch's filling, with numbers that would show
+    def filled(v):  # pad the last batch with values that would be visible
       part = v[here]
       return np.concatenate([part, np.full_like(v[: 8 - len(part)], 77)])
 
@@ -99,9 +99,9 @@ def known(made, state, q):
 
 
 @pytest.mark.parametrize("components", [1, 2])
-def test_mutual_information_by_monte_carlo(examiner, components):
-  """Of the images looked at, against many draws and scipy's densities."""
-  made, state = examiner(eval_images=17)
+def test_mutual_information_by_monte_carlo(make_validator, components):
+  """On the images used, against many samples and scipy's densities."""
+  made, state = make_validator(eval_images=17)
   rng = np.random.default_rng(0)
   mu = 2 * rng.normal(size=(20, components, 3)).astype(np.float32)
   logvar = rng.uniform(-2, 0, (20, components, 3)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_mutual_information_by_monte_carlo(examiner, components):
   sigma = np.exp(logvar[:n].astype(np.float64) / 2)
 
   def log_density(z):
-    """ln q(z | x_i) of every image, [n, m]."""
+    """Returns ln q(z | x_i) for every image, [n, m]."""
     each = scipy.stats.norm.logpdf(z, mu[:n, :, None], sigma[:, :, None])
     return scipy.special.logsumexp(each.sum(-1), axis=1) - np.log(components)
 
@@ -122,15 +122,15 @@ def test_mutual_information_by_monte_carlo(examiner, components):
     each = log_density(z)
     ratios.append(each[i] - scipy.special.logsumexp(each, axis=0) + np.log(n))
   wanted = np.mean(ratios)
-  # One draw an image (and component): so much it may be off.
+  # One sample per image (and component) allows this error.
   error = np.mean(np.std(ratios, axis=1)) / np.sqrt(n)
   assert abs(got - wanted) < 3 * error < 0.6 * wanted
   assert wanted < np.log(n)
 
 
-def test_mutual_information_at_its_ends(examiner):
-  """0 of codes that are all alike, ln n of codes far apart; beside active."""
-  made, state = examiner()
+def test_mutual_information_at_its_ends(make_validator):
+  """0 for identical codes, ln n for codes far apart, next to active ones."""
+  made, state = make_validator()
   mu = np.zeros((20, 2), np.float32)
   silent = known(made, state, Gaussian(mu, mu))
   assert silent["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
@@ -142,8 +142,8 @@ def test_mutual_information_at_its_ends(examiner):
   ]
 
 
-def test_a_family_without_bounds_has_none(examiner):
-  made, state = examiner()
+def test_a_family_without_bounds_has_none(make_validator):
+  made, state = make_validator()
   mu = np.zeros((20, 2), np.float32)
   assert "eval/mutual_information" not in known(
     made, state, EVAEPosterior(mu, mu)
@@ -153,14 +153,14 @@ def test_a_family_without_bounds_has_none(examiner):
 
 
 @pytest.mark.parametrize("name", ["poisson", "vamp", "mixture"])
-def test_families_and_priors(examiner, name):
-  """Through the model itself: 0 or more, at most ln n, the same each look."""
+def test_families_and_priors(make_validator, name):
+  """With the model itself: 0 or more, at most ln n, the same every time."""
   changes = {
     "poisson": dict(posterior__name="poisson"),
     "vamp": dict(prior__name="vamp", prior__components=3),
     "mixture": dict(posterior__name="mixture", posterior__components=2),
   }[name]
-  made, state = examiner(flat, **elbo(dict, **alone(dict, **changes)))
+  made, state = make_validator(flat, **elbo(dict, **alone(dict, **changes)))
   first, again = made.numbers(state), made.numbers(state)
   assert first == again
   assert -0.5 < first["eval/mutual_information"] <= np.log(20)
@@ -177,10 +177,10 @@ def test_families_and_priors(examiner, name):
   ],
 )
 def test_too_few_images_for_the_population_kl(
-  examiner, latent, eval_images, words
+  make_validator, latent, eval_images, words
 ):
-  """It is left out, not NaN, and in one line it is said why."""
-  made, state = examiner(model__latent=latent, eval_images=eval_images)
+  """Omitted, not NaN, and one line says why."""
+  made, state = make_validator(model__latent=latent, eval_images=eval_images)
   assert made.left_out.endswith(words) and "\n" not in made.left_out
   assert bool(made.left_out) == bool(words)
   found = made.numbers(state)
@@ -188,8 +188,8 @@ def test_too_few_images_for_the_population_kl(
   assert all(np.isfinite(v) for v in found.values())
 
 
-def test_no_word_where_the_family_has_no_population_kl(examiner):
-  made, state = examiner(
+def test_no_message_for_a_family_without_population_kl(make_validator):
+  made, state = make_validator(
     elbo,
     **{"model__latent": 8, "eval_images": 8},
     **{"prior__name": "vamp", "prior__components": 2},

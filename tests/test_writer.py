@@ -1,4 +1,4 @@
-"""metrics.jsonl and its like, when a run goes on, and when a disk is full."""
+"""metrics.jsonl and the event files, when resuming and with a full disk."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def test_not_finite_is_null_and_not_shown(folder):
   assert sum(histogram.bucket) == 5
 
 
-def test_a_line_is_there_at_once(folder):
-  """Not when the run ends: it may be killed."""
+def test_a_line_is_written_at_once(folder):
+  """Not only when the run ends: it may be killed."""
   writer = Writer(folder, 0)
   writer.scalars(1, {"a": 1.0})
   assert lines(folder) == [{"step": 1, "a": 1.0}]
@@ -61,7 +61,7 @@ def test_a_line_is_there_at_once(folder):
 @pytest.mark.parametrize(
   "torn", ["", '{"step": 5, "a": 2.', '{"step"', "\0\0\0\0", "7"]
 )
-def test_goes_on_after_a_step(folder, torn):
+def test_resumes_after_a_step(folder, torn):
   write(folder, 0, 1, 2, 3, 4)
   with (folder / "metrics.jsonl").open("a") as file:
     file.write(torn)
@@ -72,11 +72,11 @@ def test_goes_on_after_a_step(folder, torn):
     for e in events(folder / "tensorboard")
     if e.WhichOneof("what") == "session_log"
   ]
-  assert starts == [1, 3]  # what TensorBoard forgets earlier ones from
+  assert starts == [1, 3]  # where TensorBoard drops earlier ones
 
 
-def test_damaged_lines_are_left_out_and_told(folder, caplog):
-  """Whatever they are; the good ones stay as they are, byte by byte."""
+def test_damaged_lines_are_skipped_and_reported(folder, caplog):
+  """Whatever they are; the good ones stay byte by byte."""
   good = [b'{"step": 1, "a": NaN}', b'{"a": 2.50, "step": 2, "\\u00fc": null}']
   bad = (
     *(b"\xff\xfe{", b"\0" * 9, b"[1]", b"null", b"7", b'"x"', b"", b"[" * 9**5),
@@ -92,7 +92,7 @@ def test_damaged_lines_are_left_out_and_told(folder, caplog):
 
 
 def test_any_damage_of_the_log_is_survived(folder):
-  """Lines that it did not touch are kept, but for those of later steps."""
+  """Undamaged lines are kept, except those of later steps."""
   write(folder, 0, *range(1, 40))
   path = folder / "metrics.jsonl"
   whole = path.read_bytes()
@@ -107,8 +107,8 @@ def test_any_damage_of_the_log_is_survived(folder):
     shutil.rmtree(folder / "tensorboard")
 
 
-def test_a_full_disk_leaves_whole_lines(folder, monkeypatch):
-  """Half a line gets onto the disk, then no more: it is taken back."""
+def test_a_full_disk_leaves_complete_lines(folder, monkeypatch):
+  """Half a line is written before the disk is full: it is removed."""
   writer = Writer(folder, 0)
   writer.scalars(1, {"a": 1.0})
   raw = writer._file

@@ -1,5 +1,5 @@
-"""How good images are at equal time: ours and a peer's VAE, judged alike.
+"""Compares image quality at equal time: ours and a peer's VAE, same evaluation.
 
-In this order: `rows` (what is trained on what), `ours` and `peer` (the two
-trainings), `judge`, `report`; `__main__` has the flags.
+Reading order: `rows` (data and budgets), `ours` and `peer` (the two trainings),
+`judge`, `report`; `__main__` has the flags.
 """

@@ -1,23 +1,24 @@
 """Quality at equal time: python -m benchmarks.quality, from a checkout's root.
 
---mnist=PATH --fashion=PATH --faces=PATH     the data: a folder of idx files, an
-                                .npz, for faces a folder with train/ and test/;
-                                or any data.source, such as npz:PATH
---rows=mnist_120,faces_600      <task>_<CPU-seconds>; else mnist_120, mnist_600,
-                                fashion_mnist_600, faces_600, faces_1800, those
-                                whose data are given
---seeds=0,1,2                   each of them on both sides
---sides=ours                    one alone (ours, peer)
+--mnist=PATH --fashion=PATH --faces=PATH     the data: a folder of idx files or
+                                an .npz; for faces, a folder with train/ and
+                                test/; or any data.source, such as npz:PATH
+--rows=mnist_120,faces_600      <task>_<CPU-seconds>; default: those of
+                                mnist_120, mnist_600, fashion_mnist_600,
+                                faces_600 and faces_1800 whose data are given
+--seeds=0,1,2                   seeds to run on both sides
+--sides=ours                    run only one side (ours, peer)
 --ours=optim.vae.learning_rate=1e-3     an override for ours; may be repeated
---out=runs/quality              where all is kept; the same command goes on
---tiny                          digits and tiny networks, a minute in all: that
-                                it runs, no numbers to be quoted
+--out=runs/quality              output folder; the same command resumes
+--tiny                          digits and tiny networks, about a minute: to try
+                                the command, not for results
 
 Trains ours and pythae's default VAE (pip install -e '.[bench]') for the same
-CPU-seconds on the same images with as many latents, judges both alike, and
-writes quality.md, quality.json and a PNG for each row. What the numbers are is
-said beneath the table. A finished run is not repeated. Have the machine for
-yourself; `taskset -c 0` before the command gives both sides one core.
+CPU-seconds on the same images with the same latent size, evaluates both in the
+same way, and writes quality.md, quality.json and a PNG per row. The text below
+the table explains the metrics. A finished run is not repeated. Run it on an
+otherwise idle machine; `taskset -c 0` before the command gives both sides one
+core.
 """
 
 import os
@@ -35,47 +36,56 @@ SIDES = ("ours", "peer")
 
 
 def define() -> None:
-  """The flags."""
-  text, many = flags.DEFINE_string, flags.DEFINE_list
+  """Defines the flags."""
+  text, names = flags.DEFINE_string, flags.DEFINE_list
   text("mnist", None, "")
   text("fashion", None, "")
   text("faces", None, "")
-  many("rows", None, "")
-  many("seeds", ["0"], "")
-  many("sides", list(SIDES), "")
+  names("rows", None, "")
+  names("seeds", ["0"], "")
+  names("sides", list(SIDES), "")
   flags.DEFINE_multi_string("ours", [], "")
   text("out", "runs/quality", "")
   flags.DEFINE_bool("tiny", False, "")
 
 
 def main() -> None:
-  """Trains, judges and reports as the flags say."""
-  os.environ["JAX_PLATFORMS"] = "cpu"  # of CPU-seconds
-  # As an interrupt, so that the process that trains ends with this one.
+  """Trains, evaluates and reports as the flags say."""
+  os.environ["JAX_PLATFORMS"] = "cpu"  # CPU-seconds are measured
+  # Treat it as an interrupt, so that the training process ends with this one.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   from benchmarks.quality import peer, report, rows  # noqa: PLC0415
 
   given = flags.FLAGS
   if not all(seed.isdecimal() for seed in given.seeds):
-    raise UserError(f"--seeds={','.join(given.seeds)}: whole numbers, please.")
+    raise UserError(f"--seeds={','.join(given.seeds)} must be whole numbers.")
   if not given.sides or set(given.sides) - set(SIDES):
-    raise UserError(f"--sides={','.join(given.sides)}: of {', '.join(SIDES)}.")
+    raise UserError(
+      f"--sides={','.join(given.sides)} must be of {', '.join(SIDES)}."
+    )
   paths = {
     "mnist": given.mnist,
     "fashion_mnist": given.fashion,
     "faces": given.faces,
   }
-  wanted = rows.parse(given.rows, paths, given.tiny)
-  why = peer.missing() if "peer" in given.sides else "not among --sides"
-  found = {"machine": report.machine(), "rows": {}, "tasks": {}, "skipped": {}}
-  if why:
-    found["skipped"]["peer"] = why
+  budgets_by_task = rows.parse(given.rows, paths, given.tiny)
+  peer_skipped = (
+    peer.missing() if "peer" in given.sides else "not among --sides"
+  )
+  results = {
+    "machine": report.machine(),
+    "rows": {},
+    "tasks": {},
+    "skipped": {},
+  }
+  if peer_skipped:
+    results["skipped"]["peer"] = peer_skipped
   out = Path(given.out)
-  for name, budgets in wanted.items():
+  for name, budgets in budgets_by_task.items():
     task = (rows.TINY_TASKS if given.tiny else rows.TASKS)[name]
-    bench = Bench(name, task, rows.source(task, paths.get(name)), out, found)
+    bench = Bench(name, task, rows.source(task, paths.get(name)), out, results)
     for seed in map(int, given.seeds):
-      if not why:
+      if not peer_skipped:
         bench.peer(budgets, seed)
       if "ours" in given.sides:
         bench.ours(budgets, seed)
@@ -83,43 +93,43 @@ def main() -> None:
 
 
 class Bench:
-  """One task: its rows are trained and judged, and reported each time."""
+  """Trains and evaluates the rows of one task; writes the report each time."""
 
-  def __init__(self, name: str, task, source: str, out: Path, found: dict):
-    """Reads the images and makes the judge; `found` is what is reported.
+  def __init__(self, name: str, task, source: str, out: Path, results: dict):
+    """Reads the images and creates the judge; `found` holds the results.
 
     Raises:
-      UserError: the data, or an override of ours, are at fault.
+      UserError: if the data or an override of ours is invalid.
     """
     from benchmarks.quality import child, judge, rows  # noqa: PLC0415
     from benchmarks.quality.ours import Ours  # noqa: PLC0415
 
-    more = flags.FLAGS.ours
-    self._name, self._task, self._out, self._found = name, task, out, found
-    self._ours = Ours(task, source, more)
+    overrides = flags.FLAGS.ours
+    self._name, self._task, self._out, self._results = name, task, out, results
+    self._ours = Ours(task, source, overrides)
     child.say(f"{name}: reading {source}")
     self._images = rows.read(self._ours.config)
     self._judge = judge.Judge(self._images, task.features, out)
-    found["tasks"][name] = {
+    results["tasks"][name] = {
       "source": source,
       "train": len(self._images.train),
       "judged": len(self._images.test),
       "images": self._images.sha256,
       "accuracy": self._judge.accuracy,
       "config": task.config,
-      "overrides": [*task.more, *more],
+      "overrides": [*task.more, *overrides],
       "batch": {"ours": self._ours.config.data.batch_size, "peer": task.batch},
     }
 
   def ours(self, budgets: list[int], seed: int) -> None:
-    """Our runs of a seed."""
+    """Runs ours with a seed."""
     for seconds in budgets:
       folder = self._folder(seconds)
       facts = self._ours.run(folder, seed, seconds, self._images)
       self._keep("ours", seconds, seed, facts)
 
   def peer(self, budgets: list[int], seed: int) -> None:
-    """The peer's run of a seed."""
+    """Runs the peer with a seed."""
     from benchmarks.quality import peer  # noqa: PLC0415
 
     folders = {seconds: self._folder(seconds) for seconds in budgets}
@@ -133,23 +143,23 @@ class Bench:
     return folder
 
   def _keep(self, side: str, seconds: int, seed: int, facts: dict) -> None:
-    """Judges a finished run; writes the report as far as it is."""
+    """Evaluates a finished run and updates the report."""
     from benchmarks.quality import judge, report  # noqa: PLC0415
 
     folder = self._folder(seconds)
-    with np.load(folder / f"{side}_s{seed}.npz") as made:
-      numbers = self._judge(made["reconstructions"], made["samples"])
-    sides = self._found["rows"].setdefault(folder.name, {})
-    sides.setdefault(side, {})[seed] = facts | numbers
-    # Ours first, whichever came first.
-    self._found["rows"][folder.name] = dict(sorted(sides.items()))
+    with np.load(folder / f"{side}_s{seed}.npz") as images:
+      metrics = self._judge(images["reconstructions"], images["samples"])
+    sides = self._results["rows"].setdefault(folder.name, {})
+    sides.setdefault(side, {})[seed] = facts | metrics
+    # Ours first, whichever finished first.
+    self._results["rows"][folder.name] = dict(sorted(sides.items()))
     kinds = {"held out": self._images.test}
     for what in ("reconstructions", "samples"):
       for name, seeds in sorted(sides.items()):
-        with np.load(folder / f"{name}_s{next(iter(seeds))}.npz") as made:
-          kinds[f"{name}:\n{what}"] = made[what]
+        with np.load(folder / f"{name}_s{next(iter(seeds))}.npz") as images:
+          kinds[f"{name}:\n{what}"] = images[what]
     judge.picture(self._out / f"{folder.name}.png", kinds)
-    report.write(self._out, self._found)
+    report.write(self._out, self._results)
 
 
 if __name__ == "__main__":

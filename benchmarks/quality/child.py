@@ -1,4 +1,4 @@
-"""Processes that train, one at a time, and what finished ones left."""
+"""Runs training processes one at a time, and finds finished results."""
 
 import json
 import os
@@ -17,12 +17,12 @@ USER_ERROR = 2  # exit code
 
 
 def say(line: str) -> None:
-  """What is being done, and since when, to stderr."""
+  """Prints the current stage and the time, to stderr."""
   print(f"{time.strftime('%T')} {line}", file=sys.stderr, flush=True)
 
 
 def cores() -> int:
-  """How many this process, and so its children, may use."""
+  """Returns the number of cores that this process and its children may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -31,27 +31,27 @@ def cores() -> int:
 def run(
   module: str, flags: Sequence[str], log: Path, **env: str
 ) -> dict[str, float]:
-  """Runs `python -m module flags` to its end; its lines are shown and kept.
+  """Runs `python -m module flags` to its end; prints and logs its output.
 
   Args:
-    module: of the command.
-    flags: of it.
-    log: file that its output goes to.
-    **env: variables that it has besides this process's.
+    module: the module to run.
+    flags: its flags.
+    log: file for its output.
+    **env: environment variables to add to this process's.
 
   Returns:
     {"cpu_seconds": user and system time of the whole process, with all its
     threads and children; "wall_seconds"}.
 
   Raises:
-    UserError: that was its end (exit code 2).
-    RuntimeError: it failed in another way.
+    UserError: if it ended with one (exit code 2).
+    RuntimeError: if it failed in another way.
   """
   path = os.environ.get("PYTHONPATH")
   env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
-  before, start = _of_children(), time.monotonic()
+  before, start = _children_cpu_seconds(), time.monotonic()
   with (
-    log.open("w") as kept,
+    log.open("w") as log_file,
     subprocess.Popen(
       [sys.executable, "-m", module, *flags],
       env=os.environ | env,
@@ -62,13 +62,13 @@ def run(
   ):
     try:
       for line in process.stdout:
-        kept.write(line)
+        log_file.write(line)
         print(f"  | {line}", end="", file=sys.stderr, flush=True)
     except BaseException:
-      process.terminate()  # it is not to train beside what comes next
+      process.terminate()  # it must not run alongside the next one
       process.wait()
       raise
-  used = _of_children() - before
+  cpu_seconds = _children_cpu_seconds() - before
   if process.returncode:
     text = log.read_text()
     if process.returncode == USER_ERROR and "gamix_jax: " in text:
@@ -76,34 +76,34 @@ def run(
     raise RuntimeError(
       f"{module} failed with exit code {process.returncode}:\n{text[-4_000:]}"
     )
-  return {"cpu_seconds": used, "wall_seconds": time.monotonic() - start}
+  return {"cpu_seconds": cpu_seconds, "wall_seconds": time.monotonic() - start}
 
 
-def _of_children() -> float:
-  """CPU-seconds of all children that have ended."""
+def _children_cpu_seconds() -> float:
+  """Returns the CPU-seconds of all children that have ended."""
   usage = resource.getrusage(resource.RUSAGE_CHILDREN)
   return usage.ru_utime + usage.ru_stime
 
 
 def finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-  """What a finished run wrote to `path`; None: there is none.
+  """Returns what a finished run wrote to `path`, or None if there is none.
 
   Raises:
-    UserError: it was made with other settings.
+    UserError: if its settings were different.
   """
   if not path.is_file():
     return None
   saved = json.loads(path.read_text())
-  was, now = saved["settings"], json.loads(json.dumps(settings))
+  old, new = saved["settings"], json.loads(json.dumps(settings))
   differing = sorted(
-    k for k in was.keys() | now.keys() if was.get(k) != now.get(k)
+    k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
   )
   if differing:
     shown = ", ".join(
-      f"{k}: {was.get(k)!r} there, {now.get(k)!r} now" for k in differing[:4]
+      f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing[:4]
     )
     raise UserError(
       f"{path} was made with other settings ({shown}).\n"
-      "Delete it to have it made again, or give another --out."
+      "Delete it to run it again, or use another --out."
     )
   return saved

@@ -1,4 +1,4 @@
-"""The judge: the same numbers and pictures of both sides' images."""
+"""Evaluates both sides' images with the same metrics and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,25 +11,25 @@ from matplotlib.figure import Figure
 from benchmarks.quality.rows import Images
 from gamix_jax import metrics, pictures
 
-CLASSIFIED = 20_000  # training images at most that the classifier learns from
-SEED = 0  # of the classifier, of the random network
-COLUMNS, LINES = 16, 2  # of images in a picture, of each kind
+CLASSIFIED = 20_000  # maximum number of training images for the classifier
+SEED = 0  # of the classifier and of the random network
+COLUMNS, ROWS = 16, 2  # of images per kind in a picture
 DPI = 100
 
 
 class Judge:
-  """Of one task's images.
+  """Evaluates images of one task.
 
   Attributes:
     extractors: {"classifier" or "random": features of images}.
-    accuracy: share of the held-out images that the classifier tells rightly;
-      None where there is none.
+    accuracy: the classifier's accuracy on the held-out images; None without
+      a classifier.
   """
 
   def __init__(self, images: Images, features: Sequence[str], cache: Path):
-    """Trains the classifier, or finds it in `cache`.
+    """Trains the classifier, or loads it from `cache`.
 
-    There is none for images without labels, or of one class.
+    Images without labels, or of a single class, have no classifier.
     """
     self._images, self._test = images, pictures.to_float(images.test)
     self.extractors, self.accuracy = {}, None
@@ -49,39 +49,39 @@ class Judge:
   def __call__(
     self, reconstructions: np.ndarray, samples: np.ndarray
   ) -> dict[str, Any]:
-    """Numbers of images, uint8 [n, h, w, c], as many as are held out.
+    """Computes metrics of uint8 images [n, h, w, c], as many as are held out.
 
     Returns:
       {"mae": in [-1, 1], "features": {extractor: {"fd_reconstructions",
       "fd_prior", and of the samples "precision", "recall", "density",
       "coverage"}}}.
     """
-    wanted = self._images.test.shape
-    if not reconstructions.shape == samples.shape == wanted:
+    expected = self._images.test.shape
+    if not reconstructions.shape == samples.shape == expected:
       raise ValueError(
-        f"{reconstructions.shape} and {samples.shape} are not {wanted}"
+        f"{reconstructions.shape} and {samples.shape} must be {expected}"
       )
     made, drawn = pictures.to_float(reconstructions), pictures.to_float(samples)
     found = {}
     for name, extract in self.extractors.items():
-      real, of_drawn = self._real[name], extract(drawn)
+      real, drawn_features = self._real[name], extract(drawn)
       found[name] = {
         "fd_reconstructions": metrics.frechet_distance(extract(made), real),
-        "fd_prior": metrics.frechet_distance(of_drawn, real),
-        **metrics.prdc(real, of_drawn),
+        "fd_prior": metrics.frechet_distance(drawn_features, real),
+        **metrics.prdc(real, drawn_features),
       }
     error = np.abs(made - self._test).mean(dtype=np.float64)
     return {"mae": float(error), "features": found}
 
 
 def picture(path: Path, kinds: Mapping[str, np.ndarray]) -> None:
-  """A PNG of the first images of each kind, uint8 [n, h, w, c].
+  """Writes a PNG of the first images of each kind, uint8 [n, h, w, c].
 
   Raises:
-    OSError: it cannot be written.
+    OSError: if it cannot be written.
   """
   grids = {
-    k: pictures.grid(pictures.to_float(v[: COLUMNS * LINES]), COLUMNS)
+    k: pictures.grid(pictures.to_float(v[: COLUMNS * ROWS]), COLUMNS)
     for k, v in kinds.items()
   }
   height, width = next(iter(grids.values())).shape[:2]

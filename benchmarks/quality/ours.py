@@ -1,9 +1,9 @@
-"""Our side: the product's own command, for so many CPU-seconds in all.
+"""Our side: runs the library's training command within a CPU-time budget.
 
-The budget is of the whole process: imports, reading the data, compiling (anew,
-without a cache), training, the last evaluation and the checkpoint. Rates may
-follow a schedule over `steps`, so that number must be known before: it comes
-from the times of short runs, which are a constant and so much a step.
+The budget covers the whole process: imports, reading the data, compiling
+(without a cache), training, the final evaluation and the checkpoint. A learning
+rate may follow a schedule over `steps`, so that number must be known before: it
+is predicted from the times of short runs, which are linear in the steps.
 """
 
 import hashlib
@@ -28,19 +28,28 @@ from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-LOGS = 10  # times that a run logs its numbers, whatever its length
-SHORT = 20, 100  # steps of the two runs that are timed first
-SHARE = 0.12  # of the budget: longer ones follow until their steps took that
-LONGER = 20  # times the longest so far, at most
-TIMED = 6  # runs, at most
-MARGIN = 0.01, 0.5  # share of the budget, and CPU-seconds, that stay unused
-OVER = 1.02  # times the budget; over it, the run is made again, shorter
+LOGS = 10  # how often a run logs its metrics, whatever its length
+FIRST_STEPS = 20, 100  # steps of the first two timed runs
+TIMED_FRACTION = (
+  0.12  # of the budget: time longer runs until their steps took that
+)
+MAX_GROWTH = 20  # times the longest so far, at most
+MAX_TIMED = 6  # maximum number of timed runs
+MARGIN = 0.01, 0.5  # fraction of the budget, and CPU-seconds, to leave unused
+MAX_OVERRUN = (
+  1.02  # times the budget; if exceeded, the run is repeated with fewer steps
+)
 ATTEMPTS = 4
 KEY = 0  # of the samples
-# Set here, so not what a run is known by; the images are, by their hash.
+# The benchmark sets these keys, so they do not identify a run.
 OWN = ("steps", "log_every", "eval_every", "seed", "data.source")
 OWN += ("checkpoint.every", "checkpoint.keep", "checkpoint.keep_best")
-FREE_DATA = ("batch_size", "flip", "cache", "workers")  # change no image
+FREE_DATA = (
+  "batch_size",
+  "flip",
+  "cache",
+  "workers",
+)  # do not change the images
 
 Times = list[tuple[int, float]]  # (steps, CPU-seconds) of whole runs
 
@@ -49,15 +58,15 @@ class Ours:
   """Trainings of one task.
 
   Attributes:
-    config: as the flags make it, but for the keys in OWN.
-    settings: what a finished run is known by, {key: value}.
+    config: the config of the flags, before the keys in OWN are set.
+    settings: {key: value} that identifies a finished run.
   """
 
   def __init__(self, task: Task, source: str, more: Sequence[str]):
     """`more` are overrides of the config, "key=value".
 
     Raises:
-      UserError: one of them is none, or would change the images.
+      UserError: if one is malformed, or would change the images.
     """
     for override in more:
       key, equals, _ = override.partition("=")
@@ -85,21 +94,22 @@ class Ours:
   def run(
     self, folder: Path, seed: int, seconds: int, images: Images
   ) -> dict[str, Any]:
-    """Trains, unless that was done before.
+    """Trains, unless there is a finished run.
 
     Args:
       folder: of the row.
       seed: of the run.
       seconds: the budget.
-      images: to be reconstructed; their hash is what the run is known by.
+      images: to be reconstructed; their hash is part of the run's identity.
 
     Returns:
-      {"cpu_seconds", "wall_seconds", "steps", "images": seen in training,
+      {"cpu_seconds", "wall_seconds", "steps", "images": number trained on,
       "parameters": of encoder and decoder, "parameters_discriminator",
-      "settings"}. Beside it lie reconstructions and samples.
+      "settings"}. Reconstructions and samples are stored in the same folder.
 
     Raises:
-      UserError: the budget is too small; a finished run has other settings.
+      UserError: if the budget is too small, or a finished run has other
+        settings.
     """
     name = f"ours_s{seed}"
     file = folder / f"{name}.json"
@@ -110,27 +120,27 @@ class Ours:
     steps = times.steps_for(seconds)
     for _ in range(ATTEMPTS):
       child.say(f"{folder.name} {name}: {steps} steps")
-      used = self._train(folder / name, steps, seed)
-      took = used["cpu_seconds"]
+      usage = self._train(folder / name, steps, seed)
+      took = usage["cpu_seconds"]
       child.say(f"{folder.name} {name}: {took:.1f} CPU-seconds of {seconds}")
       times.add(steps, took)
-      if took <= OVER * seconds:
+      if took <= MAX_OVERRUN * seconds:
         break
       steps = min(times.steps_for(seconds), int(steps * seconds / took))
     else:
       raise UserError(
-        f"{folder.name}: {ATTEMPTS} runs took more CPU-seconds than those "
-        "before them promised; is the machine busy with something else?"
+        f"{folder.name}: {ATTEMPTS} runs took more CPU-seconds than "
+        "predicted from earlier ones; is the machine busy?"
       )
-    facts = used | _write_images(folder, name, steps, images)
+    facts = usage | _write_images(folder, name, steps, images)
     facts["settings"] = settings
     files.write_text(file, json.dumps(facts, indent=1) + "\n")
     return facts
 
   def _times(self, out: Path, images: Images) -> "Timing":
-    """Of runs with these settings, whatever their budget and seed."""
-    known_by = json.dumps([self.settings, images.sha256], sort_keys=True)
-    known_by = hashlib.sha256(known_by.encode()).hexdigest()[:16]
+    """Returns the timings of these settings, for any budget and seed."""
+    identity = json.dumps([self.settings, images.sha256], sort_keys=True)
+    identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def train(steps: int) -> float:
       child.say(f"Timing {steps} steps")
@@ -141,10 +151,10 @@ class Ours:
       child.say(f"{steps} steps took {took:.1f} CPU-seconds")
       return took
 
-    return Timing(out / f"timing-{known_by}.json", train)
+    return Timing(out / f"timing-{identity}.json", train)
 
   def _train(self, path: Path, steps: int, seed: int) -> dict[str, float]:
-    """A run from its beginning, which evaluates and saves at its end."""
+    """Trains from scratch; evaluates and saves at the end."""
     shutil.rmtree(path, ignore_errors=True)
     own = {
       "steps": steps,
@@ -165,53 +175,55 @@ class Ours:
 
 
 class Timing:
-  """How long a number of steps takes, learned from a few lengths of run."""
+  """Predicts the time of a number of steps from runs of a few lengths."""
 
   def __init__(self, path: Path, train):
-    """`path` keeps the times; `train` runs so many steps: CPU-seconds."""
+    """`path` stores the times; `train` runs n steps and returns CPU-seconds."""
     self._path, self._train = path, train
     saved = json.loads(path.read_text()) if path.is_file() else []
     self.times: Times = [(int(n), float(t)) for n, t in saved]
 
   def add(self, steps: int, took: float) -> None:
-    """A run's CPU-seconds."""
+    """Records a run's CPU-seconds."""
     self.times.append((steps, took))
     files.write_text(self._path, json.dumps(self.times) + "\n")
 
   def steps_for(self, seconds: float) -> int:
-    """How many steps fit into so many CPU-seconds; runs some if need be.
+    """Returns how many steps fit into a budget; runs more timings if needed.
 
     Raises:
-      UserError: none does.
+      UserError: if none fits.
     """
     share, least = MARGIN
     budget = seconds * (1 - share) - least
-    for steps in SHORT:
-      if len(self.times) < len(SHORT):
+    for steps in FIRST_STEPS:
+      if len(self.times) < len(FIRST_STEPS):
         self.add(steps, self._train(steps))
     start, each = line(self.times)
-    while len(self.times) < TIMED:
+    while len(self.times) < MAX_TIMED:
       lengths = [steps for steps, _ in self.times]
       room = budget - start  # for steps
-      if each * (max(lengths) - min(lengths)) >= SHARE * room:
+      if each * (max(lengths) - min(lengths)) >= TIMED_FRACTION * room:
         break
-      longer = min(int(1.5 * SHARE * room / each), LONGER * max(lengths))
+      longer = min(
+        int(1.5 * TIMED_FRACTION * room / each), MAX_GROWTH * max(lengths)
+      )
       steps = max(longer, 2 * max(lengths))
       self.add(steps, self._train(steps))
       start, each = line(self.times)
     if budget < start + each:
       raise UserError(
-        f"Of {seconds} CPU-seconds {start:.1f} are gone before the first step; "
-        "give the row more."
+        f"{start:.1f} of {seconds} CPU-seconds pass before the first step; "
+        "use a larger budget for the row."
       )
     return int((budget - start) / each)
 
 
 def line(times: Times) -> tuple[float, float]:
-  """CPU-seconds of a start and of a step.
+  """Returns the CPU-seconds of a start and of a step.
 
-  On the line through the shortest and the longest runs, of each the mean.
-  Neither is under 0 (a step's is over it), whatever the noise.
+  Fits a line through the mean times of the shortest and of the longest runs.
+  The start is at least 0, and a step more than 0, whatever the noise.
   """
   ends = min(times)[0], max(times)[0]
   short, long = (np.mean([t for n, t in times if n == end]) for end in ends)
@@ -222,7 +234,7 @@ def line(times: Times) -> tuple[float, float]:
 def _write_images(
   folder: Path, name: str, steps: int, images: Images
 ) -> dict[str, int]:
-  """Reconstructions and samples of the averaged weights; facts of the run."""
+  """Writes reconstructions and samples of the EMA weights; returns facts."""
   model = gamix_jax.load(folder / name)
   if model.step != steps:
     raise RuntimeError(f"{folder / name} ended at {model.step} of {steps}.")
@@ -247,10 +259,10 @@ def _count(params: Any) -> int:
 
 
 def _resolved(flags: Sequence[str]) -> ConfigDict:
-  """The config that the trainer will make of the same flags.
+  """Returns the config that the trainer will resolve from the same flags.
 
   Raises:
-    UserError: a key that is none, a value of another type or out of range.
+    UserError: if a key does not exist, or a value has another type or range.
   """
   values, argv = absl_flags.FlagValues(), ["quality", *flags]
   holder = config_flags.DEFINE_config_file(

@@ -1,11 +1,11 @@
-"""The other side: pythae's default fully connected VAE, in PyTorch.
+"""The peer: pythae's default fully connected VAE, in PyTorch.
 
   python -m benchmarks.quality.peer ARRAYS.npz OUT --budgets=120,600 ...
 
-is its training, a process that `run` starts. Its budget is CPU-seconds of the
-training loop alone: imports, data and what is written at the end are not
-counted, in its favour. Adam's rate is constant, so that one run is seen at
-every budget on its way.
+is the training process that `run` starts. Its budget covers the CPU-seconds of
+the training loop only, not imports, data or writing the results, which is in
+its favour. Adam's rate is constant, so one run is evaluated at every budget on
+the way.
 """
 
 import argparse
@@ -25,44 +25,48 @@ from benchmarks.quality.rows import Images, Task
 
 LEARNING_RATE = 1e-3
 PACKAGES = ("torch", "pythae")
-# Threads that wait for each other are to sleep. As PyTorch comes they spin, and
-# what they burn so would count: on two busy cores nine tenths of the budget.
+# Threads that wait for each other must sleep. By default PyTorch's spin, and
+# that time would count: nine tenths of the budget on two busy cores.
 WAITING = "passive"
-AT_ONCE = 500  # images that are decoded
-SAID = 10  # times that a run says how far it is
+DECODE_BATCH = 500  # images decoded at once
+PROGRESS_LINES = 10  # how often a run prints its progress
 
 
 def missing() -> str:
-  """Why there is no peer here; empty: there is."""
-  left = [name for name in PACKAGES if not importlib.util.find_spec(name)]
-  if not left:
+  """Returns why the peer cannot run here, or an empty string if it can."""
+  missing_packages = [
+    name for name in PACKAGES if not importlib.util.find_spec(name)
+  ]
+  if not missing_packages:
     return ""
-  return f"no {' and '.join(left)} here: pip install -e '.[bench]'"
+  return (
+    f"{' and '.join(missing_packages)} not installed: pip install -e '.[bench]'"
+  )
 
 
 def versions() -> dict[str, str]:
-  """Of what the peer is made of."""
+  """Returns the versions of the peer's packages."""
   return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def run(
   folders: dict[int, Path], task: Task, seed: int, images: Images
 ) -> dict[int, dict[str, Any]]:
-  """Trains what is not there yet.
+  """Trains the budgets that are not finished.
 
   Args:
-    folders: {budget in CPU-seconds: of the row}.
-    task: says latents, loss and batch.
+    folders: {budget in CPU-seconds: the row's folder}.
+    task: has latent size, loss and batch size.
     seed: of weights, batches and noise.
     images: to train on and to reconstruct.
 
   Returns:
-    {budget: {"cpu_seconds", "wall_seconds", "steps", "images": seen in
-    training, "parameters", "settings"}}. Beside each lie reconstructions and
-    samples.
+    {budget: {"cpu_seconds", "wall_seconds", "steps", "images": number trained
+    on, "parameters", "settings"}}. Reconstructions and samples are stored in
+    the row's folder.
 
   Raises:
-    UserError: a finished run has other settings.
+    UserError: if a finished run has other settings.
   """
   settings = {
     "latent": task.latent,
@@ -109,7 +113,7 @@ def run(
 
 
 def train(given: argparse.Namespace) -> None:
-  """Trains for the longest budget; at each one, writes images and facts."""
+  """Trains for the longest budget; writes images and facts at each budget."""
   import torch  # noqa: PLC0415 (an extra)
   from pythae.models import VAE, VAEConfig  # noqa: PLC0415
 
@@ -128,9 +132,9 @@ def train(given: argparse.Namespace) -> None:
   rows = torch.Generator().manual_seed(given.seed)
   used, steps, wall = 0.0, 0, time.monotonic()
   longest = max(given.budgets)
-  said = 0.0
+  last_print = 0.0
   for budget in sorted(given.budgets):
-    start = time.process_time() - used  # what is written is not counted
+    start = time.process_time() - used  # exclude the time of writing
     model.train()
     while used < budget:
       batch = torch.randint(0, len(train), (given.batch,), generator=rows)
@@ -140,8 +144,8 @@ def train(given: argparse.Namespace) -> None:
       optimizer.step()
       steps += 1
       used = time.process_time() - start
-      if used >= said + longest / SAID:
-        said = used
+      if used >= last_print + longest / PROGRESS_LINES:
+        last_print = used
         print(f"step {steps}, {used:.1f} s: loss {loss.item():.5g}", flush=True)
     model.eval()
     with torch.no_grad():
@@ -163,25 +167,27 @@ def _pixels(torch, images: np.ndarray):
 
 
 def _write(torch, model, test, given, budget: int) -> None:
-  """Reconstructions of means, and samples from N(0, I), as uint8."""
+  """Writes reconstructions of means and samples from N(0, I), as uint8."""
   noise = torch.Generator().manual_seed(given.seed)
   draws = torch.randn(len(test), given.latent, generator=noise)
-  means = torch.cat([model.encoder(x).embedding for x in test.split(AT_ONCE)])
-  made = {}
+  means = torch.cat(
+    [model.encoder(x).embedding for x in test.split(DECODE_BATCH)]
+  )
+  arrays = {}
   for name, z in (("reconstructions", means), ("samples", draws)):
-    parts = [model.decoder(v).reconstruction for v in z.split(AT_ONCE)]
+    parts = [model.decoder(v).reconstruction for v in z.split(DECODE_BATCH)]
     x = torch.cat(parts).reshape(test.shape).clamp(0, 1) * 255
-    made[name] = np.moveaxis(x.round().to(torch.uint8).numpy(), 1, -1)
-  np.savez(given.out / f"{budget}.npz", **made)
+    arrays[name] = np.moveaxis(x.round().to(torch.uint8).numpy(), 1, -1)
+  np.savez(given.out / f"{budget}.npz", **arrays)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  """The options of the process."""
+  """Parses the options of the training process."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("arrays", type=Path, help="npz of train and test, uint8 [n, h, w, c]")
   add("out", type=Path, help="folder for <budget>.npz and <budget>.json")
-  add("--budgets", required=True, help="CPU-seconds, with commas between")
+  add("--budgets", required=True, help="CPU-seconds, comma-separated")
   add("--latent", type=int, required=True)
   add("--loss", choices=("bce", "mse"), required=True)
   add("--batch", type=int, required=True)

@@ -1,4 +1,4 @@
-"""What came of it: a table, what it means, and every number as JSON."""
+"""Writes the report: a table, its explanation, and all values as JSON."""
 
 import json
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import child, judge, ours, peer
-from benchmarks.quality.rows import JUDGED
+from benchmarks.quality.rows import MAX_JUDGED
 from gamix_jax import files
 
 HEAD = (
@@ -22,31 +22,33 @@ HEAD = (
 PRDC = ("precision", "recall", "density", "coverage")
 
 PROTOCOL = f"""\
-Budgets are CPU-seconds, user and system, on {{cores}} core(s) for both sides;
-never two trainings at a time. Ours: `python -m gamix_jax.main` with the config
-named above; all that the process does counts, imports, reading, compiling (no
-cache), the last evaluation and the checkpoint too. The number of steps is set
-before, from short runs that are not counted, so as to stay within the budget;
-a run that took over {ours.OVER - 1:.0%} more is made again, shorter. Peer:
-pythae's default fully connected VAE, Adam {peer.LEARNING_RATE:g}, as many
-threads as cores, which sleep while they wait; only its training loop counts.
-One training of the longest budget is seen at the shorter ones on its way: its
-learning rate is constant. Both get the same uint8 images and as many latents;
-ours mirrors them where its config says so (`data.flip`), the peer does not.
+Budgets are CPU-seconds, user and system, on {{cores}} core(s) for both sides,
+one training at a time. Ours: `python -m gamix_jax.main` with the config named
+above. The whole process counts, including imports, reading, compiling (no
+cache), the final evaluation and the checkpoint. The number of steps is set in
+advance, from short runs that are not counted, so as to stay within the budget;
+a run that exceeds it by more than {ours.MAX_OVERRUN - 1:.0%} is repeated with
+fewer steps. Peer: pythae's default fully connected VAE, Adam
+{peer.LEARNING_RATE:g}, as many threads as cores, which sleep while they wait;
+only its training loop counts. One training for the longest budget is also
+evaluated at the shorter ones: its learning rate is constant. Both sides get the
+same uint8 images and the same latent size; ours mirrors images if its config
+says so (`data.flip`), the peer does not.
 
-Judged are images as 8 bits. MAE: of reconstructions (the posterior's mean
-decoded), pixels in [-1, 1], of the held-out images, {JUDGED:,} at most. fd:
-squared Frechet distance to the held-out images, as many against as many, of the
-reconstructions and of decoded draws from the prior; the four shares are of
-those draws. Features: `classifier`, of a small network that learned the labels
-of up to {judge.CLASSIFIED:,} training images; `random`, of a fixed random one.
-Neither is an FID: compare numbers of the same row and features only. Ours has
-its averaged weights. Parameters are the encoder's and the decoder's. Numbers
-are means, ± the sample standard deviation where there are several seeds."""
+Images are evaluated in 8 bits. MAE: of reconstructions (the decoded posterior
+mean), pixels in [-1, 1], on the held-out images, at most {MAX_JUDGED:,}. fd:
+squared Frechet distance to the held-out images, with equal numbers of images,
+of the reconstructions and of decoded samples from the prior; precision, recall,
+density and coverage are of those samples. Features: `classifier`, a small
+network trained on the labels of up to {judge.CLASSIFIED:,} training images;
+`random`, a fixed random network. Neither gives an FID: compare values of the
+same row and features only. Ours uses its EMA weights. Parameters are those of
+the encoder and the decoder. Values are means, ± the sample standard deviation
+if there are several seeds."""
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers were made on and with."""
+  """Returns the hardware and the versions."""
   names = ("gamix_jax", "jax", "flax", "numpy", "scikit-learn")
   found = {"cpu": _cpu(), "cores": child.cores()}
   found |= {"python": platform.python_version()}
@@ -72,7 +74,7 @@ def _cpu() -> str:
 
 
 def shown(values: Sequence[float], digits: int) -> str:
-  """`0.068 ± 0.001`: a mean, of several its sample standard deviation."""
+  """Formats `0.068 ± 0.001`: a mean and, of several, the standard deviation."""
   text = f"{np.mean(values):,.{digits}f}"
   if len(values) > 1:
     text += f" ± {np.std(values, ddof=1):,.{digits}f}"
@@ -80,7 +82,7 @@ def shown(values: Sequence[float], digits: int) -> str:
 
 
 def table(rows: dict[str, Any]) -> str:
-  """Markdown of {row: {side: {seed: facts and numbers of a run}}}."""
+  """Returns Markdown of {row: {side: {seed: facts and metrics of a run}}}."""
   lines = [HEAD, ("---",) * len(HEAD)]
   for row, sides in rows.items():
     for side, seeds in sides.items():
@@ -90,17 +92,17 @@ def table(rows: dict[str, Any]) -> str:
       first += [f"{runs[0]['parameters']:,}"]
       first += [shown([r["mae"] for r in runs], 4)]
       for name in runs[0]["features"]:
-        found = [r["features"][name] for r in runs]
-        of = {k: [f[k] for f in found] for k in found[0]}
-        rest = [name, *(shown(of[k], 3) for k in list(of)[:2])]
-        rest += [" / ".join(shown(of[k], 2) for k in PRDC)]
+        features = [r["features"][name] for r in runs]
+        columns = {k: [f[k] for f in features] for k in features[0]}
+        rest = [name, *(shown(columns[k], 3) for k in list(columns)[:2])]
+        rest += [" / ".join(shown(columns[k], 2) for k in PRDC)]
         rest += [", ".join(map(str, seeds))]
         lines.append((row, side, *first, *rest))
   return "\n".join("| " + " | ".join(words) + " |" for words in lines)
 
 
 def write(out: Path, found: dict[str, Any]) -> str:
-  """Writes quality.md and quality.json; the Markdown.
+  """Writes quality.md and quality.json; returns the Markdown.
 
   Args:
     out: the folder.
@@ -109,7 +111,7 @@ def write(out: Path, found: dict[str, Any]) -> str:
       {side: reason}}.
 
   Raises:
-    UserError: they cannot be written.
+    UserError: if they cannot be written.
   """
   about = ", ".join(f"{k} {v}" for k, v in found["machine"].items())
   parts = [table(found["rows"]), f"Machine: {about}."]
@@ -121,7 +123,7 @@ def write(out: Path, found: dict[str, Any]) -> str:
     if task["overrides"]:
       line += " with " + ", ".join(f"`{v}`" for v in task["overrides"])
     if task["accuracy"] is not None:
-      line += f"; the classifier tells {task['accuracy']:.1%} of those rightly"
+      line += f"; the classifier's accuracy on those is {task['accuracy']:.1%}"
     parts.append(line + ".")
   parts += [f"No {k}: {why}." for k, why in found["skipped"].items()]
   cores = found["machine"]["cores"]

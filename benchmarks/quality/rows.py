@@ -1,4 +1,4 @@
-"""The rows: which data, how long, and which images both sides see."""
+"""The rows of the benchmark: data, budgets, and the images of both sides."""
 
 import dataclasses
 import hashlib
@@ -11,23 +11,23 @@ from gamix_jax import data
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-JUDGED = 2_000  # held-out images at most, and as many samples
+MAX_JUDGED = 2_000  # maximum number of held-out images, and of samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Data with what goes with them on both sides.
+  """A data set and its settings for both sides.
 
   Attributes:
-    config: of configs/, that ours is trained with.
-    source: what stands before a plain path to make it a data.source.
+    config: file in configs/ that ours is trained with.
+    source: prefix that turns a plain path into a data.source.
     size: height and width.
-    latent: of both.
+    latent: latent size of both sides.
     loss: the peer's reconstruction loss.
-    batch: the peer's.
-    features: that distances are taken between: "classifier", of the data's own
+    batch: the peer's batch size.
+    features: the features for distances: "classifier", trained on the data's
       labels, and "random", of a fixed random network.
-    more: overrides of the config that ours has here.
+    more: overrides of our config.
   """
 
   config: str
@@ -52,7 +52,7 @@ TASKS = {
 ROWS = ("mnist_120", "mnist_600", "fashion_mnist_600", "faces_600")
 ROWS += ("faces_1800",)
 
-# What --tiny has instead: no files, networks that compile in a moment.
+# Replaces TASKS with --tiny: no files, networks that compile quickly.
 TINY_TASKS = {
   "digits": Task(
     *("digits.py", "", 8, 4, "bce", 64, ("random", "classifier")),
@@ -75,15 +75,15 @@ TINY_ROWS = ("digits_12",)
 def parse(
   names: Sequence[str] | None, sources: dict[str, str | None], tiny: bool
 ) -> dict[str, list[int]]:
-  """Rows by name, `<task>_<CPU-seconds>`, as {task: seconds, ascending}.
+  """Parses row names, `<task>_<CPU-seconds>`, to {task: seconds, ascending}.
 
   Args:
-    names: of the rows; None: of ROWS, those whose data were given.
+    names: of the rows; None: those of ROWS whose data were given.
     sources: {task: data.source or None}.
-    tiny: whether the tiny tasks are meant.
+    tiny: whether to use the tiny tasks.
 
   Raises:
-    UserError: no such row, or no data for it.
+    UserError: if a row does not exist, or has no data.
   """
   tasks = TINY_TASKS if tiny else TASKS
   if names is None:
@@ -99,8 +99,8 @@ def parse(
     task, _, seconds = name.rpartition("_")
     if task not in tasks or not seconds.isdecimal() or int(seconds) < 1:
       raise UserError(
-        f"--rows={name}: a row is called <task>_<CPU-seconds>, and the tasks "
-        f"are {', '.join(tasks)}; for instance {ROWS[0]}."
+        f"--rows={name} must be <task>_<CPU-seconds>, and the tasks are "
+        f"{', '.join(tasks)}; for instance {ROWS[0]}."
       )
     if not tiny and not sources[task]:
       flag = task.removesuffix("_mnist") if task != "mnist" else task
@@ -110,7 +110,7 @@ def parse(
 
 
 def source(task: Task, given: str | None) -> str:
-  """The data.source of what a flag says: a path, or a data.source itself."""
+  """Returns the data.source of a flag: a path, or a data.source itself."""
   if not given:
     return "digits"
   name, colon, _ = given.partition(":")
@@ -123,14 +123,14 @@ def source(task: Task, given: str | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """What both sides are trained and judged on.
+  """The images that both sides are trained and evaluated on.
 
   Attributes:
     train: uint8 [n, h, w, c].
-    train_labels: int [n], -1 where there is none.
+    train_labels: int [n], -1 if unlabelled.
     test: uint8 [m, h, w, c], m at most JUDGED.
     test_labels: int [m].
-    sha256: of all of it.
+    sha256: hash of all arrays.
   """
 
   train: np.ndarray
@@ -140,21 +140,21 @@ class Images:
   sha256: str
 
   def save(self, path: Path) -> None:
-    """For the peer's process."""
+    """Saves the images for the peer's process."""
     np.savez(path, train=self.train, test=self.test)
 
 
 def read(config: ConfigDict) -> Images:
-  """The images as the trainer itself reads them.
+  """Reads the images as the trainer does.
 
-  Held out are the first JUDGED of the test split. Of a folder, whose images
-  are sorted by class, as many that are spread evenly over it.
+  The first JUDGED images of the test split are held out. A folder's images are
+  sorted by class, so there as many are taken at even distances.
 
   Raises:
     UserError: as `data.open_dataset`.
   """
   arrays = []
-  for split, most in (("train", None), ("test", JUDGED)):
+  for split, most in (("train", None), ("test", MAX_JUDGED)):
     dataset = data.open_dataset(config.data, split, config.seed)
     n = len(dataset)
     rows = np.arange(min(n, most or n))

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# Trains on GKE, as a JobSet of one pod a host.
+# Trains on GKE, as a JobSet with one pod per host.
 #
 #   export NAME=vae IMAGE=REGION-docker.pkg.dev/P/R/gamix_jax:tpu CLAIM=runs
 #   export HOSTS=4 TPU=tpu-v6e-slice TOPOLOGY=4x4 CHIPS=4
 #   launch/gke/jobset.sh apply tpu --config=... --workdir=/workdir/a
-#   launch/gke/jobset.sh render tpu FLAGS ...     the YAML, to look at or keep
+#   launch/gke/jobset.sh render tpu FLAGS ...     prints the YAML
 #   launch/gke/jobset.sh xpk --config=... --workdir=/workdir/a
 #   launch/gke/jobset.sh status
-#   launch/gke/jobset.sh logs [--follow]          of process 0
-#   launch/gke/jobset.sh delete --force           the JobSet; it saves first
+#   launch/gke/jobset.sh logs [--follow]          logs of process 0
+#   launch/gke/jobset.sh delete --force           the run saves first
 #
-# The cluster needs the JobSet controller, and CLAIM, a PersistentVolumeClaim
-# that many pods may write to (Filestore); it is mounted at /workdir.
+# The cluster needs the JobSet controller and CLAIM, a ReadWriteMany
+# PersistentVolumeClaim (Filestore), which is mounted at /workdir.
 #
-# NAME, IMAGE    of the JobSet; the image of launch/Dockerfile
+# NAME, IMAGE    of the JobSet; the image built from launch/Dockerfile
 # CLAIM          name of the claim
-# HOSTS          how many pods
+# HOSTS          number of pods
 # TPU, TOPOLOGY, CHIPS    for tpu: GKE's accelerator and topology labels, and
-#                         chips a host
-# GPU, GPUS      for gpu: GKE's accelerator label, as nvidia-l4, and GPUs a host
-# SPOT=1         on spot nodes
-# MAX_RESTARTS   100 if not set
-# CLUSTER, TYPE  for xpk: a cluster that xpk made, and the type, as v6e-16
-# DRY_RUN=1      print what would be run
+#                         chips per host
+# GPU, GPUS      for gpu: GKE's accelerator label, such as nvidia-l4, and
+#                GPUs per host
+# SPOT=1         use spot nodes
+# MAX_RESTARTS   default: 100
+# CLUSTER, TYPE  for xpk: a cluster created by xpk, and the type, such as v6e-16
+# DRY_RUN=1      print the commands instead of running them
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -32,13 +33,13 @@ render() {
   local kind=${1:-}
   case $kind in
     tpu | gpu) shift ;;
-    *) fail "say tpu or gpu, then the flags of the training; see --help." ;;
+    *) fail "give tpu or gpu, then the training's flags; see --help." ;;
   esac
-  check_claimed "$@"
+  check_workdir "$@"
   "${PYTHON:-python3}" "$here/render.py" "$here/jobset_$kind.yaml" "$@"
 }
 
-check_claimed() {
+check_workdir() {
   local workdir
   workdir=$(workdir_of "$@")
   [[ $workdir == /workdir/* ]] ||
@@ -57,10 +58,10 @@ apply() {
 }
 
 xpk_create() {
-  need CLUSTER "a cluster that xpk made"
-  need TYPE "the TPU type, as v6e-16"
-  need IMAGE "the image of launch/Dockerfile"
-  check_claimed "$@"
+  need CLUSTER "a cluster created by xpk"
+  need TYPE "the TPU type, such as v6e-16"
+  need IMAGE "the image built from launch/Dockerfile"
+  check_workdir "$@"
   run xpk workload create --cluster="$CLUSTER" --workload="$NAME" \
     --tpu-type="$TYPE" --num-slices=1 --docker-image="$IMAGE" \
     --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes=75 \
@@ -68,11 +69,11 @@ xpk_create() {
     --command="launch/until_done.sh --once python -m gamix_jax.main --multihost $(quoted "$@")"
 }
 
-what=${1:---help}
+verb=${1:---help}
 if (($#)); then shift; fi
-if [[ $what == --help || $what == -h ]]; then usage && exit 0; fi
+if [[ $verb == --help || $verb == -h ]]; then usage && exit 0; fi
 need NAME "the JobSet's name"
-case $what in
+case $verb in
   render) render "$@" ;;
   apply) apply "$@" ;;
   xpk) xpk_create "$@" ;;
@@ -86,15 +87,15 @@ case $what in
     case ${1:-} in
       "") ;;
       --follow) follow=(--follow) ;;
-      *) fail "logs $1: no such option; see --help." ;;
+      *) fail "logs $1: unknown option; see --help." ;;
     esac
     run kubectl logs ${follow[@]+"${follow[@]}"} --tail=50 \
       --selector="jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
     ;;
   delete)
     [[ ${1:-} == --force ]] ||
-      fail "delete would end and delete the JobSet $NAME; add --force to do it."
+      fail "delete stops and removes the JobSet $NAME; add --force to confirm."
     run kubectl delete jobset "$NAME"
     ;;
-  *) fail "$what: no such command; see --help." ;;
+  *) fail "$verb: unknown command; see --help." ;;
 esac

@@ -1,8 +1,8 @@
-"""Fills in a JobSet: python render.py TEMPLATE FLAGS ...; jobset.sh calls it.
+"""Renders a JobSet template: python render.py TEMPLATE FLAGS ...
 
-What is filled in comes from the environment, is checked, and is written as
-JSON, which YAML reads as it is: no value can become more than a value. It
-needs Python alone, since it runs where gamix_jax need not be.
+Called by jobset.sh. Values come from environment variables, are validated, and
+are written as JSON, which is valid YAML, so no value can inject other YAML. It
+uses only the standard library, so that gamix_jax need not be installed.
 """
 
 import json
@@ -13,37 +13,40 @@ import string
 import sys
 from pathlib import Path
 
-# What a variable has to look like: the pattern, and that in words.
-NAME = (r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?", "lower case, digits, -; up to 32")
-LABEL = (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a label of GKE, as nvidia-l4")
-COUNT = (r"[1-9][0-9]*", "a whole number from 1")
-SHAPES = {
+# Each variable's pattern, and its description.
+NAME = (
+  r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?",
+  "lower-case letters, digits and -, at most 32",
+)
+LABEL = (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a GKE label, such as nvidia-l4")
+COUNT = (r"[1-9][0-9]*", "a whole number, at least 1")
+PATTERNS = {
   "NAME": NAME,
   "IMAGE": (r"[\w./:@-]+", "the name of a container image"),
-  "CLAIM": (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a claim's name"),
+  "CLAIM": (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "the name of a claim"),
   "HOSTS": COUNT,
   "MAX_RESTARTS": (r"[0-9]+", "a whole number"),
   "TPU": LABEL,
-  "TOPOLOGY": (r"[0-9]+(x[0-9]+){1,2}", "as 4x4 or 2x2x4"),
+  "TOPOLOGY": (r"[0-9]+(x[0-9]+){1,2}", "such as 4x4 or 2x2x4"),
   "CHIPS": COUNT,
   "GPU": LABEL,
   "GPUS": COUNT,
 }
-NUMBERS = ("HOSTS", "MAX_RESTARTS")  # a resource's quantity is text
+NUMERIC = ("HOSTS", "MAX_RESTARTS")  # a resource quantity is a string
 SPOT = "cloud.google.com/gke-spot"
 
 
 def values(names: set[str], flags: list[str]) -> dict[str, str]:
-  """JSON for each name of a template.
+  """Returns the JSON of each variable of a template.
 
   Raises:
-    ValueError: a variable is missing or misshapen; it says which and how.
+    ValueError: if a variable is missing or malformed; says which and why.
   """
-  # Kubernetes would fill in $(...), but for a doubled dollar.
+  # Kubernetes would expand $(...); a doubled dollar prevents that.
   flags = [flag.replace("$(", "$$(") for flag in flags]
-  found = {"FLAGS": flags, "TOLERATIONS": []}
+  variables = {"FLAGS": flags, "TOLERATIONS": []}
   if os.environ.get("SPOT", "0") != "0":
-    found["TOLERATIONS"] = [
+    variables["TOLERATIONS"] = [
       {
         "key": SPOT,
         "operator": "Equal",
@@ -51,43 +54,45 @@ def values(names: set[str], flags: list[str]) -> dict[str, str]:
         "effect": "NoSchedule",
       }
     ]
-  for name in sorted(names & SHAPES.keys()):
-    pattern, words = SHAPES[name]
+  for name in sorted(names & PATTERNS.keys()):
+    pattern, description = PATTERNS[name]
     value = os.environ.get(name, "")
     if not re.fullmatch(pattern, value):
-      raise ValueError(f"set {name} ({value!r} now): {words}; see --help.")
-    found[name] = int(value) if name in NUMBERS else value
+      raise ValueError(f"set {name}, now {value!r}: {description}; see --help.")
+    variables[name] = int(value) if name in NUMERIC else value
   if {"TOPOLOGY", "HOSTS", "CHIPS"} <= names:
-    chips = math.prod(map(int, found["TOPOLOGY"].split("x")))
-    if chips != found["HOSTS"] * int(found["CHIPS"]):
+    chips = math.prod(map(int, variables["TOPOLOGY"].split("x")))
+    if chips != variables["HOSTS"] * int(variables["CHIPS"]):
       raise ValueError(
-        f"TOPOLOGY={found['TOPOLOGY']} is {chips} chips, and HOSTS x CHIPS is "
-        f"{found['HOSTS']} x {found['CHIPS']}."
+        f"TOPOLOGY={variables['TOPOLOGY']} is {chips} chips, but HOSTS x CHIPS "
+        f"is {variables['HOSTS']} x {variables['CHIPS']}."
       )
-  if "HOSTS" in found:
-    # An environment variable is text.
-    found["HOSTS_TEXT"] = str(found["HOSTS"])
-    # Where process 0 listens: the pod's name in the JobSet's own network.
-    found["COORDINATOR"] = f"{found['NAME']}-host-0-0.{found['NAME']}:8476"
-  found["SELECTOR"] = _selector(found)
-  return {k: json.dumps(v) for k, v in found.items()}
+  if "HOSTS" in variables:
+    # Environment variables are strings.
+    variables["HOSTS_TEXT"] = str(variables["HOSTS"])
+    # The coordinator's address: the pod's name in the JobSet's network.
+    variables["COORDINATOR"] = (
+      f"{variables['NAME']}-host-0-0.{variables['NAME']}:8476"
+    )
+  variables["SELECTOR"] = _selector(variables)
+  return {k: json.dumps(v) for k, v in variables.items()}
 
 
-def _selector(found: dict) -> dict[str, str]:
-  """The labels of the nodes that will do."""
+def _selector(variables: dict) -> dict[str, str]:
+  """Returns the labels of the nodes to use."""
   labels = {}
-  if "TPU" in found:
-    labels["cloud.google.com/gke-tpu-accelerator"] = found["TPU"]
-    labels["cloud.google.com/gke-tpu-topology"] = found["TOPOLOGY"]
-  if "GPU" in found:
-    labels["cloud.google.com/gke-accelerator"] = found["GPU"]
-  if found["TOLERATIONS"]:
+  if "TPU" in variables:
+    labels["cloud.google.com/gke-tpu-accelerator"] = variables["TPU"]
+    labels["cloud.google.com/gke-tpu-topology"] = variables["TOPOLOGY"]
+  if "GPU" in variables:
+    labels["cloud.google.com/gke-accelerator"] = variables["GPU"]
+  if variables["TOLERATIONS"]:
     labels[SPOT] = "true"
   return labels
 
 
 def main() -> int:
-  """Prints the JobSet; the exit code."""
+  """Prints the JobSet; returns the exit code."""
   template = string.Template(Path(sys.argv[1]).read_text())
   names = set(template.get_identifiers())
   if "CHIPS" in names:
