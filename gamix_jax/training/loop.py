@@ -293,7 +293,7 @@ def _check_updates(
   if consecutive >= config.guard.max_nonfinite:
     raise UserError(
       f"The loss or its gradient was not finite in the {consecutive} steps up "
-      f"to {done}; the weights are those before. The last checkpoint is kept.\n"
+      f"to {done}, whose updates were skipped. The last checkpoint is kept.\n"
       "Lower the learning rates, set optim.*.clip, or start the discriminator "
       "later (adversarial.disc_start, .gen_delay, ramp.adversarial)."
     )
