@@ -295,6 +295,13 @@ def check(config: ConfigDict) -> None:
         f"{key} is None: set it, or use --config.preset=small, base or large "
         "to set it."
       )
+  for key, value in config.model.items():
+    if isinstance(value, tuple | list) and not all(
+      _is_a(v, int) and v > 0 for v in value
+    ):
+      raise UserError(
+        f"model.{key}={value} must be whole numbers > 0, as (64, 128)."
+      )
   check_data(config)
 
 

@@ -325,19 +325,14 @@ class Decoder(NetworkModule):
 
 
 def check_features(model: ConfigDict, key: str) -> tuple[int, ...]:
-  """Checks the widths of layers at a key and returns them as a tuple.
+  """Returns the widths of layers at a key.
 
   Raises:
-    UserError: if there are none, or one is not a positive whole number.
+    UserError: if there are none.
   """
-  features = tuple(model[key])
-  if not features:
+  if not model[key]:
     raise UserError(f"model.{key} is empty; give it a width.")
-  if not all(isinstance(v, int) and v > 0 for v in features):
-    raise UserError(
-      f"model.{key}={features} must be whole numbers > 0, as (64, 128)."
-    )
-  return features
+  return tuple(model[key])
 
 
 def check_divides(
