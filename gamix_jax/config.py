@@ -297,7 +297,7 @@ def check(config: ConfigDict) -> None:
       )
   for key, value in config.model.items():
     if isinstance(value, tuple | list) and not all(
-      _is_a(v, int) and v > 0 for v in value
+      type(v) is int and v > 0 for v in value
     ):
       raise UserError(
         f"model.{key}={value} must be whole numbers > 0, as (64, 128)."
