@@ -83,13 +83,13 @@ def _lay_out(view: View) -> SimpleNamespace:
     f"{config.model.latent} latents, step {view.model.step}"
   )
   ui.message = gr.Markdown(elem_id="message")
-  ui.code, ui.other = gr.State(z0), gr.State(z1)
+  ui.code, ui.other_code = gr.State(z0), gr.State(z1)
   with gr.Row():
     with gr.Column(min_width=240):
       ui.file = upload("Your image")
-      ui.seen = image("Model input", view.shown(first), elem_id="seen")
+      ui.input = image("Model input", view.shown(first), elem_id="seen")
     with gr.Column(min_width=240):
-      ui.now = image("Decoded", view.picture(z0), elem_id="decoded")
+      ui.decoded = image("Decoded", view.picture(z0), elem_id="decoded")
     with gr.Column(min_width=240):
       ui.sliders = [
         gr.Slider(
@@ -100,14 +100,14 @@ def _lay_out(view: View) -> SimpleNamespace:
         )
         for d in view.active
       ]
-      ui.zero = gr.Button("Reset sliders")
+      ui.reset = gr.Button("Reset sliders")
   with gr.Tab("Map"):
     gr.Markdown("PCA of the codes of held-out images. Click to decode a point.")
-    ui.plane = image("Map", view.map(view.place(z0)), elem_id="map")
+    ui.map = image("Map", view.map(view.place(z0)), elem_id="map")
   with gr.Tab("Mix"), gr.Row():
     with gr.Column(min_width=240):
-      ui.file1 = upload("Another image")
-      ui.seen1 = image("Other image", view.shown(second))
+      ui.other_file = upload("Another image")
+      ui.other_input = image("Other image", view.shown(second))
     with gr.Column(min_width=240):
       ui.share = gr.Slider(0, 1, 0.5, step=0.01, label="Weight of the other")
       ui.mix = image(
@@ -152,9 +152,9 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
     z1 = view.code(x)
     return z1, view.shown(x), view.mixed(z, z1, share)
 
-  last = dict(trigger_mode="always_last", show_progress="hidden")
+  newest_only = dict(trigger_mode="always_last", show_progress="hidden")
 
-  def on(event, function, inputs, outputs, **kwargs):
+  def connect(event, function, inputs, outputs, **kwargs):
     event(
       _with_message(function, len(outputs)),
       inputs,
@@ -162,44 +162,50 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
       **kwargs,
     )
 
-  outputs = [ui.code, ui.seen, ui.now, ui.plane, ui.mix, *ui.sliders]
-  on(ui.file.upload, on_upload, [ui.file, ui.share, ui.other], outputs)
-  on(
-    ui.file1.upload,
+  outputs = [ui.code, ui.input, ui.decoded, ui.map, ui.mix, *ui.sliders]
+  connect(
+    ui.file.upload, on_upload, [ui.file, ui.share, ui.other_code], outputs
+  )
+  connect(
+    ui.other_file.upload,
     on_upload_other,
-    [ui.file1, ui.share, ui.code],
-    [ui.other, ui.seen1, ui.mix],
+    [ui.other_file, ui.share, ui.code],
+    [ui.other_code, ui.other_input, ui.mix],
   )
   for slider in ui.sliders:
-    on(
-      slider.input, on_slide, [ui.code, *ui.sliders], [ui.now, ui.plane], **last
+    connect(
+      slider.input,
+      on_slide,
+      [ui.code, *ui.sliders],
+      [ui.decoded, ui.map],
+      **newest_only,
     )
-  ui.zero.click(
+  ui.reset.click(
     lambda z: (*on_slide(z, *zeros), *zeros),
     [ui.code],
-    [ui.now, ui.plane, *ui.sliders],
+    [ui.decoded, ui.map, *ui.sliders],
   )
-  # Without `on`, since Gradio inspects the annotation of `event`.
-  ui.plane.select(
+  # Without `connect`, since Gradio inspects the annotation of `event`.
+  ui.map.select(
     on_map_click,
-    [ui.share, ui.other],
-    [ui.code, ui.now, ui.plane, ui.mix, *ui.sliders],
+    [ui.share, ui.other_code],
+    [ui.code, ui.decoded, ui.map, ui.mix, *ui.sliders],
     show_progress="hidden",
   )
-  on(
+  connect(
     ui.share.input,
     lambda z, z1, share: (view.mixed(z, z1, share),),
-    [ui.code, ui.other, ui.share],
+    [ui.code, ui.other_code, ui.share],
     [ui.mix],
-    **last,
+    **newest_only,
   )
   for control in (ui.temperature.input, ui.seed.input):
-    on(
+    connect(
       control,
       lambda seed, t: (view.samples(int(seed or 0), t),),
       [ui.seed, ui.temperature],
       [ui.grid],
-      **last,
+      **newest_only,
     )
 
 

@@ -81,7 +81,7 @@ def locate(role: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def lengths(config: ConfigDict) -> Lengths:
-  """Returns the lengths of a config's networks."""
+  """Returns the numbers of features of a config's networks."""
   model = config.model
   return Lengths(
     len(model.encoder_features),
@@ -91,7 +91,7 @@ def lengths(config: ConfigDict) -> Lengths:
 
 
 def lengths_of_groups(groups: dict[str, Iterable[str]]) -> Lengths:
-  """Counts the lengths of a file's networks, {part: group names}, by norms."""
+  """Infers the numbers of features from a file's {part: group names}."""
 
   def norms(part):
     names = [group.rstrip("0123456789_") for group in groups[part]]
@@ -112,7 +112,7 @@ def datasets(config: ConfigDict) -> dict[str, str]:
 
 
 def datasets_of(counts: Lengths) -> dict[str, str]:
-  """As `datasets`, for networks of these lengths."""
+  """As `datasets`, for networks with these numbers of features."""
   paths = {}
   for part, layers in _layers(counts).items():
     used: Counter[str] = Counter()
