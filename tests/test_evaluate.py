@@ -210,7 +210,7 @@ def test_mistakes(program, flags, words):
   assert_refused(run(program, *flags), *words)
 
 
-def test_excluded_labels():
+def test_excluded_labels(tmp_path):
   c = config_of("digits").data
   whole = data.open_dataset(c, "train")
   assert not whole.excluded
@@ -224,9 +224,12 @@ def test_excluded_labels():
     assert part[i]["label"] == part.labels()[i] == whole[kept[i]]["label"]
   test = data.open_dataset(c, "test")
   assert test.excluded == (3, 7) and {3, 7} <= set(test.labels())
-  from gamix_jax.data import cache
-
-  assert cache._key(part) != cache._key(whole)
+  c.cache = str(tmp_path / "cache")
+  for excluded in ((), (3, "7")):
+    c.exclude_labels = excluded
+    data.open_dataset(c, "train")
+  assert len(list((tmp_path / "cache").glob("train-*"))) == 2
+  c.cache = "none"
   for label, source, words in (
     (13, "digits", "its classes are 0, 1"),
     (1, "synthetic", "it has none"),

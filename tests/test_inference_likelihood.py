@@ -57,7 +57,7 @@ def summed(model, images):
   z = COUNTS if discrete else GRID
   dz = 1.0 if discrete else float(z[1, 0] - z[0, 0])
   x_hat = model.decode(z, raw=True)
-  variables = model._device.vae
+  variables = model.variables["vae"]
   q = spec.vae.apply(
     variables,
     spec.vae.apply(variables, {"image": images}, method="encode"),
@@ -81,7 +81,7 @@ def summed(model, images):
 def test_bounds_against_sums(case, images):
   model = make(**CASES[case])
   log_p, bound = summed(model, images)
-  found = model._likelihood.bounds(images, 2000, jax.random.key(1))
+  found = model.bounds(images, 2000, jax.random.key(1))
   np.testing.assert_allclose(found["iwae"], log_p, atol=0.1)
   np.testing.assert_allclose(found["elbo"], bound, atol=0.3)
   gap = log_p - bound

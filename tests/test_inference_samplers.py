@@ -179,8 +179,9 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
     )
   # Scipy's density of the stored mixture.
   mean = np.asarray(again.encode(images).mean(), np.float64)
-  gmm = again._sources._samplers.gmm
-  parts = zip(gmm.weights_, gmm.means_, gmm.covariances_, strict=True)
+  with np.load(kept) as arrays:
+    names = ("gmm_weights_", "gmm_means_", "gmm_covariances_")
+    parts = list(zip(*(arrays[k] for k in names), strict=True))
   density = sum(
     w * scipy.stats.multivariate_normal(m, c).pdf(mean) for w, m, c in parts
   )
@@ -219,7 +220,7 @@ def test_pseudo_inputs_and_other_sources(model):
   vamp = learned("vamp", model__latent=2)
   z = vamp.draw_latents(KEY, 3000, source="vamp")
   np.testing.assert_array_equal(z, vamp.draw_latents(KEY, 3000))
-  prior = vamp._device.prior()
+  prior = vamp.spec.vae.apply(vamp.variables["vae"], method="learned_prior")
   weights, mu, var = (np.asarray(v, np.float64)[0] for v in prior.components())
   mean = weights @ mu
   spread = weights @ (var + mu**2) - mean**2
