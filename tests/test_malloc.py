@@ -74,18 +74,18 @@ def test_only_where_jax_will_run_on_a_cpu(monkeypatch):
   monkeypatch.setattr(malloc, "find_spec", lambda name: None)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ())
   monkeypatch.delitem(sys.modules, "jax")
-  told = "JAX_PLATFORMS"
+  variable = "JAX_PLATFORMS"
 
-  monkeypatch.delenv(told, raising=False)
+  monkeypatch.delenv(variable, raising=False)
   assert malloc.keep_freed_on_cpu(1)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ("cuda",))
   assert not malloc.keep_freed_on_cpu(1)
-  monkeypatch.setenv(told, "cpu")
+  monkeypatch.setenv(variable, "cpu")
   assert malloc.keep_freed_on_cpu(1)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ())
-  monkeypatch.setenv(told, "cuda,cpu")
+  monkeypatch.setenv(variable, "cuda,cpu")
   assert not malloc.keep_freed_on_cpu(1)
-  monkeypatch.delenv(told)
+  monkeypatch.delenv(variable)
   monkeypatch.setattr(malloc, "find_spec", lambda name: name == "libtpu")
   assert not malloc.keep_freed_on_cpu(1)
 
@@ -127,8 +127,8 @@ def test_commands_start_with_it(tmp_path, command, flags, images):
   c.data.image_size, c.model.encoder_features = 64, (24, 24)
   (tmp_path / "config.json").write_text(to_json(c))
   words = (word.format(run=tmp_path) for word in flags)
-  told = ran(COMMAND, f"gamix_jax.{command}", *words, check=False)
-  assert told.stderr.strip() == f"{4 * images * 64 * 64 * 24} False"
+  completed = ran(COMMAND, f"gamix_jax.{command}", *words, check=False)
+  assert completed.stderr.strip() == f"{4 * images * 64 * 64 * 24} False"
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):

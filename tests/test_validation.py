@@ -57,12 +57,14 @@ def pixel_means(spec, draws, params, batch_stats, batch):
 def test_images_used(make_validator, eval_images):
   """The first n, or all; without the last batch's padding."""
   seen = min(eval_images, 20)
-  made, state = make_validator(evaluate=pixel_means, eval_images=eval_images)
+  validator, state = make_validator(
+    evaluate=pixel_means, eval_images=eval_images
+  )
   c = small(data__source="synthetic:80")
   test = data.open_dataset(c.data, "test", c.seed)
   pixels = [test[i]["image"].mean(dtype=np.float64) for i in range(seen)]
   wanted = pytest.approx(np.mean(pixels), rel=1e-5)
-  assert made.numbers(state)["eval/mae"] == wanted
+  assert validator.numbers(state)["eval/mae"] == wanted
 
 
 def test_draws(make_validator):
@@ -91,24 +93,24 @@ def given_posterior(spec, draws, params, batch_stats, batch):
   return metrics | {"posterior": q, "mask": batch["mask"]}
 
 
-def known(made, state, q):
+def known(validator, state, q):
   """Returns `numbers` of a Validator with `given_posterior`, for q of 20."""
 
   def padded(v):  # fill the last batch with values that would be visible
     return jnp.concatenate([v, jnp.full_like(v[:4], 77)])
 
-  return made.numbers(state.replace(ema=jax.tree.map(padded, q)))
+  return validator.numbers(state.replace(ema=jax.tree.map(padded, q)))
 
 
 @pytest.mark.parametrize("components", [1, 2])
 def test_mutual_information_by_monte_carlo(make_validator, components):
   """On the images used, against many samples and scipy's densities."""
-  made, state = make_validator(evaluate=given_posterior, eval_images=17)
+  validator, state = make_validator(evaluate=given_posterior, eval_images=17)
   rng = np.random.default_rng(0)
   mu = 2 * rng.normal(size=(20, components, 3)).astype(np.float32)
   logvar = rng.uniform(-2, 0, (20, components, 3)).astype(np.float32)
   q = Mixture(np.zeros((20, components), np.float32), mu, logvar)
-  got = known(made, state, q)["eval/mutual_information"]
+  got = known(validator, state, q)["eval/mutual_information"]
   n, draws = 17, 4_000
   sigma = np.exp(logvar[:n].astype(np.float64) / 2)
 
@@ -132,12 +134,12 @@ def test_mutual_information_by_monte_carlo(make_validator, components):
 
 def test_mutual_information_at_its_ends(make_validator):
   """0 for identical codes, ln n for codes far apart, next to active ones."""
-  made, state = make_validator(evaluate=given_posterior)
+  validator, state = make_validator(evaluate=given_posterior)
   mu = np.zeros((20, 2), np.float32)
-  silent = known(made, state, Gaussian(mu, mu))
+  silent = known(validator, state, Gaussian(mu, mu))
   assert silent["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
   mu[:, 0] = np.arange(20)
-  apart = known(made, state, Gaussian(mu, np.full_like(mu, -12)))
+  apart = known(validator, state, Gaussian(mu, np.full_like(mu, -12)))
   assert apart["eval/mutual_information"] == pytest.approx(np.log(20), rel=1e-5)
   assert list(apart)[-3:] == [
     *("eval/kl", "eval/mutual_information", "eval/active_units")
@@ -145,12 +147,12 @@ def test_mutual_information_at_its_ends(make_validator):
 
 
 def test_a_family_without_bounds_has_none(make_validator):
-  made, state = make_validator(evaluate=given_posterior)
+  validator, state = make_validator(evaluate=given_posterior)
   mu = np.zeros((20, 2), np.float32)
   assert "eval/mutual_information" not in known(
-    made, state, EVAEPosterior(mu, mu)
+    validator, state, EVAEPosterior(mu, mu)
   )
-  given = known(made, state, EVAEPosterior(mu, mu, uniform=False))
+  given = known(validator, state, EVAEPosterior(mu, mu, uniform=False))
   assert given["eval/mutual_information"] == pytest.approx(0, abs=1e-6)
 
 
@@ -162,8 +164,10 @@ def test_families_and_priors(make_validator, name):
     "vamp": dict(prior__name="vamp", prior__components=3),
     "mixture": dict(posterior__name="mixture", posterior__components=2),
   }[name]
-  made, state = make_validator(flat, **elbo(dict, **alone(dict, **changes)))
-  first, again = made.numbers(state), made.numbers(state)
+  validator, state = make_validator(
+    flat, **elbo(dict, **alone(dict, **changes))
+  )
+  first, again = validator.numbers(state), validator.numbers(state)
   assert first == again
   assert -0.5 < first["eval/mutual_information"] <= np.log(20)
   assert first["eval/mutual_information"] < first["eval/kl"] + 1
@@ -182,22 +186,24 @@ def test_too_few_images_for_the_population_kl(
   make_validator, latent, eval_images, words
 ):
   """Omitted, not NaN, and one line says why."""
-  made, state = make_validator(model__latent=latent, eval_images=eval_images)
-  assert made.left_out.endswith(words) and "\n" not in made.left_out
-  assert bool(made.left_out) == bool(words)
-  found = made.numbers(state)
+  validator, state = make_validator(
+    model__latent=latent, eval_images=eval_images
+  )
+  assert validator.left_out.endswith(words) and "\n" not in validator.left_out
+  assert bool(validator.left_out) == bool(words)
+  found = validator.numbers(state)
   assert ("eval/population_kl_gaussian" in found) == (not words)
   assert all(np.isfinite(v) for v in found.values())
 
 
 def test_no_message_for_a_family_without_population_kl(make_validator):
-  made, state = make_validator(
+  validator, state = make_validator(
     elbo,
     **{"model__latent": 8, "eval_images": 8},
     **{"prior__name": "vamp", "prior__components": 2},
   )
-  assert made.left_out == ""
-  assert "eval/population_kl_gaussian" not in made.numbers(state)
+  assert validator.left_out == ""
+  assert "eval/population_kl_gaussian" not in validator.numbers(state)
 
 
 def test_training_says_it_once(tmp_path, capsys, monkeypatch):
