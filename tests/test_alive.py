@@ -73,20 +73,20 @@ def median_image_error():
 @pytest.mark.parametrize("job", ["shipped"])
 def test_the_shipped_start_is_alive(run, median_image_error):
   """An empty code would have at least the median's error."""
-  said, numbers = run
+  output, numbers = run
   assert numbers["eval/mutual_information"] > 3
   assert numbers["eval/mae"] < 0.7 * median_image_error
   assert numbers["posterior/explained_variance"] > 0.3
-  assert "dead" not in said
+  assert "dead" not in output
 
 
 @pytest.mark.parametrize("job", ["dying"])
 def test_a_dead_run_is_called_dead(run, median_image_error):
   """Its metrics are dead, too; the advice works as a command line."""
-  said, numbers = run
+  output, numbers = run
   assert numbers["eval/mutual_information"] < 0.3
   assert numbers["eval/mae"] > 0.9 * median_image_error
-  (line,) = re.findall(r"^\d+: the run is dead: .*", said, re.M)
+  (line,) = re.findall(r"^\d+: the run is dead: .*", output, re.M)
   assert line.startswith(f"{STEPS}: ")
   for flag in (
     *("posterior.initial_logvar=-4", "ramp.kl=37"),
@@ -94,7 +94,7 @@ def test_a_dead_run_is_called_dead(run, median_image_error):
   ):
     assert f"--config.{flag}" in line
   assert "ramp.collapse_penalty" not in line
-  held_out = re.search(rf"^held out at {STEPS}: .*", said, re.M)[0]
+  held_out = re.search(rf"^held out at {STEPS}: .*", output, re.M)[0]
   order = [held_out.index(f"{k} ") for k in ("mae", "kl", "active_units")]
   assert order == sorted(order)
   assert "  mutual_information " in held_out

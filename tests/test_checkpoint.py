@@ -296,7 +296,7 @@ def test_falls_back_step_by_step_and_reports_it(copy, caplog):
   ]
   assert store.steps() == [1]
   shutil.rmtree(copy / "1" / "state")
-  with pytest.raises(UserError) as told:
+  with pytest.raises(UserError) as error:
     Checkpoints(copy, keep=3).restore(ABSTRACT)
   for words in (
     "step 3: state/_METADATA has changed",
@@ -304,7 +304,7 @@ def test_falls_back_step_by_step_and_reports_it(copy, caplog):
     "step 1: state/",
     str(copy),
   ):
-    assert words in str(told.value)
+    assert words in str(error.value)
   assert (copy / "3").exists()  # reading moves nothing
 
 
@@ -391,11 +391,11 @@ def test_the_old_go_only_when_the_new_is_complete(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(integrity, "write_checksums", full)
       store.save(2, make(2))
-      with pytest.raises(UserError) as told:
+      with pytest.raises(UserError) as error:
         store.wait()
-    assert "No space left on device" in str(told.value)
-    assert "step 2" in str(told.value)
-    assert "last complete one is step 1" in str(told.value)
+    assert "No space left on device" in str(error.value)
+    assert "step 2" in str(error.value)
+    assert "last complete one is step 1" in str(error.value)
     assert os.listdir(tmp_path) == ["1"]
     assert store.restore(ABSTRACT)[0] == 1
     store.save(2, make(2))  # fixed
@@ -448,18 +448,18 @@ def test_leftovers_are_ignored_then_removed(store):
 def test_the_next_run_finalizes_what_a_killed_one_did_not(copy):
   names = {p.name for p in (copy / "3").iterdir()}
   path = copy / "3" / integrity.CHECKSUMS
-  whole = path.read_text()
-  lines = whole.splitlines(keepends=True)
+  original = path.read_text()
+  lines = original.splitlines(keepends=True)
   late = ("_CHECKPOINT_METADATA", "commit_success.txt")
   kept = [line for line in lines if line.split()[1] not in late]
   path.write_text("".join(kept))
-  assert path.read_text() != whole
+  assert path.read_text() != original
   (copy / "3" / "SHA256SUMS.tmp").write_text("half of")
   with Checkpoints(copy, keep=3) as store:
     assert store.restore(ABSTRACT)[0] == 3
-    assert path.read_text() != whole  # reading changes nothing
+    assert path.read_text() != original  # reading changes nothing
     store.save(4, make(4))
-  assert path.read_text() == whole
+  assert path.read_text() == original
   assert {p.name for p in (copy / "3").iterdir()} == names
 
 
@@ -476,9 +476,9 @@ def test_another_model_is_refused_by_name(copy):
     ema={**ABSTRACT.ema, "new": jax.ShapeDtypeStruct((3,), jnp.float32)},
     key=None,
   )
-  with pytest.raises(UserError) as told:
+  with pytest.raises(UserError) as error:
     store.restore(other)
-  message = str(told.value)
+  message = str(error.value)
   for words in (
     "step is int32[] in it, float32[] here",
     "ema.new float32[3] is not in it",

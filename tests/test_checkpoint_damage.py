@@ -165,9 +165,9 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
   step, changed = copy / "2", 0
   files = files_of(step)
   for i, path in enumerate(files):
-    whole = path.read_bytes()
+    original = path.read_bytes()
     n = COPIES // len(files) + 1
-    for data in damages(whole, n, seed=i):
+    for data in damages(original, n, seed=i):
       path.write_bytes(data)
       saved = (step / integrity.CHECKSUMS).read_bytes()
       if summed and path.name != integrity.CHECKSUMS:
@@ -182,7 +182,7 @@ def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
           if not summed or found == 1:
             equal(state, make(found))
       (step / integrity.CHECKSUMS).write_bytes(saved)
-      path.write_bytes(whole)
+      path.write_bytes(original)
   assert changed > COPIES / 10
 
 

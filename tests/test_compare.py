@@ -750,11 +750,13 @@ def test_features_are_those_of_evaluate(program, tmp_path):
   assert found["protocol"]["used_images"] == len(own.images) == 332
   model, real = own.model, own.image_stats(own.images.x).features
   key = jax.random.key(evaluate_run.SAMPLES_KEY)
-  for kind, made in {
+  for kind, generated in {
     "reconstructions": model.reconstruct(own.images.x),
     "prior": model.sample(key, 332),
   }.items():
-    seen = own.image_stats((332, lambda rows, made=made: made[rows])).features
+    seen = own.image_stats(
+      (332, lambda rows, generated=generated: generated[rows])
+    ).features
     a, b = (np.asarray(v, np.float64) for v in (real, seen))
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     # The trace of the root, by eigenvalues: these moments may be singular.

@@ -309,12 +309,14 @@ def test_keys_of_networks_that_are_not_there(encoder, decoder, unread):
   if unread:
     with pytest.raises(UserError) as e:
       build.train_spec(c)
-    said = re.findall(r"--config\.model\.(\w+)=(\w[\w.]*\w|\d)", str(e.value))
-    assert tuple(key for key, _ in said) == unread
+    suggested = re.findall(
+      r"--config\.model\.(\w+)=(\w[\w.]*\w|\d)", str(e.value)
+    )
+    assert tuple(key for key, _ in suggested) == unread
     assert f"model.encoder='{encoder}' nor model.decoder='{decoder}'" in str(
       e.value
     )
-    for key, value in said:
+    for key, value in suggested:
       kind = type(c.model[key])
       c.model[key] = kind(value)
   build.train_spec(c)
@@ -469,9 +471,9 @@ def test_files_that_are_no_config(tmp_path):
 def test_any_damage_of_config_json(tmp_path):
   """Gives a config that can be checked, or a message that names the file."""
   path = tmp_path / "config.json"
-  whole = config.to_json(small()).encode()
+  original = config.to_json(small()).encode()
   ends = collections.Counter()
-  for damaged in damages(whole, 500):
+  for damaged in damages(original, 500):
     path.write_bytes(damaged)
     try:
       found = config.read(path)

@@ -81,8 +81,8 @@ def test_damaged_images(tmp_path, form):
   exif = {} if form == "BMP" else {"exif": Image.Exif()}
   if exif:
     exif["exif"][0x0112] = 6
-  whole = Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8))
-  raw = saved(lambda out: whole.save(out, form, **exif))
+  original = Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8))
+  raw = saved(lambda out: original.save(out, form, **exif))
   for i in range(TIMES):
     (tmp_path / f"{i:03}.png").write_bytes(damaged(raw, rng))
     (tmp_path / f"{i:03}good.png").write_bytes(raw)
@@ -148,7 +148,7 @@ def encode(image, form, **how):
   return saved(lambda out: image.save(out, form, **how))
 
 
-def whole(h, w, c=3):
+def transform(h, w, c=3):
   return ImageTransform((h, w, c), "none", "area")
 
 
@@ -163,7 +163,7 @@ def test_text_in_a_png_is_of_any_length(packed):
   info.add_text("prompt", "x" * 3_000_000, zip=packed)
   info.add_itxt("note", "y" * 70_000_000, zip=packed)
   raw = encode(SMALL, "PNG", pnginfo=info)
-  np.testing.assert_array_equal(whole(8, 10)(raw), np.asarray(SMALL))
+  np.testing.assert_array_equal(transform(8, 10)(raw), np.asarray(SMALL))
 
 
 def test_a_png_that_is_turned_by_a_text():
@@ -174,12 +174,12 @@ def test_a_png_that_is_turned_by_a_text():
   )
   raw = encode(SMALL, "PNG", pnginfo=info)
   want = np.rot90(np.asarray(SMALL), -1)
-  np.testing.assert_array_equal(whole(10, 8)(raw), want)
+  np.testing.assert_array_equal(transform(10, 8)(raw), want)
 
 
 def test_many_pixels(tmp_path, caplog):
   raw = encode(Image.new("L", (20_000, 10_000), 128), "PNG", compress_level=1)
-  assert (whole(2, 2, 1)(raw) == 128).all()
+  assert (transform(2, 2, 1)(raw) == 128).all()
   for i in range(20):
     SMALL.save(tmp_path / f"{i}.png")
   SMALL.resize((50, 40)).save(tmp_path / "scan.png")
@@ -231,11 +231,11 @@ def test_warnings_of_pillow_break_nothing():
   turned = raw[:2] + app1 + raw[2:]
   with warnings.catch_warnings(record=True) as heard:
     warnings.simplefilter("always")
-    want = whole(8, 10)(turned)
+    want = transform(8, 10)(turned)
   assert heard, "Pillow no longer warns of this; find another fault"
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    np.testing.assert_array_equal(whole(8, 10)(turned), want)
+    np.testing.assert_array_equal(transform(8, 10)(turned), want)
 
 
 # ------------------------------------------------------------------- formats
@@ -257,7 +257,7 @@ def test_a_tiff_is_turned_once(turn):
   want = np.asarray(SMALL.transpose(way[turn]) if turn > 1 else SMALL)
   for how in ({}, {"compression": "tiff_lzw"}):
     raw = encode(SMALL, "TIFF", exif=exif, **how)
-    np.testing.assert_array_equal(whole(*want.shape[:2])(raw), want)
+    np.testing.assert_array_equal(transform(*want.shape[:2])(raw), want)
 
 
 def test_tiff_and_bmp(tmp_path, caplog):
@@ -278,13 +278,13 @@ def test_tiff_and_bmp(tmp_path, caplog):
 
 def test_tiffs_of_many_bits():
   wide = (np.arange(80).reshape(8, 10) * 800).astype(np.uint16)
-  got = whole(8, 10, 1)(encode(Image.fromarray(wide), "TIFF"))
+  got = transform(8, 10, 1)(encode(Image.fromarray(wide), "TIFF"))
   assert np.abs(got[..., 0] - wide / 257).max() <= 0.5
   for other in (wide.astype(np.int32), wide.astype(np.float32)):
     with pytest.raises(BrokenImage, match="8 or 16 bit"):
-      whole(8, 10)(encode(Image.fromarray(other), "TIFF"))
+      transform(8, 10)(encode(Image.fromarray(other), "TIFF"))
 
 
 def test_long_and_thin():
   for size in ((70_000, 2), (1, 40_000)):
-    assert whole(8, 8)(encode(Image.new("RGB", size), "PNG")).max() == 0
+    assert transform(8, 8)(encode(Image.new("RGB", size), "PNG")).max() == 0

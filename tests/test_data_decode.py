@@ -64,11 +64,11 @@ def test_enlarging_keeps_the_picture(resize):
 
 def test_the_four_resizes_differ():
   image = picture(40, 40)
-  made = [
+  resized = [
     ImageTransform((16, 16, 3), "none", r)(image).tobytes()
     for r in ("area", "linear", "cubic", "nearest")
   ]
-  assert len(set(made)) == 4
+  assert len(set(resized)) == 4
 
 
 def test_crops():

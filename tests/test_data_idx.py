@@ -41,14 +41,14 @@ def mnist(
   folder, name="{split}-{kind}-idx{axes}-ubyte", test="t10k", seed=0, n=(9, 4)
 ):
   """Writes a data set; returns {"train": (images, labels), "test": ...}."""
-  made = {}
+  splits = {}
   for k, (split, count) in enumerate(zip(("train", "test"), n, strict=True)):
     x, y = noise(seed + k, count, 8, 8), labels_of(count)
     word = test if split == "test" else split
     write(folder, name.format(split=word, kind="images", axes=3), x)
     write(folder, name.format(split=word, kind="labels", axes=1), y)
-    made[split] = x, y
-  return made
+    splits[split] = x, y
+  return splits
 
 
 def opened(source, split="train", **changes):
@@ -74,11 +74,11 @@ def assert_is(dataset, images, labels):
   ],
 )
 def test_the_values_and_names(tmp_path, name, test):
-  made = mnist(tmp_path, name, test)
+  splits = mnist(tmp_path, name, test)
   (tmp_path / "README.md").write_text("x")
   for split in ("train", "test"):
     dataset = opened(tmp_path, split)
-    assert_is(dataset, *made[split])
+    assert_is(dataset, *splits[split])
     assert dataset.label_names == ()
     assert dataset.source.total == 13
 
@@ -99,12 +99,12 @@ def test_emnist_is_transposed_back(tmp_path):
       assert_is(opened(source, split), x.transpose(0, 2, 1), y)
 
   balanced = mnist(tmp_path, name.format(set="balanced"), "test", seed=8)
-  for which, made in (("letters", letters), ("balanced", balanced)):
-    x, y = made["test"]
+  for which, splits in (("letters", letters), ("balanced", balanced)):
+    x, y = splits["test"]
     dataset = opened(f"{tmp_path}/emnist-{which}", "test")
     assert_is(dataset, x.transpose(0, 2, 1), y)
-  said = says(lambda: opened(tmp_path), "2 sets", "emnist-balanced")
-  assert f"idx:{tmp_path}/emnist-letters" in said
+  message = says(lambda: opened(tmp_path), "2 sets", "emnist-balanced")
+  assert f"idx:{tmp_path}/emnist-letters" in message
   says(lambda: opened(f"{tmp_path}/emnist"), "emnist-balanced, emnist-letters")
 
   plain = mnist(tmp_path, seed=12)  # no prefix, and none is given
@@ -121,10 +121,10 @@ def test_emnist_without_a_test_split_and_not_square(tmp_path):
 
 
 def test_without_labels(tmp_path):
-  made = mnist(tmp_path)
+  splits = mnist(tmp_path)
   (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-  assert_is(opened(tmp_path, "test"), made["test"][0], [-1] * 4)
-  assert_is(opened(tmp_path), *made["train"])
+  assert_is(opened(tmp_path, "test"), splits["test"][0], [-1] * 4)
+  assert_is(opened(tmp_path), *splits["train"])
 
 
 def test_without_test_files_a_share_is_held_out(tmp_path):
@@ -157,25 +157,25 @@ def test_without_test_files_a_share_is_held_out(tmp_path):
 
 def test_the_unpacked_file_and_content_are_what_counts(tmp_path):
   """Kaggle's folders with a file's name; a .gz that a browser unpacked."""
-  made = mnist(tmp_path, "{split}-{kind}.idx{axes}-ubyte")
+  splits = mnist(tmp_path, "{split}-{kind}.idx{axes}-ubyte")
   (tmp_path / "train-images-idx3-ubyte").mkdir()
   write(tmp_path, "t10k-images-idx3-ubyte.gz", b"not read")
-  assert_is(opened(tmp_path), *made["train"])
-  assert_is(opened(tmp_path, "test"), *made["test"])
+  assert_is(opened(tmp_path), *splits["train"])
+  assert_is(opened(tmp_path, "test"), *splits["test"])
   plain = tmp_path / "train-images.idx3-ubyte"
   plain.rename(tmp_path / "train-images-idx3-ubyte.gz")
-  assert_is(opened(tmp_path), *made["train"])
+  assert_is(opened(tmp_path), *splits["train"])
 
 
 @pytest.mark.parametrize("cache", ["memory", "folder"])
 def test_cache_and_excluded_labels(tmp_path, cache):
-  made = mnist(tmp_path / "x", n=(40, 8))
+  splits = mnist(tmp_path / "x", n=(40, 8))
   cache = str(tmp_path / "cache") if cache == "folder" else cache
-  x, y = made["train"]
+  x, y = splits["train"]
   for _ in range(2):
     train = opened(tmp_path / "x", cache=cache, exclude_labels=(3,))
     assert_is(train, x[y != 3], y[y != 3])
-    assert_is(opened(tmp_path / "x", "test", cache=cache), *made["test"])
+    assert_is(opened(tmp_path / "x", "test", cache=cache), *splits["test"])
   assert train.excluded == (3,) and 3 in y
   says(lambda: opened(tmp_path / "x", exclude_labels=(11,)), "class 11")
 

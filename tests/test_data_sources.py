@@ -75,10 +75,10 @@ def test_digits():
   assert train.label_names == tuple("0123456789")
   from sklearn.datasets import load_digits
 
-  whole = load_digits()
+  digits = load_digits()
   theirs = {
     (image.astype(int).tobytes(), int(label))
-    for image, label in zip(whole.images, whole.target, strict=True)
+    for image, label in zip(digits.images, digits.target, strict=True)
   }
   got = [
     (np.round(d["image"][:, :, 0] / 255 * 16).astype(int).tobytes(), d["label"])
@@ -253,7 +253,7 @@ def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
 def test_the_default_fingerprint_is_of_images_and_labels(sources):
   """The cache's key is the fingerprint by default."""
   x = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
-  made = []
+  fingerprints = []
 
   class Given(data.Source):
     def __init__(self, images, labels):
@@ -276,8 +276,9 @@ def test_the_default_fingerprint_is_of_images_and_labels(sources):
     source = Given(images, labels)
     assert source.fingerprint() == Given(images, labels).fingerprint()
     assert source.cache_key() == source.fingerprint()
-    made.append(source.fingerprint())
-  assert len(set(made)) == len(made) and all(len(m) == 16 for m in made)
+    fingerprints.append(source.fingerprint())
+  assert len(set(fingerprints)) == len(fingerprints)
+  assert all(len(f) == 16 for f in fingerprints)
 
 
 def test_a_function_as_a_source(sources):
@@ -299,8 +300,8 @@ def hundred(root):
   images(root, names)
   (root / "20x.jpg").write_text("not an image")
   (root / "40x.png").write_bytes(b"")
-  whole = (root / "60.png").read_bytes()
-  (root / "60x.png").write_bytes(whole[: len(whole) // 2])
+  raw = (root / "60.png").read_bytes()
+  (root / "60x.png").write_bytes(raw[: len(raw) // 2])
   return root
 
 
@@ -434,8 +435,8 @@ def test_cached_is_uncached(photographs, tmp_path, monkeypatch):
       assert sorted(got.broken) == sorted(plain.broken)
       assert [got[i]["label"] for i in range(3)] == [-1] * 3
 
-  made = {p.name for p in folder.iterdir() if p.is_dir()}
-  assert len(made) == 2  # no partial one remains
+  caches = {p.name for p in folder.iterdir() if p.is_dir()}
+  assert len(caches) == 2  # no partial one remains
   monkeypatch.setattr(ImageTransform, "__call__", None)  # found, not decoded
   opened(cache=str(folder))
   monkeypatch.undo()
@@ -459,14 +460,14 @@ def test_a_damaged_cache_is_made_again(photographs, tmp_path, caplog):
     f"folder:{photographs}", max_corrupt_fraction=0.1, cache=str(folder)
   )
   want = pixels(data.open_dataset(c, "train"))
-  (made,) = (p for p in folder.iterdir() if p.is_dir())
-  raw = (made / "images.npy").read_bytes()
-  (made / "images.npy").write_bytes(raw[:-100])
-  stale = folder / f".part-1-{made.name}"  # of a killed process
+  (cache,) = (p for p in folder.iterdir() if p.is_dir())
+  raw = (cache / "images.npy").read_bytes()
+  (cache / "images.npy").write_bytes(raw[:-100])
+  stale = folder / f".part-1-{cache.name}"  # of a killed process
   stale.mkdir()
   np.testing.assert_array_equal(pixels(data.open_dataset(c, "train")), want)
   assert "damaged" in caplog.text
-  assert (made / "images.npy").read_bytes() == raw
+  assert (cache / "images.npy").read_bytes() == raw
   assert not stale.exists()
 
 

@@ -131,7 +131,7 @@ def test_every_number_has_its_protocol(numbers):
 
 
 def test_report(judged, numbers):
-  folder, said = judged
+  folder, output = judged
   text = (folder / "eval" / "report.md").read_text()
   titles = re.findall(r"^## (.*)$", text, re.M)
   assert titles == [s for s in specs.SECTIONS if s != "Training"]
@@ -139,7 +139,7 @@ def test_report(judged, numbers):
   assert len(pictures) == 6
   for name in pictures:
     assert (folder / "eval" / name).stat().st_size > 500
-  assert "under 2,048" in text and "under 2,048" in said
+  assert "under 2,048" in text and "under 2,048" in output
   assert "held out of the training" in text
   mae = numbers["numbers"]["mae"]
   assert report.cell(mae) in text
@@ -210,23 +210,26 @@ def test_mistakes(program, flags, words):
   assert_refused(run(program, *flags), *words)
 
 
-def test_excluded_labels():
+def test_excluded_labels(tmp_path):
   c = config_of("digits").data
-  whole = data.open_dataset(c, "train")
-  assert not whole.excluded
+  complete = data.open_dataset(c, "train")
+  assert not complete.excluded
   c.exclude_labels = (3, "7")
   c.cache = "none"
   part = data.open_dataset(c, "train")
-  kept = [i for i in range(len(whole)) if whole[i]["label"] not in (3, 7)]
+  kept = [i for i in range(len(complete)) if complete[i]["label"] not in (3, 7)]
   assert len(part) == len(kept)
   for i in (0, 100, len(kept) - 1):
-    np.testing.assert_array_equal(part[i]["image"], whole[kept[i]]["image"])
-    assert part[i]["label"] == part.labels()[i] == whole[kept[i]]["label"]
+    np.testing.assert_array_equal(part[i]["image"], complete[kept[i]]["image"])
+    assert part[i]["label"] == part.labels()[i] == complete[kept[i]]["label"]
   test = data.open_dataset(c, "test")
   assert test.excluded == (3, 7) and {3, 7} <= set(test.labels())
-  from gamix_jax.data import cache
-
-  assert cache._key(part) != cache._key(whole)
+  c.cache = str(tmp_path / "cache")
+  for excluded in ((), (3, "7")):
+    c.exclude_labels = excluded
+    data.open_dataset(c, "train")
+  assert len(list((tmp_path / "cache").glob("train-*"))) == 2
+  c.cache = "none"
   for label, source, words in (
     (13, "digits", "its classes are 0, 1"),
     (1, "synthetic", "it has none"),

@@ -57,12 +57,15 @@ def judged(run, **own):
       assert math.isfinite(number["value"]), name
       assert "reason" not in number, name
     assert number.get("error", 0.0) is not None, name
-  said = (run / "eval" / "report.md").read_text()
+  report_text = (run / "eval" / "report.md").read_text()
   for name, number in numbers.items():
     if number["value"] is None:
-      assert f"`{name}`" in said and number["reason"].rstrip(".") in said
-  assert ".." not in said.replace("../", "")
-  return numbers, said
+      assert (
+        f"`{name}`" in report_text
+        and number["reason"].rstrip(".") in report_text
+      )
+  assert ".." not in report_text.replace("../", "")
+  return numbers, report_text
 
 
 def defined(numbers):
@@ -80,13 +83,13 @@ def all_metrics(tmp_path_factory):
   "n", [1, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 8))]
 )
 def test_few_images(all_metrics, tmp_path, n):
-  numbers, said = judged(make(tmp_path / "a", noise(n), noise(40)))
+  numbers, report_text = judged(make(tmp_path / "a", noise(n), noise(40)))
   assert set(numbers) == set(all_metrics)
   distances = {k.split("_")[0] for k in defined(numbers)}
   assert ("fd" in distances) == (n >= 2)
   assert ("kd" in distances) == (n >= 3)
   assert ("precision" in distances) == (n >= 6)
-  assert ("under 2,048" in said) == (n >= 2)  # if there are distances
+  assert ("under 2,048" in report_text) == (n >= 2)  # if there are distances
   assert (numbers["active_units"]["value"] is None) == (n == 1)
   assert ("error" in numbers["mae"]) == (n > 1)
   assert numbers["mutual_information"]["value"] <= math.log(n) + 1e-6
@@ -138,10 +141,10 @@ def test_images_that_are_all_the_same(all_metrics, tmp_path):
 def test_images_too_small_for_features(tmp_path):
   """Distances have a reason, under the feature's own names."""
   run = make(tmp_path / "a", noise(4, 4), noise(40, 4), **FLAT_NETWORK)
-  numbers, said = judged(run)
+  numbers, report_text = judged(run)
   for name in ("fd_reconstructions", "fd_prior", "kd_gmm", "precision_prior"):
     assert "8x8 or more" in numbers[name]["reason"]
-  assert "under 2,048" not in said
+  assert "under 2,048" not in report_text
 
 
 FLAT_NETWORK = {k: v for k, v in FLAT.items() if k.startswith("model")}
@@ -205,10 +208,10 @@ def test_one_image_is_no_page(tmp_path):
 
 def test_rates(tmp_path):
   """Discrete codes have a sparseness; of one image, in part."""
-  numbers, said = judged(
+  numbers, report_text = judged(
     make(tmp_path / "a", noise(1), noise(40), posterior__name="poisson"),
     sources=("prior",),
   )
   assert numbers["population_sparseness"]["value"] > 0
   assert "one image" in numbers["lifetime_sparseness"]["reason"]
-  assert "`population_sparseness`" in said
+  assert "`population_sparseness`" in report_text

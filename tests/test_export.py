@@ -349,8 +349,8 @@ def test_command(program, run, model, tmp_path):
   ("what", "form", "words"),
   [
     ("model", "onnx", "--what=model is for --format=safetensors"),
-    ("decoder", "torch", "--format=torch must be one of stablehlo"),
-    ("head", "onnx", "--what=head must be one of model, encoder, decoder"),
+    ("decoder", "torch", "--format='torch' must be one of stablehlo"),
+    ("head", "onnx", "--what='head' must be one of model, encoder, decoder"),
   ],
 )
 def test_what_is_refused(model, tmp_path, what, form, words):

@@ -444,10 +444,10 @@ def test_nan_in_a_weight_at_the_end(program, straight, fault, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("number", "told"), [(errno.ENOSPC, False), (errno.EROFS, True)]
+  ("number", "logged"), [(errno.ENOSPC, False), (errno.EROFS, True)]
 )
 def test_a_full_disk_is_reported_once(
-  tmp_path, monkeypatch, caplog, number, told
+  tmp_path, monkeypatch, caplog, number, logged
 ):
   """A failed save is logged only if something else ended the run."""
 
@@ -462,7 +462,7 @@ def test_a_full_disk_is_reported_once(
       raise OSError(number, os.strerror(number))
     except OSError as e:
       raise UserError("The numbers cannot be written.") from e
-  assert ("saving the checkpoint of step 1" in caplog.text) == told
+  assert ("saving the checkpoint of step 1" in caplog.text) == logged
 
 
 def test_who_lost_the_others_waits_for_no_save(tmp_path, monkeypatch):

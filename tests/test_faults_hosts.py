@@ -99,7 +99,7 @@ def survivor(run, since):
   return code, seconds
 
 
-def told(code, seconds):
+def describe(code, seconds):
   return f"{abs(code) if code > 0 else 128 - code} in {seconds:.0f} s"
 
 
@@ -115,7 +115,7 @@ def test_killed_in_a_step(program, straight, fault, tmp_path, index):
   last = max(complete(workdir))
   print(code, seconds, done, last, both[1 - index].text())
   assert_two_continue(program, workdir, straight, last)
-  fault.note(told(code, seconds), done - last, BITS)
+  fault.note(describe(code, seconds), done - last, BITS)
 
 
 @pytest.mark.faults("kill -9 of one of two processes, during a save")
@@ -133,7 +133,7 @@ def test_killed_in_a_save(program, straight, fault, tmp_path, index, where):
   assert complete(workdir) == [EVERY, 2 * EVERY]
   assert any(f"/{3 * EVERY}.orbax" in name for name in leftovers(workdir))
   assert_two_continue(program, workdir, straight, 2 * EVERY)
-  fault.note(told(code, seconds), done - 2 * EVERY, BITS)
+  fault.note(describe(code, seconds), done - 2 * EVERY, BITS)
 
 
 @pytest.mark.faults("SIGTERM to one of two processes")
@@ -195,5 +195,5 @@ def test_too_slow(program, straight, fault, tmp_path, index):
   print(code, seconds, slow, done, last, leftovers(workdir))
   print(both[0].text(), both[1].text())
   assert_two_continue(program, workdir, straight, last)
-  ended = f"{told(code, seconds)}; itself {told(*slow)} after resuming"
+  ended = f"{describe(code, seconds)}; itself {describe(*slow)} after resuming"
   fault.note(ended, done - last, BITS)

@@ -137,12 +137,12 @@ def test_a_folder_of_samples(run, model, tmp_path, capsys):
       assert png.size == (4, 4)
       got = np.asarray(png).astype(int)
     assert np.abs(got - image[..., 0]).max() <= 1
-  said = json.loads((tmp_path / "out" / "protocol.json").read_text())
+  protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
   for key, value in dict(
     step=5, which="ema", seed=3, n=5, source="population", temperature=0.5
   ).items():
-    assert said[key] == value
-  assert said["fitted"]["images"] == 30
+    assert protocol[key] == value
+  assert protocol["fitted"]["images"] == 30
   # A fit is used again, unless another fit is requested.
   make(run, "samples", tmp_path / "a.png", n=2, source="gmm")
   assert "Fitting" not in capsys.readouterr().out

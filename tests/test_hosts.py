@@ -412,9 +412,9 @@ def test_a_host_alone_says_so(program, index):
 @pytest.fixture
 def initialize_calls(monkeypatch):
   """Records what JAX would be passed."""
-  told = []
+  calls = []
   monkeypatch.setattr(
-    "jax.distributed.initialize", lambda *args, **_: told.append(args)
+    "jax.distributed.initialize", lambda *args, **_: calls.append(args)
   )
   for name in (
     "SLURM_STEP_NODELIST",
@@ -424,7 +424,7 @@ def initialize_calls(monkeypatch):
   ):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(distributed, "_on_tpu", lambda: False)
-  return told
+  return calls
 
 
 def test_a_single_process_waits_for_nobody(initialize_calls):
@@ -503,5 +503,5 @@ def test_slurm_for_real(program):
     )
     for i in range(2)
   ]
-  told = [json.loads(out.splitlines()[-1]) for _, out, _ in ended(two)]
-  assert told == [[0, 2, True], [1, 2, True]]
+  outputs = [json.loads(out.splitlines()[-1]) for _, out, _ in ended(two)]
+  assert outputs == [[0, 2, True], [1, 2, True]]

@@ -1,5 +1,6 @@
 """A trained model, loaded: accepted inputs, outputs, refusals."""
 
+import logging
 import re
 import shutil
 import subprocess
@@ -135,11 +136,16 @@ def test_outputs_are_the_modules_whatever_the_chunks(run, model, images):
   np.testing.assert_allclose(ours, seen, atol=5e-5)
 
 
-def test_few_images_do_not_pay_for_a_whole_chunk(run, images):
+def test_few_images_do_not_pay_for_a_whole_chunk(run, images, caplog):
   model = gamix_jax.load(run[0], batch_size=4)
+  caplog.set_level(logging.WARNING, "jax")
   for n in (1, 2, 3, 4, 5, 7, 9):
-    model.encode(images[:n])
-  assert model._device.encoder._cache_size() == 3  # 1, 2 and 4 rows
+    with jax.log_compiles():
+      model.encode(images[:n])
+  compiled = {
+    r.getMessage() for r in caplog.records if "encode)" in r.getMessage()
+  }
+  assert sum(m.startswith("Compiling") for m in compiled) == 3  # 1, 2, 4 rows
 
 
 def test_documented_example(flat_run):

@@ -179,8 +179,9 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
     )
   # Scipy's density of the stored mixture.
   mean = np.asarray(again.encode(images).mean(), np.float64)
-  gmm = again._sources._samplers.gmm
-  parts = zip(gmm.weights_, gmm.means_, gmm.covariances_, strict=True)
+  with np.load(kept) as arrays:
+    names = ("gmm_weights_", "gmm_means_", "gmm_covariances_")
+    parts = list(zip(*(arrays[k] for k in names), strict=True))
   density = sum(
     w * scipy.stats.multivariate_normal(m, c).pdf(mean) for w, m, c in parts
   )
@@ -219,7 +220,7 @@ def test_pseudo_inputs_and_other_sources(model):
   vamp = learned("vamp", model__latent=2)
   z = vamp.draw_latents(KEY, 3000, source="vamp")
   np.testing.assert_array_equal(z, vamp.draw_latents(KEY, 3000))
-  prior = vamp._device.prior()
+  prior = vamp.spec.vae.apply(vamp.variables["vae"], method="learned_prior")
   weights, mu, var = (np.asarray(v, np.float64)[0] for v in prior.components())
   mean = weights @ mu
   spread = weights @ (var + mu**2) - mean**2
@@ -239,7 +240,7 @@ def test_pseudo_inputs_and_other_sources(model):
 
 
 def test_spherical_paths_turn_evenly_and_keep_length():
-  between = inference.model.ways.between
+  between = inference.model.latents.between
   a, b = np.array([2.0, 0, 0]), np.array([0, 3.0, 0])
   way = between(a, b, 7, "spherical")
   np.testing.assert_allclose(way[[0, -1]], [a, b], atol=1e-12)
@@ -259,7 +260,7 @@ def test_spherical_paths_turn_evenly_and_keep_length():
 def test_interpolate_and_components(model, images):
   q = model.encode(images[:2])
   ends = np.asarray(q.mean(), np.float64)
-  z = inference.model.ways.between(*ends, 5, "spherical")
+  z = inference.model.latents.between(*ends, 5, "spherical")
   way = model.interpolate(images[0], images[1], 5, path="spherical")
   np.testing.assert_allclose(way, model.decode(z), atol=1e-5)
   weights, shown = model.components(images[1])
@@ -276,7 +277,7 @@ def test_traverse(model, images):
   z, w = (np.asarray(v, np.float64)[:, 0] for v in (z, w))
   mean = w @ z
   std = np.sqrt(w @ (z - mean) ** 2)  # the mixture's, by samples
-  around = partial(inference.model.ways.around, q)
+  around = partial(inference.model.latents.around, q)
   line = around(1, 2.0, 5)
   np.testing.assert_allclose(line[2], np.asarray(q.mean())[0], rtol=1e-6)
   np.testing.assert_allclose((line[-1] - line[2])[1], 2 * std[1], rtol=0.03)

@@ -372,10 +372,10 @@ def test_what_is_no_file_of_the_reference(tmp_path, other):
   broken = tmp_path / "broken.h5"
   broken.write_text("no weights")
   refused(tmp_path, broken, config, "broken.h5", "HDF5")
-  whole = source.read_bytes()
-  broken.write_bytes(whole[: len(whole) // 2])
+  original = source.read_bytes()
+  broken.write_bytes(original[: len(original) // 2])
   refused(tmp_path, broken, config, "HDF5", "truncated")
-  broken.write_bytes(whole[:2000] + b"x" * 2000 + whole[4000:])
+  broken.write_bytes(original[:2000] + b"x" * 2000 + original[4000:])
   refused(tmp_path, broken, config, "HDF5")
 
   def without(name):

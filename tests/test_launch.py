@@ -53,8 +53,8 @@ def sh(script, *args, env=(), cwd=ROOT):
 
 def tool(name):
   """Finds a linter, in the environment that runs the tests or in PATH."""
-  beside = os.path.dirname(sys.executable)
-  return shutil.which(name, path=f"{beside}:{os.environ['PATH']}")
+  folder = os.path.dirname(sys.executable)
+  return shutil.which(name, path=f"{folder}:{os.environ['PATH']}")
 
 
 def lint(name, *args):

@@ -42,7 +42,7 @@ def test_the_second_is_refused_and_touches_nothing(tmp_path):
     first.acquire()  # already its own
     before = all_files(tmp_path)
     for attempt in (Lock(tmp_path).acquire, Lock(tmp_path).check):
-      with pytest.raises(UserError) as told:
+      with pytest.raises(UserError) as error:
         attempt()
       for words in (
         str(tmp_path),
@@ -50,7 +50,7 @@ def test_the_second_is_refused_and_touches_nothing(tmp_path):
         f"kill {os.getpid()}",
         "--workdir",
       ):
-        assert words in str(told.value)
+        assert words in str(error.value)
     assert all_files(tmp_path) == before
   with Lock(tmp_path) as second:
     second.check()

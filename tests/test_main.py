@@ -216,15 +216,15 @@ def test_tensorboard(job):
   for event in found:
     for value in event.summary.value:
       kinds[value.WhichOneof("value")][value.tag, event.step] = value
-  told = {
+  logged = {
     (name, row["step"]): number
     for row in rows(run)
     for name, number in row.items()
     if name != "step"
   }
   shown = kinds["simple_value"]
-  assert shown.keys() == told.keys()
-  for at, number in told.items():
+  assert shown.keys() == logged.keys()
+  for at, number in logged.items():
     np.testing.assert_allclose(shown[at].simple_value, number, rtol=1e-6)
   panels = ("reconstructions", "samples", "interpolation")
   assert kinds["image"].keys() == {(p, s) for p in panels for s in (1, 2, 3)}

@@ -24,7 +24,7 @@ COUNT = """
 import ctypes, resource, sys
 from gamix_jax.cpu import malloc
 if "keep" in sys.argv:
-  assert malloc.keep_freed(1 << 20)
+  assert malloc.disable_malloc_trim(1 << 20)
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -42,7 +42,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 HEAPS = """
 import ctypes, sys, threading
 from gamix_jax.cpu import malloc
-assert malloc.keep_freed(int(sys.argv[1]))
+assert malloc.disable_malloc_trim(int(sys.argv[1]))
 libc = ctypes.CDLL(None)
 threads = [threading.Thread(target=bytearray, args=(100_000,)) for _ in "1234"]
 for t in threads: t.start()
@@ -74,22 +74,22 @@ def test_a_block_is_cleared_once():
 
 def test_only_where_jax_will_run_on_a_cpu(monkeypatch):
   """If the platform is set to CPU, or if JAX could find nothing else."""
-  monkeypatch.setattr(malloc, "keep_freed", lambda layer: True)
+  monkeypatch.setattr(malloc, "disable_malloc_trim", lambda layer: True)
   monkeypatch.setattr(malloc, "find_spec", lambda name: None)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ())
   monkeypatch.delitem(sys.modules, "jax")
-  told = "JAX_PLATFORMS"
+  variable = "JAX_PLATFORMS"
 
-  monkeypatch.delenv(told, raising=False)
+  monkeypatch.delenv(variable, raising=False)
   assert malloc.keep_freed_on_cpu(1)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ("cuda",))
   assert not malloc.keep_freed_on_cpu(1)
-  monkeypatch.setenv(told, "cpu")
+  monkeypatch.setenv(variable, "cpu")
   assert malloc.keep_freed_on_cpu(1)
   monkeypatch.setattr(malloc, "entry_points", lambda group: ())
-  monkeypatch.setenv(told, "cuda,cpu")
+  monkeypatch.setenv(variable, "cuda,cpu")
   assert not malloc.keep_freed_on_cpu(1)
-  monkeypatch.delenv(told)
+  monkeypatch.delenv(variable)
   monkeypatch.setattr(malloc, "find_spec", lambda name: name == "libtpu")
   assert not malloc.keep_freed_on_cpu(1)
 
@@ -131,10 +131,10 @@ def test_commands_start_with_it(tmp_path, command, flags, images):
   c.data.image_size, c.model.encoder_features = 64, (24, 24)
   (tmp_path / "config.json").write_text(to_json(c))
   words = (word.format(run=tmp_path) for word in flags)
-  told = ran(COMMAND, f"gamix_jax.{command}", *words, check=False)
-  assert told.stderr.strip() == f"{4 * images * 64 * 64 * 24} False"
+  completed = ran(COMMAND, f"gamix_jax.{command}", *words, check=False)
+  assert completed.stderr.strip() == f"{4 * images * 64 * 64 * 24} False"
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
   monkeypatch.setattr(sys, "platform", "darwin")
-  assert not malloc.keep_freed(1 << 20)
+  assert not malloc.disable_malloc_trim(1 << 20)

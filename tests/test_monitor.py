@@ -64,7 +64,7 @@ def test_no_verdict_on_a_healthy_run():
 
 
 @pytest.mark.parametrize(
-  ("ill", "words"),
+  ("report", "words"),
   [
     (BLIND, ("blind", "50%", "learning rate")),
     (SATURATED, ("saturated", "100%", "10.0 apart", "weights.adversarial")),
@@ -73,8 +73,8 @@ def test_no_verdict_on_a_healthy_run():
   ],
   ids=["blind", "saturated", "collapsed", "waiting"],
 )
-def test_a_verdict_is_printed_once_and_withdrawn_once(ill, words):
-  lines = lines_by_report(*[ill] * 10, *[WELL] * 10, *[ill] * 10)
+def test_a_verdict_is_printed_once_and_withdrawn_once(report, words):
+  lines = lines_by_report(*[report] * 10, *[WELL] * 10, *[report] * 10)
   assert len(lines) == 3, lines  # although the values vary in between
   assert lines[0][0] == WINDOW - 1  # not from one batch
   for word in words:

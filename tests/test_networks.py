@@ -18,10 +18,12 @@ from conftest import (
   alone,
   assert_close,
   flat,
+  images,
   jit,
   moved,
   run_of,
   small,
+  state_of,
 )
 from flax import linen as nn
 from program import ROOT
@@ -95,29 +97,55 @@ def test_outputs_of_any_size_that_divides(norm, size, channels):
     objective__num_samples=3,
   )
   spec = build.train_spec(c)
-  state = jax.eval_shape(partial(step.init, spec))
-  x = jax.ShapeDtypeStruct((5, *size, channels), jnp.float32)
-  variables = {
-    "params": state.vae.params,
-    "batch_stats": state.vae.batch_stats,
-  }
-  out = jax.eval_shape(
-    partial(spec.vae.apply, num_samples=3),
-    variables,
-    {"image": x},
-    jax.random.key(0),
+  state, x = state_of(spec), images(c)["image"][:5]
+  variables, discriminator = (
+    {"params": net.params, "batch_stats": net.batch_stats}
+    for net in (state.vae, state.disc)
   )
-  q, z, w, x_hat = out.q, out.z, out.w, out.x_hat["image"]
+  rng = np.random.default_rng(0)
+
+  @jit
+  def encode(x):
+    q, pullback = jax.vjp(
+      lambda x: spec.vae.apply(variables, {"image": x}, method="encode"), x
+    )
+    weights = jax.tree.map(lambda v: rng.normal(size=v.shape).astype("f4"), q)
+    return q, pullback(weights)[0]
+
+  @jit
+  def forward(x):
+    out = spec.vae.apply(
+      variables, {"image": x}, jax.random.key(0), num_samples=3
+    )
+    return out.z, out.w, out.x_hat["image"]
+
+  @jit
+  def decode(z):
+    def apply(z):
+      return spec.vae.apply(variables, z, method="decode")["image"]
+
+    x_hat, pullback = jax.vjp(apply, z)
+    return x_hat, pullback(rng.normal(size=x_hat.shape).astype("f4"))[0]
+
+  # Every pixel reaches the posterior, which is the image's own.
+  q, to_pixels = encode(x)
   assert q.mu.shape == (5, 2, 4)
-  assert z.shape == (6, 5, 4)
-  assert w.shape == (6, 5)
-  assert x_hat.shape == (6, *x.shape)
-  logits = jax.eval_shape(
-    spec.disc.apply,
-    {"params": state.disc.params, "batch_stats": state.disc.batch_stats},
-    x,
-  )
+  assert to_pixels.shape == x.shape and np.all(np.asarray(to_pixels) != 0)
+  assert_close(encode(x[::-1])[0], jax.tree.map(lambda v: v[::-1], q), 1e-4)
+  # The samples are decoded one by one; every latent reaches the image.
+  z, w, x_hat = forward(x)
+  assert z.shape == (6, 5, 4) and x_hat.shape == (6, *x.shape)
+  np.testing.assert_allclose(np.sum(w, axis=0), 1, rtol=1e-5)
+  one_by_one, to_latents = decode(z)
+  assert_close(x_hat, one_by_one, 1e-4)
+  assert np.all(np.asarray(to_latents) != 0)
+  # A logit sees its own patch: not a pixel of the opposite corner.
+  apply = jit(partial(spec.disc.apply, discriminator))
+  logits, changed = apply(x), apply(x.at[:, -1, -1].add(0.5))
   assert logits.shape == (5, size[0] // 2, size[1] // 2, 1)
+  assert np.all(logits[:, -1, -1] != changed[:, -1, -1])
+  if norm in ("affine", "none"):  # no statistics over pixels
+    np.testing.assert_array_equal(logits[:, 0, 0], changed[:, 0, 0])
 
 
 def test_a_size_that_does_not_divide_is_refused():
@@ -815,65 +843,85 @@ def test_conv3x3_winograd(dtype, tolerance):
       assert np.abs(a - b).max() < tolerance * np.abs(b).max()
 
 
-def test_which_convolution_takes_which_form(monkeypatch):
-  """As its layers ask for it: on a CPU, and where its sizes fit."""
+def plain_conv(x, kernel, stride, padding):
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride,) * 2,
+    padding,
+    dimension_numbers=convolutions.DIMENSIONS,
+  )
 
-  def forms(size, stride, padding, side, width=2, dtype="float32"):
-    x = jnp.zeros((1, side, side, width), dtype)
-    kernel = jnp.zeros((size, size, width, width + 1), dtype)
-    text = str(
-      jax.make_jaxpr(
-        lambda x, k: convolutions.conv(
-          x,
-          k,
-          (stride,) * 2,
-          padding,
-          dimension_numbers=convolutions.DIMENSIONS,
-        )
-      )(x, kernel)
-    )
-    names = (
-      "conv3x3_winograd",
-      "custom_vjp_call",
-      "dot_general",
-      "conv_general_dilated",
-    )
-    return next(name for name in names if name in text)
 
-  assert forms(1, 1, "SAME", 4) == forms(1, 2, "SAME", 4) == "dot_general"
-  assert forms(3, 1, ((1, 1), (1, 1)), 4) == "conv_general_dilated"
-  assert forms(3, 2, "SAME", 4) == "custom_vjp_call"
-  assert forms(3, 2, ((1, 1), (1, 1)), 4) == "custom_vjp_call"
-  assert forms(3, 2, "SAME", 5) == "conv_general_dilated"
-  assert forms(3, 2, "VALID", 4) == "conv_general_dilated"
+def our_conv(x, kernel, stride, padding):
+  return convolutions.conv(
+    x,
+    kernel,
+    (stride,) * 2,
+    padding,
+    dimension_numbers=convolutions.DIMENSIONS,
+  )
 
-  plain, few = "conv_general_dilated", "conv3x3_winograd"
-  monkeypatch.setattr(jax, "device_count", lambda: 2)
-  assert forms(3, 1, "SAME", 8, 64) == plain
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
-  assert forms(3, 1, "SAME", 8, 64) == few
-  assert forms(3, 1, ((1, 1), (1, 1)), 8, 64) == few
-  assert forms(3, 1, "VALID", 8, 64) == plain
-  assert forms(3, 1, "SAME", 8, 63) == forms(3, 1, "SAME", 4, 64) == plain
-  assert forms(3, 1, "SAME", 10, 64) == plain
-  assert forms(3, 1, "SAME", 8, 64, "bfloat16") == plain
 
-  def halving_has_a_product(width):
-    x, kernel = jnp.zeros((1, 4, 4, width)), jnp.zeros((3, 3, width, width))
-    gradient = jax.grad(
-      lambda k: jnp.sum(
-        convolutions.conv(
-          x, k, (2, 2), "SAME", dimension_numbers=convolutions.DIMENSIONS
-        )
-      )
-    )
-    return "dot_general" in str(jax.make_jaxpr(gradient)(kernel))
+BOTH_SIDES = ((1, 1), (1, 1))
 
-  assert halving_has_a_product(64) and not halving_has_a_product(63)
 
+@pytest.mark.parametrize(
+  ("size", "stride", "padding", "side", "width", "dtype"),
+  [
+    (1, 1, "SAME", 4, 2, "float32"),
+    (1, 2, "SAME", 4, 2, "float32"),
+    (3, 1, BOTH_SIDES, 4, 2, "float32"),
+    (3, 2, "SAME", 4, 2, "float32"),
+    (3, 2, BOTH_SIDES, 4, 64, "float32"),
+    (3, 2, "SAME", 5, 2, "float32"),
+    (3, 2, "VALID", 4, 2, "float32"),
+    (3, 1, "SAME", 8, 64, "float32"),
+    (3, 1, BOTH_SIDES, 8, 64, "float32"),
+    (3, 1, "VALID", 8, 64, "float32"),
+    (3, 1, "SAME", 10, 64, "float32"),
+    (3, 1, "SAME", 8, 64, "bfloat16"),
+  ],
+)
+def test_conv_equals_xlas_on_every_platform(
+  monkeypatch, size, stride, padding, side, width, dtype
+):
+  """Values and gradients, around the limits of the CPU's rewrites."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, side, side, width)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(size, size, width, width + 1)), dtype)
+
+  def forms():  # new functions, which JAX has not traced yet
+    return [
+      lambda x, k, conv=conv: conv(x, k, stride, padding)
+      for conv in (our_conv, plain_conv)
+    ]
+
+  assert_same_operation(forms(), x, kernel, dtype)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert forms(3, 1, "SAME", 8, 64) == plain
-  assert not halving_has_a_product(64)
+  ours, plain = (str(jax.make_jaxpr(form)(x, kernel)) for form in forms())
+  assert ours == plain
+
+
+def flops_of_gradients(conv, side, width, stride=1):
+  """XLA's count of a 3x3 convolution and both of its gradients."""
+  x = jnp.zeros((1, side, side, width))
+  kernel = jnp.zeros((3, 3, width, width))
+
+  def total(x, kernel):
+    return jnp.sum(jnp.square(conv(x, kernel, stride, "SAME")))
+
+  lowered = jax.jit(jax.grad(total, (0, 1))).lower(x, kernel)
+  return lowered.cost_analysis()["flops"]
+
+
+def test_wide_convolutions_need_fewer_flops_on_one_cpu(monkeypatch):
+  """Several devices would have to exchange more than that saves."""
+  wide, side = convolutions.MIN_CHANNELS, 32
+  plain = flops_of_gradients(plain_conv, side, wide)
+  assert flops_of_gradients(our_conv, side, wide) < 0.6 * plain
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  assert flops_of_gradients(our_conv, side, wide) == plain
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -377,9 +377,9 @@ def test_without_ipywidgets_there_are_rows(model, x, monkeypatch):
   ],
 )
 def test_device_info(monkeypatch, platform, capability, memory, dtype):
-  said = dict(platform=platform, kind="K", count=2)
-  said |= dict(memory=memory, capability=capability)
-  answer = SimpleNamespace(returncode=0, stdout=f"hm\n{json.dumps(said)}\n")
+  device = dict(platform=platform, kind="K", count=2)
+  device |= dict(memory=memory, capability=capability)
+  answer = SimpleNamespace(returncode=0, stdout=f"hm\n{json.dumps(device)}\n")
   monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
   monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
   found = notebook.machine()

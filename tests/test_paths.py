@@ -132,13 +132,13 @@ def test_workdirs_below_home(program, places):
   assert run.returncode == 0, run.stderr
   assert (home / "run" / "config.json").is_file()
   assert not (places / "~").exists()
-  made = program.run(
+  completed = program.run(
     *("--workdir=~/run", "--what=samples", "--n=4", "--out=~/a.png"),
     module="gamix_jax.generate",
     env=env,
     cwd=places,
   )
-  assert made.returncode == 0, made.stderr
+  assert completed.returncode == 0, completed.stderr
   assert (home / "a.png").is_file()
 
 

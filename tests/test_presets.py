@@ -32,17 +32,17 @@ def parameters(c):
 def test_networks_fit_every_size(size):
   """They build, and a larger preset gives a larger model."""
   for channels in (1, 3):
-    made = {
+    configs = {
       preset: completed(
         data__image_size=size, data__channels=channels, preset=preset
       )
       for preset in presets.PRESETS
     }
-    counts = [parameters(c) for c in made.values()]
+    counts = [parameters(c) for c in configs.values()]
     if size not in ODD:  # no halvings: a small preset's mlp is the largest
       assert counts == sorted(counts) and counts[0] < counts[-1]
-    assert made["small"].adversarial.loss == "none"
-    assert made["base"].adversarial.loss != "none"
+    assert configs["small"].adversarial.loss == "none"
+    assert configs["base"].adversarial.loss != "none"
 
 
 def test_patches_divide_and_keep_work_at_a_few_scales():

@@ -80,8 +80,8 @@ def test_metrics_are_those_of_the_stored_images(tiny):
   digits = np.round(load_digits().images * (255 / 16)).astype(int)
   held = {image.tobytes() for image in digits}
   for side, seeds in sides(out)[1].items():
-    with np.load(out / f"digits_{SECONDS}" / f"{side}_s0.npz") as made:
-      again, drawn = made["reconstructions"], made["samples"]
+    with np.load(out / f"digits_{SECONDS}" / f"{side}_s0.npz") as arrays:
+      again, drawn = arrays["reconstructions"], arrays["samples"]
     assert again.dtype == drawn.dtype == np.uint8
     assert again.shape == drawn.shape == (332, 8, 8, 1)
     images = rows.read(

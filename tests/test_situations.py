@@ -45,10 +45,10 @@ def ended(error):
 )
 def test_a_situation(capsys, error, words):
   assert ended(error) == 2
-  said = capsys.readouterr().err
-  assert said.startswith("gamix_jax: ") and said.count("\n") <= 2
+  message = capsys.readouterr().err
+  assert message.startswith("gamix_jax: ") and message.count("\n") <= 2
   for word in words:
-    assert word in said
+    assert word in message
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -107,25 +108,18 @@ def test_any_damage_of_the_log_is_survived(folder):
     shutil.rmtree(folder / "tensorboard")
 
 
-def test_a_full_disk_leaves_complete_lines(folder, monkeypatch):
-  """Half a line is written before the disk is full: it is removed."""
+def test_a_full_disk_leaves_complete_lines(folder):
+  """Half a line is written before the space ends: it is removed."""
   writer = Writer(folder, 0)
   writer.scalars(1, {"a": 1.0})
-  raw = writer._file
-
-  class Full:
-    def __getattr__(self, name):
-      return getattr(raw, name)
-
-    def write(self, data):
-      if len(data) > 5:
-        return raw.write(data[:5])
-      raise OSError(28, "No space left on device")
-
-  writer._file = Full()
-  with pytest.raises(UserError, match=r"No space.*metrics\.jsonl"):
-    writer.scalars(2, {"a": 1.0})
-  writer._file = raw
+  size = (folder / "metrics.jsonl").stat().st_size
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r"File too large.*metrics\.jsonl"):
+      writer.scalars(2, {"a": 1.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert lines(folder) == [{"step": 1, "a": 1.0}]
   writer.scalars(2, {"a": 2.0})
   writer.close()

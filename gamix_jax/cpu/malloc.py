@@ -31,7 +31,7 @@ _ONE_HEAP = {_M_ARENA_MAX: 1}
 MIN_SHARED_HEAP_BYTES = 2 << 20
 
 
-def keep_freed(layer: int) -> bool:
+def disable_malloc_trim(layer: int) -> bool:
   """Makes glibc keep freed memory; returns whether it did.
 
   Does nothing without glibc. The process's memory then stays at its peak until
@@ -50,12 +50,12 @@ def keep_freed(layer: int) -> bool:
 
 
 def keep_freed_on_cpu(layer: int) -> bool:
-  """Calls `keep_freed` if JAX will run on a CPU.
+  """Calls `disable_malloc_trim` if JAX will run on a CPU.
 
   Call it before JAX starts. If no platform is set and JAX could find one other
   than the CPU, the platform is not known yet and this does nothing.
   """
-  return _will_be_cpu() and keep_freed(layer)
+  return _will_be_cpu() and disable_malloc_trim(layer)
 
 
 def _will_be_cpu() -> bool:

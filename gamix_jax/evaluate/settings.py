@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from gamix_jax import cli
 from gamix_jax.errors import UserError
+from gamix_jax.registry import check_choice
 
 FEATURES = ("auto", "classifier", "random", "inception")
 POSITIVE = ("images", "train_images", "bound_images", "draws")
@@ -40,10 +41,7 @@ def check(config: ConfigDict) -> None:
       raise UserError(f"eval.{key}={e[key]} must be 1 or more.")
   if not 0 <= e.seed < 2**32:
     raise UserError(f"eval.seed={e.seed} must be from 0 to 2^32 - 1.")
-  if e.features not in FEATURES:
-    raise UserError(
-      f"eval.features={e.features!r} must be one of {', '.join(FEATURES)}."
-    )
+  check_choice("eval.features", e.features, FEATURES)
   if not e.sources or set(e.sources) - set(SOURCES):
     raise UserError(
       f"eval.sources={tuple(e.sources)!r} must be a tuple of one or more of "

@@ -16,6 +16,7 @@ from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
 from gamix_jax.inference import Model, safetensors_io
+from gamix_jax.registry import check_choice
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 # Accepted difference, relative to the output's largest absolute value if > 1.
@@ -60,12 +61,8 @@ def check(what: str, form: str) -> None:
   Raises:
     UserError: if one is unknown, or they cannot be combined.
   """
-  if form not in FORMATS:
-    raise UserError(f"--format={form} must be one of {', '.join(FORMATS)}.")
-  if what not in safetensors_io.PARTS:
-    raise UserError(
-      f"--what={what} must be one of {', '.join(safetensors_io.PARTS)}."
-    )
+  check_choice("--format", form, FORMATS)
+  check_choice("--what", what, safetensors_io.PARTS)
   if what == "model" and form != "safetensors":
     raise UserError(
       f"--what=model is for --format=safetensors; with --format={form} use "

@@ -30,6 +30,7 @@ from absl import flags
 
 from gamix_jax import cli
 from gamix_jax.errors import UserError
+from gamix_jax.registry import check_choice
 
 # The flags of each kind of picture, in addition to the common ones.
 SAMPLING_FLAGS = ("source", "temperature", "seed", "fit_images", "components")
@@ -50,12 +51,8 @@ def _check(given: flags.FlagValues) -> None:
   for name in ("workdir", "what", "out"):
     if not given[name].value:
       raise UserError(f"--{name} is missing; --help shows the command.")
-  if given.what not in USES:
-    raise UserError(f"--what={given.what} must be one of {', '.join(USES)}.")
-  if given.format not in FORMATS:
-    raise UserError(
-      f"--format={given.format} must be one of {', '.join(FORMATS)}."
-    )
+  check_choice("--what", given.what, USES)
+  check_choice("--format", given.format, FORMATS)
   optional = {name for names in USES.values() for name in names}
   for name in sorted(optional - set(USES[given.what])):
     if given[name].present:

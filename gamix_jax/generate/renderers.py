@@ -12,7 +12,7 @@ import numpy as np
 from gamix_jax import inference, paths, plots
 from gamix_jax.errors import UserError
 from gamix_jax.generate import animation, folder, select_images
-from gamix_jax.inference import ways
+from gamix_jax.inference import latents
 from gamix_jax.inference.fitting import FITTED, ensure_fitted
 from gamix_jax.plots import ImageGrid, named
 from gamix_jax.step import to_float
@@ -293,7 +293,7 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
     at = draw(n * stops).reshape(n, stops, -1)
   legs = [
     # Without the last point of a leg, which is the first of the next one.
-    [ways.between(a, b, steps + 1, "spherical")[:-1] for a, b in _loop(walk)]
+    [latents.between(a, b, steps + 1, "spherical")[:-1] for a, b in _loop(walk)]
     for walk in at
   ]
   z = np.stack([np.concatenate(leg) for leg in legs], axis=1)  # [t, walks, d]

@@ -19,8 +19,7 @@ Reading order:
   samplers     fits, saves and reads samplers of q(z)
   sources      all latent sources of one model
   fitting      fits samplers to a run's own training images
-  ways         interpolation and traversal in latent space
-  maps         2D projections of latents
+  latents      interpolation, traversal and 2D projections
 """
 
 from gamix_jax.inference.load import load

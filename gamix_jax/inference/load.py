@@ -13,6 +13,7 @@ from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
 from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.model import Model
+from gamix_jax.registry import check_choice
 from gamix_jax.step import init
 
 WHICH = ("ema", "raw")
@@ -45,8 +46,7 @@ def load(
       if a later version of gamix_jax wrote the run, or if `which` or
       `batch_size` is invalid.
   """
-  if which not in WHICH:
-    raise UserError(f"which={which!r} must be one of {', '.join(WHICH)}.")
+  check_choice("which", which, WHICH)
   path = paths.resolve(workdir)
   config = saved_config(path)
   for key, value in (data or {}).items():

@@ -11,13 +11,14 @@ from jax.typing import ArrayLike
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.inference import arrays, maps, ways
+from gamix_jax.inference import arrays, latents
 from gamix_jax.inference.device import Runner
 from gamix_jax.inference.likelihood import Likelihood
 from gamix_jax.inference.samplers import COMPONENTS
-from gamix_jax.inference.sources import Sources
+from gamix_jax.inference.sources import LatentSources
 from gamix_jax.modality import to_float
 from gamix_jax.posterior import Posterior
+from gamix_jax.registry import check_choice
 from gamix_jax.step import TrainSpec
 
 SCORES = ("reconstruction", "elbo", "population")
@@ -69,7 +70,7 @@ class Model:
     self.batch_size = self._device.batch_size
     self.variables = {"vae": self._device.vae, "disc": self._device.disc}
     self._likelihood = Likelihood(self._device, config.posterior.name)
-    self._sources = Sources(self._device, config, step, which, workdir)
+    self._sources = LatentSources(self._device, config, step, which, workdir)
 
   # --- encode and decode ---------------------------------------------------
 
@@ -257,7 +258,7 @@ class Model:
       x0: the first image, [h, w, c].
       x1: the last image, [h, w, c].
       steps: number of images, including the reconstructions of both.
-      path: "straight" or "spherical", see `ways.between`.
+      path: "straight" or "spherical", see `latents.between`.
 
     Returns:
       [steps, h, w, c] in [-1, 1].
@@ -273,7 +274,7 @@ class Model:
         f"interpolate needs exactly one image at each end; {a} and {b} were "
         "given."
       )
-    return self.decode(ways.between(ends[0][0], ends[1][0], steps, path))
+    return self.decode(latents.between(ends[0][0], ends[1][0], steps, path))
 
   def traverse(
     self,
@@ -297,10 +298,10 @@ class Model:
       latents along the first axis; in [-1, 1].
 
     Raises:
-      UserError: as `encode` and `ways.around`, or if there are several images.
+      UserError: as `encode` and `latents.around`; several images.
     """
     q = self.encode(arrays.single(self.spec, image, "A traversal"))
-    return self.decode(ways.around(q, dims, span, steps))
+    return self.decode(latents.around(q, dims, span, steps))
 
   def components(self, image: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the mean of each component of an image's posterior.
@@ -383,8 +384,7 @@ class Model:
       UserError: as `encode` and `elbo`, if the score is unknown, or if it needs
         samplers that are not fitted yet.
     """
-    if by not in SCORES:
-      raise UserError(f"by={by!r} must be one of {', '.join(SCORES)}.")
+    check_choice("by", by, SCORES)
     if by == "elbo":
       return -self.elbo(x)
     if by == "population":
@@ -407,9 +407,9 @@ class Model:
       [b, 2].
 
     Raises:
-      UserError: as `encode` and `maps.plane`.
+      UserError: as `encode` and `latents.project`.
     """
-    return maps.plane(np.asarray(self.encode(x).mean()), method, seed)
+    return latents.project(np.asarray(self.encode(x).mean()), method, seed)
 
   def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
     """Returns `elbo` and `iwae` from the same draws; see the methods above."""

@@ -17,7 +17,7 @@ from gamix_jax.posterior import Posterior
 SOURCES = ("prior", "population", "gmm", "vamp")
 
 
-class Sources:
+class LatentSources:
   """The latent sources of one model; see the methods of `Model`."""
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Interpolation between two latents and traversal around one."""
+"""Latents: interpolation, traversal, and 2D projections."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,15 @@ import numpy as np
 from gamix_jax import metrics
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
+from gamix_jax.registry import check_choice
 
 PATHS = ("straight", "spherical")
 # Two directions count as equal or opposite if the sine of their angle is less.
 PARALLEL_SINE = 1e-6
+MAP_METHODS = ("pca", "tsne", "umap")
+PERPLEXITY = 30.0  # of t-SNE: scikit-learn's default; (n - 1) / 3 if less
+NEIGHBORS = 15  # of UMAP: its default
+MIN_POINTS = 4
 
 
 def between(a: np.ndarray, b: np.ndarray, steps: int, path: str) -> np.ndarray:
@@ -26,8 +31,7 @@ def between(a: np.ndarray, b: np.ndarray, steps: int, path: str) -> np.ndarray:
   Raises:
     UserError: if steps < 2 or the path is unknown.
   """
-  if path not in PATHS:
-    raise UserError(f"path={path!r} must be one of {', '.join(PATHS)}.")
+  check_choice("path", path, PATHS)
   if steps < 2:
     raise UserError(f"steps={steps} must be 2 or more, to include both ends.")
   a, b = (np.asarray(v, np.float64) for v in (a, b))
@@ -79,3 +83,53 @@ def around(
     shape[axis] = steps
     z[..., d] += (units * std[d]).reshape(shape)
   return z
+
+
+def project(z: np.ndarray, method: str, seed: int) -> np.ndarray:
+  """Projects latents [b, d] to float64 [b, 2]; zeros if all are equal.
+
+  Raises:
+    UserError: if the method is unknown or not installed, b < MIN_POINTS or
+      d < 2.
+  """
+  check_choice("method", method, MAP_METHODS)
+  n, d = z.shape
+  if n < MIN_POINTS or d < 2:
+    raise UserError(
+      f"A map needs at least {MIN_POINTS} images and 2 latents; there are {n} "
+      f"and {d}."
+    )
+  z = np.asarray(z, np.float64)
+  if not np.ptp(z, axis=0).any():  # the methods divide by the variance
+    return np.zeros((n, 2))
+  return np.asarray(_MAPS[method](z, seed), np.float64)
+
+
+def _pca(z: np.ndarray, seed: int) -> np.ndarray:
+  from sklearn.decomposition import PCA  # noqa: PLC0415  (takes a second)
+
+  return PCA(2, random_state=seed).fit_transform(z)
+
+
+def _tsne(z: np.ndarray, seed: int) -> np.ndarray:
+  from sklearn.manifold import TSNE  # noqa: PLC0415
+
+  perplexity = min(PERPLEXITY, (len(z) - 1) / 3)
+  return TSNE(perplexity=perplexity, random_state=seed).fit_transform(z)
+
+
+def _umap(z: np.ndarray, seed: int) -> np.ndarray:
+  try:
+    from umap import UMAP  # noqa: PLC0415
+  except ImportError as e:
+    raise UserError(
+      "method='umap' needs umap-learn: pip install umap-learn."
+    ) from e
+  neighbors = min(NEIGHBORS, len(z) - 1)
+  # One thread: with several, UMAP is not deterministic.
+  return UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(
+    z
+  )
+
+
+_MAPS = {"pca": _pca, "tsne": _tsne, "umap": _umap}
