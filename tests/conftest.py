@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 from program import QUICK, Program
 
-from gamix_jax import build, config, save_errors, step
+from gamix_jax import (
+  build,
+  config,
+  data,
+  networks,
+  objectives,
+  posterior,
+  registry,
+  save_errors,
+  step,
+)
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.likelihood import LIKELIHOODS
 from gamix_jax.modality import Modality
@@ -260,6 +270,30 @@ def pytest_collection_modifyitems(items):
 def _silence_orbax():
   """Silences Orbax's reports of failed saves, which would be errors here."""
   save_errors.silence_orbax()
+
+
+TABLES = (
+  data.SOURCES,
+  posterior.POSTERIORS,
+  LIKELIHOODS,
+  networks.ENCODERS,
+  networks.DECODERS,
+  networks.DISCRIMINATORS,
+  objectives.OBJECTIVES,
+  objectives.ADVERSARIAL,
+)
+
+
+@pytest.fixture(autouse=True)
+def _same_registries(monkeypatch):
+  """Parts that a test registers are gone after it."""
+  monkeypatch.setattr(registry, "_modules", [])
+  monkeypatch.setattr(registry, "_keys", {})
+  before = [dict(table) for table in TABLES]
+  yield
+  for table, parts in zip(TABLES, before, strict=True):
+    table.clear()
+    table.update(parts)
 
 
 @pytest.fixture(scope="module")

@@ -213,20 +213,9 @@ class Stripes(data.Source):
     return {"image": np.full((4, 6), i, np.uint8), "label": i % 3}
 
 
-@pytest.fixture
-def sources(monkeypatch):
-  """Restores the table of sources afterwards."""
-  for name, opener in data.SOURCES.items():
-    monkeypatch.setitem(data.SOURCES, name, opener)
-  before = set(data.SOURCES)
-  yield data.SOURCES
-  for name in data.SOURCES.keys() - before:
-    del data.SOURCES[name]
-
-
-def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
+def test_a_source_of_ones_own(tmp_path, monkeypatch):
   """One class and one line: everything works as for the other sources."""
-  sources.register("stripes")(Stripes)
+  data.SOURCES.register("stripes")(Stripes)
   monkeypatch.chdir(tmp_path)
   assert data.resolve_source("stripes:a/b") == f"stripes:{tmp_path}/a/b"
   c = section("stripes:x", channels=1)
@@ -246,11 +235,12 @@ def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
   stream.close()
   c.range = (0, 1)
   says(lambda: data.open_dataset(c, "train"), "data.range", "npz", "stripes")
+  other = type("Stripes", (Stripes,), {"__module__": "other"})
   with pytest.raises(ValueError, match="stripes"):
-    sources.register("stripes", Stripes)
+    data.SOURCES.register("stripes", other)
 
 
-def test_the_default_fingerprint_is_of_images_and_labels(sources):
+def test_the_default_fingerprint_is_of_images_and_labels():
   """The cache's key is the fingerprint by default."""
   x = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
   fingerprints = []
@@ -281,8 +271,8 @@ def test_the_default_fingerprint_is_of_images_and_labels(sources):
   assert all(len(f) == 16 for f in fingerprints)
 
 
-def test_a_function_as_a_source(sources):
-  @sources.register("noise")
+def test_a_function_as_a_source():
+  @data.SOURCES.register("noise")
   def open_noise(rest, split, settings, seed):
     rng = np.random.default_rng((seed, split == "test"))
     shape = (int(rest), *settings.shape)

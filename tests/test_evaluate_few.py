@@ -110,7 +110,7 @@ def test_few_training_images(all_metrics, tmp_path, train):
     found = numbers[f"sharpness_{source}"]
     assert (found["value"] is None) == (train == 1)
     if train == 1:
-      assert "to one image; 2 or more" in found["reason"]
+      assert "at least 2 images" in found["reason"]
 
 
 @pytest.mark.parametrize("labels", [1, 8])

@@ -111,14 +111,7 @@ def test_a_module_that_is_not_there_is_named(program, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def unregistered(monkeypatch):
-  """Unregisters what a test registers."""
-  monkeypatch.setattr(registry, "_modules", [])
-  monkeypatch.setattr(registry, "_keys", {})
-
-
-def test_a_part_brings_its_keys(unregistered):
+def test_a_part_brings_its_keys():
   table = Registry("posterior.name")
 
   class Mine:
@@ -142,7 +135,7 @@ def test_a_part_brings_its_keys(unregistered):
   assert table.register("mine", Theirs) is Theirs
 
 
-def test_other_modules_do_not_stop_a_run(forgotten, tmp_path):
+def test_other_modules_do_not_stop_a_run(tmp_path):
   """That a process has imported for another run, as in a notebook."""
   c = config.base()
   (tmp_path / "config.json").write_text(config.to_json(c))
@@ -157,35 +150,29 @@ def test_other_modules_do_not_stop_a_run(forgotten, tmp_path):
 
 
 @pytest.mark.parametrize("weight", [16.0, 40.0])
-def test_the_likelihood_of_the_example_is_a_density(unregistered, weight):
+def test_the_likelihood_of_the_example_is_a_density(weight):
   scope = {"__name__": "cauchy"}
   exec(MODULES["cauchy"], scope)
-  try:
-    t, n = scope["StudentT"](), 16
+  t, n = scope["StudentT"](), 16
 
-    def density(x):
-      error = float(t.error(x, 0.3))
-      return np.exp(-weight / n * error - t.log_normalizer(n, weight) / n)
+  def density(x):
+    error = float(t.error(x, 0.3))
+    return np.exp(-weight / n * error - t.log_normalizer(n, weight) / n)
 
-    mass, _ = scipy.integrate.quad(density, -np.inf, np.inf, points=None)
-    np.testing.assert_allclose(mass, 1, rtol=1e-3)
-  finally:
-    scope["LIKELIHOODS"].pop("student_t")
+  mass, _ = scipy.integrate.quad(density, -np.inf, np.inf, points=None)
+  np.testing.assert_allclose(mass, 1, rtol=1e-3)
 
 
-def test_the_posterior_of_the_example(unregistered):
+def test_the_posterior_of_the_example():
   """Its samples have its stated moments, and scipy's density."""
   scope = {"__name__": "laplace"}
   exec(MODULES["laplace"], scope)
-  try:
-    rng = np.random.default_rng(0)
-    mu, log_scale = rng.normal(size=(2, 3, 2)).astype("f4")
-    q = scope["Laplace"](mu, log_scale)
-    z, w = q.sample(jax.random.key(0), 40_000)
-    _, mean, var = q.components()
-    np.testing.assert_allclose((w[..., None] * z).sum(0), mean[:, 0], atol=0.1)
-    np.testing.assert_allclose(z.var(0), var[:, 0], rtol=0.1)
-    wanted = scipy.stats.laplace.logpdf(z[:5], mu, np.exp(log_scale)).sum(-1)
-    np.testing.assert_allclose(q.log_prob(z[:5]), wanted, rtol=1e-4, atol=1e-4)
-  finally:
-    scope["POSTERIORS"].pop("laplace")
+  rng = np.random.default_rng(0)
+  mu, log_scale = rng.normal(size=(2, 3, 2)).astype("f4")
+  q = scope["Laplace"](mu, log_scale)
+  z, w = q.sample(jax.random.key(0), 40_000)
+  _, mean, var = q.components()
+  np.testing.assert_allclose((w[..., None] * z).sum(0), mean[:, 0], atol=0.1)
+  np.testing.assert_allclose(z.var(0), var[:, 0], rtol=0.1)
+  wanted = scipy.stats.laplace.logpdf(z[:5], mu, np.exp(log_scale)).sum(-1)
+  np.testing.assert_allclose(q.log_prob(z[:5]), wanted, rtol=1e-4, atol=1e-4)

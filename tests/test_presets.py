@@ -157,7 +157,7 @@ def test_mistakes():
     completed(preset="tiny")
   c = config_of("folder")
   c.preset = ""
-  with pytest.raises(UserError, match="is None: give it a value"):
+  with pytest.raises(UserError, match="is None: set it"):
     presets.complete(c)
 
 
