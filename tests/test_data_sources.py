@@ -246,8 +246,8 @@ def test_a_source_of_ones_own(sources, tmp_path, monkeypatch):
   stream.close()
   c.range = (0, 1)
   says(lambda: data.open_dataset(c, "train"), "data.range", "npz", "stripes")
-  with pytest.raises(ValueError, match="stripes"):
-    sources.register("stripes", Stripes)
+  with pytest.raises(ValueError, match="'folder' is taken"):
+    sources.register("folder", Stripes)
 
 
 def test_the_default_fingerprint_is_of_images_and_labels(sources):
