@@ -35,7 +35,7 @@ from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-SMALL = 2**10  # bytes of metrics and losses, which the expected cost omits
+METRIC_BYTES = 2**10  # of metrics and losses, not in the expected cost
 
 
 class CommCost(NamedTuple):

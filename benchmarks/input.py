@@ -27,8 +27,8 @@ from gamix_jax import data
 
 SOURCES = ("digits", "synthetic", "npz", "folder", "tfds")
 CACHES = ("none", "memory", "folder")
-WARM = 3  # warm-up batches, not timed
-CELEBA = (218, 178)  # height, width
+WARMUP_BATCHES = 3  # warm-up batches, not timed
+CELEBA_SIZE = (218, 178)  # height, width
 
 
 def picture(i: int, size: tuple[int, int]) -> np.ndarray:
@@ -44,7 +44,7 @@ def picture(i: int, size: tuple[int, int]) -> np.ndarray:
 def jpeg(i: int) -> bytes:
   """Returns picture i as an encoded JPEG."""
   out = io.BytesIO()
-  Image.fromarray(picture(i, CELEBA)).save(out, "JPEG", quality=90)
+  Image.fromarray(picture(i, CELEBA_SIZE)).save(out, "JPEG", quality=90)
   return out.getvalue()
 
 
@@ -114,7 +114,7 @@ def rate(dataset: data.Dataset, workers: int, options) -> float:
     dataset, batch_size=options.batch, seed=0, flip=True, workers=workers
   )
   try:
-    for _ in range(WARM + 2 * workers):
+    for _ in range(WARMUP_BATCHES + 2 * workers):
       next(stream)
     start = time.perf_counter()
     count, spent = 0, 0.0

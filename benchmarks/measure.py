@@ -14,8 +14,8 @@ from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.cpu import malloc
 from gamix_jax.networks import layer_bytes
 
-SIDES = {"cpu": 2048}  # side of the matrices of the matmul ceiling
-COPIED = {"cpu": 128}  # megabytes of the copy ceiling
+MATMUL_SIDE = {"cpu": 2048}  # for the matmul ceiling
+COPY_MEGABYTES = {"cpu": 128}  # for the copy ceiling
 OURS, THEIRS, EAGER = "gamix_jax", "PyTorch", "not fused"
 
 
@@ -111,8 +111,10 @@ def measure(
   say("measuring what the machine can do")
   backend = jax.default_backend()
   results["ceilings"] = {
-    "product": timing.product_ceiling(config.dtype, SIDES.get(backend, 8192)),
-    "copy": timing.copy_ceiling(COPIED.get(backend, 2048)),
+    "product": timing.product_ceiling(
+      config.dtype, MATMUL_SIDE.get(backend, 8192)
+    ),
+    "copy": timing.copy_ceiling(COPY_MEGABYTES.get(backend, 2048)),
   }
   return results
 

@@ -26,10 +26,10 @@ from benchmarks import communication, flops
 from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 
-PEAK = 197e12  # FLOP/s
-LINKS = 200e9  # bytes/s out of a chip
-HBM, TRAFFIC = 16e9, 819e9  # bytes, and bytes/s
-PER_HOST = 8  # chips
+PEAK_FLOPS = 197e12  # FLOP/s
+LINK_BANDWIDTH = 200e9  # bytes/s out of a chip
+HBM_BYTES, HBM_BANDWIDTH = 16e9, 819e9  # bytes, and bytes/s
+CHIPS_PER_HOST = 8  # chips
 
 
 class ResourceEstimate(NamedTuple):
@@ -92,7 +92,7 @@ def needs(c: ConfigDict) -> ResourceEstimate:
   from gamix_jax.parallel import mesh  # noqa: PLC0415
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
-  host = jax.sharding.AbstractMesh((1, PER_HOST), (mesh.DATA, mesh.FSDP))
+  host = jax.sharding.AbstractMesh((1, CHIPS_PER_HOST), (mesh.DATA, mesh.FSDP))
   shardings = jax.tree.leaves(
     mesh.ShardingPlan(host, c.mesh.fsdp_min_size).shardings(state)
   )
@@ -122,7 +122,7 @@ def _table(
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   sent = estimate.gradient + communication.beside(c, state)
-  exchange = 2 * (chips - 1) / chips * sent / LINKS
+  exchange = 2 * (chips - 1) / chips * sent / LINK_BANDWIDTH
   yield "|| images/chip || global batch | memory, GB | compute, ms | "
   yield "kept, ms | exchange, ms | images/s | |images/s/host ||\n"
   yield "|---|---|---|---|---|---|---|---|\n"
@@ -134,15 +134,15 @@ def _table(
       + estimate.fixed
       + each * estimate.image
     )
-    if memory > HBM:
+    if memory > HBM_BYTES:
       break
-    compute = each * estimate.flops / PEAK
-    kept = 2 * each * estimate.image / TRAFFIC
+    compute = each * estimate.flops / PEAK_FLOPS
+    kept = 2 * each * estimate.image / HBM_BANDWIDTH
     rate = each * chips / (max(compute, kept) + exchange)
     yield (
       f"| {each} | {each * chips:,} | {memory / 1e9:.2f} "
       f"| {compute * 1e3:.3f} | {kept * 1e3:.3f} | {exchange * 1e3:.3f} "
-      f"| {rate:,.0f} | {rate * min(PER_HOST, chips) / chips:,.0f} |\n"
+      f"| {rate:,.0f} | {rate * min(CHIPS_PER_HOST, chips) / chips:,.0f} |\n"
     )
     each *= 2
 
@@ -173,9 +173,9 @@ def main() -> None:
     f"operations  {estimate.flops / 1e9:>13,.4g} GFLOP/image\n"
   )
   print("".join(_table(c, estimate, chips)))
-  sharded = estimate.state - estimate.large + estimate.large // PER_HOST
+  sharded = estimate.state - estimate.large + estimate.large // CHIPS_PER_HOST
   print(
-    f"With mesh.fsdp={PER_HOST}, a chip holds {sharded:,} bytes of the state."
+    f"With mesh.fsdp={CHIPS_PER_HOST}, a chip holds {sharded:,} bytes of state."
   )
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.quality.rows import Images
 from gamix_jax import metrics, pictures
 
-CLASSIFIED = 20_000  # maximum number of training images for the classifier
+MAX_CLASSIFIED = 20_000  # maximum number of training images for the classifier
 SEED = 0  # of the classifier and of the random network
 COLUMNS, ROWS = 16, 2  # of images per kind in a picture
 DPI = 100
@@ -33,14 +33,14 @@ class Judge:
     """
     self._images, self._test = images, pictures.to_float(images.test)
     self.extractors, self.accuracy = {}, None
-    labels = images.train_labels[:CLASSIFIED]
+    labels = images.train_labels[:MAX_CLASSIFIED]
     for name in features:
       if name == "random":
         shape = images.test.shape[1:]
         self.extractors[name] = metrics.random_features(shape, SEED)
       elif labels.min() >= 0 and len(np.unique(labels)) > 1:
         found = metrics.classifier_features(
-          images.train[:CLASSIFIED], labels, SEED, cache
+          images.train[:MAX_CLASSIFIED], labels, SEED, cache
         )
         self.accuracy = found.accuracy(self._test, images.test_labels)
         self.extractors[name] = found

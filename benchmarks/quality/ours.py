@@ -28,28 +28,26 @@ from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
-LOGS = 10  # how often a run logs its metrics, whatever its length
+NUM_LOGS = 10  # how often a run logs its metrics, whatever its length
 FIRST_STEPS = 20, 100  # steps of the first two timed runs
-TIMED_FRACTION = (
-  0.12  # of the budget: time longer runs until their steps took that
-)
+# Of the budget: longer runs are timed until their steps took that.
+TIMED_FRACTION = 0.12
 MAX_GROWTH = 20  # times the longest so far, at most
 MAX_TIMED = 6  # maximum number of timed runs
 MARGIN = 0.01, 0.5  # fraction of the budget, and CPU-seconds, to leave unused
-MAX_OVERRUN = (
-  1.02  # times the budget; if exceeded, the run is repeated with fewer steps
-)
+# Times the budget; if exceeded, the run is repeated with fewer steps.
+MAX_OVERRUN = 1.02
 ATTEMPTS = 4
 KEY = 0  # of the samples
 # The benchmark sets these keys, so they do not identify a run.
-OWN = ("steps", "log_every", "eval_every", "seed", "data.source")
-OWN += ("checkpoint.every", "checkpoint.keep", "checkpoint.keep_best")
-FREE_DATA = (
-  "batch_size",
-  "flip",
-  "cache",
-  "workers",
-)  # do not change the images
+BENCHMARK_KEYS = ("steps", "log_every", "eval_every", "seed", "data.source")
+BENCHMARK_KEYS += (
+  "checkpoint.every",
+  "checkpoint.keep",
+  "checkpoint.keep_best",
+)
+# The keys of `data` that do not change the images.
+NEUTRAL_DATA_KEYS = ("batch_size", "flip", "cache", "workers")
 
 Times = list[tuple[int, float]]  # (steps, CPU-seconds) of whole runs
 
@@ -58,7 +56,7 @@ class Ours:
   """Trainings of one task.
 
   Attributes:
-    config: the config of the flags, before the keys in OWN are set.
+    config: the config of the flags, without BENCHMARK_KEYS.
     settings: {key: value} that identifies a finished run.
   """
 
@@ -71,11 +69,11 @@ class Ours:
     for override in more:
       key, equals, _ = override.partition("=")
       section, _, name = key.partition(".")
-      changes = section == "data" and name not in FREE_DATA
-      if not equals or key in OWN or changes:
+      changes = section == "data" and name not in NEUTRAL_DATA_KEYS
+      if not equals or key in BENCHMARK_KEYS or changes:
         raise UserError(
           f"--ours={override} must be key=value; what changes the images, "
-          f"and {', '.join(OWN)} are set by the benchmark."
+          f"and {', '.join(BENCHMARK_KEYS)} are set by the benchmark."
         )
     overrides = [
       f"data.source={source}",
@@ -89,7 +87,7 @@ class Ours:
     self._flags += [f"--config.{override}" for override in overrides]
     self.config = _resolved(self._flags)
     values = configs.flat(self.config)
-    self.settings = {k: v for k, v in values.items() if k not in OWN}
+    self.settings = {k: v for k, v in values.items() if k not in BENCHMARK_KEYS}
 
   def run(
     self, folder: Path, seed: int, seconds: int, images: Images
@@ -159,7 +157,7 @@ class Ours:
     own = {
       "steps": steps,
       "seed": seed,
-      "log_every": math.ceil(steps / LOGS),
+      "log_every": math.ceil(steps / NUM_LOGS),
       "eval_every": steps,
       "checkpoint.every": steps,
       "checkpoint.keep": 1,

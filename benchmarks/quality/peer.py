@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-3
 PACKAGES = ("torch", "pythae")
 # Threads that wait for each other must sleep. By default PyTorch's spin, and
 # that time would count: nine tenths of the budget on two busy cores.
-WAITING = "passive"
+THREAD_WAITING = "passive"
 DECODE_BATCH = 500  # images decoded at once
 PROGRESS_LINES = 10  # how often a run prints its progress
 
@@ -74,7 +74,7 @@ def run(
     "batch": task.batch,
     "learning_rate": LEARNING_RATE,
     "threads": child.cores(),
-    "waiting": WAITING,
+    "waiting": THREAD_WAITING,
     "images": images.sha256,
     **versions(),
   }
@@ -97,7 +97,9 @@ def run(
     keys = ("latent", "loss", "batch", "threads")
     flags += [f"--{k}={settings[k]}" for k in keys]
     log = folders[max(budgets)] / f"{name}.log"
-    child.run("benchmarks.quality.peer", flags, log, OMP_WAIT_POLICY=WAITING)
+    child.run(
+      "benchmarks.quality.peer", flags, log, OMP_WAIT_POLICY=THREAD_WAITING
+    )
     for seconds in budgets:
       facts = json.loads((Path(place) / f"{seconds}.json").read_text())
       facts["settings"] = settings | {"seconds": seconds}

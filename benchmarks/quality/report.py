@@ -40,7 +40,7 @@ mean), pixels in [-1, 1], on the held-out images, at most {MAX_JUDGED:,}. fd:
 squared Frechet distance to the held-out images, with equal numbers of images,
 of the reconstructions and of decoded samples from the prior; precision, recall,
 density and coverage are of those samples. Features: `classifier`, a small
-network trained on the labels of up to {judge.CLASSIFIED:,} training images;
+network trained on the labels of up to {judge.MAX_CLASSIFIED:,} training images;
 `random`, a fixed random network. Neither gives an FID: compare values of the
 same row and features only. Ours uses its EMA weights. Parameters are those of
 the encoder and the decoder. Values are means, ± the sample standard deviation
