@@ -342,7 +342,7 @@ def test_command(program, run, model, tmp_path):
     "config.json",
   }
   assert gamix_jax.load(tmp_path / "out", "raw").step == model.step
-  assert_refused(command("--what=both"), "--what=both", "encoder")
+  assert_refused(command("--what=both"), "--what='both'", "encoder")
 
 
 @pytest.mark.parametrize(
