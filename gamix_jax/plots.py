@@ -448,8 +448,8 @@ def _strips(fig, files) -> None:
 
 
 def _label(spec: str) -> str:
-  """A family's name, its weights on a line of their own."""
-  return spec.replace("@", "\n@", 1)
+  """A family's name, each of its weights on a line of its own."""
+  return spec.replace("@", "\n@")
 
 
 class Point(NamedTuple):

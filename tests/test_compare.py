@@ -21,7 +21,7 @@ from PIL import Image
 from program import ROOT, SMALL, assert_refused, config_of
 from program import rows as log_of
 
-from gamix_jax import config, objectives, plots, presets
+from gamix_jax import config, data, objectives, plots, presets
 from gamix_jax.compare import evaluate_run, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.compare.loop import planned
@@ -699,8 +699,8 @@ def test_again_trains_nothing(program, folder):
   ran = compare(program, *words(folder))
   assert ended_well(ran) == []
   assert "Parameters" not in ran.stdout
-  for name, data in before.items():
-    assert (folder / name).read_bytes() == data
+  for name, content in before.items():
+    assert (folder / name).read_bytes() == content
 
 
 def test_missing_results_are_computed(program, folder):
@@ -831,3 +831,22 @@ def test_help(program):
   assert ran.returncode == 0
   for word in ("--families", "--seeds", "--workdir", "--config"):
     assert word in ran.stdout
+
+
+def test_images_are_of_all_classes():
+  """Where a split is sorted by class, as folders are."""
+  x = np.zeros((30, 8, 8, 1), np.uint8)
+  labels = np.repeat(np.arange(3), 10).astype(np.int32)
+
+  @data.SOURCES.register("sorted")
+  def sorted_by_class(rest, split, settings, seed):
+    return data.ArraySource(x, labels)
+
+  c = config.base()
+  c.data.update(source="sorted", image_size=8, channels=1)
+  c.data.test_fraction = 0.5
+  dataset = data.open_dataset(c.data, "test", c.seed)
+  found = eval_inputs.spread_images(dataset, 6)
+  assert len(found) == 6 and set(found.labels) == {0, 1, 2}
+  everything = eval_inputs.spread_images(dataset, 10**6)
+  assert list(everything.labels) == list(dataset.labels())

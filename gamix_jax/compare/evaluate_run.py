@@ -23,7 +23,7 @@ from gamix_jax.training import loop, workdir
 from gamix_jax.training.writer import rows
 
 RESULTS = "results.json"
-FORMAT = 2  # of that file; runs with another format are evaluated again
+FORMAT = 3  # of that file; runs with another format are evaluated again
 STRIP = "strip.png"  # EXAMPLES reconstructions, then EXAMPLES samples
 ORIGINALS = "originals.png"  # the images of these reconstructions
 EXAMPLES = 8
@@ -104,7 +104,7 @@ def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
   if not trained:
     return None
   test_set = data.open_dataset(config.data, "test", config.seed)
-  images = eval_inputs.first_images(test_set, config.eval_images)
+  images = eval_inputs.spread_images(test_set, config.eval_images)
   model = inference.load(folder)
   bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
   values = {k: v for k, v in bounds.items() if v is not None}

@@ -119,7 +119,8 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     "determines initial weights, batches and noise, equally for all families."
   )
   yield (
-    f"Evaluation: averaged weights, {first['used_images']} held-out images, "
+    f"Evaluation: averaged weights, {first['used_images']} held-out images "
+    "at even distances in the split, "
     f"{first['used_images']} samples from the prior; {config.eval_draws} draws "
     "for the bounds. The table has mean ± sample standard deviation over seeds."
   )

@@ -46,10 +46,15 @@ class Images:
     return self.labels.min() >= 0 and len(np.unique(self.labels)) > 1
 
 
-def first_images(dataset: data.Dataset, at_most: int) -> Images:
-  """The first images of a data set, or all of them."""
-  x, labels = read_images(dataset, range(min(at_most, len(dataset))))
-  return Images(x, labels.astype(np.int64), len(dataset))
+def spread_images(dataset: data.Dataset, at_most: int) -> Images:
+  """Images at even distances in a data set, or all of them.
+
+  Not the first ones: folders are sorted by class.
+  """
+  n = len(dataset)
+  rows = np.linspace(0, n - 1, min(at_most, n)).astype(int)
+  x, labels = read_images(dataset, rows)
+  return Images(x, labels.astype(np.int64), n)
 
 
 def random_images(
