@@ -5,8 +5,8 @@
 TFDS needs TensorFlow once, to prepare CIFAR-10: pip install -e '.[tfds]'. A
 folder of images can be used instead: --config.data.source=folder:data/cifar10.
 
-10,000 images of the JPEG subset, 15,000 of the steps (5 minutes of one CPU core),
-one seed: MAE 0.149, samples are blurred patches of colour. The ELBO with kl 0.5
+10,000 images of the JPEG subset, 15,000 steps (5 minutes of one CPU core), one
+seed: MAE 0.149, samples are blurred patches of colour. The ELBO with kl 0.5
 samples better at nearly the same error; see docs/results.md.
 """
 

@@ -121,8 +121,10 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
   yield (
     f"Evaluation: averaged weights, {first['used_images']} held-out images "
     "at even distances in the split, "
-    f"{first['used_images']} samples from the prior; {config.eval_draws} draws "
-    "for the bounds. The table has mean ± sample standard deviation over seeds."
+    f"{first['used_images']} samples from the prior. ELBO and IWAE bound: of "
+    "the first held-out images, from the run's last validation, with "
+    f"{config.eval_draws} draws. The table has mean ± sample standard deviation "
+    "over seeds."
   )
   machines = sorted({f"{p['devices']} x {p['device']}" for p in protocols})
   versions = [
