@@ -123,8 +123,8 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     "at even distances in the split, "
     f"{first['used_images']} samples from the prior. ELBO and IWAE bound: of "
     "the first held-out images, from the run's last validation, with "
-    f"{config.eval_draws} draws. The table has mean ± sample standard deviation "
-    "over seeds."
+    f"{config.eval_draws} draws. The table has mean ± sample standard "
+    "deviation over seeds."
   )
   machines = sorted({f"{p['devices']} x {p['device']}" for p in protocols})
   versions = [
