@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gamix_jax.metrics import ACTIVE_VARIANCE, COLLAPSED_VARIANCE
 from gamix_jax.modality import Modalities, log_likelihood, sum_over
@@ -73,7 +74,9 @@ def expand_trailing(x: jax.Array, ndim: int) -> jax.Array:
 
 
 def logits(
-  real: jax.Array, fake: jax.Array, w: jax.Array
+  real: Float[Array, "b p q 1"],
+  fake: Float[Array, "s b p q 1"],
+  w: Float[Array, "s b"],
 ) -> dict[str, jax.Array]:
   """Computes the discriminator's mean logits and accuracy over patches.
 

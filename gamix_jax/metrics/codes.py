@@ -3,12 +3,15 @@
 import warnings
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from gamix_jax.errors import UserError
 from gamix_jax.metrics.distances import NEIGHBOURS, Estimate
 
 
-def auroc(normal: np.ndarray, anomalous: np.ndarray) -> Estimate:
+def auroc(
+  normal: Float[np.ndarray, " n"], anomalous: Float[np.ndarray, " m"]
+) -> Estimate:
   """Chance that an anomalous image scores higher than a normal one.
 
   The area under the ROC curve (ties count half); 0.5 is guessing, 1 is
@@ -39,10 +42,10 @@ def auroc(normal: np.ndarray, anomalous: np.ndarray) -> Estimate:
 
 
 def linear_probe(
-  codes: np.ndarray,
-  labels: np.ndarray,
-  test_codes: np.ndarray,
-  test_labels: np.ndarray,
+  codes: Float[np.ndarray, "n d"],
+  labels: Int[np.ndarray, " n"],
+  test_codes: Float[np.ndarray, "m d"],
+  test_labels: Int[np.ndarray, " m"],
 ) -> Estimate:
   """Accuracy of logistic regression on standardised codes.
 
@@ -71,10 +74,10 @@ def linear_probe(
 
 
 def knn(
-  codes: np.ndarray,
-  labels: np.ndarray,
-  test_codes: np.ndarray,
-  test_labels: np.ndarray,
+  codes: Float[np.ndarray, "n d"],
+  labels: Int[np.ndarray, " n"],
+  test_codes: Float[np.ndarray, "m d"],
+  test_labels: Int[np.ndarray, " m"],
   neighbours: int = NEIGHBOURS,
 ) -> Estimate:
   """Accuracy of the vote of the nearest standardised codes; as `linear_probe`.

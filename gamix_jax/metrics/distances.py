@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from gamix_jax.errors import UserError
 
@@ -33,7 +34,9 @@ def _features(a, b, what: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
   return a, b
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+def frechet_distance(
+  a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]
+) -> float:
   """Squared Frechet distance of the Gaussians with two sets' moments.
 
       |m_a - m_b|^2 + tr( S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2 )
@@ -78,7 +81,9 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> Estimate:
+def kernel_distance(
+  a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]
+) -> Estimate:
   """Squared maximum mean discrepancy of the cubic kernel, unbiased.
 
       mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j)
@@ -126,7 +131,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> Estimate:
 
 
 def prdc(
-  real: np.ndarray, fake: np.ndarray, neighbours: int = NEIGHBOURS
+  real: Float[np.ndarray, "n f"],
+  fake: Float[np.ndarray, "m f"],
+  neighbours: int = NEIGHBOURS,
 ) -> dict[str, float]:
   """Precision, recall, density, coverage: 0 to 1, density 0 or more.
 

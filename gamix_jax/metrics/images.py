@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
 
 SSIM_WINDOW = 11  # pixels; Gaussian of standard deviation 1.5
 
 
-def sharpness(x: jax.Array) -> jax.Array:
+def sharpness(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
   """Variance of the response to the 3x3 Laplacian; larger is sharper.
 
   The kernel is [[0, 1, 0], [1, -4, 1], [0, 1, 0]], without padding. Grey is
@@ -52,7 +53,9 @@ def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return x, y
 
 
-def absolute_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def absolute_error(
+  x: Float[np.ndarray, "b h w c"], y: Float[np.ndarray, "b h w c"]
+) -> Float[np.ndarray, " b"]:
   """Mean |x - y| over pixels and channels, [b]; of [-1, 1], so 0 to 2.
 
   Raises:
@@ -62,7 +65,9 @@ def absolute_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.abs(x - y).mean(axis=(1, 2, 3))
 
 
-def psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def psnr(
+  x: Float[np.ndarray, "b h w c"], y: Float[np.ndarray, "b h w c"]
+) -> Float[np.ndarray, " b"]:
   """Peak signal-to-noise ratio in dB, [b]: 10 log10(4 / mean (x - y)^2).
 
   4 is the square of the range of [-1, 1]. At most 106: a mean square under
@@ -76,7 +81,9 @@ def psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return 10 * np.log10(4 / np.maximum(square, 1e-10))
 
 
-def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def ssim(
+  x: Float[np.ndarray, "b h w c"], y: Float[np.ndarray, "b h w c"]
+) -> Float[np.ndarray, " b"]:
   """Structural similarity, [b]; 1 of equal images.
 
   Wang et al., IEEE TIP 13(4), 2004: an 11x11 Gaussian window of standard

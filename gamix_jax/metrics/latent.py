@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jaxtyping import Array, Float, Int
 
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import Posterior
@@ -197,7 +198,9 @@ def log_population_mss(log_q: jax.Array, dataset_size: int) -> jax.Array:
 
 
 def population_kl_gaussian(
-  mean: np.ndarray, var: np.ndarray, form: str = "full_covariance"
+  mean: Float[np.ndarray, "n d"],
+  var: Float[np.ndarray, "n d"],
+  form: str = "full_covariance",
 ) -> float:
   """KL(N(m, S) || N(0, I)) in nats, m and S the moments of q(z); float64.
 
@@ -235,7 +238,7 @@ def population_kl_gaussian(
   return 0.5 * float(np.trace(s) + m @ m - d - np.linalg.slogdet(s)[1])
 
 
-def total_variance(q: Posterior) -> jax.Array:
+def total_variance(q: Posterior) -> Float[Array, "b d"]:
   """The variance of each posterior, [n, d]; of a mixture, of all of it.
 
   That is the components' mean variance plus the variance of their means.
@@ -247,7 +250,9 @@ def total_variance(q: Posterior) -> jax.Array:
   return jnp.sum(weights[..., None] * each, axis=1)
 
 
-def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
+def latent_report(
+  mean: Float[np.ndarray, "n d"], var: Float[np.ndarray, "n d"]
+) -> dict[str, float]:
   """How much of the latent is used.
 
   Args:
@@ -264,7 +269,9 @@ def latent_report(mean: np.ndarray, var: np.ndarray) -> dict[str, float]:
   return {"active_units": float(active), "collapsed_fraction": float(collapsed)}
 
 
-def mixture_report(weights: np.ndarray, var: np.ndarray) -> dict[str, float]:
+def mixture_report(
+  weights: Float[np.ndarray, "n k"], var: Float[np.ndarray, "n k d"]
+) -> dict[str, float]:
   """How much of the components is used.
 
   Args:
@@ -285,7 +292,7 @@ def mixture_report(weights: np.ndarray, var: np.ndarray) -> dict[str, float]:
   }
 
 
-def by_activity(mean: np.ndarray) -> np.ndarray:
+def by_activity(mean: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " d"]:
   """Latents [d], that first whose posterior mean [n, d] varies most."""
   return np.argsort(-np.var(mean, axis=0), kind="stable")
 
@@ -308,7 +315,7 @@ def bits_per_dim(nats: float, dims: int) -> float:
   return -nats / (dims * math.log(2)) + math.log2(127.5)
 
 
-def mean_and_error(each: np.ndarray) -> tuple[float, float | None]:
+def mean_and_error(each: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
   """Mean over images and its standard error, None of one image alone."""
   each = np.asarray(each, np.float64)
   if len(each) < 2:
@@ -316,7 +323,7 @@ def mean_and_error(each: np.ndarray) -> tuple[float, float | None]:
   return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))
 
 
-def sparseness(z: np.ndarray) -> dict[str, float]:
+def sparseness(z: Float[np.ndarray, "n d"]) -> dict[str, float]:
   """How few of the latents an image uses, how few images use a latent.
 
       S = (1 - (sum z)^2 / (m sum z^2)) / (1 - 1/m)
