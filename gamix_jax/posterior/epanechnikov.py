@@ -5,13 +5,13 @@
 Mean mu, variance sigma^2 = r^2 / 5: the location-scale family of least
 int K^2 (Qin & Huang, arXiv:2405.12783, lemma 3.2). Two forms:
 
-`Epanechnikov`, prior N(0, I): an honest posterior with a closed-form KL. That
+`Epanechnikov`, prior N(0, I): a proper posterior with a closed-form KL. That
 KL is the Gaussian's of the same mu and sigma^2 plus 0.046165 nats a latent, so
 the `elbo` differs from the Gaussian's in the shape of the noise alone.
 
 `EVAEPosterior`, the published EVAE: its draws are the kernel, scaled by b, plus
 a draw of the prior (algorithm 1), which has width B. With a uniform prior the
-posterior reaches over the prior's ends, so KL(q || p) is infinite, and the
+posterior extends past the prior's support, so KL(q || p) is infinite, and the
 loss of the objective `evae` is no bound of ln p(x).
 """
 
@@ -34,7 +34,7 @@ PRIORS = ("normal", "uniform", "gaussian")
 
 
 def quantile(v: jax.Array) -> jax.Array:
-  """v in [0, 1] -> t in [-1, 1] with F(t) = 1/2 + 3 t / 4 - t^3 / 4 = v.
+  """The kernel's quantile function: t with 1/2 + 3 t / 4 - t^3 / 4 = v.
 
   2 sin(asin(2 v - 1) / 3): one uniform a draw and no sorting, where the paper's
   algorithm 2 takes the median of three.
@@ -83,8 +83,8 @@ class Epanechnikov(base.Posterior):
     """-inf outside the support."""
     mu, r = (base.expand_leading(v, z.ndim) for v in (self.mu, self.radius()))
     inside = 1 - jnp.square((z - mu) / r)
-    # Rounding may leave a draw of the very end just outside: it has the
-    # density of the last number inside.
+    # Rounding can place a draw at the edge just outside the support. It gets
+    # the density of the last value inside.
     tiny = jnp.finfo(z.dtype).eps
     density = jnp.log(jnp.maximum(inside, tiny)) + jnp.log(0.75 / r)
     each = jnp.where(inside < -4 * tiny, -jnp.inf, density)
@@ -97,7 +97,7 @@ class Epanechnikov(base.Posterior):
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
-    """Closed form, KL(q || N(0, I)); the draws are not looked at.
+    """KL(q || N(0, I)) in closed form; the draws are ignored.
 
     sum_d -ln r - (5/3 - ln 3) + 1/2 ln 2 pi + ( mu^2 + r^2 / 5 ) / 2; at least
     0.046165 a latent, at mu = 0, r = sqrt 5.
@@ -111,7 +111,7 @@ class Epanechnikov(base.Posterior):
 
 @struct.dataclass
 class EVAEPosterior(Epanechnikov):
-  """The EVAE's: z = b (mu + r k) + U, U a draw of the prior.
+  """The posterior of the published EVAE: z = b (mu + r k) + U, U ~ p(z).
 
   Attributes:
     width: B; the prior is U[-B/2, B/2], or N(0, B^2).
@@ -127,11 +127,11 @@ class EVAEPosterior(Epanechnikov):
 
   @property
   def has_finite_elbo(self) -> bool:
-    """With a Gaussian prior: it has mass wherever the posterior has."""
+    """True for a Gaussian prior, whose support covers the posterior's."""
     return not self.uniform
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
-    """Twice: of the kernel, and of the prior (in N(0, 1) or U[0, 1])."""
+    """Noise of the kernel, and of the prior (from N(0, 1) or U[0, 1])."""
     return (2, n, *self.mu.shape)
 
   def sample(
@@ -152,7 +152,7 @@ class EVAEPosterior(Epanechnikov):
     return z, jnp.full(z.shape[:2], 1 / n, z.dtype)
 
   def mean(self) -> Float[Array, "b d"]:
-    """b mu. The paper does not say what it decodes at test time."""
+    """b mu; the paper does not specify what is decoded at test time."""
     return BANDWIDTH * self.mu
 
   def _noise_var(self) -> float:
@@ -178,7 +178,7 @@ class EVAEPosterior(Epanechnikov):
     return base.normal_log_prob(z, 0.0, 2 * jnp.log(self.width))
 
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of what is drawn: mean b mu, variance b^2 r^2 / 5 + the prior's."""
+    """Moments of the draws: b mu, and b^2 r^2 / 5 plus the prior's variance."""
     weights, _, var = super().components()
     mean = self.mean()[:, None]
     return weights, mean, BANDWIDTH**2 * var + self._noise_var()
@@ -186,7 +186,7 @@ class EVAEPosterior(Epanechnikov):
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
-    """By the draws; infinite with a uniform prior."""
+    """Estimated from draws; infinite with a uniform prior."""
     return base.kl_by_draws(self, z, w)
 
 
@@ -202,7 +202,7 @@ def _of_gaussian(off: jax.Array, r: jax.Array, width: float) -> jax.Array:
   """3 / (4 r) E[1 - (s / r)^2; |s| < r], s ~ N(off, width^2)."""
   low, high = (-r - off) / width, (r - off) / width
   pdf_low, pdf_high = (jax.scipy.stats.norm.pdf(t) for t in (low, high))
-  # From the side where the tail is, so that little is taken from little.
+  # Computed in the tail that is smaller, to avoid cancellation.
   mass = jnp.where(
     off > 0,
     jax.scipy.special.ndtr(high) - jax.scipy.special.ndtr(low),
@@ -216,7 +216,7 @@ def _of_gaussian(off: jax.Array, r: jax.Array, width: float) -> jax.Array:
 
 
 def smoothing(key, shape, width, uniform, dtype, eps=None) -> jax.Array:
-  """Draws of the prior of `EVAEPosterior`, of a shape."""
+  """Draws from the prior of `EVAEPosterior`."""
   if eps is None:
     draw = jax.random.uniform if uniform else jax.random.normal
     eps = draw(key, shape, dtype)
@@ -224,7 +224,7 @@ def smoothing(key, shape, width, uniform, dtype, eps=None) -> jax.Array:
 
 
 class EpanechnikovHead(base.Head):
-  """Two linear maps of the features to mu and logvar [b, d].
+  """Linear maps of the features to mu and logvar [b, d].
 
   The radius is sqrt(5) exp(logvar / 2), so that `logvar` and its clamp mean
   what they mean for a Gaussian; the paper does not say how its r stays
@@ -261,7 +261,7 @@ class EpanechnikovHead(base.Head):
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> jax.Array:
-    """z [n, d]: of N(0, I), or of the prior of width B, and no kernel."""
+    """Draws z [n, d] from N(0, I), or from the prior of width B."""
     if self.prior == "normal":
       return super().prior_draws(key, n, temperature)
     return temperature * smoothing(

@@ -50,13 +50,13 @@ class Gaussian(base.Posterior):
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
-    """Closed form; the draws are not looked at."""
+    """In closed form; the draws are ignored."""
     del z, w
     return base.normal_kl(self.mu, self.logvar)
 
 
 class GaussianHead(base.Head):
-  """Two linear maps of the features to mu and logvar [b, d]."""
+  """Linear maps of the features to mu and logvar [b, d]."""
 
   family: ClassVar[type] = Gaussian
 

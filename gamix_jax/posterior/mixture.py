@@ -1,8 +1,8 @@
 """q(z | x) = sum_k pi_k N(z; mu_k, diag sigma_k^2), all learned per image.
 
 Decoded stratum by stratum (Morningstar et al., arXiv:2003.01687): every
-component is drawn from and the terms are weighted by pi, so that the weights
-get an ordinary gradient and nothing is relaxed. With one component it is the
+component is drawn from and the terms are weighted by pi, so the weights get an
+ordinary gradient without relaxation. With one component it is the
 Gaussian, to the bit.
 """
 
@@ -56,7 +56,7 @@ class Mixture(base.Posterior):
     return jnp.sum(self.weights()[..., None] * self.mu, axis=1)
 
   def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
-    """The mixture's own density: logsumexp over the components."""
+    """The density of the mixture: logsumexp over the components."""
     each = base.normal_log_prob(z[..., None, :], self.mu, self.logvar)
     log_weights = jax.nn.log_softmax(self.logits, axis=-1)
     return jax.nn.logsumexp(
@@ -111,7 +111,7 @@ class MixtureHead(base.Head):
     logvar = base.dense_components(
       self, features, "logvar", self.initial_logvar
     )
-    # A latent grid has one vector of weights, from its mean features.
+    # For spatial features the weights depend on their mean over positions.
     pooled = jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
     logits = base.dense(self, pooled, "logits", k) / self.temperature
     if self.min_weight and k > 1:

@@ -27,7 +27,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.posterior import base
 from gamix_jax.registry import check_choice
 
-# Of an arrival beyond what is drawn.
+# Probability that more arrivals occur than are drawn.
 TAIL = 1e-5
 TINY_RATE = 1.19e-7  # float32's epsilon: arrivals stay finite
 
@@ -50,8 +50,8 @@ def _cosine(x):
   return 0.5 * (1 - jnp.cos(jnp.pi * _unit(x)))
 
 
-# The compact ramps leave the mean of a relaxed count what it is, at every
-# temperature up to 1; the sigmoid, the published default, does not.
+# With the compact ramps a relaxed count has the mean of the true count, at any
+# temperature up to 1. The sigmoid, the published default, is biased.
 RAMPS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "cubic": _cubic,
   "linear": _unit,
@@ -59,12 +59,12 @@ RAMPS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "cosine": _cosine,
   "sigmoid": jax.nn.sigmoid,
 }
-# How far past 1 an arrival still counts, in temperatures; 1 unless said.
+# How far past 1 an arrival still counts, in temperatures; 1 by default.
 REACH = {"sigmoid": 12}
 
 
 def soft_cap(x: jax.Array, c: float) -> jax.Array:
-  """c - softplus(c - x): x where it is far below c, and never over c.
+  """c - softplus(c - x): close to x if x is far below c, and always below c.
 
   At x = c it is c - ln 2.
   """
@@ -86,7 +86,7 @@ def rate_kl(log_y: jax.Array) -> jax.Array:
 
 
 def arrivals_needed(rate: float, reach: float = 1.0) -> int:
-  """How many arrivals in [0, reach] there are but for a chance of 1e-5."""
+  """The number of arrivals in [0, reach] that is exceeded with p = 1e-5."""
   import scipy.stats  # noqa: PLC0415  (0.4 s)
 
   return int(scipy.stats.poisson(rate * reach).ppf(1 - TAIL))
@@ -148,7 +148,7 @@ class Poisson(base.Posterior):
     eps: jax.Array | None = None,
     step: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """True counts without a step, relaxed ones with it (or with eps)."""
+    """Draws true counts without a step, relaxed counts with a step or eps."""
     rate = jnp.broadcast_to(self.rate()[None], (n, *self.log_rate.shape))
     w = jnp.full(rate.shape[:2], 1 / n, rate.dtype)
     if eps is None and step is None:
@@ -165,17 +165,18 @@ class Poisson(base.Posterior):
 
       return of
 
-    # What arrives after 1 counts, too, as far as the ramp reaches.
+    # Arrivals after 1 count too, as far as the ramp reaches.
     reach = 1 + at * REACH.get(self.ramp, 1)
     most = jax.lax.stop_gradient(jnp.max(rate)) * reach
-    # ppf(1 - 1e-5) of a Poisson law, from above: within 7 of it up to 1,000.
+    # An upper bound of the Poisson quantile at 1 - 1e-5, at most 7 too large
+    # for rates up to 1,000.
     need = most + 4.3 * jnp.sqrt(most) + 5
     bucket = jnp.sum(need > jnp.asarray(self.buckets[:-1], rate.dtype))
     branches = [draw(arrivals) for arrivals in self.buckets]
     return jax.lax.switch(bucket, branches, rate, key, at), w
 
   def _temperature(self, step: jax.Array | None) -> jax.Array:
-    """1 at step 0, `temperature` from `temperature_steps` on."""
+    """Linear from 1 at step 0 to `temperature` at `temperature_steps`."""
     if step is None:
       return jnp.asarray(self.temperature, self.log_rate.dtype)
     gone = jnp.clip(step / self.temperature_steps, 0, 1)
@@ -185,7 +186,7 @@ class Poisson(base.Posterior):
     return self.rate()
 
   def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
-    """ln of the probability of counts; of relaxed ones, its continuation."""
+    """ln of the probability mass, extended to relaxed counts."""
     return _log_pmf(z, base.expand_leading(jnp.log(self.rate()), z.ndim))
 
   def log_prior(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
@@ -200,7 +201,7 @@ class Poisson(base.Posterior):
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
-    """sum_d r f(lambda / r), closed form; the draws are not looked at."""
+    """sum_d r f(lambda / r), in closed form; the draws are ignored."""
     del z, w
     log_r = self.log_prior_rate
     return jnp.sum(jnp.exp(log_r) * rate_kl(self.log_rate - log_r), axis=-1)
@@ -269,7 +270,7 @@ class PoissonHead(base.Head):
     return soft_cap(log_r, self.max_log_rate)
 
   def _buckets(self) -> tuple[int, ...]:
-    """Powers of two up to what the largest rate needs."""
+    """Powers of two, up to the number that the largest rate needs."""
     reach = 1 + REACH.get(self.ramp, 1)
     most = math.exp(self.max_log_rate) * reach
     last = arrivals_needed(most) + 12
@@ -279,7 +280,7 @@ class PoissonHead(base.Head):
     features = features.reshape(len(features), -1)  # of a grid, all places
     log_dr = base.promote_f32(self.log_residual(features))
     log_r = self._log_r()
-    # Both ends: a rate of 1e-7 is silence already.
+    # A rate below 1e-7 is 0 for all purposes.
     log_rate = jnp.maximum(
       base.expand_leading(log_r, log_dr.ndim) + log_dr, base.LOGVAR_RANGE[0] / 2
     )
@@ -295,7 +296,7 @@ class PoissonHead(base.Head):
   def prior_draws(
     self, key: jax.Array, n: int, temperature: float = 1.0
   ) -> jax.Array:
-    """z [n, d]: counts of the prior's rates, times `temperature`."""
+    """Draws counts z [n, d], with the prior's rates times `temperature`."""
     rate = jnp.exp(self._log_r()) * temperature
     shape = (n, self.latent)
     return jax.random.poisson(key, rate, shape).astype(rate.dtype)

@@ -1,4 +1,4 @@
-"""Priors that are learned: a mixture, or that of the pseudo-inputs.
+"""Learned priors: a mixture, or the VampPrior.
 
     mixture   p(z) = sum_c pi_c N(z; mu_c, diag sigma_c^2)
     vamp      p(z) = 1/C sum_c q(z | u_c),   u_c learned images
@@ -26,7 +26,7 @@ PRIORS = ("normal", "mixture", "vamp")
 
 @struct.dataclass
 class WithPrior(base.Posterior):
-  """A posterior whose prior is not its family's own.
+  """A posterior with a learned prior instead of its family's own.
 
   Attributes:
     q: [b] posteriors.
@@ -66,7 +66,7 @@ class WithPrior(base.Posterior):
 def draw(
   prior: Mixture, key: jax.Array, n: int, temperature: float = 1.0
 ) -> Float[Array, "n d"]:
-  """z [n, d] of a mixture: a component each, its spread times `temperature`."""
+  """Draws z [n, d] from a mixture, with its scales times `temperature`."""
   which_key, noise_key = jax.random.split(key)
   which = jax.random.categorical(which_key, prior.logits[0], shape=(n,))
   mu, logvar = prior.mu[0][which], prior.logvar[0][which]
@@ -75,7 +75,7 @@ def draw(
 
 
 def vamp_mixture(q: base.Posterior) -> Mixture:
-  """1/C sum_c q(z | u_c) of C posteriors, as one mixture."""
+  """1/C sum_c q(z | u_c) of C posteriors, as a mixture."""
   weights, mu, var = q.components()
   d = mu.shape[-1]
   logits = jnp.log(jnp.maximum(weights, 1e-30)).reshape(1, -1)
@@ -83,7 +83,7 @@ def vamp_mixture(q: base.Posterior) -> Mixture:
 
 
 class MixturePrior(nn.Module):
-  """Weights, means and variances, learned."""
+  """A mixture with learned weights, means and variances."""
 
   components: int
   latent: int
@@ -124,7 +124,7 @@ def make(
   image_shape: tuple[int, int, int],
   param_dtype: jnp.dtype,
 ) -> nn.Module | None:
-  """The module of `config.prior`; None is the family's own prior.
+  """The module for `config.prior`; None for the family's own prior.
 
   Raises:
     UserError: there is no such prior; "normal" with components.
