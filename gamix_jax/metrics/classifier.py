@@ -42,7 +42,7 @@ class _Network(nn.Module):
 
 
 class classifier_features:
-  """What the last hidden layer of a small classifier holds.
+  """Features from the last hidden layer of a small classifier.
 
   For images with labels. 400 steps of Adam (batch 64, 2e-3, cosine) on the
   training images; all is a function of the images, the labels and the seed.
@@ -62,7 +62,7 @@ class classifier_features:
     seed: int = 0,
     cache: Path | None = None,
   ):
-    """Trains it, or finds it in a folder.
+    """Trains the classifier, or loads it from a folder.
 
     Args:
       images: uint8 [n, h, w, c].

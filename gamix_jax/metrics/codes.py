@@ -12,7 +12,7 @@ from gamix_jax.metrics.distances import NEIGHBOURS, Estimate
 def auroc(
   normal: Float[np.ndarray, " n"], anomalous: Float[np.ndarray, " m"]
 ) -> Estimate:
-  """Chance that an anomalous image scores higher than a normal one.
+  """AUROC: the probability that an anomalous score exceeds a normal one.
 
   The area under the ROC curve (ties count half); 0.5 is guessing, 1 is
   perfect, and under 0.5 the anomalous images score lower than normal ones. The
@@ -80,7 +80,7 @@ def knn(
   test_labels: Int[np.ndarray, " m"],
   neighbours: int = NEIGHBOURS,
 ) -> Estimate:
-  """Accuracy of the vote of the nearest standardised codes; as `linear_probe`.
+  """Accuracy of a nearest-neighbour vote on standardised codes.
 
   Raises:
     UserError: fewer codes than neighbours.

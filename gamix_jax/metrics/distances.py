@@ -14,7 +14,7 @@ ROWS = 1024  # of a kernel matrix at a time
 
 
 def _features(a, b, what: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-  """Both in float64.
+  """Converts two sets of features to float64.
 
   Raises:
     UserError: under `rows` rows, unequal widths, a value that is not finite.
@@ -37,7 +37,7 @@ def _features(a, b, what: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(
   a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]
 ) -> float:
-  """Squared Frechet distance of the Gaussians with two sets' moments.
+  """Squared Frechet distance between Gaussians fitted to two sets.
 
       |m_a - m_b|^2 + tr( S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2 )
 

@@ -88,7 +88,7 @@ def _conv_features(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 class inception_features:
-  """The 2,048 pooled features of Inception-v3, of a file of weights.
+  """The 2,048 pooled features of Inception-v3, with weights from a file.
 
   torch-fidelity's network, which resizes to 299x299 as TensorFlow 1 did and
   agrees with the FID's own; grey images are shown in three equal channels. A

@@ -40,7 +40,7 @@ def sharpness(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
 
 
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Both in float64.
+  """Converts two sets of images to float64.
 
   Raises:
     UserError: they are not images of one shape.

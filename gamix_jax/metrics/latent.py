@@ -1,4 +1,4 @@
-"""The pieces of the ELBO, and how the latent is used; from posteriors.
+"""Decomposition of the ELBO, and use of the latent, from posteriors.
 
 ELBO surgery (Hoffman & Johnson 2016; Chen et al., arXiv:1802.04942), with
 q(z) = 1/n sum_i q(z | x_i) the population:
@@ -41,7 +41,7 @@ def surgery(
   log_prior: Callable[[jax.Array], jax.Array] | None = None,
   gaussian_components: bool = False,
 ) -> dict[str, float]:
-  """The pieces of the mean KL, estimated from draws; see the file's head.
+  """The terms of the mean KL, estimated from draws; see the module docstring.
 
   q(z) is exact for the n images of q. Of n images that stand for N others,
 
@@ -239,7 +239,7 @@ def population_kl_gaussian(
 
 
 def total_variance(q: Posterior) -> Float[Array, "b d"]:
-  """The variance of each posterior, [n, d]; of a mixture, of all of it.
+  """The variance of each posterior, [b, d]; of a mixture, the total variance.
 
   That is the components' mean variance plus the variance of their means.
   """
@@ -253,7 +253,7 @@ def total_variance(q: Posterior) -> Float[Array, "b d"]:
 def latent_report(
   mean: Float[np.ndarray, "n d"], var: Float[np.ndarray, "n d"]
 ) -> dict[str, float]:
-  """How much of the latent is used.
+  """Measures how much of the latent is used.
 
   Args:
     mean: of each image's posterior, [n, d].
@@ -272,7 +272,7 @@ def latent_report(
 def mixture_report(
   weights: Float[np.ndarray, "n k"], var: Float[np.ndarray, "n k d"]
 ) -> dict[str, float]:
-  """How much of the components is used.
+  """Measures how many components are used.
 
   Args:
     weights: of each image's components, [n, k].
@@ -298,7 +298,7 @@ def by_activity(mean: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " d"]:
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
-  """A density of an image's pixels, as bits for each of its numbers.
+  """Converts a density over pixels to bits per dimension.
 
       -nats / (dims ln 2) + log2(127.5)
 
@@ -324,7 +324,7 @@ def mean_and_error(each: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
 
 
 def sparseness(z: Float[np.ndarray, "n d"]) -> dict[str, float]:
-  """How few of the latents an image uses, how few images use a latent.
+  """Lifetime and population sparseness of latents.
 
       S = (1 - (sum z)^2 / (m sum z^2)) / (1 - 1/m)
 
