@@ -4,8 +4,6 @@ Images are [b, h, w, c] in [-1, 1]; the decoder's output is not bounded. Read
 `vae` first, then `resnet`. A network is a class and one line in a table below.
 """
 
-from flax import linen as nn
-
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.networks.conv import ConvDecoder, ConvEncoder
 from gamix_jax.networks.linear import LinearDecoder, LinearEncoder
@@ -15,6 +13,7 @@ from gamix_jax.networks.parts import (
   NORMS,
   Decoder,
   Encoder,
+  Network,
   check_divides,
   check_features,
 )
@@ -35,7 +34,7 @@ DECODERS.register("conv", ConvDecoder)
 DECODERS.register("mlp", MLPDecoder)
 DECODERS.register("linear", LinearDecoder)
 
-DISCRIMINATORS: Registry[type[nn.Module]] = Registry("model.discriminator")
+DISCRIMINATORS: Registry[type[Network]] = Registry("model.discriminator")
 DISCRIMINATORS.register("patchgan", PatchDiscriminator)
 
 
@@ -69,6 +68,7 @@ __all__ = [
   "LinearEncoder",
   "MLPDecoder",
   "MLPEncoder",
+  "Network",
   "PatchDiscriminator",
   "ResNetDecoder",
   "ResNetEncoder",

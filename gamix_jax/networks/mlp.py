@@ -17,13 +17,30 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.networks.parts import (
   Decoder,
   Encoder,
-  NetworkModule,
   check_features,
 )
 from gamix_jax.posterior.base import promote_f32
 
 
-class MLPEncoder(Encoder):
+class HiddenLayers:
+  """The hidden layers of a fully connected encoder or decoder."""
+
+  @classmethod
+  def preset_features(
+    cls, width: int, hidden: int, halvings: int
+  ) -> tuple[int, ...]:
+    del width, halvings
+    return hidden, hidden
+
+  def hidden(self, x: jax.Array, train: bool) -> jax.Array:
+    """Applies them to [b, n]."""
+    for i, width in enumerate(self.features):
+      layer = self.dense(width, f"dense{i}", use_bias=self.bias_before_norm)
+      x = nn.relu(self.normed(f"norm{i}", layer(x), train))
+    return x
+
+
+class MLPEncoder(HiddenLayers, Encoder):
   """Images [b, h, w, c] -> features [b, features[-1]].
 
   Attributes:
@@ -50,13 +67,6 @@ class MLPEncoder(Encoder):
     )
 
   @classmethod
-  def preset_features(
-    cls, width: int, hidden: int, halvings: int
-  ) -> tuple[int, ...]:
-    del width, halvings
-    return hidden, hidden
-
-  @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
     return max(
       math.prod(shape),
@@ -66,10 +76,10 @@ class MLPEncoder(Encoder):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = self.normed_input(self.input_norm, x, self.bias_before_norm)
-    return hidden(self, x.reshape(x.shape[0], -1), train)
+    return self.hidden(x.reshape(x.shape[0], -1), train)
 
 
-class MLPDecoder(Decoder):
+class MLPDecoder(HiddenLayers, Decoder):
   """Latents [b, d] -> images [b, h, w, c], unbounded, float32 or more.
 
   Attributes:
@@ -93,25 +103,10 @@ class MLPDecoder(Decoder):
       **kind,
     )
 
-  @classmethod
-  def preset_features(
-    cls, width: int, hidden: int, halvings: int
-  ) -> tuple[int, ...]:
-    del width, halvings
-    return hidden, hidden
-
   @nn.compact
   def __call__(
     self, z: Float[Array, "b d"], train: bool
   ) -> Float[Array, "b h w c"]:
-    x = hidden(self, z, train)
+    x = self.hidden(z, train)
     x = self.dense(math.prod(self.image_shape), "out")(x)
     return promote_f32(x).reshape(-1, *self.image_shape)
-
-
-def hidden(part: NetworkModule, x: jax.Array, train: bool) -> jax.Array:
-  """Applies the hidden layers of an encoder or decoder."""
-  for i, width in enumerate(part.features):
-    layer = part.dense(width, f"dense{i}", use_bias=part.bias_before_norm)
-    x = nn.relu(part.normed(f"norm{i}", layer(x), train))
-  return x

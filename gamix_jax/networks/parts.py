@@ -218,22 +218,18 @@ class NetworkModule(nn.Module):
     return dict(norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
 
 
-class Encoder(NetworkModule):
-  """Base class of encoders, which `ENCODERS` lists by name.
+class Network(NetworkModule):
+  """Base class of what a config names in its section `model`.
 
   Attributes:
-    keys: the keys of the config's section `model` that it reads.
+    keys: the keys of the section that it reads.
     settings: its own config keys with defaults, `model.<name>.<key>`.
     convolutional: whether presets give it patches and group normalisation.
-    latent_shape: (h', w', c) of spatial latents: features [b, h', w', n] are
-      mapped to c latents at every position, and d = h' w' c. None: features
-      and latents are vectors.
   """
 
   keys: ClassVar[tuple[str, ...]] = ()
   settings: ClassVar[dict[str, Any]] = {}
   convolutional: ClassVar[bool] = False
-  latent_shape: tuple[int, int, int] | None = None
 
   @classmethod
   def from_config(
@@ -272,6 +268,18 @@ class Encoder(NetworkModule):
     del width, hidden, halvings
     return ()
 
+
+class Encoder(Network):
+  """Base class of encoders, which `ENCODERS` lists by name.
+
+  Attributes:
+    latent_shape: (h', w', c) of spatial latents: features [b, h', w', n] are
+      mapped to c latents at every position, and d = h' w' c. None: features
+      and latents are vectors.
+  """
+
+  latent_shape: tuple[int, int, int] | None = None
+
   @classmethod
   def first_layer_size(cls, model: ConfigDict, shape: Sequence[int]) -> int:
     """Size of the first layer's output per image, or of the image if larger."""
@@ -285,37 +293,8 @@ class Encoder(NetworkModule):
     raise NotImplementedError
 
 
-class Decoder(NetworkModule):
-  """Base class of decoders, which `DECODERS` lists by name.
-
-  For the attributes see `Encoder`.
-  """
-
-  keys: ClassVar[tuple[str, ...]] = ()
-  settings: ClassVar[dict[str, Any]] = {}
-  convolutional: ClassVar[bool] = False
-
-  @classmethod
-  def from_config(
-    cls, model: ConfigDict, shape: Sequence[int], **kind: Any
-  ) -> Self:
-    """See `Encoder.from_config`."""
-    del model, shape
-    return cls(**kind)
-
-  @classmethod
-  def keys_read(cls, model: ConfigDict) -> set[str]:
-    """See `Encoder.keys_read`."""
-    del model
-    return set(cls.keys)
-
-  @classmethod
-  def preset_features(
-    cls, width: int, hidden: int, halvings: int
-  ) -> tuple[int, ...]:
-    """See `Encoder.preset_features`."""
-    del width, hidden, halvings
-    return ()
+class Decoder(Network):
+  """Base class of decoders, which `DECODERS` lists by name."""
 
   def __call__(
     self, z: Float[Array, "b d"], train: bool

@@ -1,7 +1,7 @@
 """The PatchGAN discriminator."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -9,26 +9,25 @@ from flax import linen as nn
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.networks.parts import NetworkModule, check_features
+from gamix_jax.networks.parts import Network, NetworkModule, check_features
 from gamix_jax.posterior.base import promote_f32
 
 LEAKY_SLOPE = float(np.float32(0.3))  # Keras holds it in float32
 
 
-class PatchDiscriminator(NetworkModule):
+class PatchDiscriminator(Network):
   """PatchGAN (Isola et al., arXiv:1611.07004): images -> logits [b, p, q, 1].
 
   A normalisation follows the last convolution too, as in the reference. With
   `group` and `none` it does not: it would remove the level of the logits.
   """
 
-  keys: ClassVar[tuple[str, ...]] = (
+  keys = (
     "discriminator_features",
     "discriminator_strides",
     "dropout",
     "norm",
   )
-  settings: ClassVar[dict[str, Any]] = {}
 
   features: Sequence[int] = ()
   strides: Sequence[int] = ()
@@ -38,7 +37,6 @@ class PatchDiscriminator(NetworkModule):
   def from_config(
     cls, model: ConfigDict, shape: Sequence[int], **kind: Any
   ) -> Self:
-    """See `Encoder.from_config`."""
     del shape
     features = model.discriminator_features
     strides = model.discriminator_strides
