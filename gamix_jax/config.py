@@ -87,6 +87,19 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # of the discriminator; the reference's code sets 0.25 but never applies it
   c.model.dropout = 0.0
 
+  # For runs of several modalities (data.modalities). Networks of modalities
+  # that are not images have fully connected layers of `vector_features`.
+  c.multimodal = ConfigDict()
+  # separate (for mmvm, elbo), avg, poe, poe_prior, moe, mopoe, sum_pooling,
+  # attention; poe_as_released
+  c.multimodal.fusion = "poe"
+  c.multimodal.private = 0  # additional latents of each modality's own
+  c.multimodal.subsets = "uniform_size"  # bernoulli, all: for masked, ...
+  c.multimodal.width = 256  # of sum_pooling and attention
+  c.multimodal.layers = 1  # of attention
+  c.multimodal.heads = 4  # of attention
+  c.multimodal.vector_features = (256, 256)
+
   c.posterior = ConfigDict()
   c.posterior.name = "gaussian"
   c.posterior.components = 1
@@ -112,10 +125,20 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
 
   c.objective = ConfigDict()
-  c.objective.name = "gamix"  # elbo, exact, selbo, siwae, evae
+  # elbo, exact, selbo, siwae, evae; of several modalities also mmvm,
+  # mmvm_population, masked, mixture_bound, tc
+  c.objective.name = "gamix"
   c.objective.population = "means"  # full, debiased, quadratic
   c.objective.reconstruction = "l1"  # l2, bernoulli
   c.objective.num_samples = 1  # of z per image, and per component of a mixture
+
+  # Keys of single objectives.
+  c.objective.mmvm = ConfigDict()
+  c.objective.mmvm.estimate = "exact"  # surrogate: pairwise, closed form
+  c.objective.mmvm.alpha = 0.0  # share of N(0, I) in the mixture
+  c.objective.mmvm.alpha_steps = 0  # it falls from 1 over these steps
+  c.objective.mixture_bound = ConfigDict()
+  c.objective.mixture_bound.kl_count = "once"  # per_modality
 
   c.adversarial = ConfigDict()
   c.adversarial.loss = _open("bce")  # hinge, none
@@ -131,6 +154,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.weights.collapse_penalty = _any(0.2)
   c.weights.kl = _any(None)
   c.weights.kernel = _any(None)
+  c.weights.subset_kl = _any(None)
   c.weights.adversarial = _any(100.0)
   c.weights.real = _any(100.0)
   c.weights.fake = _any(100.0)
@@ -148,6 +172,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.ramp.collapse_penalty = _open(0)
   c.ramp.kl = _open(0)
   c.ramp.kernel = _open(0)
+  c.ramp.subset_kl = _open(0)
   c.ramp.adversarial = _open(0)  # starts at disc_start + gen_delay
 
   c.optim = ConfigDict()
@@ -250,17 +275,22 @@ POSITIVE = (
   "guard.max_nonfinite",
   "mesh.fsdp",
   "mesh.fsdp_min_size",
+  "multimodal.heads",
+  "multimodal.layers",
+  "multimodal.width",
   "checkpoint.every",
   "checkpoint.keep",
 )
 NOT_NEGATIVE = (
   "model.bottleneck_channels",
+  "multimodal.private",
   "adversarial.disc_start",
   "adversarial.gen_delay",
   "ramp.population_kl",
   "ramp.collapse_penalty",
   "ramp.kl",
   "ramp.kernel",
+  "ramp.subset_kl",
   "ramp.adversarial",
   "optim.vae.clip",
   "optim.disc.clip",

@@ -1,12 +1,14 @@
 """Modalities: the kinds of observations in a batch.
 
 A batch is a dict of arrays, and `Modality` describes one entry. A model of
-images has one modality, "image".
+images has one modality, "image". Batches of several modalities also have the
+entry "mask" [b, m], which is 1 where a modality is observed and 0 where it is
+missing; m follows the order of the modalities.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from gamix_jax.likelihood import Likelihood
 from gamix_jax.posterior.base import expand_leading, promote_f32
 
 IMAGE = "image"
+MASK = "mask"
 
 
 def to_float(x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
@@ -47,6 +50,11 @@ class Modality:
   def size(self) -> int:
     """The number of elements of one observation."""
     return math.prod(self.shape)
+
+  @property
+  def is_image(self) -> bool:
+    """Whether observations are images, uint8 in batches."""
+    return self.dtype == np.uint8
 
   def error(
     self, x: Float[Array, "b ..."], x_hat: Float[Array, "..."]
@@ -88,9 +96,29 @@ def log_likelihood(
     x_hat: decoded, [..., b, ...] of each.
     weight: of the reconstruction term.
   """
+  return sum_observed(
+    modalities,
+    x,
+    lambda name, m: m.log_prob(x[name], x_hat[name], weight * m.weight),
+  )
+
+
+def sum_observed(
+  modalities: Modalities,
+  x: Mapping[str, jax.Array],
+  value: Callable[[str, Modality], Float[Array, "... b"]],
+) -> Float[Array, "... b"]:
+  """The sum of a value over the modalities that are observed.
+
+  Args:
+    modalities: what can be observed.
+    x: observations of each; with the entry "mask" if some may be missing.
+    value: (name, modality) -> [..., b].
+  """
+  mask = x.get(MASK)
   return sum_over(
-    m.log_prob(x[name], x_hat[name], weight * m.weight)
-    for name, m in modalities.items()
+    value(name, m) if mask is None else mask[:, i] * value(name, m)
+    for i, (name, m) in enumerate(modalities.items())
   )
 
 

@@ -23,7 +23,9 @@ from gamix_jax.objectives.base import Objective, Terms, weighted_sum
 from gamix_jax.objectives.elbo import ELBO, AnalyticELBO
 from gamix_jax.objectives.evae import EVAE
 from gamix_jax.objectives.gamix import Gamix, collapse_penalty
+from gamix_jax.objectives.mmvm import MMVM, MMVMPopulation
 from gamix_jax.objectives.siwae import SIWAE
+from gamix_jax.objectives.subsets import TC, Masked, MixtureBound
 from gamix_jax.objectives.weights import TermWeights
 from gamix_jax.posterior import POSTERIORS, Posterior
 from gamix_jax.registry import Registry
@@ -46,6 +48,11 @@ OBJECTIVES.register("selbo", ELBO)
 OBJECTIVES.register("exact", AnalyticELBO)
 OBJECTIVES.register("siwae", SIWAE)
 OBJECTIVES.register("evae", EVAE)
+OBJECTIVES.register("mmvm", MMVM)
+OBJECTIVES.register("mmvm_population", MMVMPopulation)
+OBJECTIVES.register("masked", Masked)
+OBJECTIVES.register("mixture_bound", MixtureBound)
+OBJECTIVES.register("tc", TC)
 
 
 def term_names(
@@ -106,13 +113,18 @@ __all__ = [
   "ADVERSARIAL",
   "ELBO",
   "EVAE",
+  "MMVM",
   "OBJECTIVES",
   "OF_DISCRIMINATOR",
   "OF_VAE",
   "SIWAE",
+  "TC",
   "AdversarialLoss",
   "AnalyticELBO",
   "Gamix",
+  "MMVMPopulation",
+  "Masked",
+  "MixtureBound",
   "Objective",
   "TermWeights",
   "Terms",

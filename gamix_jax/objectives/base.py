@@ -1,13 +1,14 @@
 """The base class of objectives."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from gamix_jax.config import ConfigDict
-from gamix_jax.modality import Modalities, sum_over
+from gamix_jax.modality import Modalities, sum_observed
 from gamix_jax.networks import VAEOutput
 from gamix_jax.posterior import Posterior
 
@@ -30,6 +31,7 @@ class Objective:
       in presets. With their full weight from the start, posteriors can collapse
       to the prior and stay there.
     learned_prior: whether it is defined for learned priors.
+    subsets: whether it needs the posteriors of random subsets of modalities.
     settings: its own config keys with defaults, `objective.<name>.<key>`; also
       fields of the class.
   """
@@ -41,6 +43,7 @@ class Objective:
   terms: ClassVar[tuple[str, ...]]
   ramped: ClassVar[tuple[str, ...]] = ()
   learned_prior: ClassVar[bool] = False
+  subsets: ClassVar[bool] = False
   settings: ClassVar[dict[str, Any]] = {}
 
   def __call__(
@@ -92,10 +95,17 @@ class Objective:
     return jnp.mean(jnp.sum(output.w * self.errors(output), axis=0))
 
   def errors(self, output: VAEOutput) -> jax.Array:
-    """The weighted sum of all modalities' errors, [s, b]."""
-    return sum_over(
-      m.weight * m.error(output.x[name], output.x_hat[name])
-      for name, m in self.modalities.items()
+    """The weighted sum of the observed modalities' errors, [s, b]."""
+    return self.errors_of(output.x, output.x_hat)
+
+  def errors_of(
+    self, x: Mapping[str, jax.Array], x_hat: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """As `errors`, of observations [b, ...] and decoded draws [s, b, ...]."""
+    return sum_observed(
+      self.modalities,
+      x,
+      lambda name, m: m.weight * m.error(x[name], x_hat[name]),
     )
 
 

@@ -40,6 +40,7 @@ class Posterior:
       from draws, with its gradient.
     adds_prior_noise: whether draws of the prior are added to those of q, as in
       the published EVAE.
+    separate: whether every modality has latents of its own and none are shared.
   """
 
   discrete: ClassVar[bool] = False
@@ -49,6 +50,7 @@ class Posterior:
   standard_normal_prior: ClassVar[bool] = True
   allows_learned_prior: ClassVar[bool] = False
   adds_prior_noise: ClassVar[bool] = False
+  separate: ClassVar[bool] = False
 
   def sample(
     self,
