@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gamix_jax import objectives, optimizers, posterior
+from gamix_jax import modality, multimodal, objectives, optimizers, posterior
 from gamix_jax.config import ConfigDict, base, differences, image_shape
 from gamix_jax.errors import UserError
-from gamix_jax.likelihood import LIKELIHOODS
-from gamix_jax.modality import IMAGE, Modality
+from gamix_jax.modality import Modalities
 from gamix_jax.networks import (
   DECODERS,
   DISCRIMINATORS,
@@ -34,16 +33,20 @@ def train_spec(config: ConfigDict) -> TrainSpec:
   """
   dtype, param_dtype = _dtypes(config.dtype)
   kind = dict(dtype=dtype, param_dtype=param_dtype)
-  vae, disc = _vae(config, kind), _discriminator(config, kind)
+  objective = objectives.OBJECTIVES.choose(config.objective.name)
+  modalities = modality.of_config(config)
+  if config.data.modalities:
+    vae = _multimodal_vae(config, modalities, objective.subsets, kind)
+    disc = None
+  else:
+    _check_one_modality(config, objective)
+    vae, disc = _vae(config, kind), _discriminator(config, kind)
   weights = objectives.TermWeights.from_config(
     config,
     *objectives.term_names(config.objective.name, config.adversarial.loss),
   )
   _check_posterior_keys(config)
-  objectives.check_fit(config, vae.posterior.posterior_type)
-  likelihood = LIKELIHOODS.choose(config.objective.reconstruction)
-  modalities = {IMAGE: Modality(image_shape(config), likelihood)}
-  objective = objectives.OBJECTIVES.choose(config.objective.name)
+  objectives.check_fit(config, vae.posterior_type)
   return TrainSpec(
     modalities=modalities,
     vae=vae,
@@ -104,6 +107,62 @@ def _vae(config: ConfigDict, kind: dict[str, Any]) -> VAE:
       param_dtype=kind["param_dtype"],
     ),
   )
+
+
+def _multimodal_vae(
+  config: ConfigDict,
+  modalities: Modalities,
+  subsets: bool,
+  kind: dict[str, Any],
+) -> multimodal.MultimodalVAE:
+  """The VAE of several modalities.
+
+  Raises:
+    UserError: if keys that are only for single images are set.
+  """
+  if config.adversarial.loss != "none":
+    raise UserError(
+      f"adversarial.loss={config.adversarial.loss!r} is for runs of images; "
+      "with data.modalities use --config.adversarial.loss=none."
+    )
+  if config.preset:
+    raise UserError(
+      f"preset={config.preset!r} is for runs of images; with data.modalities "
+      "use --config.preset= and set its keys."
+    )
+  read = set()
+  if any(m.is_image for m in modalities.values()):
+    check_choice("model.norm", config.model.norm, NORMS)
+    check_choice("model.input_norm", config.model.input_norm, INPUT_NORMS)
+    for table, name in (
+      (ENCODERS, config.model.encoder),
+      (DECODERS, config.model.decoder),
+    ):
+      read |= table.choose(name).keys_read(config.model)
+    _check_model_keys(config.model, read)
+  return multimodal.vae(config, modalities, subsets, **kind)
+
+
+def _check_one_modality(
+  config: ConfigDict, objective: type[objectives.Objective]
+) -> None:
+  """Checks that a run of images has no keys of several modalities.
+
+  Raises:
+    UserError: if it has.
+  """
+  if objective.subsets:
+    raise UserError(
+      f"objective.name={config.objective.name!r} is for several modalities; "
+      "name them in data.modalities, see docs/multimodal.md."
+    )
+  changed = differences(base().multimodal, config.multimodal)
+  if changed:
+    raise UserError(
+      f"{', '.join(f'multimodal.{k}' for k in changed)}: set, but "
+      "data.modalities is empty; name the modalities there, see "
+      "docs/multimodal.md."
+    )
 
 
 def _discriminator(

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gamix_jax.likelihood import Likelihood
+from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.data.modalities import parse
+from gamix_jax.likelihood import LIKELIHOODS, Likelihood
 from gamix_jax.posterior.base import expand_leading, promote_f32
+from gamix_jax.registry import check_choice
 
 IMAGE = "image"
 MASK = "mask"
@@ -38,7 +41,7 @@ class Modality:
     shape: of one observation, such as (h, w, c).
     likelihood: p(x | z).
     dtype: in a batch.
-    weight: of its reconstruction, relative to other modalities.
+    weight: of its reconstruction, multiplied by that of `recon`.
   """
 
   shape: tuple[int, ...]
@@ -80,6 +83,35 @@ class Modality:
 
 
 Modalities = Mapping[str, Modality]
+
+
+def of_config(config: ConfigDict) -> dict[str, Modality]:
+  """The modalities of a config, by name, in their order.
+
+  Raises:
+    UserError: if a likelihood is in no table, or it does not fit the data.
+  """
+  if not config.data.modalities:
+    likelihood = LIKELIHOODS.choose(config.objective.reconstruction)
+    return {IMAGE: Modality(image_shape(config), likelihood)}
+  specs = parse(config.data.modalities)
+  largest = max(spec.size for spec in specs)
+  modalities = {}
+  for spec in specs:
+    check_choice(
+      f"data.modalities: the likelihood of {spec.name}",
+      spec.likelihood,
+      LIKELIHOODS,
+    )
+    likelihood = LIKELIHOODS[spec.likelihood]
+    weight = spec.weight
+    if weight is None or weight == "size":
+      weight = likelihood.default_weight(spec.size)
+      if spec.weight == "size":
+        weight *= largest / spec.size
+    dtype = np.uint8 if spec.is_image else np.float32
+    modalities[spec.name] = Modality(spec.shape, likelihood, dtype, weight)
+  return modalities
 
 
 def log_likelihood(

@@ -12,12 +12,13 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 
 from gamix_jax import train_metrics
-from gamix_jax.modality import IMAGE, Modalities, Modality, to_float
+from gamix_jax.modality import IMAGE, MASK, Modalities, Modality, to_float
 from gamix_jax.networks import VAEOutput
 from gamix_jax.objectives import (
   AdversarialLoss,
@@ -67,7 +68,8 @@ class TrainSpec:
 
   Attributes:
     modalities: the observations in a batch, by key.
-    vae: a module that returns a `VAEOutput`; see `networks.VAE`.
+    vae: a module that returns a `VAEOutput`; see `networks.VAE` and
+      `multimodal.MultimodalVAE`.
     disc: the discriminator of images, or None.
     vae_optimizer: updates the VAE.
     disc_optimizer: updates the discriminator.
@@ -102,17 +104,32 @@ class TrainSpec:
     """The PRNG key of a step, a function of (seed, step)."""
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
+  @property
+  def multimodal(self) -> bool:
+    """Whether batches have several modalities and a mask of the observed."""
+    return IMAGE not in self.modalities or len(self.modalities) > 1
+
   def observations(self, batch: Batch) -> dict[str, jax.Array]:
-    """The modalities of a batch, as floats."""
-    return {k: to_float(batch[k], self.dtype) for k in self.modalities}
+    """The modalities of a batch, and its mask if it has one, as floats."""
+    names = [*self.modalities, *([MASK] if self.multimodal else [])]
+    return {k: to_float(batch[k], self.dtype) for k in names}
+
+  def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `observations` reads from a batch of a size."""
+    shapes = {
+      name: jax.ShapeDtypeStruct((size, *m.shape), m.dtype)
+      for name, m in self.modalities.items()
+    }
+    if self.multimodal:
+      shape = (size, len(self.modalities))
+      shapes[MASK] = jax.ShapeDtypeStruct(shape, np.float32)
+    return shapes
 
 
 def init(spec: TrainSpec) -> TrainState:
   """Returns the state before step 0, a function of the spec's seed."""
   keys = jax.random.split(jax.random.key(spec.seed), 3)
-  x = {
-    k: jnp.zeros((1, *m.shape), spec.dtype) for k, m in spec.modalities.items()
-  }
+  x = {k: jnp.zeros(v.shape, spec.dtype) for k, v in spec.batch_shapes(1).items()}
   variables = spec.vae.init(keys[0], x, keys[2])
   vae = NetworkState(
     variables["params"],
@@ -188,7 +205,8 @@ def losses(
     spec: of the run.
     state: everything but its parameters is used.
     batch: an array [b, ...] for every modality, such as "image" [b, h, w, c],
-      uint8 or in [-1, 1]; optionally "eps", noise in place of random draws (of
+      uint8 or in [-1, 1]; of several modalities also "mask" [b, m], see
+      `modality`; optionally "eps", noise in place of random draws (of
       the posterior's `noise_shape`).
     params: of the VAE and of the discriminator.
 

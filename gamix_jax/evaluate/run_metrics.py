@@ -216,7 +216,7 @@ class EvalRun:
   def standard_prior(self) -> bool:
     """Whether the prior is N(0, I)."""
     vae = self.inputs.model.spec.vae
-    family = vae.posterior.posterior_type
+    family = vae.posterior_type
     return vae.prior is None and family.standard_normal_prior
 
   @cached_property

@@ -58,7 +58,7 @@ class LatentSources:
     """
     posterior, prior = self._config.posterior.name, self._config.prior.name
     supported = [s for s in SOURCES if s != "vamp" or prior == s]
-    if self._device.spec.vae.posterior.posterior_type.discrete:
+    if self._device.spec.vae.posterior_type.discrete:
       supported.remove("gmm")
     names = ", ".join(supported)
     if source not in SOURCES:

@@ -6,6 +6,7 @@ draws random subsets of the observed modalities, and `model` is the VAE. The
 objectives are in `objectives`, with those of one modality.
 """
 
+from gamix_jax.multimodal.build import vae
 from gamix_jax.multimodal.fusion import FUSIONS, Fusion
 from gamix_jax.multimodal.model import MultimodalOutput, MultimodalVAE
 from gamix_jax.multimodal.posteriors import (
@@ -24,4 +25,5 @@ __all__ = [
   "RandomComponent",
   "Separate",
   "WithPrivate",
+  "vae",
 ]

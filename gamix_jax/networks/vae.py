@@ -55,6 +55,16 @@ class VAE(nn.Module):
   prior: nn.Module | None = None
   modality: str = IMAGE
 
+  @property
+  def posterior_type(self) -> type[Posterior]:
+    """The class of q(z | x), without a learned prior."""
+    return self.posterior.posterior_type
+
+  @property
+  def latent(self) -> int:
+    """d, the size of z."""
+    return self.posterior.latent
+
   def encode(self, x: Observations, train: bool = False) -> Posterior:
     """Observations [b, ...] -> q(z | x)."""
     return self._encode(x[self.modality], train)

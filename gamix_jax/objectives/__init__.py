@@ -85,12 +85,19 @@ def check_fit(config: ConfigDict, family: type[Posterior]) -> None:
   """
   name, section = config.objective.name, config.posterior
   named = f"posterior.name={section.name!r}"
+  several = bool(config.data.modalities)
+  if several:
+    named = f"multimodal.fusion={config.multimodal.fusion!r} with {named}"
   objective = OBJECTIVES.choose(name)
   if not objective.accepts(family):
     if section.name == "epanechnikov":  # the one family of several priors
       prior = section.epanechnikov.prior
       named += f" with posterior.epanechnikov.prior={prior!r}"
-    fit = [k for k, o in OBJECTIVES.items() if o.accepts(family)]
+    fit = [
+      k
+      for k, o in OBJECTIVES.items()
+      if o.accepts(family) and (several or not o.subsets)
+    ]
     raise UserError(
       f"objective.name={name!r} is not defined for {named}; use one of "
       f"{', '.join(fit)}."

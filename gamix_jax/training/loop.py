@@ -260,13 +260,10 @@ def _make_absolute(section: ConfigDict) -> None:
 
 def _compile(spec, config, abstract, layout):
   """Compiles the training step for the shapes of this run."""
+  sharding = mesh.batch_sharding(layout.mesh)
   batch = {
-    name: jax.ShapeDtypeStruct(
-      (config.data.batch_size, *modality.shape),
-      modality.dtype,
-      sharding=mesh.batch_sharding(layout.mesh),
-    )
-    for name, modality in spec.modalities.items()
+    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+    for k, v in spec.batch_shapes(config.data.batch_size).items()
   }
   train_step = step.jit_train_step(spec, layout)
   return train_step.lower(abstract, batch).compile()

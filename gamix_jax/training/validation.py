@@ -47,7 +47,7 @@ class Validator:
     self._dataset = dataset
     vae = spec.vae
     self._normal = (
-      vae.prior is None and vae.posterior.posterior_type.standard_normal_prior
+      vae.prior is None and vae.posterior_type.standard_normal_prior
     )
     self.left_out = ""
     if self._normal:
