@@ -66,6 +66,11 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.exclude_labels = ()  # classes to leave out of training: "(3,)", names
   c.data.range = _any("auto")  # (black, white) of npz and idx; auto: detected
   c.data.max_pixels = 1 << 28  # larger image files are left out
+  # one entry a modality, as "m0 28x28x3 l1"; see data/modalities.py; (): images
+  c.data.modalities = ()
+  c.data.missing = 0.0  # fraction of modalities missing in training, in [0, 1)
+  c.data.missing_test = 0.0  # the same of the test split
+  c.data.missing_by = "random"  # value: those with the largest mean value
 
   c.model = ConfigDict()
   c.model.latent = _open(512)

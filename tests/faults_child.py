@@ -82,8 +82,8 @@ def batch(*at):
 
   def poisoned(devices, rows):
     nonlocal calls
-    calls += "mask" not in rows  # validation batches have one
-    if "mask" not in rows and calls in at:
+    calls += "valid" not in rows  # validation batches have one
+    if "valid" not in rows and calls in at:
       image = rows["image"].astype(np.float32) / 127.5 - 1
       image[0, 0, 0, 0] = np.nan
       rows = {"image": image}

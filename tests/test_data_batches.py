@@ -165,9 +165,9 @@ def test_evaluation_sees_every_image_once(dataset):
   got = list(data.eval_batches(dataset, batch_size=8))
   assert len(got) == -(-len(dataset) // 8)
   assert {b["image"].shape for b in got} == {(8, 8, 8, 3)}
-  mask = np.concatenate([b["mask"] for b in got])
-  assert mask.dtype == np.float32 and mask.sum() == len(dataset)
-  images = np.concatenate([b["image"] for b in got])[mask == 1]
+  valid = np.concatenate([b["valid"] for b in got])
+  assert valid.dtype == np.float32 and valid.sum() == len(dataset)
+  images = np.concatenate([b["image"] for b in got])[valid == 1]
   want = np.stack([dataset[i]["image"] for i in range(len(dataset))])
   np.testing.assert_array_equal(images, want)
   hosts = [

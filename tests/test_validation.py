@@ -49,7 +49,7 @@ def pixel_means(spec, draws, params, batch_stats, batch):
   del spec, draws, params, batch_stats
   x = batch["image"].astype(jnp.float32).mean(axis=(1, 2, 3))
   z = jnp.stack([x, -x], -1)
-  moments = {"mean": z, "var": 0 * z, "mask": batch["mask"]}
+  moments = {"mean": z, "var": 0 * z, "valid": batch["valid"]}
   return moments | {"mae": x, "kl": x, "posterior": Gaussian(z, 0 * z)}
 
 
@@ -90,7 +90,7 @@ def given_posterior(spec, draws, params, batch_stats, batch):
   )
   mean = q.mean()
   metrics = {"mean": mean, "var": 0 * mean, "kl": mean[:, 0]}
-  return metrics | {"posterior": q, "mask": batch["mask"]}
+  return metrics | {"posterior": q, "valid": batch["valid"]}
 
 
 def known(validator, state, q):

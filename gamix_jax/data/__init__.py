@@ -26,6 +26,8 @@ Read in this order; each module imports only earlier ones:
 
 from gamix_jax.data.batches import Batches, batches, eval_batches
 from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.modalities import ModalitySpec
+from gamix_jax.data.multimodal import MultimodalArrays, MultimodalSource
 from gamix_jax.data.pipeline import (
   ANY_FINGERPRINT,
   SOURCES,
@@ -43,6 +45,9 @@ __all__ = [
   "ArraySource",
   "Batches",
   "Dataset",
+  "ModalitySpec",
+  "MultimodalArrays",
+  "MultimodalSource",
   "Settings",
   "Source",
   "batches",

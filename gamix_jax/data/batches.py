@@ -219,7 +219,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every image once, in order, in batches of one size.
 
-  The last batch is padded with the last image; these rows have mask 0.
+  The last batch is padded with the last image; `valid` is 0 in these rows.
 
   Args:
     dataset: from `open_dataset`.
@@ -230,7 +230,7 @@ def eval_batches(
 
   Yields:
     {"image": uint8 [b_local, h, w, c], "label": int32 [b_local],
-    "mask": float32 [b_local]}.
+    "valid": float32 [b_local]}.
 
   Raises:
     UserError: the batch does not divide by the hosts, or a file is gone.
@@ -240,7 +240,7 @@ def eval_batches(
     for first in range(0, len(dataset), batch_size):
       index = np.arange(first, first + batch_size)[rows]
       batch = dataset.load_batch(index.clip(max=len(dataset) - 1), pool)
-      yield batch | {"mask": (index < len(dataset)).astype(np.float32)}
+      yield batch | {"valid": (index < len(dataset)).astype(np.float32)}
 
 
 def _parse_flags() -> None:

@@ -5,9 +5,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from gamix_jax.data import modalities as modalities_lib
 from gamix_jax.errors import UserError
 
 RESIZES = ("area", "linear", "cubic", "nearest")
+MISSING_BY = ("random", "value")
 # Typed by users who mean to turn data.cache off or on. A folder with such a
 # name can be given as ./None.
 NOT_FOLDERS = (
@@ -52,6 +54,14 @@ class Settings:
       by the numbers, which must leave no doubt; see `levels`.
     max_pixels: largest height times width of an image file. A larger one counts
       as broken and is not decoded.
+    modalities: of each observation, an entry each, see `modalities`; (): the
+      data are images. With modalities, their shapes take the place of
+      `image_size` and `channels`.
+    missing: fraction of the modalities of training observations that are
+      treated as missing, in [0, 1).
+    missing_test: the same of the test split.
+    missing_by: which ones: "random", or those of the largest "value"; see
+      `missing`.
   """
 
   source: str
@@ -69,6 +79,10 @@ class Settings:
   exclude_labels: tuple[int | str, ...] = ()
   range: str | tuple[float, float] = "auto"
   max_pixels: int = 1 << 28
+  modalities: tuple[str, ...] = ()
+  missing: float = 0.0
+  missing_test: float = 0.0
+  missing_by: str = "random"
 
   @classmethod
   def from_config(cls, config: "Settings | Mapping[str, Any]") -> "Settings":
@@ -154,6 +168,35 @@ class Settings:
       _is_int(self.max_pixels) and self.max_pixels > 0,
       "an int, at least 1",
     )
+    for key in ("missing", "missing_test"):
+      share = getattr(self, key)
+      check(
+        key,
+        (_is_int(share) or isinstance(share, float)) and 0 <= share < 1,
+        "a number in [0, 1)",
+      )
+    check(
+      "missing_by",
+      self.missing_by in MISSING_BY,
+      "one of " + ", ".join(MISSING_BY),
+    )
+    self._check_modalities()
+
+  def _check_modalities(self) -> None:
+    """Raises UserError for wrong modalities, and keys that need or bar them."""
+    if modalities_lib.parse(self.modalities):
+      if self.flip:
+        raise UserError(
+          "data.flip=True mirrors images, but the modalities of an observation"
+          " belong together. Switch it off: --config.data.flip=False"
+        )
+      return
+    for key in ("missing", "missing_test"):
+      if getattr(self, key):
+        raise UserError(
+          f"data.{key}={getattr(self, key)} is for data.modalities, which is"
+          " empty: name the modalities, or leave it 0."
+        )
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -161,6 +204,11 @@ class Settings:
     if isinstance(self.image_size, int):
       return self.image_size, self.image_size, self.channels
     return self.image_size[0], self.image_size[1], self.channels
+
+  @property
+  def modality_specs(self) -> tuple[modalities_lib.ModalitySpec, ...]:
+    """The entries of `modalities`, parsed; empty for images."""
+    return modalities_lib.parse(self.modalities)
 
   @property
   def stated_range(self) -> tuple[float, float] | None:

@@ -57,6 +57,8 @@ class Source(abc.ABC):
       saved configuration means the same in every folder.
     takes_range: whether the source reads numbers and uses `data.range`, which
       is an error for other sources.
+    multimodal: whether its items have several modalities, see `multimodal`,
+      instead of one image.
     label_names: name of class i at i; empty where classes have no names.
     broken: unreadable files of both splits that were found at opening, and
       why: {name: reason}. They have no index.
@@ -64,6 +66,7 @@ class Source(abc.ABC):
 
   takes_path: ClassVar[bool] = False
   takes_range: ClassVar[bool] = False
+  multimodal: ClassVar[bool] = False
   label_names: Sequence[str] = ()
   broken: Mapping[str, str] = {}
 

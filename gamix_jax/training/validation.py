@@ -89,16 +89,16 @@ class Validator:
       if i * size >= self._config.eval_images:
         break
       global_batch = mesh.global_batch(
-        self._layout.mesh, {"image": batch["image"], "mask": batch["mask"]}
+        self._layout.mesh, {"image": batch["image"], "valid": batch["valid"]}
       )
-      mask = global_batch.pop("mask")
+      valid = global_batch.pop("valid")
       out = self._metrics(
         state.ema,
         state.vae.batch_stats,
-        global_batch | {"step": np.int32(i), "mask": mask},
+        global_batch | {"step": np.int32(i), "valid": valid},
       )
       out = jax.device_get(out)
-      real = out.pop("mask") > 0
+      real = out.pop("valid") > 0
       outputs.append(jax.tree.map(lambda v, real=real: v[real], out))
     per_image = jax.tree.map(
       lambda *v: np.concatenate(v)[: self._config.eval_images], *outputs
