@@ -100,7 +100,36 @@ class Bernoulli(Likelihood):
     return f"Bernoulli, grey levels as probabilities{tempered}"
 
 
+class Categorical(Likelihood):
+  """Cross-entropy of x, one-hot or probabilities [..., classes].
+
+  x_hat are logits over the last axis. With weight n it is the categorical
+  likelihood (several, if there are axes before the last), with another weight
+  its power.
+  """
+
+  continuous = False
+
+  def error(self, x: Array, x_hat: Array) -> Array:
+    return -x * jax.nn.log_softmax(x_hat, axis=-1)
+
+  def log_normalizer(self, n: int, weight: float) -> Any:
+    del n, weight
+    return 0.0
+
+  def mean(self, x_hat: Array) -> Array:
+    return jax.nn.softmax(x_hat, axis=-1)
+
+  def default_weight(self, n: int) -> float:
+    return float(n)
+
+  def describe(self, n: int, weight: float) -> str:
+    tempered = "" if weight == n else f", to the power {weight / n:.6g}"
+    return f"categorical, one-hot or probabilities{tempered}"
+
+
 LIKELIHOODS: Registry[Likelihood] = Registry("objective.reconstruction")
 LIKELIHOODS.register("l1", Laplace())
 LIKELIHOODS.register("l2", Normal())
 LIKELIHOODS.register("bernoulli", Bernoulli())
+LIKELIHOODS.register("categorical", Categorical())

@@ -7,6 +7,7 @@ classifier  features of a small network that learned the data's own labels
 distances   of two sets of features: Frechet, kernel, precision and recall
 latent      the pieces of the ELBO, bits per dimension, how the code is used
 codes       AUROC of anomaly scores; accuracy of classifiers on the codes
+mcc         how well latents are the true sources, where these are known
 """
 
 from gamix_jax.metrics.classifier import classifier_features
@@ -41,6 +42,7 @@ from gamix_jax.metrics.latent import (
   surgery,
   total_variance,
 )
+from gamix_jax.metrics.mcc import mcc_strong, mcc_weak
 from gamix_jax.metrics.specs import METRICS, MetricSpec
 
 __all__ = [
@@ -63,6 +65,8 @@ __all__ = [
   "latent_report",
   "linear_probe",
   "log_population_mss",
+  "mcc_strong",
+  "mcc_weak",
   "mean_and_error",
   "mixture_report",
   "mss_weights",
