@@ -20,9 +20,11 @@ class Likelihood:
 
   Attributes:
     continuous: whether p(x | z) is a density over real numbers.
+    categorical: whether the last axis has the probabilities of classes.
   """
 
   continuous: ClassVar[bool] = True
+  categorical: ClassVar[bool] = False
 
   def error(
     self, x: Float[Array, "..."], x_hat: Float[Array, "..."]
@@ -108,6 +110,7 @@ class Categorical(Likelihood):
   its power.
   """
 
+  categorical = True
   continuous = False
 
   def error(self, x: Array, x_hat: Array) -> Array:

@@ -1,6 +1,7 @@
 """Images as uint8 and as floats, and grids of them as PNG."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,27 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     y, x = i // columns * h + LINE, i % columns * w + LINE
     out[y : y + h - LINE, x : x + w - LINE] = image
   return out
+
+
+def rows(batches: Sequence[np.ndarray]) -> np.ndarray:
+  """A grid with a row for each batch [n, h, w, c] in [-1, 1], uint8 [H, W, c].
+
+  Sizes may differ: smaller images are enlarged to the largest side, and grey
+  ones become colour if others have it.
+  """
+  h, w, c = (max(x.shape[i] for x in batches) for i in (1, 2, 3))
+
+  def fit(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    x = np.broadcast_to(x, (*x.shape[:-1], c))
+    if x.shape[1:3] == (h, w):
+      return x
+    return np.stack(
+      [cv2.resize(i, (w, h), interpolation=cv2.INTER_NEAREST) for i in x]
+    ).reshape(-1, h, w, c)
+
+  n = max(map(len, batches))
+  return grid(np.concatenate([fit(x) for x in batches]), n)
 
 
 def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:

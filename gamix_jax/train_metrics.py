@@ -5,7 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gamix_jax.metrics import ACTIVE_VARIANCE, COLLAPSED_VARIANCE
-from gamix_jax.modality import Modalities, log_likelihood, sum_over
+from gamix_jax.modality import (
+  MASK,
+  Modalities,
+  Modality,
+  log_likelihood,
+  sum_over,
+)
 from gamix_jax.networks import VAEOutput
 from gamix_jax.posterior import Posterior
 
@@ -50,18 +56,25 @@ def code(output: VAEOutput, modalities: Modalities) -> dict[str, jax.Array]:
     every image has the same one, and below 0 for unrelated ones.
   """
 
+  mask = output.x.get(MASK)
+
+  def variance(name, x):
+    if mask is not None:  # missing observations are constant
+      there = mask[:, list(modalities).index(name)]
+      x = jnp.where(expand_trailing(there, x.ndim) > 0, x, 0)
+    return jnp.sum(jnp.var(x, axis=0))
+
   def residual(name):
     x = output.x[name]
     x_hat = modalities[name].likelihood.mean(output.x_hat[name]).astype(x.dtype)
     x_hat = jnp.sum(expand_trailing(output.w, x_hat.ndim) * x_hat, axis=0)
-    return jnp.sum(jnp.var(x - x_hat, axis=0))
-
-  def total(name):
-    return jnp.sum(jnp.var(output.x[name], axis=0))
+    return variance(name, x - x_hat)
 
   unexplained = sum_over(residual(name) for name in modalities)
-  variance = jnp.maximum(sum_over(total(name) for name in modalities), 1e-12)
-  values = {"posterior/explained_variance": 1 - unexplained / variance}
+  total = sum_over(variance(name, output.x[name]) for name in modalities)
+  values = {
+    "posterior/explained_variance": 1 - unexplained / jnp.maximum(total, 1e-12)
+  }
   if output.q.has_finite_elbo:
     kl = output.q.kl_divergence(output.z, output.w)
     values["posterior/kl"] = jnp.mean(kl)
@@ -125,6 +138,31 @@ def bounds(
   }
 
 
+def reconstruction(
+  modality: Modality, x: Float[Array, "b ..."], x_hat: Float[Array, "b ..."]
+) -> dict[str, Float[Array, " b"]]:
+  """Compares observations with what the decoder returned for them.
+
+  Returns:
+    For images `mae` and `psnr` (dB), clipped to [-1, 1]; for classes
+    `accuracy`; otherwise `mae`, in the units of the modality.
+  """
+  event = tuple(range(-len(modality.shape), 0))
+  mean = modality.likelihood.mean(x_hat)
+  if modality.likelihood.categorical:
+    right = jnp.argmax(mean, axis=-1) == jnp.argmax(x, axis=-1)
+    return {"accuracy": jnp.mean(right.astype(x.dtype), axis=event[1:])}
+  if not modality.is_image:
+    return {"mae": jnp.mean(jnp.abs(x - mean), axis=event)}
+  mean = jnp.clip(mean, -1, 1)
+  mse = jnp.mean(jnp.square(x - mean), axis=event)
+  return {
+    "mae": jnp.mean(jnp.abs(x - mean), axis=event),
+    # The range [-1, 1] has a width of 2.
+    "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10)),
+  }
+
+
 def held_out(
   output: VAEOutput,
   x_hat: dict[str, jax.Array],
@@ -140,19 +178,21 @@ def held_out(
     weight: of the reconstruction term.
 
   Returns:
-    [b]: `mae` and `psnr` of x_hat, and `bounds` if the family has finite ones
-    (`Posterior.has_finite_elbo`). [b, d]: `mean` and `var` of q.
+    [b]: `reconstruction` of x_hat, by name of the modality if there are
+    several, NaN where a modality is missing; and `bounds` if the family has
+    finite ones (`Posterior.has_finite_elbo`). [b, d]: `mean` and `var` of q.
   """
   q = output.q
   values = bounds(output, modalities, weight) if q.has_finite_elbo else {}
-  for name, modality in modalities.items():
-    x, event = output.x[name], tuple(range(-len(modality.shape), 0))
-    clipped = jnp.clip(modality.likelihood.mean(x_hat[name]), -1, 1)
-    mse = jnp.mean(jnp.square(x - clipped), axis=event)
-    prefix = "" if len(modalities) == 1 else f"{name}/"
-    values[f"{prefix}mae"] = jnp.mean(jnp.abs(x - clipped), axis=event)
-    # The range [-1, 1] has a width of 2.
-    values[f"{prefix}psnr"] = 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))
+  mask = output.x.get(MASK)
+  for i, (name, modality) in enumerate(modalities.items()):
+    measured = reconstruction(modality, output.x[name], x_hat[name])
+    if mask is not None:
+      measured = {
+        f"{name}/{k}": jnp.where(mask[:, i] > 0, v, jnp.nan)
+        for k, v in measured.items()
+      }
+    values |= measured
   mean, (weights, mu, var) = q.mean(), q.components()
   second_moment = jnp.square(mu) + var
   return values | {

@@ -34,7 +34,7 @@ FLOORS = (
     "pictures",
     "plots",
   ),
-  ("networks", "metrics"),
+  ("networks", "metrics", "multimodal"),
   ("objectives", "preset_values", "presets"),
   ("optimizers", "train_metrics"),
   ("step",),

@@ -5,6 +5,7 @@ Images are [b, h, w, c] in [-1, 1]; the decoder's output is not bounded. Read
 """
 
 from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.data.modalities import parse
 from gamix_jax.networks.conv import ConvDecoder, ConvEncoder
 from gamix_jax.networks.linear import LinearDecoder, LinearEncoder
 from gamix_jax.networks.mlp import MLPDecoder, MLPEncoder
@@ -50,7 +51,11 @@ def layer_bytes(c: ConfigDict, batch_size: int | None = None) -> int:
   """
   encoder = ENCODERS.choose(c.model.encoder)
   n = c.data.batch_size if batch_size is None else batch_size
-  return 4 * n * encoder.first_layer_size(c.model, image_shape(c))
+  images = [m.shape for m in parse(c.data.modalities) if m.is_image]
+  if not c.data.modalities:
+    images = [image_shape(c)]
+  sizes = (encoder.first_layer_size(c.model, shape) for shape in images)
+  return 4 * n * max(sizes, default=0)
 
 
 __all__ = [

@@ -15,6 +15,7 @@ from clu import parameter_overview
 from gamix_jax import build, data, files, paths, presets, step
 from gamix_jax.checkpoint import Checkpoints, Preemption
 from gamix_jax.config import ConfigDict
+from gamix_jax.data.modalities import shape_text
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
 from gamix_jax.parallel import distributed, mesh
@@ -118,7 +119,7 @@ class Trainer:
       with self.profile.around(done):
         with self.progress.waiting():
           batch = next(batches)
-        batch = {name: batch[name] for name in self.spec.modalities}
+        batch = {name: batch[name] for name in self.spec.batch_shapes(1)}
         batch = mesh.global_batch(self.layout.mesh, batch)
         state, metrics = train_step(state, batch)
       if self.profile.after(done, state):
@@ -194,7 +195,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       partial(workdir.prepare, path, config, lock, fingerprint)
     )
     abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
-    _log_setup(path, config, abstract, devices, train_set, test_set)
+    _log_setup(path, config, spec, abstract, devices, train_set, test_set)
     # Compilation takes longest, so it runs in parallel with the other setup.
     compiling = None
     if (checkpoints.latest() or 0) < config.steps:
@@ -312,7 +313,9 @@ def _check_weights(done: int, state: step.TrainState) -> None:
     )
 
 
-def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
+def _log_setup(
+  path, config, spec, abstract, devices, train_set, test_set
+) -> None:
   """Prints a summary of the data, the model and the devices."""
   table = parameter_overview.get_parameter_overview(
     {"vae": abstract.vae.params, "disc": abstract.disc.params},
@@ -323,7 +326,10 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
     files.write_text(path / "parameters.txt", table + "\n")
   parts = dict(abstract.vae.params) | {"discriminator": abstract.disc.params}
   counts = {k: parameter_overview.count_parameters(v) for k, v in parts.items()}
-  h, w, c = train_set.shape
+  shapes = [shape_text(m.shape) for m in spec.modalities.values()]
+  if spec.multimodal:
+    shapes = map(" ".join, zip(spec.modalities, shapes, strict=True))
+  noun = "observations" if spec.multimodal else "images"
   kinds = collections.Counter(d.device_kind for d in devices.devices.flat)
   hardware = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
   if distributed.is_multiprocess():
@@ -331,8 +337,8 @@ def _log_setup(path, config, abstract, devices, train_set, test_set) -> None:
   if (fsdp := config.mesh.fsdp) > 1:
     hardware += f", each copy of the state sharded over {fsdp}"
   _print_main(
-    f"Data       {config.data.source}: {len(train_set)} images to train on, "
-    f"{len(test_set)} held out, {h}x{w}x{c}\n"
+    f"Data       {config.data.source}: {len(train_set)} {noun} to train on, "
+    f"{len(test_set)} held out, {', '.join(shapes)}\n"
     f"Parameters {sum(counts.values()):,}: "
     + ", ".join(f"{k} {v:,}" for k, v in counts.items())
     + f" (all in {path / 'parameters.txt'})\n"

@@ -12,6 +12,7 @@ from gamix_jax.modality import IMAGE, to_float
 from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
+from gamix_jax.training import multimodal_panels
 
 GRID_COLUMNS = 8
 GRID_ROWS = 4  # each row has originals and, below them, reconstructions
@@ -46,18 +47,23 @@ class Validator:
     self._spec, self._config, self._layout = spec, config, layout
     self._dataset = dataset
     vae = spec.vae
+    # Latents of different modalities belong together, so they are correlated.
     self._normal = (
-      vae.prior is None and vae.posterior_type.standard_normal_prior
+      vae.prior is None
+      and vae.posterior_type.standard_normal_prior
+      and not vae.posterior_type.separate
     )
     self.left_out = ""
     if self._normal:
-      self.left_out = _too_few_images(config, len(dataset))
+      self.left_out = _too_few_images(config, vae.latent, len(dataset))
+    # Codes given different modalities cannot be compared.
+    self._complete = not spec.multimodal or bool(dataset.mask.all())
     replicated = mesh.replicated(layout.mesh)
     self._metrics = jax.jit(self._compute_metrics, out_shardings=replicated)
     self._pictures = jax.jit(self._compute_pictures, out_shardings=replicated)
-    count = min(NUM_PICTURED, len(dataset))
-    images = [dataset[i]["image"] for i in range(count)]
-    self._images = np.stack((images * NUM_PICTURED)[:NUM_PICTURED])
+    rows = np.resize(np.arange(min(NUM_PICTURED, len(dataset))), NUM_PICTURED)
+    pictured = dataset.load_batch(rows)
+    self._pictured = {k: pictured[k] for k in spec.batch_shapes(1)}
 
   def numbers(self, state: TrainState) -> dict[str, float]:
     """Computes `eval/<metric>`: means over up to `eval_images` held-out images.
@@ -65,7 +71,9 @@ class Validator:
     The metrics are mae, psnr, elbo, iwae, kl, population_kl_gaussian,
     mutual_information and active_units; `metrics.specs` describes them. Here:
 
-    - mae and psnr use the reconstruction from q's mean, clipped to [-1, 1].
+    - mae and psnr use the reconstruction from q's mean, clipped to [-1, 1]. Of
+      several modalities each has its own, `<name>/mae`, and classes have an
+      accuracy; see `train_metrics.reconstruction`.
     - elbo, iwae and kl use `eval_draws` draws of z per image, see
       `train_metrics.held_out`.
     - mutual_information uses one draw per image, with the same noise every
@@ -74,7 +82,8 @@ class Validator:
     A family without finite bounds has no elbo, iwae, kl and
     mutual_information. population_kl_gaussian is left out if the prior is not
     N(0, I), or if there are not more images than latents, since the covariance
-    then does not have full rank. kl minus population_kl_gaussian is about the
+    then does not have full rank, or if modalities have separate latents.
+    mutual_information is left out if modalities are missing. kl minus population_kl_gaussian is about the
     information that a code carries on its image (Hoffman & Johnson 2016).
     """
     size = self._config.data.batch_size
@@ -88,8 +97,9 @@ class Validator:
     for i, batch in enumerate(batches):
       if i * size >= self._config.eval_images:
         break
+      names = (*self._spec.batch_shapes(1), "valid")
       global_batch = mesh.global_batch(
-        self._layout.mesh, {"image": batch["image"], "valid": batch["valid"]}
+        self._layout.mesh, {k: batch[k] for k in names}
       )
       valid = global_batch.pop("valid")
       out = self._metrics(
@@ -105,14 +115,18 @@ class Validator:
     )
     mean, var = per_image.pop("mean"), per_image.pop("var")
     posterior = per_image.pop("posterior")
-    values = {f"eval/{k}": float(np.mean(v)) for k, v in per_image.items()}
+    values = {
+      f"eval/{k}": _mean_where_there(v) if "/" in k else float(np.mean(v))
+      for k, v in per_image.items()
+    }
     if self._normal and not self.left_out:
       gaussian = metrics.population_kl_gaussian(mean, var)
       values["eval/population_kl_gaussian"] = gaussian
     if posterior.has_finite_elbo:
       # Moves kl next to population_kl_gaussian and mutual_information.
       values["eval/kl"] = values.pop("eval/kl")
-      values["eval/mutual_information"] = self._mutual_information(posterior)
+      if self._complete:
+        values["eval/mutual_information"] = self._mutual_information(posterior)
     report = metrics.latent_report(mean, var)
     values["eval/active_units"] = report["active_units"]
     return values
@@ -128,11 +142,15 @@ class Validator:
     reconstructions: rows of originals with their reconstructions below.
     samples: decoded from draws of the prior.
     interpolation: linear, between the codes of held-out images.
+
+    For several modalities see `multimodal_panels`.
     """
     out = jax.device_get(
-      self._pictures(state.ema, state.vae.batch_stats, self._images)
+      self._pictures(state.ema, state.vae.batch_stats, self._pictured)
     )
-    x = np.asarray(to_float(self._images))
+    if self._spec.multimodal:
+      return multimodal_panels.panels(self._spec, self._pictured, out)
+    x = np.asarray(to_float(self._pictured[IMAGE]))
     return {
       "reconstructions": pictures.grid(
         pictures.pairs(x, out["reconstructions"], GRID_COLUMNS), GRID_COLUMNS
@@ -146,11 +164,12 @@ class Validator:
     draws = self._config.eval_draws
     return eval_step(self._spec, draws, params, batch_stats, batch)
 
-  def _compute_pictures(self, params, batch_stats, image):
+  def _compute_pictures(self, params, batch_stats, batch):
     spec, params = self._spec, self._layout.replicate(params)
+    if spec.multimodal:
+      return multimodal_panels.compute(spec, params, batch_stats, batch)
     vae = spec.vae.bind({"params": params, "batch_stats": batch_stats})
-    x = {IMAGE: to_float(image, spec.dtype)}
-    mean = vae.encode(x).mean()
+    mean = vae.encode(spec.observations(batch)).mean()
     # The same latents every time, so that pictures can be compared.
     z = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), NUM_SAMPLES)
     t = jnp.linspace(0, 1, INTERPOLATION_STEPS, dtype=mean.dtype)[None, :, None]
@@ -165,14 +184,21 @@ class Validator:
     return dict(zip(latents, jnp.split(image, stops[:-1]), strict=True))
 
 
-def _too_few_images(config: ConfigDict, held_out: int) -> str:
+def _mean_where_there(values: np.ndarray) -> float:
+  """The mean over observations that have a modality; NaN if none has it."""
+  there = values[~np.isnan(values)]
+  return float(np.mean(there)) if len(there) else float("nan")
+
+
+def _too_few_images(config: ConfigDict, d: int, held_out: int) -> str:
   """Explains why `eval/population_kl_gaussian` is left out; empty if it is not.
 
   Args:
     config: of the run.
+    d: number of latents.
     held_out: number of held-out images.
   """
-  n, d = min(config.eval_images, held_out), config.model.latent
+  n = min(config.eval_images, held_out)
   if n > d:
     return ""
   if held_out > d:
