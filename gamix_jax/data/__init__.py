@@ -7,14 +7,21 @@
 Read in this order; each module imports only earlier ones:
 
   formatting          file names in messages
+  modalities          the entries of `data.modalities`
   settings            the section `data` of the configuration, and its checks
   source              the base class of sources; test split; classes left out
+  multimodal          the base class of sources with several modalities
   levels, labels      arrays of any range and labels of any kind, as this
                       package has them
+  archive             NumPy files, read safely
   builtin, folder,
   idx, npz, tfds      the sources
+  folder_multimodal,
+  npz_multimodal      the same with several modalities
   decode              one image: decode, crop, convert, resize
   dataset             images by index; broken files
+  prepare, missing    arrays of modalities, and which of them are missing
+  multimodal_dataset  observations of several modalities by index
   cache               decode once
   pipeline            the table of sources; open_dataset
   index_sampler       which images are the batch of step t, and which of them
@@ -28,6 +35,7 @@ from gamix_jax.data.batches import Batches, batches, eval_batches
 from gamix_jax.data.dataset import Dataset
 from gamix_jax.data.modalities import ModalitySpec
 from gamix_jax.data.multimodal import MultimodalArrays, MultimodalSource
+from gamix_jax.data.multimodal_dataset import MultimodalDataset
 from gamix_jax.data.pipeline import (
   ANY_FINGERPRINT,
   SOURCES,
@@ -47,6 +55,7 @@ __all__ = [
   "Dataset",
   "ModalitySpec",
   "MultimodalArrays",
+  "MultimodalDataset",
   "MultimodalSource",
   "Settings",
   "Source",

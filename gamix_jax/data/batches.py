@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gamix_jax.data.dataset import Broken, Dataset
+from gamix_jax.data.dataset import Broken, SplitDataset
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 
@@ -35,7 +35,7 @@ class _Steps:
 
   def __init__(
     self,
-    dataset: Dataset,
+    dataset: SplitDataset,
     sampler: IndexSampler,
     rows: slice,
     pool: concurrent.futures.Executor | None,
@@ -92,7 +92,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
   def __init__(
     self,
-    dataset: Dataset,
+    dataset: SplitDataset,
     stream: Any,
     pool: concurrent.futures.Executor | None = None,
   ):
@@ -105,8 +105,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """This host's rows of the next step.
 
     Returns:
-      {"image": uint8 [b_local, h, w, c], "label": int32 [b_local]}. Do not
-      write to the arrays: a device may share their memory.
+      {"image": uint8 [b_local, h, w, c], "label": int32 [b_local]}, or the
+      modalities, "mask" and "label" of a `MultimodalDataset`. Do not write to
+      the arrays: a device may share their memory.
 
     Raises:
       UserError: a file is gone, too many are broken, or a worker died.
@@ -144,7 +145,7 @@ def _close_and_forget(
 
 
 def batches(  # noqa: PLR0913
-  dataset: Dataset,
+  dataset: SplitDataset,
   *,
   batch_size: int,
   seed: int,
@@ -163,7 +164,7 @@ def batches(  # noqa: PLR0913
     seed: of the order and of mirroring.
     start: the first step.
     train: whether to shuffle; otherwise images are in order and not mirrored.
-    flip: whether to mirror half of the rows left-right.
+    flip: whether to mirror half of the rows left-right; of images only.
     workers: processes that decode; 0: threads of this one. A cached data set
       needs none, and none are started.
     process_index: index of this host.
@@ -199,7 +200,7 @@ def batches(  # noqa: PLR0913
   return Batches(dataset, iter(stream), pool)
 
 
-def _threads(dataset: Dataset) -> concurrent.futures.Executor | None:
+def _threads(dataset: SplitDataset) -> concurrent.futures.Executor | None:
   """To decode in; None where nothing is decoded or there is one core.
 
   Pillow and OpenCV release the interpreter's lock while they work.
@@ -211,7 +212,7 @@ def _threads(dataset: Dataset) -> concurrent.futures.Executor | None:
 
 
 def eval_batches(
-  dataset: Dataset,
+  dataset: SplitDataset,
   *,
   batch_size: int,
   process_index: int = 0,
@@ -230,7 +231,8 @@ def eval_batches(
 
   Yields:
     {"image": uint8 [b_local, h, w, c], "label": int32 [b_local],
-    "valid": float32 [b_local]}.
+    "valid": float32 [b_local]}; of a `MultimodalDataset`, the modalities and
+    "mask" instead of the image.
 
   Raises:
     UserError: the batch does not divide by the hosts, or a file is gone.

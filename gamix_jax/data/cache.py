@@ -22,8 +22,12 @@ import numpy as np
 import tqdm
 
 from gamix_jax import files
-from gamix_jax.data.dataset import Broken, Dataset
+from gamix_jax.data.dataset import Broken, Dataset, SplitDataset
 from gamix_jax.data.formatting import printable
+from gamix_jax.data.multimodal_dataset import (
+  CachedMultimodal,
+  MultimodalDataset,
+)
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
@@ -63,30 +67,54 @@ class CachedDataset(Dataset):
     return {"image": self._images[rows], "label": self._labels[rows]}
 
 
-def cached(dataset: Dataset) -> CachedDataset:
+def cached(
+  dataset: Dataset | MultimodalDataset,
+) -> CachedDataset | MultimodalDataset:
   """The same data set, held as its settings say; decodes it where needed.
 
   Raises:
     UserError: no room, a folder that cannot be written, too many broken
       files.
   """
+  if isinstance(dataset, MultimodalDataset):
+    return dataset if dataset.in_memory else _multimodal_in_memory(dataset)
   if dataset.settings.cache == "memory":
     return _in_memory(dataset)
   return _in_folder(dataset, resolve(dataset.settings.cache))
 
 
+def _multimodal_in_memory(dataset: MultimodalDataset) -> CachedMultimodal:
+  n = len(dataset)
+  size = sum(
+    spec.size * (1 if spec.is_image else 4) for spec in dataset.modalities
+  )
+  _check_memory(n, size, "Keep none: --config.data.cache=none")
+  whole: dict[str, np.ndarray] = {}
+  for rows, batch in _decode_all(dataset):
+    for key, value in batch.items():
+      if key not in whole:
+        whole[key] = np.empty((n, *value.shape[1:]), value.dtype)
+      whole[key][rows] = value
+  return CachedMultimodal(dataset, whole)
+
+
 def _in_memory(dataset: Dataset) -> CachedDataset:
   n, size = len(dataset), int(np.prod(dataset.shape))
-  if n * size > _physical_memory():
-    raise UserError(
-      f"data.cache=memory needs {n * size / 2**30:.1f} GiB for {n} images,"
-      " more than this machine has. Give a folder: --config.data.cache=<path>"
-    )
+  _check_memory(n, size, "Give a folder: --config.data.cache=<path>")
   images = np.empty((n, *dataset.shape), np.uint8)
   labels = np.empty(n, np.int32)
   for rows, batch in _decode_all(dataset):
     images[rows], labels[rows] = batch["image"], batch["label"]
   return CachedDataset(dataset, images, labels)
+
+
+def _check_memory(n: int, size: int, action: str) -> None:
+  """Raises UserError if n items of `size` bytes each do not fit."""
+  if n * size > _physical_memory():
+    raise UserError(
+      f"data.cache=memory needs {n * size / 2**30:.1f} GiB for {n} images,"
+      f" more than this machine has. {action}"
+    )
 
 
 def _in_folder(dataset: Dataset, folder: Path) -> CachedDataset:
@@ -178,7 +206,7 @@ def _write(dataset: Dataset, folder: Path) -> None:
 
 
 def _decode_all(
-  dataset: Dataset,
+  dataset: SplitDataset,
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
   """All images in order, in batches with their rows, decoded by threads."""
   n = len(dataset)

@@ -1,4 +1,4 @@
-"""One split of a source as prepared images, by index.
+"""One split of a source as prepared items, by index.
 
 Broken images. A file that does not begin as an image gets no index when the
 source is opened. A file that turns out to be broken when it is decoded keeps
@@ -7,6 +7,7 @@ the files alone, so batches do not depend on when or by which worker a broken
 file was found.
 """
 
+import abc
 import concurrent.futures
 import functools
 import logging
@@ -26,16 +27,16 @@ log = logging.getLogger(__name__)
 Broken = Mapping[str, str]  # broken files: {name: reason}
 
 
-class Dataset:
-  """Random access: `dataset[i]` is {"image": uint8 [h, w, c], "label": int}.
+class SplitDataset(abc.ABC):
+  """Random access to one split of a source: `dataset[i]`.
 
   Attributes:
-    source: the raw images.
+    source: the raw data.
     settings: the section `data`.
     split: "train" or "test".
     label_names: name of class i at i; empty where there are none.
     broken: the broken files found so far: {name: reason}.
-    in_memory: whether images are looked up and not decoded.
+    in_memory: whether items are looked up and not decoded.
   """
 
   in_memory = False
@@ -45,14 +46,8 @@ class Dataset:
     self.source, self.settings, self.split = source, settings, split
     self.label_names = tuple(source.label_names)
     self.broken: dict[str, str] = {}
-    self._transform = ImageTransform.from_settings(settings)
     self._logged = 0  # number of broken files in the last warning
     self.report_broken(source.broken)
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    """(height, width, channels) of every image."""
-    return self.settings.shape
 
   @property
   def excluded(self) -> tuple[int, ...]:
@@ -65,7 +60,7 @@ class Dataset:
     return self.source.fingerprint()
 
   def fingerprint(self) -> str:
-    """Identifies the split's images, wherever they are: 16 hex digits.
+    """Identifies the split's data, wherever they are: 16 hex digits.
 
     A function of the source alone; `exclude_labels`, `cache` and how images
     are resized change nothing. See `Source.fingerprint`.
@@ -73,11 +68,11 @@ class Dataset:
     return self._fingerprint
 
   def labels(self) -> np.ndarray:
-    """The label of every image, int [n]; nothing is decoded for it."""
+    """The label of every item, int [n]; nothing is decoded for it."""
     return np.asarray(self.source.labels())
 
   def __len__(self) -> int:
-    """Number of images in this split."""
+    """Number of items in this split."""
     return len(self.source)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
@@ -85,10 +80,7 @@ class Dataset:
     return self.load(range(len(self))[i])
 
   def load(self, i: int) -> dict[str, Any]:
-    """Image i, 0 <= i < len(self).
-
-    Returns:
-      {"image": uint8 [h, w, c], "label": int, -1 for none}.
+    """Item i, 0 <= i < len(self): the entries of a batch, for one row.
 
     Raises:
       UserError: a file is gone or does not fit into memory, or too many files
@@ -98,59 +90,46 @@ class Dataset:
     self.report_broken(broken)
     return item
 
+  @abc.abstractmethod
   def load_batch(
     self,
     rows: np.ndarray,
     pool: concurrent.futures.Executor | None = None,
     report: Callable[[Broken], None] | None = None,
   ) -> dict[str, np.ndarray]:
-    """Several images.
+    """Several items.
 
     Args:
-      rows: indices of the images, int [b].
+      rows: their indices, int [b].
       pool: threads to decode in; None: the calling one.
       report: called with the broken files; None: `report_broken`.
 
     Returns:
-      {"image": uint8 [b, h, w, c], "label": int32 [b]}, new arrays.
+      New arrays [b, ...] by the name of the entry.
 
     Raises:
-      UserError: as `load`, for the first of the images that fails.
+      UserError: as `load`, for the first of the items that fails.
     """
-    images = np.empty((len(rows), *self.shape), np.uint8)
-    labels = np.empty(len(rows), np.int32)
-    broken: dict[str, str] = {}
-    loaded = (pool.map if pool else map)(self._load, map(int, rows))
-    for k, (item, found) in enumerate(loaded):
-      images[k], labels[k] = item["image"], item["label"]
-      broken |= found
-    (report or self.report_broken)(broken)
-    return {"image": images, "label": labels}
 
   def _load(self, i: int) -> tuple[dict[str, Any], Broken]:
-    """Image i and the broken files that it takes the place of.
+    """Item i and the broken files that it takes the place of.
 
     Changes nothing, so any thread may call it.
     """
     broken: dict[str, str] = {}
     for k in range(len(self)):
       j = (i + k) % len(self)
-      raw = self.source[j]
-      try:
-        image = self._transform(raw["image"])
-      except BrokenImage as e:
-        broken[self.source.name(j)] = str(e)
-      except MemoryError as e:
-        raise UserError(
-          f"There is no memory to decode {self.source.name(j)}. Give this"
-          " more, or leave out such images: --config.data.max_pixels=N"
-        ) from e
-      else:
-        return {"image": image, "label": raw.get("label", -1)}, broken
+      item = self._decode(j, broken)
+      if item is not None:
+        return item, broken
       self._check_broken(broken)
     raise UserError(
       f"No image of {printable(self.settings.source)} can be decoded."
     )
+
+  @abc.abstractmethod
+  def _decode(self, i: int, broken: dict[str, str]) -> dict[str, Any] | None:
+    """Item i; adds broken files to `broken`; None if nothing is left of it."""
 
   def report_broken(self, found: Broken) -> None:
     """Adds to `broken`; logs the first ten files, then their number.
@@ -187,3 +166,68 @@ class Dataset:
         f" {printable(self.settings.source)} are broken ({names}): more than"
         f" data.max_corrupt_fraction={limit}. Fix or remove them, or raise it."
       )
+
+
+class Dataset(SplitDataset):
+  """Images: `dataset[i]` is {"image": uint8 [h, w, c], "label": int}."""
+
+  def __init__(self, source: Source, settings: Settings, split: str):
+    """Raises UserError if too many of the source's files are broken."""
+    super().__init__(source, settings, split)
+    self._transform = ImageTransform.from_settings(settings)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of every image."""
+    return self.settings.shape
+
+  def load_batch(
+    self,
+    rows: np.ndarray,
+    pool: concurrent.futures.Executor | None = None,
+    report: Callable[[Broken], None] | None = None,
+  ) -> dict[str, np.ndarray]:
+    """As `SplitDataset.load_batch`.
+
+    Returns:
+      {"image": uint8 [b, h, w, c], "label": int32 [b]}, new arrays.
+    """
+    images = np.empty((len(rows), *self.shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
+    broken: dict[str, str] = {}
+    loaded = (pool.map if pool else map)(self._load, map(int, rows))
+    for k, (item, found) in enumerate(loaded):
+      images[k], labels[k] = item["image"], item["label"]
+      broken |= found
+    (report or self.report_broken)(broken)
+    return {"image": images, "label": labels}
+
+  def _decode(self, i: int, broken: dict[str, str]) -> dict[str, Any] | None:
+    raw, name = self.source[i], self.source.name(i)
+    image = decoded(self._transform, raw["image"], name, broken)
+    if image is None:
+      return None
+    return {"image": image, "label": raw.get("label", -1)}
+
+
+def decoded(
+  transform: ImageTransform,
+  raw: bytes | np.ndarray,
+  name: str,
+  broken: dict[str, str],
+) -> np.ndarray | None:
+  """The image; None if it is broken, which is added to `broken`.
+
+  Raises:
+    UserError: it does not fit into memory.
+  """
+  try:
+    return transform(raw)
+  except BrokenImage as e:
+    broken[name] = str(e)
+    return None
+  except MemoryError as e:
+    raise UserError(
+      f"There is no memory to decode {name}. Give this more, or leave out such"
+      " images: --config.data.max_pixels=N"
+    ) from e

@@ -81,7 +81,7 @@ class Folder(Source):
     """
     del seed
     self._root = root = _root(path)
-    heads = _heads(root, *_walk(root))
+    heads = inspect_files(root, *walk(root))
     broken = {f: head.fault for f, head in heads.items() if head.fault}
     files = list(heads)
     if len(broken) == len(files):
@@ -132,7 +132,7 @@ class Folder(Source):
     try:
       return {"image": path.read_bytes(), "label": self._labels[i]}
     except OSError as e:
-      raise _gone(path, e) from e
+      raise gone(path, e) from e
 
   def labels(self) -> np.ndarray:
     """The labels."""
@@ -160,13 +160,14 @@ class Folder(Source):
       try:
         of = os.stat(f"{self._root}/{file}")
       except OSError as e:
-        raise _gone(self._root / file, e) from e
+        raise gone(self._root / file, e) from e
       entry = f"\0{label}\0{of.st_size}\0{of.st_mtime_ns}\0"
       h.update(os.fsencode(file) + entry.encode())
     return h.hexdigest()
 
 
-def _gone(path: Path, e: OSError) -> UserError:
+def gone(path: Path, e: OSError) -> UserError:
+  """The error for a file that was listed and cannot be read."""
   return UserError(
     f"Cannot read {printable(path)}, which was there at the start:"
     f" {e.strerror}. Put it back, or start again without it."
@@ -208,21 +209,21 @@ def _root(path: str) -> Path:
 
 def _wrapped(root: Path) -> str | None:
   """The name of the only folder in it, if the user has nothing else in it."""
-  entries = [e for e in os.scandir(root) if not _hidden(e.name)]
+  entries = [e for e in os.scandir(root) if not is_hidden(e.name)]
   if marks.is_output(root, [e.name for e in entries]):
     users = _has_images
   else:
     users = lambda entry: not _is_ours(entry)  # noqa: E731
-  folders = filter(users, (e for e in entries if _is_folder(e)))
+  folders = filter(users, (e for e in entries if is_folder(e)))
   found = list(itertools.islice(folders, 2))
-  if len(found) != 1 or any(users(e) for e in entries if not _is_folder(e)):
+  if len(found) != 1 or any(users(e) for e in entries if not is_folder(e)):
     return None
   return found[0].name
 
 
 def _is_ours(entry: os.DirEntry) -> bool:
   """Whether this program wrote all of it."""
-  if not _is_folder(entry):
+  if not is_folder(entry):
     return _named_as_image(entry.name) and _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
@@ -230,38 +231,39 @@ def _is_ours(entry: os.DirEntry) -> bool:
   return (
     bool(below)
     and not entry.is_symlink()  # links may form a circle
-    and all(_hidden(e.name) or _is_ours(e) for e in below)
+    and all(is_hidden(e.name) or _is_ours(e) for e in below)
   )
 
 
 def _has_images(entry: os.DirEntry) -> bool:
   """Whether it contains an image that this program did not write."""
-  if not _is_folder(entry):
+  if not is_folder(entry):
     return _named_as_image(entry.name) and not _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return False
   return entry.is_symlink() or any(
-    _has_images(e) for e in below if not _hidden(e.name)
+    _has_images(e) for e in below if not is_hidden(e.name)
   )
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
   """As `entry.is_dir()`, which raises for a link to itself."""
   return entry.is_dir(follow_symlinks=False) or (
     entry.is_symlink() and os.path.isdir(entry.path)
   )
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder of this name is never data."""
   return name.startswith(".") or name == "__MACOSX"
 
 
 def _named_as_image(name: str) -> bool:
-  return name.lower().endswith(IMAGE_SUFFIXES) and not _hidden(name)
+  return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
-def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+def walk(root: Path) -> tuple[list[str], list[str], list[str]]:
   """Image files, foreign files and our folders below `root`.
 
   Paths are relative to `root` and sorted.
@@ -293,7 +295,7 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
       ours.append(below.as_posix())
       folders.clear()
       continue
-    folders[:] = [d for d in folders if not _hidden(d)]
+    folders[:] = [d for d in folders if not is_hidden(d)]
     for name in names:
       to = files if _named_as_image(name) else foreign
       to.append((below / name).as_posix())
@@ -303,7 +305,7 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
 # ------------------------------------------------------------------- the files
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
   """What is known of a file after reading its two ends.
 
   Attributes:
@@ -319,9 +321,9 @@ class _Head(NamedTuple):
   ends: bytes = b""
 
 
-def _heads(
+def inspect_files(
   root: Path, files: Sequence[str], foreign: Sequence[str], ours: Sequence[str]
-) -> dict[str, _Head]:
+) -> dict[str, Head]:
   """The user's own files among `files`; logs what is left out.
 
   Raises:
@@ -367,7 +369,7 @@ def _heads(
   return found
 
 
-def _inspect(path: str) -> _Head:
+def _inspect(path: str) -> Head:
   """Reads a file's two ends.
 
   Raises:
@@ -376,7 +378,7 @@ def _inspect(path: str) -> _Head:
   try:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):  # opening a pipe would block
-      return _Head(special=_kind(mode))
+      return Head(special=_kind(mode))
     with open(path, "rb", buffering=0) as f:
       size = os.fstat(f.fileno()).st_size
       head, tail = f.read(_END_BYTES), b""
@@ -386,11 +388,11 @@ def _inspect(path: str) -> _Head:
   except OSError as e:
     if e.errno in _OUT_OF_RESOURCES:
       raise UserError(f"Cannot read {printable(path)}: {e.strerror}.") from e
-    return _Head(fault=_unreadable(path, e))
+    return Head(fault=_unreadable(path, e))
   h = hashlib.blake2b(b"%d\0" % size, digest_size=8)
   h.update(head)
   h.update(tail)
-  return _Head(_fault(head), ours=marks.is_marked(head), ends=h.digest())
+  return Head(_fault(head), ours=marks.is_marked(head), ends=h.digest())
 
 
 def _unreadable(path: str, e: OSError) -> str:

@@ -118,7 +118,7 @@ class MultimodalArrays(MultimodalSource):
     self.total = n if total is None else total
     self.label_names = label_names
     for name, seen in zip(self.names, self.mask.T, strict=True):
-      _check_finite(self.arrays[name], seen, f"{title}: {name}")
+      check_finite(self.arrays[name], seen, f"{title}: {name}")
 
   def read(self, i: int, name: str) -> np.ndarray:
     """A view of one row."""
@@ -217,7 +217,7 @@ def check_mask(
   return mask
 
 
-def _check_finite(array: np.ndarray, seen: np.ndarray, where: str) -> None:
+def check_finite(array: np.ndarray, seen: np.ndarray, where: str) -> None:
   """Raises UserError if a row that is there has NaN or infinity."""
   if array.dtype.kind != "f":
     return

@@ -3,14 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from gamix_jax.data.builtin import Digits, Synthetic
 from gamix_jax.data.cache import cached
-from gamix_jax.data.dataset import Dataset
+from gamix_jax.data.dataset import Dataset, SplitDataset
 from gamix_jax.data.folder import Folder
+from gamix_jax.data.folder_multimodal import MultimodalFolder
 from gamix_jax.data.idx import Idx
+from gamix_jax.data.modalities import CATEGORICAL, ModalitySpec
+from gamix_jax.data.multimodal import FilteredMultimodal, MultimodalSource
+from gamix_jax.data.multimodal_dataset import MultimodalDataset
 from gamix_jax.data.npz import Npz
+from gamix_jax.data.npz_multimodal import MultimodalNpz
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.source import Source, exclude_labels
+from gamix_jax.data.source import FilteredSource, Source, exclude_labels
 from gamix_jax.data.tfds import Tfds
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
@@ -27,6 +34,9 @@ SOURCES.register("folder", Folder)
 SOURCES.register("idx", Idx)
 SOURCES.register("npz", Npz)
 SOURCES.register("tfds", Tfds)
+
+# What opens these when `data.modalities` names modalities.
+_WITH_MODALITIES = {"folder": MultimodalFolder, "npz": MultimodalNpz}
 
 ANY_FINGERPRINT = "any"  # as `data.fingerprint`: all images are accepted
 
@@ -51,29 +61,64 @@ def _flag(opener: Any, name: str) -> bool:
 
 
 def open_source(settings: Settings, split: str, seed: int) -> Source:
-  """The source that `settings.source` names, without any classes left out.
+  """The source that `settings.source` names, with all of its classes.
 
   Raises:
-    UserError: no source has that name, or it cannot be opened.
+    UserError: no source has that name, it cannot be opened, or it has images
+      where `data.modalities` names modalities, or the other way round.
   """
   name, _, rest = settings.source.partition(":")
   opener = SOURCES.choose(name)
+  if settings.modalities:
+    opener = _WITH_MODALITIES.get(name, opener)
   if settings.stated_range and not _flag(opener, "takes_range"):
     users = [k for k, v in SOURCES.items() if _flag(v, "takes_range")]
     raise UserError(
       f"data.range={settings.range} is for {', '.join(users)}; {name} knows"
       " what is black and what is white. Leave it out."
     )
-  return opener(rest, split, settings, seed)
+  source = opener(rest, split, settings, seed)
+  if source.multimodal and not settings.modalities:
+    raise UserError(
+      f"data.source={settings.source} has several modalities. Name them:"
+      f' --config.data.modalities="{_entries(source)}"'
+      " --config.data.flip=False"
+    )
+  if settings.modalities and not source.multimodal:
+    users = [k for k, v in SOURCES.items() if _flag(v, "multimodal")]
+    raise UserError(
+      f"data.source={settings.source} has images only, but data.modalities"
+      f" names {', '.join(s.name for s in settings.modality_specs)}. Set it to"
+      f" (), or use {', '.join(sorted({*users, *_WITH_MODALITIES}))}."
+    )
+  return source
+
+
+def _entries(source: MultimodalSource) -> tuple[str, ...]:
+  """Entries of `data.modalities` that fit the source's arrays."""
+  return tuple(
+    str(_guess(name, array)) for name, array in source.arrays.items()
+  )
+
+
+def _guess(name: str, array: np.ndarray) -> ModalitySpec:
+  """An entry for an array [n, ...]: an image, classes, or other numbers."""
+  shape = array.shape[1:]
+  if array.dtype == np.uint8 and len(shape) in (2, 3):
+    return ModalitySpec(name, (*shape, 1)[:3], "l1")
+  if array.dtype.kind in "iu" and not shape:
+    return ModalitySpec(name, (int(array.max()) + 1,), CATEGORICAL)
+  return ModalitySpec(name, shape or (1,), "l2")
 
 
 def open_dataset(
   config: Settings | Mapping[str, Any], split: str, seed: int = 0
-) -> Dataset:
+) -> Dataset | MultimodalDataset:
   """Opens one split of the data that the configuration names.
 
   Args:
     config: the section `data`, whole: a ConfigDict, any mapping, or Settings.
+      With `data.modalities` it is opened as multimodal data.
     split: "train" or "test". What is held out never depends on the seed.
     seed: makes the images of the synthetic source; others ignore it.
 
@@ -85,18 +130,20 @@ def open_dataset(
   settings = Settings.from_config(config)
   source = open_source(settings, split, seed)
   if split == "train":
-    source = exclude_labels(source, settings)
-  dataset = Dataset(source, settings, split)
+    filtered = FilteredMultimodal if source.multimodal else FilteredSource
+    source = exclude_labels(source, settings, filtered)
+  prepared = MultimodalDataset if source.multimodal else Dataset
+  dataset = prepared(source, settings, split)
   _check_fingerprint(dataset)
   return dataset if settings.cache == "none" else cached(dataset)
 
 
-def fingerprint(train: Dataset, test: Dataset) -> str:
+def fingerprint(train: SplitDataset, test: SplitDataset) -> str:
   """Of both splits, as `data.fingerprint` has it."""
   return f"{train.fingerprint()}:{test.fingerprint()}"
 
 
-def _check_fingerprint(dataset: Dataset) -> None:
+def _check_fingerprint(dataset: SplitDataset) -> None:
   """Raises UserError unless these are the images that the settings expect."""
   expected = dataset.settings.fingerprint
   if expected in ("", ANY_FINGERPRINT):

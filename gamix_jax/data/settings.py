@@ -190,6 +190,11 @@ class Settings:
           "data.flip=True mirrors images, but the modalities of an observation"
           " belong together. Switch it off: --config.data.flip=False"
         )
+      if self.cache not in ("none", "memory"):
+        raise UserError(
+          f"data.cache={self.cache!r}: a folder keeps images, not several"
+          " modalities. Use --config.data.cache=memory or none."
+        )
       return
     for key in ("missing", "missing_test"):
       if getattr(self, key):

@@ -285,8 +285,17 @@ class FilteredSource(Source):
     return repr((self._source.cache_key(), self._index.tolist()))
 
 
-def exclude_labels(source: Source, settings: Settings) -> Source:
+def exclude_labels(
+  source: Source,
+  settings: Settings,
+  filtered: type[FilteredSource] = FilteredSource,
+) -> Source:
   """The source without the classes in `data.exclude_labels`.
+
+  Args:
+    source: of images or, with another `filtered`, of anything.
+    settings: the section `data`.
+    filtered: what leaves them out.
 
   Raises:
     UserError: one of them is not a class of the source or could be two
@@ -305,7 +314,7 @@ def exclude_labels(source: Source, settings: Settings) -> Source:
         f" class {label!r}; "
         + (f"its classes are {listed(known, 20)}." if known else "it has none.")
       )
-  return FilteredSource(source, excluded)
+  return filtered(source, excluded)
 
 
 def excluded_labels(
