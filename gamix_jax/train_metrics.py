@@ -55,7 +55,6 @@ def code(output: VAEOutput, modalities: Modalities) -> dict[str, jax.Array]:
     the reconstructions explain. It is 1 for perfect reconstructions, 0 if
     every image has the same one, and below 0 for unrelated ones.
   """
-
   mask = output.x.get(MASK)
 
   def variance(name, x):

@@ -511,6 +511,12 @@ def test_wrong_npz(tmp_path):
   wrong("[20, 2]", "[20, 3]", **a, mask=mask[:, :2])
   wrong("y is int64 [3]", **a, y=np.arange(3))
   wrong("in doubt", "m0", **(a | {"m0": np.zeros((20, 4, 4)) + 0.3}))
+  source = archive(path, x=a["x"])
+  says(
+    lambda: opened(source, modalities=("x 5 l2",), range=(0, 1)),
+    "data.range",
+    "x 5 l2",
+  )
   a["x"][2, 3] = np.nan
   wrong("x has NaN", "row 2", "mask", **a)
   a["x"] = np.full((20, 5), 3.0)

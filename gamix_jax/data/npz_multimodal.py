@@ -88,6 +88,11 @@ class MultimodalNpz(MultimodalArrays):
     first = next(iter(raw.values()))
     labels, label_names = npz.read_labels(others, first, where)
     stated = settings.stated_range or npz.stated_range(others, where)
+    if settings.stated_range and not any(spec.is_image for spec in specs):
+      raise UserError(
+        f"data.range={settings.range} is for images, but data.modalities names"
+        f" none: {listed(list(map(str, specs)))}. Leave it out."
+      )
     for m, spec in enumerate(specs):
       seen = {part: of.mask[:, m] for part, of in whole.items()}
       raw[spec.name] = _converted(spec, raw[spec.name], seen, stated, where)
