@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.data.modalities import parse
-from gamix_jax.likelihood import LIKELIHOODS, Likelihood
+from gamix_jax.errors import UserError
+from gamix_jax.likelihood import LIKELIHOODS, Categorical, Likelihood
 from gamix_jax.posterior.base import expand_leading, promote_f32
 from gamix_jax.registry import check_choice
 
@@ -93,6 +94,12 @@ def of_config(config: ConfigDict) -> dict[str, Modality]:
   """
   if not config.data.modalities:
     likelihood = LIKELIHOODS.choose(config.objective.reconstruction)
+    if isinstance(likelihood, Categorical):
+      raise UserError(
+        f"objective.reconstruction={config.objective.reconstruction!r} is for"
+        " the classes of data.modalities, and images have pixels. Choose l1,"
+        " l2 or bernoulli."
+      )
     return {IMAGE: Modality(image_shape(config), likelihood)}
   specs = parse(config.data.modalities)
   largest = max(spec.size for spec in specs)

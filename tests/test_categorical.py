@@ -7,6 +7,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from gamix_jax import config, modality
+from gamix_jax.errors import UserError
 from gamix_jax.likelihood import LIKELIHOODS
 from gamix_jax.modality import Modality
 
@@ -77,3 +79,10 @@ def test_it_says_what_it_is():
     "categorical, one-hot or probabilities"
   )
   assert CATEGORICAL.describe(10, 5.0).endswith("to the power 0.5")
+
+
+def test_images_have_no_classes():
+  c = config.base()
+  c.objective.reconstruction = "categorical"
+  with pytest.raises(UserError, match="images have pixels"):
+    modality.of_config(c)

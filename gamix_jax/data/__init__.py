@@ -23,6 +23,13 @@ Read in this order; each module imports only earlier ones:
   prepare, missing    arrays of modalities, and which of them are missing
   multimodal_dataset  observations of several modalities by index
   cache               decode once
+  options             of a source, after a question mark
+  backgrounds,
+  pairing, mnist      what the digits of several views are made of
+  polydigits, polymnist,
+  mnist_label,
+  linear_gaussian,
+  ivae                sources of several modalities
   pipeline            the table of sources; open_dataset
   index_sampler       which images are the batch of step t, and which of them
                       are mirrored

@@ -143,3 +143,29 @@ def _weight(word: str, where: str) -> float | Literal["size"]:
       f"{where}: the weight {word!r} must be a number > 0, or size."
     )
   return weight
+
+
+def chosen(
+  entries: Sequence[str], there: Sequence[str], source: str
+) -> tuple[str, ...]:
+  """Names of a source's modalities that `data.modalities` names.
+
+  Args:
+    entries: `data.modalities`; empty for all.
+    there: what the source has.
+    source: its name, for messages.
+
+  Returns:
+    In the order of `there`.
+
+  Raises:
+    UserError: the source has no such modality.
+  """
+  named = [spec.name for spec in parse(entries)]
+  for name in named:
+    if name not in there:
+      raise UserError(
+        f"data.modalities names {name!r}, which data.source={source} does not"
+        f" have; it has {', '.join(there)}."
+      )
+  return tuple(name for name in there if name in named or not named)

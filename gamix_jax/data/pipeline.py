@@ -1,5 +1,6 @@
 """The table of sources, and opening what the configuration names."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,20 +12,25 @@ from gamix_jax.data.dataset import Dataset, SplitDataset
 from gamix_jax.data.folder import Folder
 from gamix_jax.data.folder_multimodal import MultimodalFolder
 from gamix_jax.data.idx import Idx
+from gamix_jax.data.ivae import Ivae
+from gamix_jax.data.linear_gaussian import LinearGaussianSource
+from gamix_jax.data.mnist_label import MnistLabel
 from gamix_jax.data.modalities import CATEGORICAL, ModalitySpec
 from gamix_jax.data.multimodal import FilteredMultimodal, MultimodalSource
 from gamix_jax.data.multimodal_dataset import MultimodalDataset
 from gamix_jax.data.npz import Npz
 from gamix_jax.data.npz_multimodal import MultimodalNpz
+from gamix_jax.data.polydigits import Polydigits
+from gamix_jax.data.polymnist import Polymnist
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.source import FilteredSource, Source, exclude_labels
 from gamix_jax.data.tfds import Tfds
 from gamix_jax.errors import UserError
-from gamix_jax.paths import resolve
 from gamix_jax.registry import Registry
 
-# What `data.source` names before the colon. Called with (rest, split,
-# settings, seed), see `Source`; a function has the class's default flags.
+# What `data.source` names before a colon or a question mark. Called with (rest,
+# split, settings, seed), see `Source`; a function has the class's default
+# flags.
 SOURCES: Registry[Callable[[str, str, Settings, int], Source]] = Registry(
   "data.source"
 )
@@ -34,6 +40,11 @@ SOURCES.register("folder", Folder)
 SOURCES.register("idx", Idx)
 SOURCES.register("npz", Npz)
 SOURCES.register("tfds", Tfds)
+SOURCES.register("polydigits", Polydigits)
+SOURCES.register("polymnist", Polymnist)
+SOURCES.register("mnist_label", MnistLabel)
+SOURCES.register("linear_gaussian", LinearGaussianSource)
+SOURCES.register("ivae", Ivae)
 
 # What opens these when `data.modalities` names modalities.
 _WITH_MODALITIES = {"folder": MultimodalFolder, "npz": MultimodalNpz}
@@ -49,10 +60,21 @@ def resolve_source(source: str) -> str:
   Raises:
     UserError: `~name` of a user whom this machine does not know.
   """
-  name, _, rest = source.partition(":")
-  if rest and _flag(SOURCES.get(name), "takes_path"):
-    return f"{name}:{resolve(rest)}"
-  return source
+  name, colon, rest = _parts(source)
+  opener = SOURCES.get(name)
+  if not rest or not hasattr(opener, "resolve_rest"):
+    return source
+  return f"{name}{colon}{opener.resolve_rest(rest)}"
+
+
+def _parts(source: str) -> tuple[str, str, str]:
+  """The source's name, a colon if there is one, and what is left.
+
+  Options without anything before them need no colon: `ivae?seed=3`.
+  """
+  name = re.match("[^:?]*", source)[0]
+  rest = source[len(name) :]
+  return (name, ":", rest[1:]) if rest[:1] == ":" else (name, "", rest)
 
 
 def _flag(opener: Any, name: str) -> bool:
@@ -67,7 +89,7 @@ def open_source(settings: Settings, split: str, seed: int) -> Source:
     UserError: no source has that name, it cannot be opened, or it has images
       where `data.modalities` names modalities, or the other way round.
   """
-  name, _, rest = settings.source.partition(":")
+  name, _, rest = _parts(settings.source)
   opener = SOURCES.choose(name)
   if settings.modalities:
     opener = _WITH_MODALITIES.get(name, opener)
@@ -95,10 +117,13 @@ def open_source(settings: Settings, split: str, seed: int) -> Source:
 
 
 def _entries(source: MultimodalSource) -> tuple[str, ...]:
-  """Entries of `data.modalities` that fit the source's arrays."""
-  return tuple(
-    str(_guess(name, array)) for name, array in source.arrays.items()
-  )
+  """Entries of `data.modalities` that fit what the source has."""
+
+  def some(name: str) -> np.ndarray:
+    found = source.arrays.get(name)
+    return source.read(0, name)[None] if found is None else found
+
+  return tuple(str(_guess(name, some(name))) for name in source.names)
 
 
 def _guess(name: str, array: np.ndarray) -> ModalitySpec:
@@ -108,6 +133,9 @@ def _guess(name: str, array: np.ndarray) -> ModalitySpec:
     return ModalitySpec(name, (*shape, 1)[:3], "l1")
   if array.dtype.kind in "iu" and not shape:
     return ModalitySpec(name, (int(array.max()) + 1,), CATEGORICAL)
+  one_hot = len(shape) == 1 and np.isin(array, (0, 1)).all()
+  if one_hot and (array.sum(-1) == 1).all():
+    return ModalitySpec(name, shape, CATEGORICAL)
   return ModalitySpec(name, shape or (1,), "l2")
 
 

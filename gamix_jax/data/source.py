@@ -37,6 +37,7 @@ import numpy as np
 from gamix_jax.data.formatting import listed, printable
 from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
+from gamix_jax.paths import resolve
 
 
 class Source(abc.ABC):
@@ -44,7 +45,8 @@ class Source(abc.ABC):
 
   A class in the table `SOURCES` is called with
 
-    rest: str, what follows the colon in `data.source`; "" without a colon.
+    rest: str, what follows the colon in `data.source`, or what begins with a
+      question mark; "" without either.
     split: "train" or "test".
     settings: the section `data`.
     seed: int, the run's. What is held out must not depend on it.
@@ -69,6 +71,15 @@ class Source(abc.ABC):
   multimodal: ClassVar[bool] = False
   label_names: Sequence[str] = ()
   broken: Mapping[str, str] = {}
+
+  @classmethod
+  def resolve_rest(cls, rest: str) -> str:
+    """`rest` with absolute paths; by default as `takes_path` says.
+
+    Raises:
+      UserError: `~name` of a user whom this machine does not know.
+    """
+    return str(resolve(rest)) if rest and cls.takes_path else rest
 
   @abc.abstractmethod
   def __len__(self) -> int:
