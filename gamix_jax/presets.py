@@ -10,6 +10,8 @@ and weights as well. Keys with a value are never changed.
     large    a GPU: wider ResNets, smaller patches
 """
 
+from collections.abc import Sequence
+
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
@@ -60,6 +62,36 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
       name="adam", learning_rate=1e-3, eps=1e-8, warmup=100, schedule="cosine"
     )
   config.optim.vae.update(b1=0.9, learning_rate=2e-3)
+  return config
+
+
+def multimodal(config: ConfigDict, modalities: Sequence[str]) -> ConfigDict:
+  """Sets what the configs of several modalities have in common.
+
+  No term but `recon` has a weight afterwards. A modality's own weight is in its
+  entry, so that of `recon` is 1.
+
+  Args:
+    config: from `config.base()`; changed in place.
+    modalities: see `data.modalities`.
+  """
+  config.data.modalities = tuple(modalities)
+  config.data.flip = False
+  config.adversarial.loss = "none"
+  config.model.update(
+    encoder="conv",
+    decoder="conv",
+    norm="none",
+    input_norm="none",
+    upsample_gain=2.0,
+  )
+  for name in config.weights:
+    config.weights[name] = None
+  config.weights.recon = 1.0
+  for net in config.optim:
+    config.optim[net].update(
+      name="adam", learning_rate=1e-3, eps=1e-8, b1=0.9
+    )
   return config
 
 
