@@ -391,9 +391,8 @@ def test_images_and_modalities_are_not_confused():
   says(
     lambda: opened("digits"),
     "digits has images only",
-    "folder",
-    "npz",
-    "polydigits",
+    "folder, ",
+    "npz, ",
     "m0, x",
   )
 
