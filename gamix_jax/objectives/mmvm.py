@@ -185,9 +185,7 @@ def pairwise_kl(
   """
   mu, logvar, mask = q.mu, q.logvar, q.mask
   difference = logvar[:, :, None] - logvar[:, None]  # lv_m - lv_j
-  square = jnp.square(mu[:, :, None] - mu[:, None]) * jnp.exp(
-    -logvar[:, None]
-  )
+  square = jnp.square(mu[:, :, None] - mu[:, None]) * jnp.exp(-logvar[:, None])
   each = 0.5 * jnp.sum(jnp.exp(difference) + square - 1 - difference, axis=-1)
   count = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]
   to_others = jnp.sum(mask[:, None] * each, axis=-1) / count
