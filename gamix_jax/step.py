@@ -19,6 +19,7 @@ from flax import struct
 
 from gamix_jax import train_metrics
 from gamix_jax.modality import IMAGE, MASK, Modalities, Modality, to_float
+from gamix_jax.multimodal import MultimodalVAE
 from gamix_jax.networks import VAEOutput
 from gamix_jax.objectives import (
   AdversarialLoss,
@@ -107,7 +108,8 @@ class TrainSpec:
   @property
   def multimodal(self) -> bool:
     """Whether batches have several modalities and a mask of the observed."""
-    return IMAGE not in self.modalities or len(self.modalities) > 1
+    # A single modality may be named "image", too.
+    return isinstance(self.vae, MultimodalVAE)
 
   def observations(self, batch: Batch) -> dict[str, jax.Array]:
     """The modalities of a batch, and its mask if it has one, as floats."""
@@ -129,7 +131,9 @@ class TrainSpec:
 def init(spec: TrainSpec) -> TrainState:
   """Returns the state before step 0, a function of the spec's seed."""
   keys = jax.random.split(jax.random.key(spec.seed), 3)
-  x = {k: jnp.zeros(v.shape, spec.dtype) for k, v in spec.batch_shapes(1).items()}
+  x = {
+    k: jnp.zeros(v.shape, spec.dtype) for k, v in spec.batch_shapes(1).items()
+  }
   variables = spec.vae.init(keys[0], x, keys[2])
   vae = NetworkState(
     variables["params"],
