@@ -93,7 +93,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model.dropout = 0.0
 
   # For runs of several modalities (data.modalities). Networks of modalities
-  # that are not images have fully connected layers of `vector_features`.
+  # that are not images are fully connected, see `vector_...`.
   c.multimodal = ConfigDict()
   # separate (for mmvm, elbo), avg, poe, poe_prior, moe, mopoe, sum_pooling,
   # attention; poe_as_released
@@ -103,7 +103,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.multimodal.width = 256  # of sum_pooling and attention
   c.multimodal.layers = 1  # of attention
   c.multimodal.heads = 4  # of attention
-  c.multimodal.vector_features = (256, 256)
+  c.multimodal.vector_encoder_features = (256, 256)
+  c.multimodal.vector_decoder_features = (256, 256)  # (): linear
 
   c.posterior = ConfigDict()
   c.posterior.name = "gaussian"
@@ -330,13 +331,14 @@ def check(config: ConfigDict) -> None:
         f"{key} is None: set it, or use --config.preset=small, base or large "
         "to set it."
       )
-  for key, value in config.model.items():
-    if isinstance(value, tuple | list) and not all(
-      type(v) is int and v > 0 for v in value
-    ):
-      raise UserError(
-        f"model.{key}={value} must be whole numbers > 0, as (64, 128)."
-      )
+  for section in ("model", "multimodal"):
+    for key, value in config[section].items():
+      if isinstance(value, tuple | list) and not all(
+        type(v) is int and v > 0 for v in value
+      ):
+        raise UserError(
+          f"{section}.{key}={value} must be whole numbers > 0, as (64, 128)."
+        )
   check_data(config)
 
 

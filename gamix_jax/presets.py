@@ -10,8 +10,11 @@ and weights as well. Keys with a value are never changed.
     large    a GPU: wider ResNets, smaller patches
 """
 
+from collections.abc import Sequence
+
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
+from gamix_jax.data.modalities import parse
 from gamix_jax.errors import UserError
 from gamix_jax.registry import check_choice
 
@@ -34,6 +37,12 @@ OPEN_KEYS = (
   "adversarial.loss",
   "adversarial.disc_start",
 )
+# Sources of several modalities that are made of images from elsewhere, and
+# what they are made of in tiny runs.
+WITHOUT_DOWNLOAD = {
+  "polymnist": "polymnist:digits",
+  "mnist_label": "mnist_label:digits",
+}
 
 
 def ours(config: ConfigDict, preset: str) -> ConfigDict:
@@ -63,6 +72,36 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
   return config
 
 
+def multimodal(config: ConfigDict, modalities: Sequence[str]) -> ConfigDict:
+  """Sets what the configs of several modalities have in common.
+
+  No term but `recon` has a weight afterwards. A modality's own weight is in its
+  entry, so that of `recon` is 1.
+
+  Args:
+    config: from `config.base()`; changed in place.
+    modalities: see `data.modalities`.
+  """
+  config.data.modalities = tuple(modalities)
+  config.data.flip = False
+  config.adversarial.loss = "none"
+  config.model.update(
+    encoder="conv",
+    decoder="conv",
+    norm="none",
+    input_norm="none",
+    upsample_gain=2.0,
+  )
+  for name in config.weights:
+    config.weights[name] = None
+  config.weights.recon = 1.0
+  for net in config.optim:
+    config.optim[net].update(
+      name="adam", learning_rate=1e-3, eps=1e-8, b1=0.9
+    )
+  return config
+
+
 def complete(config: ConfigDict) -> ConfigDict:
   """Fills the open keys of a config in place, then checks all keys.
 
@@ -85,7 +124,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   """Returns the variant of a config that `--config=FILE:name` asks for.
 
   "" is the config itself. "tiny" keeps its objective and number of channels,
-  and trains narrow networks for 3 steps on small synthetic images.
+  and trains narrow networks for 3 steps on small synthetic images; of several
+  modalities it keeps their shapes, and its data need no download.
 
   Raises:
     UserError: if there is no such variant.
@@ -100,15 +140,25 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.steps = 3
   config.log_every = config.eval_every = config.checkpoint.every = 1
   config.eval_images, config.eval_draws = 8, 2
-  config.data.source = "synthetic"
   config.data.batch_size = 8
-  config.data.image_size = 8
+  channels = config.data.channels
+  if config.data.modalities:
+    name = config.data.source.partition(":")[0]
+    config.data.source = WITHOUT_DOWNLOAD.get(name, config.data.source)
+    shapes = [s.shape for s in parse(config.data.modalities) if s.is_image]
+    channels = shapes[0][-1] if shapes else channels
+    config.multimodal.width = 8
+    config.multimodal.vector_features = (8,)
+    config.multimodal.private = min(config.multimodal.private, 2)
+  else:
+    config.data.source = "synthetic"
+    config.data.image_size = 8
   model = config.model
   model.latent = 4
   model.bottleneck_channels = 0
   model.patch = 1
   model.encoder_features = (4, 4)
-  model.decoder_features = (4, config.data.channels)
+  model.decoder_features = (4, channels)
   model.discriminator_features = (4, 1)
   model.discriminator_strides = (2, 1)
   return config

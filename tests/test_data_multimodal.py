@@ -389,7 +389,11 @@ def test_images_and_modalities_are_not_confused():
     "--config.data.flip=False",
   )
   says(
-    lambda: opened("digits"), "digits has images only", "folder, npz", "m0, x"
+    lambda: opened("digits"),
+    "digits has images only",
+    "folder, ",
+    "npz, ",
+    "m0, x",
   )
 
 

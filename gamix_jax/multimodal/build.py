@@ -26,7 +26,8 @@ def vae(
   """The model of a config with `data.modalities`.
 
   Images have the networks that the section `model` names. Other modalities have
-  fully connected ones of `multimodal.vector_features`.
+  fully connected ones, of `multimodal.vector_encoder_features` and
+  `multimodal.vector_decoder_features`.
 
   Args:
     config: complete.
@@ -76,7 +77,7 @@ def _encoder(
   config: ConfigDict, modality: Modality, kind: dict[str, Any]
 ) -> Encoder:
   if not modality.is_image:
-    features = tuple(config.multimodal.vector_features)
+    features = tuple(config.multimodal.vector_encoder_features)
     return MLPEncoder(features=features, input_norm="none", norm="none", **kind)
   encoder = ENCODERS.choose(config.model.encoder).from_config(
     config.model, modality.shape, **kind
@@ -93,7 +94,7 @@ def _decoder(
   config: ConfigDict, modality: Modality, kind: dict[str, Any]
 ) -> Decoder:
   if not modality.is_image:
-    features = tuple(config.multimodal.vector_features)[::-1]
+    features = tuple(config.multimodal.vector_decoder_features)
     return MLPDecoder(
       features=features, image_shape=modality.shape, norm="none", **kind
     )

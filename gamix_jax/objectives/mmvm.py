@@ -90,6 +90,11 @@ class MMVM(Objective):
   def accepts(cls, family: type[Posterior]) -> bool:
     return family.separate
 
+  @property
+  def has_prior(self) -> bool:
+    """Only if the data have no part in h; see above."""
+    return self.alpha == 1
+
   def init(self) -> State:
     """The number of steps done, which `alpha_steps` needs."""
     return {"step": jnp.zeros((), jnp.int32)}
@@ -122,6 +127,10 @@ class MMVMPopulation(MMVM):
   terms = ("recon", "kl", "population_kl", "collapse_penalty")
   ramped = ("kl", "collapse_penalty")
   settings: ClassVar[dict[str, Any]] = {}  # those of mmvm
+
+  @property
+  def has_prior(self) -> bool:
+    return True  # the population terms pull each modality's latents to it
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
@@ -185,9 +194,7 @@ def pairwise_kl(
   """
   mu, logvar, mask = q.mu, q.logvar, q.mask
   difference = logvar[:, :, None] - logvar[:, None]  # lv_m - lv_j
-  square = jnp.square(mu[:, :, None] - mu[:, None]) * jnp.exp(
-    -logvar[:, None]
-  )
+  square = jnp.square(mu[:, :, None] - mu[:, None]) * jnp.exp(-logvar[:, None])
   each = 0.5 * jnp.sum(jnp.exp(difference) + square - 1 - difference, axis=-1)
   count = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]
   to_others = jnp.sum(mask[:, None] * each, axis=-1) / count
