@@ -96,9 +96,7 @@ def multimodal(config: ConfigDict, modalities: Sequence[str]) -> ConfigDict:
     config.weights[name] = None
   config.weights.recon = 1.0
   for net in config.optim:
-    config.optim[net].update(
-      name="adam", learning_rate=1e-3, eps=1e-8, b1=0.9
-    )
+    config.optim[net].update(name="adam", learning_rate=1e-3, eps=1e-8, b1=0.9)
   return config
 
 

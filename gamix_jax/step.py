@@ -129,7 +129,9 @@ class TrainSpec:
 def init(spec: TrainSpec) -> TrainState:
   """Returns the state before step 0, a function of the spec's seed."""
   keys = jax.random.split(jax.random.key(spec.seed), 3)
-  x = {k: jnp.zeros(v.shape, spec.dtype) for k, v in spec.batch_shapes(1).items()}
+  x = {
+    k: jnp.zeros(v.shape, spec.dtype) for k, v in spec.batch_shapes(1).items()
+  }
   variables = spec.vae.init(keys[0], x, keys[2])
   vae = NetworkState(
     variables["params"],

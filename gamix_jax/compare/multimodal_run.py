@@ -55,9 +55,7 @@ def measure(
   train_set = data.open_dataset(config.data, "train", config.seed)
   train = observations.chosen(train_set, section.train_images, section.seed)
   sources = multimodal_inputs.true_sources(dataset, test)
-  inputs = MultimodalInputs(
-    model, section, found, test, train, sources=sources
-  )
+  inputs = MultimodalInputs(model, section, found, test, train, sources=sources)
   run = MultimodalRun(inputs, subsets=SUBSETS)
   run.reconstructions()
   run.probes()

@@ -161,7 +161,9 @@ class MultimodalRun:
     for i, name in enumerate(self.inputs.test.names):
 
       def measure(i=i, name=name):
-        value, own = self._probe([name], lambda rows, s, i=i: self._own(rows, s, i))
+        value, own = self._probe(
+          [name], lambda rows, s, i=i: self._own(rows, s, i)
+        )
         values.append(value[0])
         latents = f"those of {name}"
         self.numbers.add(f"linear_probe/{name}", value, latents=latents, **own)
@@ -486,7 +488,9 @@ class MultimodalRun:
         self.numbers.missing([name], reason, **own)
         continue
 
-      def measure(name=name, given=given, target=target, rows=rows, own=own, i=i):
+      def measure(
+        name=name, given=given, target=target, rows=rows, own=own, i=i
+      ):
         each = inputs.model.log_likelihood(
           inputs.test.only([*given, target], rows),
           inputs.settings.draws,

@@ -95,9 +95,7 @@ class classifier_features:
     file = cache / name if cache else None
     self._params = _read(file, start) if file else None
     if self._params is None:
-      self._params = _trained(
-        self._network, start, images, labels, seed, steps
-      )
+      self._params = _trained(self._network, start, images, labels, seed, steps)
       if file:
         _write(file, self._params)
     parts = jax.tree.leaves(jax.device_get(self._params))
