@@ -187,11 +187,17 @@ def _seconds_per_step(folder: Path, batch_size: int) -> float:
 def _common_protocol(model: Any) -> dict[str, Any]:
   """Returns network sizes, versions and devices."""
   state = jax.eval_shape(partial(step.init, model.spec))
-  parts = dict(state.vae.params) | {"discriminator": state.disc.params}
+  parts = dict(state.vae.params)
+  if not model.spec.multimodal:
+    parts |= {"discriminator": state.disc.params}
+  sizes: dict[str, int] = {}
+  for name, part in parts.items():
+    # Of several modalities they are encoders_m0, encoders_m1, ...
+    key = name.split("_")[0] if model.spec.multimodal else name
+    leaves = sum(leaf.size for leaf in jax.tree.leaves(part))
+    sizes[key] = sizes.get(key, 0) + leaves
   return {
-    "parameters": {
-      k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in parts.items()
-    },
+    "parameters": sizes,
     "jax": jax.__version__,
     "flax": importlib.metadata.version("flax"),
     "gamix_jax": gamix_jax.__version__,

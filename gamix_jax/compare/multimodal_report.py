@@ -139,8 +139,8 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     )
   yield (
     f"Data: {config.data.source}; modalities "
-    f"{', '.join(config.data.modalities)}; {first['train_rows']:,} training and "
-    f"{first['held_out_rows']:,} held-out observations{missing}."
+    f"{', '.join(config.data.modalities)}; {first['train_rows']:,} training "
+    f"and {first['held_out_rows']:,} held-out observations{missing}."
   )
   yield (
     f"Every run: {config.steps} steps, batch {config.data.batch_size}, "
@@ -155,8 +155,8 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
   )
   yield (
     f"Probes: logistic regression on standardised posterior means of "
-    f"{first['probe_rows']:,} training observations, accuracy on held-out ones; "
-    f"at most {multimodal_run.SUBSETS} subsets of a size."
+    f"{first['probe_rows']:,} training observations, accuracy on held-out "
+    f"ones; at most {multimodal_run.SUBSETS} subsets of a size."
   )
   yield from _classifiers(protocols)
   yield (

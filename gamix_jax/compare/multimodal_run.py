@@ -100,7 +100,7 @@ def _test(
 def _write_pictures(folder: Path, run: MultimodalRun) -> None:
   """Held-out images; their translations, beside samples."""
   shown = run.strip()
-  if shown is None:
+  if not shown:
     return
   originals = shown.pop("originals")
   made = np.concatenate(list(shown.values()))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Classifier:
   """
 
   name: str = ""
-  protocol: Mapping[str, Any] = {}  # noqa: RUF012  (not modified)
+  protocol: Mapping[str, Any] = MappingProxyType({})
   accuracy: float = float("nan")
 
   def classes(self, x: np.ndarray) -> np.ndarray:
@@ -75,7 +76,7 @@ class OfImages(Classifier):
 class OfClasses(Classifier):
   """The most likely class of a categorical modality, which is the label."""
 
-  protocol: Mapping[str, Any] = {"classifier": "the most likely class"}  # noqa: RUF012
+  protocol = MappingProxyType({"classifier": "the most likely class"})
 
   def with_features(
     self, x: np.ndarray

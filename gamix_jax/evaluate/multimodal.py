@@ -6,9 +6,8 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from gamix_jax import metrics, modality, train_metrics
@@ -22,12 +21,20 @@ from gamix_jax.inference.samplers import COMPONENTS, draw_population
 # Keys of the random draws.
 TRANSLATIONS_KEY, SAMPLES_KEY, BOUNDS_KEY, CONDITIONAL_KEY = range(4)
 SUBSETS = 10  # of a size, at most
-SHOWN = 8  # observations that are kept for a picture
+SHOWN = 8  # observations in a picture
+KEPT = 64  # observations whose translations are kept, to choose from
 NO_PRIOR = (
   "the prior of mmvm depends on the data and is none for an observation to "
   "come, so that there is no p(x)"
 )
 PROBE = "logistic regression, C 1, standardised posterior means"
+
+
+class _Translated(NamedTuple):
+  """Images [n, h, w, c] of observations, and what was made of them."""
+
+  x: dict[str, np.ndarray]
+  made: dict[str, np.ndarray]
 
 
 class MultimodalRun:
@@ -57,6 +64,7 @@ class MultimodalRun:
     self.numbers = Results(inputs.protocol)
     self.shown: dict[str, list[np.ndarray]] = {}
     self.warnings: list[str] = []
+    self._translated: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
     self._subsets = by_size(inputs.test.names, subsets, inputs.settings.seed)
 
   @property
@@ -73,7 +81,7 @@ class MultimodalRun:
     weight = inputs.model.config.weights.recon
     of = {"given": "all that is observed", "decoded": "the posterior's mean"}
     total, errors, shown = np.zeros(len(test)), [], []
-    for i, (name, m) in enumerate(self._modalities.items()):
+    for name, m in self._modalities.items():
       rows = test.rows_with([name])
       if not len(rows):
         reason = f"{name} is missing in all observations"
@@ -240,12 +248,17 @@ class MultimodalRun:
       return
     for reason in inputs.classifiers.reasons.values():
       self.warnings.append(f"No coherence of {reason}.")
+    if distances and 1 < len(inputs.test) < metrics.ENOUGH_IMAGES:
+      self.warnings.append(
+        f"The Frechet distances are of {len(inputs.test):,} observations at "
+        f"most, under {metrics.ENOUGH_IMAGES:,}: they are biased upwards and "
+        "comparable only with others of the same count."
+      )
     for size in range(1, len(names)):
       self._say(f"translations from {size} of {len(names)} modalities")
       found: list[float] = []
       for i, subset in enumerate(self._subsets[size]):
-        key = inputs.key(TRANSLATIONS_KEY, size, i)
-        found += self._translate(subset, key, each, distances and size == 1)
+        found += self._translate(subset, i, each, distances and size == 1)
       if found:
         self.numbers.add(
           f"coherence_size/{size}",
@@ -263,15 +276,17 @@ class MultimodalRun:
     return rows[: self.inputs.settings.bound_images]
 
   def _translate(
-    self, subset: Sequence[str], key: jax.Array, each: bool, distances: bool
+    self, subset: Sequence[str], number: int, each: bool, distances: bool
   ) -> list[float]:
     """Adds the numbers of one subset; returns the coherences."""
     inputs, test = self.inputs, self.inputs.test
     rows = self._rows(subset)
     if not len(rows):
       return []
-    q = inputs.model.encode(test.only(subset, rows))
-    made = inputs.model.decode(draw_population(q, key))
+    made = self._generate(subset, rows, number)
+    if len(subset) == 1:
+      kept = {k: np.asarray(v)[:KEPT] for k, v in made.items()}
+      self._translated[subset[0]] = rows[:KEPT], kept
     found = []
     for target, classifier in inputs.classifiers.of.items():
       if target in subset:
@@ -317,47 +332,72 @@ class MultimodalRun:
 
   def pictures(self) -> None:
     """Keeps translations from each modality, for a picture."""
-    inputs, test = self.inputs, self.inputs.test
-    images = {k: m for k, m in self._modalities.items() if m.is_image}
-    rows = test.rows_with(list(images))[:SHOWN]
-    if not images or not len(rows):
-      return
     shown = []
-    for i, name in enumerate(self._modalities):
-      q = inputs.model.encode(test.only([name], rows))
-      key = inputs.key(TRANSLATIONS_KEY, 0, i)
-      made = inputs.model.decode(draw_population(q, key))
-      if name in images:
-        shown.append(_as_float(test.x[name][rows]))
-      shown += [np.asarray(made[k]) for k in images if k != name]
-    self.shown["translations"] = shown
+    for name, m in self._modalities.items():
+      translated = self._few(name)
+      if m.is_image and len(translated.x):
+        shown.append(translated.x[name])
+      shown += [v for k, v in translated.made.items() if k != name]
+    if shown and len(shown[0]):
+      self.shown["translations"] = shown
 
-  def strip(self) -> dict[str, np.ndarray] | None:
+  def strip(self) -> dict[str, np.ndarray]:
     """Images of the last image modality, for a small picture.
 
     Returns:
-      [SHOWN, h, w, c] each: `originals`; `translations` of the same
+      [n, h, w, c] each, n up to SHOWN: `originals`; `translations` of the same
       observations from one other modality, an image if there is one; `samples`,
-      if there are some. None without images.
+      if there are some. Empty without images or with one modality only.
     """
-    inputs, test = self.inputs, self.inputs.test
-    images = [k for k, m in self._modalities.items() if m.is_image]
-    others = [*images[:-1], *(k for k in test.names if k not in images)]
+    images = self._images
+    others = [*images[:-1], *(k for k in self._modalities if k not in images)]
     if not images or not others:
-      return None
-    target, source = images[-1], others[0]
-    rows = test.rows_with([source, target])[:SHOWN]
-    if not len(rows):
-      return None
-    q = inputs.model.encode(test.only([source], rows))
-    z = draw_population(q, inputs.key(TRANSLATIONS_KEY, 0))
+      return {}
+    target, translated = images[-1], self._few(others[0])
+    if not len(translated.x[target]):
+      return {}
     found = {
-      "originals": _as_float(test.x[target][rows]),
-      "translations": np.asarray(inputs.model.decode(z)[target]),
+      "originals": translated.x[target],
+      "translations": translated.made[target],
     }
     if "samples" in self.shown:
       found["samples"] = self.shown["samples"][images.index(target)]
     return found
+
+  @property
+  def _images(self) -> list[str]:
+    """The modalities that are images."""
+    return [name for name, m in self._modalities.items() if m.is_image]
+
+  def _few(self, source: str) -> "_Translated":
+    """A few observations, and what they are translated to from one modality."""
+    if source not in self._translated:
+      rows = self._rows([source])[:KEPT]
+      self._translated[source] = rows, self._generate([source], rows, 0)
+    rows, made = self._translated[source]
+    test, images = self.inputs.test, self._images
+    columns = [test.names.index(k) for k in images]
+    there = np.flatnonzero((test.mask[rows][:, columns] > 0).all(axis=1))
+    there = there[:SHOWN]
+    return _Translated(
+      {k: _as_float(test.x[k][rows[there]]) for k in images},
+      {k: np.asarray(made[k])[there] for k in images},
+    )
+
+  def _generate(
+    self, subset: Sequence[str], rows: np.ndarray, number: int
+  ) -> dict[str, np.ndarray]:
+    """All modalities of rows, decoded from a draw of q(z | x_subset).
+
+    Args:
+      subset: what is given.
+      rows: of `test`.
+      number: of the subset among those of its size, for the draw's key.
+    """
+    inputs = self.inputs
+    q = inputs.model.encode(inputs.test.only(subset, rows))
+    key = inputs.key(TRANSLATIONS_KEY, len(subset), number)
+    return inputs.model.decode(draw_population(q, key))
 
   # --- samples -------------------------------------------------------------
 
@@ -376,9 +416,8 @@ class MultimodalRun:
       self.numbers.missing(["joint_coherence"], str(e))
       return
     made = inputs.model.decode(z)
-    images = [k for k, m in self._modalities.items() if m.is_image]
-    if images:
-      self.shown["samples"] = [np.asarray(made[k])[:SHOWN] for k in images]
+    if self._images:
+      self.shown["samples"] = [made[k][:SHOWN] for k in self._images]
     classes = []
     for name, classifier in inputs.classifiers.of.items():
       features, found = classifier.with_features(np.asarray(made[name]))
@@ -390,13 +429,11 @@ class MultimodalRun:
       self.numbers.missing(["joint_coherence"], reason)
       return
     same = np.all(np.stack(classes) == classes[0], axis=0)
-    self.numbers.add(
-      "joint_coherence",
-      metrics.mean_and_error(same.astype(np.float64)),
-      samples=n,
-      modalities=list(inputs.classifiers.of),
-      **own,
-    )
+    own |= {"samples": n, "modalities": list(inputs.classifiers.of)}
+    value = metrics.mean_and_error(same.astype(np.float64))
+    self.numbers.add("joint_coherence", value, **own)
+    value = _effective_classes(np.concatenate(classes))
+    self.numbers.add("sample_classes", value, **own)
 
   def _source(self) -> tuple[str, dict[str, Any]]:
     """Where samples are drawn from, and what the protocol says about it."""
@@ -520,6 +557,13 @@ class MultimodalRun:
         self.numbers.add(name, function(inputs.sources, codes), **own)
 
       self.numbers.attempt([name], measure, **own)
+
+
+def _effective_classes(classes: np.ndarray) -> float:
+  """exp of the entropy of classes [n]: how many there are, effectively."""
+  _, counts = np.unique(classes, return_counts=True)
+  share = counts / counts.sum()
+  return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def _conditions(

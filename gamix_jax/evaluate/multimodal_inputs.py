@@ -145,7 +145,6 @@ def train_classifiers(
   Raises:
     UserError: as `data.open_dataset`.
   """
-
   dataset = data.open_dataset(config.data, "train", config.seed)
   rows = observations.chosen(dataset, CLASSIFIER_ROWS, settings.seed)
   modalities = modality.of_config(config)

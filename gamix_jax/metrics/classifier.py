@@ -45,7 +45,8 @@ class classifier_features:
   """Features from the last hidden layer of a small classifier.
 
   For images with labels. 400 steps of Adam, or as many as are asked for (batch
-  64, 2e-3, cosine), on the training images; all is a function of the images, the labels and the seed.
+  64, 2e-3, cosine), on the training images; all is a function of the images,
+  the labels, the seed and the steps.
   They are divided by their root mean square over the first training images.
   A `frechet_distance` of these is called `fd_<name>`; it is not an FID.
 

@@ -52,7 +52,7 @@ class MetricSpec(NamedTuple):
   def title(self, name: str) -> str:
     """The label and the arrow of the metric called `name`."""
     label = re.fullmatch(self.key, name).expand(self.label)
-    return f"{label} {self.arrow}".rstrip()
+    return f"{label.strip()} {self.arrow}".rstrip()
 
 
 METRICS = (
@@ -91,8 +91,8 @@ METRICS = (
     f"mae/{_ONE}",
     "Reconstructions",
     r"absolute error, \1",
-    "mean absolute error of a modality, decoded from the posterior's mean given "
-    "all that is observed; of images pixels in [-1, 1]",
+    "mean absolute error of a modality, decoded from the posterior's mean "
+    "given all that is observed; of images pixels in [-1, 1]",
     better="lower",
   ),
   MetricSpec(
@@ -188,8 +188,8 @@ METRICS = (
     "coherence_size/(\\d+)",
     "Translations",
     r"coherence given \1",
-    "`coherence/...` given so many modalities, mean over these subsets and over "
-    "the modalities outside of each",
+    "`coherence/...` given so many modalities, mean over these subsets and "
+    "over the modalities outside of each",
     better="higher",
   ),
   MetricSpec(
@@ -208,6 +208,14 @@ METRICS = (
     "share of the samples whose modalities all have the same class, by the "
     "classifiers; of classes as likely, independent samples would have "
     "classes^(1 - modalities)",
+    better="higher",
+  ),
+  MetricSpec(
+    "sample_classes",
+    "Translations",
+    "classes of samples",
+    "exp of the entropy of the classes of the samples' modalities: how many "
+    "classes there are among them. With few, coherence is easy",
     better="higher",
   ),
   MetricSpec(
@@ -398,8 +406,8 @@ METRICS = (
     "Labels",
     r"linear probe given \1",
     "accuracy of logistic regression on the latents given so many modalities, "
-    "mean over the subsets; of separate latents the mean over the modalities of "
-    "the accuracy on the latents of each",
+    "mean over the subsets; of separate latents the mean over the modalities "
+    "of the accuracy on the latents of each",
     better="higher",
   ),
   MetricSpec(
