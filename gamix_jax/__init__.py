@@ -4,8 +4,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "load", "train"]
-_HOME = {"Model": "inference", "load": "inference", "train": "training.loop"}
+__all__ = ["Model", "MultimodalModel", "load", "train"]
+_HOME = {
+  "Model": "inference",
+  "MultimodalModel": "inference",
+  "load": "inference",
+  "train": "training.loop",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from gamix_jax import config as configs
 from gamix_jax import paths, save_errors, situations, streams
-from gamix_jax.config import ConfigDict, image_shape
+from gamix_jax.config import ConfigDict
 from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
 
@@ -411,13 +411,14 @@ def keep_freed_memory(workdir: str) -> None:
     workdir: of the run, or a folder of exported weights. If its config cannot
       be read this does nothing; `inference.load` then reports the error.
   """
+  from gamix_jax import modality  # noqa: PLC0415
   from gamix_jax.inference.device import default_batch_size  # noqa: PLC0415
   from gamix_jax.inference.load import saved_config  # noqa: PLC0415
   from gamix_jax.networks import layer_bytes  # noqa: PLC0415
 
   with contextlib.suppress(UserError):
     config = saved_config(paths.resolve(workdir))
-    batch_size = default_batch_size(image_shape(config))
+    batch_size = default_batch_size(modality.of_config(config))
     malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 
 

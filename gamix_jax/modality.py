@@ -68,6 +68,11 @@ class Modality:
     each = self.likelihood.error(expand_leading(x, x_hat.ndim), x_hat)
     return jnp.mean(each, axis=tuple(range(-len(self.shape), 0)))
 
+  def shown(self, x_hat: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The likelihood's mean; of images clipped to [-1, 1]."""
+    mean = self.likelihood.mean(x_hat)
+    return jnp.clip(mean, -1, 1) if self.is_image else mean
+
   def log_prob(
     self,
     x: Float[Array, "b ..."],

@@ -4,7 +4,8 @@ literal, named, save   text as it is; short names; files that are whole
 image_grids            images in labelled grids                    (generate)
 latent_map             codes in a plane                            (generate)
 latents, anomalies     variances of the codes; scores              (evaluate)
-comparison, front      a panel for each metric; two metrics        (compare)
+comparison,
+front, fronts          a panel for each metric; two metrics        (compare)
 progress               curves and images of a run                  (notebook)
 """
 
@@ -341,6 +342,7 @@ def comparison(
   panels: Mapping[str, Mapping[str, Sequence[float]]],
   images: Mapping[str, Path],
   lines_at: Mapping[str, float],
+  caption: str = "",
 ) -> None:
   """Writes a PNG with a panel for each metric, whole or not at all.
 
@@ -352,6 +354,7 @@ def comparison(
     images: {name: PNG} to show below the panels: held-out images, then, of
       each family that has some, reconstructions and samples.
     lines_at: {metric: where its panel has a dashed line}.
+    caption: of the images.
 
   Raises:
     OSError: it cannot be written.
@@ -359,12 +362,14 @@ def comparison(
   rows = -(-len(panels) // PANEL_COLUMNS)
   two_lines = any("@" in spec for spec in families)
   panel = 1.2 + (0.36 if two_lines else 0.27) * len(families)
-  below = 1.42 + 0.52 * len(families)
+  below = 1.42 + 0.52 * len(families) if images else 0.0
   height = rows * panel + below
   fig = Figure(figsize=(WIDTH, height), dpi=DPI)
-  parts = fig.subfigures(2, 1, height_ratios=[height - below, below])
-  _panels(parts[0], families, panels, rows, lines_at, height - below)
-  _strips(parts[1], images)
+  above = fig
+  if images:
+    above, under = fig.subfigures(2, 1, height_ratios=[height - below, below])
+    _strips(under, images, caption)
+  _panels(above, families, panels, rows, lines_at, height - below)
   save(fig, path)
 
 
@@ -419,7 +424,7 @@ def _panels(fig, families, panels, rows, lines_at, height) -> None:
     ax.tick_params(axis="y", length=0, labelleft=i % PANEL_COLUMNS == 0)
 
 
-def _strips(fig, files) -> None:
+def _strips(fig, files, caption) -> None:
   """A row of images for each file, with its name."""
   axes = fig.subplots(len(files), 1, squeeze=False)[:, 0]
   fig.subplots_adjust(
@@ -439,12 +444,7 @@ def _strips(fig, files) -> None:
       va="center",
       fontsize=8,
     )
-  axes[0].set_title(
-    "held-out images; below, their reconstructions (left) and samples from "
-    "the prior (right)",
-    fontsize=9,
-    loc="left",
-  )
+  axes[0].set_title(caption, fontsize=9, loc="left")
 
 
 def _label(spec: str) -> str:
@@ -486,17 +486,96 @@ def front(path: Path, points: Sequence[Point], distance: str) -> None:
   fig = Figure(figsize=(8.5, 6.2), dpi=DPI, layout="constrained")
   FigureCanvasAgg(fig)
   ax = fig.subplots()
+  labels = _lines(ax, points)
+  heights = [at[1] for _, at, _ in labels]
+  if min(heights) > 0 and max(heights) > LOG_FROM * min(heights):
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+  ax.set_xlabel("absolute error of reconstructions (less is better)")
+  ax.set_ylabel(f"{distance} (less is better)")
+  fig.legend(fontsize=8.5, loc="outside upper left", ncols=1)
+  _write_labels(fig, ax, labels)
+  save(fig, path)
+
+
+FRONT_COLUMNS = 2
+MARKERS = "osD^v"  # of the first ten lines, of the next ten, ...
+
+
+@literal()
+def fronts(
+  path: Path, panels: Mapping[str, Sequence[Point]], xlabel: str
+) -> None:
+  """Writes a PNG with a front for each metric, whole or not at all.
+
+  Points are drawn as in `front`.
+
+  Args:
+    path: the file.
+    panels: {what y is: the families, one or more}; all have the same lines.
+    xlabel: what x is, in all of them.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  columns = min(FRONT_COLUMNS, len(panels))
+  rows = -(-len(panels) // columns)
+  names = list(dict.fromkeys(p.line for own in panels.values() for p in own))
+  size = (6.2 * columns + 3, 4.6 * rows)
+  fig = Figure(figsize=size, dpi=DPI, layout="constrained")
+  FigureCanvasAgg(fig)
+  axes = fig.subplots(rows, columns, squeeze=False).flat
+  written = []
+  for ax, (title, points) in itertools.zip_longest(
+    axes, panels.items(), fillvalue=("", ())
+  ):
+    if not points:
+      ax.set_visible(False)
+      continue
+    written.append((ax, _lines(ax, points, names)))
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.set_title(title, fontsize=10)
+    ax.tick_params(labelsize=8)
+  handles = {}
+  for ax, _ in written:
+    found, labels = ax.get_legend_handles_labels()
+    handles |= dict(zip(labels, found, strict=True))
+  fig.legend(
+    [handles[name] for name in names],
+    names,
+    fontsize=8.5,
+    loc="outside right upper",
+  )
+  for ax, labels in written:
+    _write_labels(fig, ax, labels)
+  save(fig, path)
+
+
+def _lines(
+  ax: Axes, points: Sequence[Point], names: Sequence[str] = ()
+) -> list[tuple[str, tuple[float, float], str]]:
+  """Draws the points; returns text, place and colour of their labels.
+
+  Args:
+    ax: where.
+    points: the families.
+    names: all lines, whose order gives their colours; default: those of points.
+  """
   labels = []
-  names = list(dict.fromkeys(p.line for p in points))
+  names = names or list(dict.fromkeys(p.line for p in points))
   for i, name in enumerate(names):
     color = f"C{i % 10}"
     own = [p for p in points if p.line == name]
+    if not own:
+      continue
     own.sort(key=lambda p: np.mean(p.x))
     x, y = ([np.mean(p[k]) for p in own] for k in (2, 3))
     bars = [[deviation(p[k]) for p in own] for k in (2, 3)]
     ax.errorbar(
       *(x, y, bars[1], bars[0]),
-      fmt="o-",
+      fmt=f"{MARKERS[i // 10 % len(MARKERS)]}-",
       ms=6,
       lw=1.5,
       elinewidth=1,
@@ -505,19 +584,9 @@ def front(path: Path, points: Sequence[Point], distance: str) -> None:
       label=name,
     )
     labels += [(p.label, at, color) for p, *at in zip(own, x, y, strict=True)]
-  heights = [at[1] for _, at, _ in labels]
-  if min(heights) > 0 and max(heights) > LOG_FROM * min(heights):
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
   ax.margins(0.12)
   ax.grid(alpha=0.3, which="both")
-  ax.set_xlabel("absolute error of reconstructions (less is better)")
-  ax.set_ylabel(f"{distance} (less is better)")
-  fig.legend(fontsize=8.5, loc="outside upper left", ncols=1)
-  _write_labels(fig, ax, labels)
-  save(fig, path)
+  return labels
 
 
 def _write_labels(fig, ax, labels) -> None:

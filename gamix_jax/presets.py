@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from gamix_jax import config as configs
 from gamix_jax.config import ConfigDict
+from gamix_jax.data.modalities import parse
 from gamix_jax.errors import UserError
 from gamix_jax.registry import check_choice
 
@@ -36,6 +37,12 @@ OPEN_KEYS = (
   "adversarial.loss",
   "adversarial.disc_start",
 )
+# Sources of several modalities that are made of images from elsewhere, and
+# what they are made of in tiny runs.
+WITHOUT_DOWNLOAD = {
+  "polymnist": "polymnist:digits",
+  "mnist_label": "mnist_label:digits",
+}
 
 
 def ours(config: ConfigDict, preset: str) -> ConfigDict:
@@ -115,7 +122,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   """Returns the variant of a config that `--config=FILE:name` asks for.
 
   "" is the config itself. "tiny" keeps its objective and number of channels,
-  and trains narrow networks for 3 steps on small synthetic images.
+  and trains narrow networks for 3 steps on small synthetic images; of several
+  modalities it keeps their shapes, and its data need no download.
 
   Raises:
     UserError: if there is no such variant.
@@ -130,15 +138,25 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.steps = 3
   config.log_every = config.eval_every = config.checkpoint.every = 1
   config.eval_images, config.eval_draws = 8, 2
-  config.data.source = "synthetic"
   config.data.batch_size = 8
-  config.data.image_size = 8
+  channels = config.data.channels
+  if config.data.modalities:
+    name = config.data.source.partition(":")[0]
+    config.data.source = WITHOUT_DOWNLOAD.get(name, config.data.source)
+    shapes = [s.shape for s in parse(config.data.modalities) if s.is_image]
+    channels = shapes[0][-1] if shapes else channels
+    config.multimodal.width = 8
+    config.multimodal.vector_features = (8,)
+    config.multimodal.private = min(config.multimodal.private, 2)
+  else:
+    config.data.source = "synthetic"
+    config.data.image_size = 8
   model = config.model
   model.latent = 4
   model.bottleneck_channels = 0
   model.patch = 1
   model.encoder_features = (4, 4)
-  model.decoder_features = (4, config.data.channels)
+  model.decoder_features = (4, channels)
   model.discriminator_features = (4, 1)
   model.discriminator_strides = (2, 1)
   return config

@@ -158,8 +158,9 @@ def test_documented_example(flat_run):
   names = {"images": images, "train_images": np.tile(images, (4, 1, 1, 1))}
   exec(compile(block, "inference.md", "exec"), names)
   called = set(re.findall(r"model\.(\w+)\(", block))
-  public = {n for n in vars(gamix_jax.Model) if not n.startswith("_")}
-  assert public - called == {"fitted", "check_source", "bounds"}
+  public = {n for n in dir(gamix_jax.Model) if not n.startswith("_")}
+  rest = {"fitted", "check_source", "bounds", "default_source"}
+  assert public - called == rest
 
 
 def test_reconstruct_sample_interpolate(model, images):

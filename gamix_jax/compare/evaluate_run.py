@@ -14,9 +14,12 @@ from PIL import Image
 import gamix_jax
 from gamix_jax import config as configs
 from gamix_jax import data, inference, pictures, step
+from gamix_jax.compare import multimodal_run
+from gamix_jax.compare.multimodal_run import ORIGINALS, STRIP
 from gamix_jax.config import ConfigDict
 from gamix_jax.evaluate import eval_inputs, settings
-from gamix_jax.evaluate.eval_inputs import EvalInputs, Features, Images
+from gamix_jax.evaluate.classifiers import Classifiers
+from gamix_jax.evaluate.eval_inputs import EvalInputs, Features
 from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.files import write_text
 from gamix_jax.training import loop, workdir
@@ -24,16 +27,16 @@ from gamix_jax.training.writer import rows
 
 RESULTS = "results.json"
 FORMAT = 3  # of that file; runs with another format are evaluated again
-STRIP = "strip.png"  # EXAMPLES reconstructions, then EXAMPLES samples
-ORIGINALS = "originals.png"  # the images of these reconstructions
 EXAMPLES = 8
 BOUNDS = ("elbo", "iwae")  # taken from the last validation of the training
 SAMPLES_KEY = 20  # the same for every family and seed
 SURGERY_KEY = 21
 
-PROTOCOL = {
-  *("train_images", "held_out_images", "used_images", "parameters"),
-  *("jax", "flax", "gamix_jax", "device", "devices"),
+COMMON = {
+  *("parameters", "jax", "flax", "gamix_jax", "device", "devices"),
+}
+PROTOCOL = COMMON | {
+  *("train_images", "held_out_images", "used_images"),
   *("features", "features_sha256"),
 }
 
@@ -54,9 +57,11 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
     values = {k: float(v) for k, v in result["numbers"].items()}
     if not np.isfinite(list(values.values())).all():
       raise ValueError("a value is not finite")
-    if result["protocol"].keys() != PROTOCOL:
+    several = bool(config.data.modalities)
+    wanted = COMMON | multimodal_run.PROTOCOL if several else PROTOCOL
+    if result["protocol"].keys() != wanted:
       raise ValueError("another protocol")
-    for name in (STRIP, ORIGINALS):
+    for name in result["pictures"] if several else (STRIP, ORIGINALS):
       with Image.open(folder / name) as image:
         image.load()
   # Another version or a damaged file, which raises many kinds of errors.
@@ -67,8 +72,10 @@ def finished(folder: Path, config: ConfigDict) -> Result | None:
   return result | {"numbers": values}
 
 
-def features(config: ConfigDict, cache: Path) -> Features:
+def features(config: ConfigDict, cache: Path) -> Features | Classifiers:
   """Returns the image features that `evaluate` uses by default.
+
+  Of several modalities, their classifiers.
 
   Args:
     config: the config of any run; all have the same data.
@@ -77,6 +84,8 @@ def features(config: ConfigDict, cache: Path) -> Features:
   Raises:
     UserError: as `data.open_dataset`.
   """
+  if config.data.modalities:
+    return multimodal_run.classifiers(config, cache)
   eval_config = settings.base().eval
   train_set = data.open_dataset(config.data, "train", config.seed)
   images = eval_inputs.random_images(
@@ -85,7 +94,9 @@ def features(config: ConfigDict, cache: Path) -> Features:
   return eval_inputs.choose_features(eval_config, images, cache)
 
 
-def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
+def run(
+  folder: Path, config: ConfigDict, features: Features | Classifiers
+) -> Result | None:
   """Trains the remaining steps of a run and evaluates it.
 
   Args:
@@ -103,28 +114,46 @@ def run(folder: Path, config: ConfigDict, features: Features) -> Result | None:
   trained = loop.train(config, str(folder))
   if not trained:
     return None
-  test_set = data.open_dataset(config.data, "test", config.seed)
-  images = eval_inputs.spread_images(test_set, config.eval_images)
-  model = inference.load(folder)
-  bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
-  values = {k: v for k, v in bounds.items() if v is not None}
-  values |= _measure(
-    EvalInputs(model, settings.base().eval, features, images), folder
-  )
+  several = bool(config.data.modalities)
+  judge = multimodal_run.measure if several else _judge
+  values, protocol, model = judge(folder, config, features)
+  if not several:
+    bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
+    values = {k: v for k, v in bounds.items() if v is not None} | values
   values["sec_per_step"] = _seconds_per_step(folder, config.data.batch_size)
   result = {
     "format": FORMAT,
     "config": json.loads(configs.to_json(config)),
     "numbers": {k: float(v) for k, v in values.items() if np.isfinite(v)},
-    "protocol": _protocol(config, model, images)
-    | {
-      "features": features.protocol["features"],
-      "features_sha256": features.protocol.get("features, sha256"),
-    },
+    "protocol": protocol | _common_protocol(model),
   }
+  if several:
+    names = (STRIP, ORIGINALS)
+    result["pictures"] = [k for k in names if (folder / k).is_file()]
   write_text(folder / RESULTS, json.dumps(result, indent=1) + "\n")
   jax.clear_caches()  # compiled functions of this run only
   return result
+
+
+def _judge(
+  folder: Path, config: ConfigDict, features: Features
+) -> tuple[dict[str, float], dict[str, Any], inference.Model]:
+  """Returns the numbers of a run of images, its protocol, and the model."""
+  test_set = data.open_dataset(config.data, "test", config.seed)
+  images = eval_inputs.spread_images(test_set, config.eval_images)
+  model = inference.load(folder)
+  inputs = EvalInputs(model, settings.base().eval, features, images)
+  values = _measure(inputs, folder)
+  section = config.data.copy_and_resolve_references()
+  section.cache = "none"  # images are only counted
+  protocol = {
+    "train_images": len(data.open_dataset(section, "train", config.seed)),
+    "held_out_images": images.total,
+    "used_images": len(images),
+    "features": features.protocol["features"],
+    "features_sha256": features.protocol.get("features, sha256"),
+  }
+  return values, protocol, model
 
 
 def _measure(inputs: EvalInputs, folder: Path) -> dict[str, float]:
@@ -155,21 +184,20 @@ def _seconds_per_step(folder: Path, batch_size: int) -> float:
   return batch_size / float(np.median(speed[1:] or speed or math.nan))
 
 
-def _protocol(
-  config: ConfigDict, model: inference.Model, images: Images
-) -> dict[str, Any]:
-  """Returns data and network sizes, versions and devices."""
+def _common_protocol(model: Any) -> dict[str, Any]:
+  """Returns network sizes, versions and devices."""
   state = jax.eval_shape(partial(step.init, model.spec))
-  parts = dict(state.vae.params) | {"discriminator": state.disc.params}
-  section = config.data.copy_and_resolve_references()
-  section.cache = "none"  # images are only counted
+  parts = dict(state.vae.params)
+  if not model.spec.multimodal:
+    parts |= {"discriminator": state.disc.params}
+  sizes: dict[str, int] = {}
+  for name, part in parts.items():
+    # Of several modalities they are encoders_m0, encoders_m1, ...
+    key = name.split("_")[0] if model.spec.multimodal else name
+    leaves = sum(leaf.size for leaf in jax.tree.leaves(part))
+    sizes[key] = sizes.get(key, 0) + leaves
   return {
-    "train_images": len(data.open_dataset(section, "train", config.seed)),
-    "held_out_images": images.total,
-    "used_images": len(images),
-    "parameters": {
-      k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in parts.items()
-    },
+    "parameters": sizes,
     "jax": jax.__version__,
     "flax": importlib.metadata.version("flax"),
     "gamix_jax": gamix_jax.__version__,

@@ -1,14 +1,15 @@
 """Parses `posterior[:components]/objective[:population][@term=weight...]`.
 
 A comparison is only as fair as its weights. With weights in the spec, each
-family can be run with several, and the best ones compared.
+family can be run with several, and the best ones compared. For the specs of
+several modalities see `multimodal_families`.
 """
 
-import math
 import re
 
 from gamix_jax import build, objectives, presets
 from gamix_jax import config as configs
+from gamix_jax.compare import multimodal_families, weights
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.posterior import POSTERIORS
@@ -32,6 +33,8 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
     siwae has none. Ramps that are None in the config are the preset's.
   - Omitted components are the config's if it has the same posterior, else 1.
 
+  For configs with `data.modalities` see `multimodal_families.derive`.
+
   Args:
     config: with weights of any objective, or with a preset that chooses the
       values that are None. It is not modified.
@@ -47,9 +50,13 @@ def family_config(config: ConfigDict, spec: str) -> ConfigDict:
       number >= 0, or if posterior and objective cannot be combined.
   """
   try:
-    derived, weights = _derive(config, spec)
+    several = bool(config.data.modalities)
+    derive = multimodal_families.derive if several else _derive
+    derived, given = derive(config, spec)
     presets.complete(derived)
-    _apply_weights(derived, weights)
+    weights.apply_spec(derived, given)
+    if several:
+      multimodal_families.complete_betas(config, derived, given)
     build.train_spec(derived)
   except UserError as e:
     raise UserError(f"--families={spec}: {e}") from e
@@ -69,7 +76,7 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
       f"a family must be {FORM}, with posterior one of {', '.join(POSTERIORS)} "
       f"and objective one of {', '.join(objectives.OBJECTIVES)}."
     )
-  name, components, objective, population, weights = match.groups()
+  name, components, objective, population, given = match.groups()
   objectives.term_names(objective, "none")  # raises if it is unknown
   terms = objectives.OBJECTIVES[objective].terms
   if population and "population_kl" not in terms:
@@ -85,35 +92,9 @@ def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
   derived.objective.name = objective
   if population:
     derived.objective.population = population
-  _set_weights(derived, terms)
-  _set_ramps(derived, terms)
-  return derived, weights
-
-
-def _apply_weights(config: ConfigDict, weights: str) -> None:
-  """Sets the weights `@term=weight...` in a complete config."""
-  objective, loss = config.objective.name, config.adversarial.loss
-  vae_terms, disc_terms = objectives.term_names(objective, loss)
-  terms = [*vae_terms, *disc_terms]
-  weighted = set()
-  for part in weights.split("@")[1:]:
-    term, text = part.split("=")
-    if term not in terms:
-      raise UserError(
-        f"@{part}: objective {objective!r} with adversarial.loss={loss!r} has "
-        f"no such term; use one of {', '.join(terms)}."
-      )
-    if term in weighted:
-      raise UserError(f"@{part}: {term} has a weight already; remove one.")
-    weighted.add(term)
-    try:
-      weight = float(text)
-    except ValueError:
-      weight = math.nan
-    if not 0 <= weight < math.inf:
-      raise UserError(f"@{part}: {text} must be a finite number >= 0.")
-    with config.weights.ignore_type():  # an int key accepts a float
-      config.weights[term] = weight
+  weights.set_weights(derived, terms)
+  weights.set_ramps(derived, terms)
+  return derived, given
 
 
 def _set_posterior(config, name, components, objective) -> None:
@@ -135,26 +116,3 @@ def _set_posterior(config, name, components, objective) -> None:
       keys.prior = default.epanechnikov.prior
     elif keys.prior == default.epanechnikov.prior:
       keys.prior = "uniform"
-
-
-def _set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """Sets the weights of objective terms; a preset's stay None."""
-  default = configs.base().weights
-  known = {t for o in objectives.OBJECTIVES.values() for t in o.terms}
-  for term in known | set(terms):
-    if term not in terms:
-      config.weights[term] = None
-    elif config.weights[term] is None and not config.preset:
-      config.weights[term] = 1.0 if default[term] is None else default[term]
-
-
-def _set_ramps(config: ConfigDict, terms: tuple[str, ...]) -> None:
-  """Sets the ramps, 0 for terms of other objectives; a preset's stay None."""
-  if "population_kl" not in terms:
-    config.ramp.population_kl = 0
-  ramped_terms = {t for o in objectives.OBJECTIVES.values() for t in o.ramped}
-  given = [config.ramp[t] for t in ramped_terms if config.ramp[t] is not None]
-  steps = max(given, default=None)
-  ramped = objectives.OBJECTIVES[config.objective.name].ramped
-  for term in ramped_terms:
-    config.ramp[term] = steps if term in ramped else 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gamix_jax import data, metrics, presets
 from gamix_jax.checkpoint import Preemption
-from gamix_jax.compare import evaluate_run, report
+from gamix_jax.compare import evaluate_run, multimodal_report, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
@@ -31,7 +31,8 @@ def planned(
     UserError: as `family_config`, if a family is repeated, or if the images are
       too small for the features.
   """
-  metrics.random_features(image_shape(config))  # raises for small images
+  if not config.data.modalities:
+    metrics.random_features(image_shape(config))  # raises for small images
   runs: Runs = {}
   for k in range(seeds):  # all families once before any family twice
     fingerprint = _fingerprint(config.data, config.seed + k)
@@ -90,6 +91,7 @@ def _run_all(
 ) -> None:
   done = {k: evaluate_run.finished(*run) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
+  write = multimodal_report.write if config.data.modalities else report.write
   features = None if all(done.values()) else evaluate_run.features(shared, root)
   for i, ((spec, seed), run) in enumerate(runs.items(), 1):
     if done[spec, seed]:
@@ -98,10 +100,10 @@ def _run_all(
     done[spec, seed] = evaluate_run.run(*run, features)
     with Preemption() as preemption:  # finish writing the report
       if done[spec, seed]:
-        report.write(root, shared, families, runs, done)
+        write(root, shared, families, runs, done)
     if preemption.requested or not done[spec, seed]:
       print("Stopped; run the same command again to continue the comparison.")
       return
   with Preemption():
-    report.write(root, shared, families, runs, done)
+    write(root, shared, families, runs, done)
   print(f"Compared: {root / report.TABLE}, {report.CSV}, {report.FIGURE}.")

@@ -19,6 +19,10 @@ from gamix_jax.metrics.specs import MetricSpec, by_spec, find
 
 TABLE, CSV, FIGURE = "compare.md", "compare.csv", "compare.png"
 FRONT = "front.png"
+CAPTION = (
+  "held-out images; below, their reconstructions (left) and samples from the "
+  "prior (right)"
+)
 DIGITS = 4  # significant digits of a mean in the table
 RECONSTRUCTION_SHARPNESS = "sharpness_reconstructions"
 IMAGE_SHARPNESS = "sharpness_images"  # a reference line in the panel above
@@ -126,11 +130,6 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     f"{config.eval_draws} draws. The table has mean ± sample standard "
     "deviation over seeds."
   )
-  machines = sorted({f"{p['devices']} x {p['device']}" for p in protocols})
-  versions = [
-    f"{name} {', '.join(sorted({p[name] for p in protocols}))}"
-    for name in ("gamix_jax", "jax", "flax")
-  ]
   hashes = {p["features_sha256"] for p in protocols} - {None}
   trained = min(first["train_images"], settings.base().eval.train_images)
   learned = f", learned from {trained} training images" if hashes else ""
@@ -140,24 +139,40 @@ def _protocol(config, families, runs, done) -> Iterator[str]:
     f"{learned}{weights if hashes else ''}, which "
     "`python -m gamix_jax.evaluate` uses by default."
   )
-  yield f"Environment: {', '.join(machines)}; {'; '.join(versions)}."
+  yield environment(protocols)
   for spec in families:
     own = next(c for (family, _), (_, c) in runs.items() if family == spec)
-    vae_terms, disc_terms = objectives.term_names(
-      own.objective.name, own.adversarial.loss
-    )
-    terms = vae_terms + disc_terms
-    weights = ", ".join(f"{k} {own.weights[k]:g}" for k in terms)
-    line = f"`{spec}`: weights {weights}"
+    population = ""
     if "population_kl" in objectives.OBJECTIVES[own.objective.name].terms:
-      line += f"; population {own.objective.population}"
-    result = next((r for (f, _), r in done.items() if f == spec and r), None)
-    if result:
-      sizes = result["protocol"]["parameters"]
-      line += "; parameters " + ", ".join(
-        f"{k} {v:,}" for k, v in sizes.items()
-      )
-    yield line + "."
+      population = f"; population {own.objective.population}"
+    yield family_line(spec, own, population, done)
+
+
+def environment(protocols: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a sentence about devices and versions."""
+  machines = sorted({f"{p['devices']} x {p['device']}" for p in protocols})
+  versions = [
+    f"{name} {', '.join(sorted({p[name] for p in protocols}))}"
+    for name in ("gamix_jax", "jax", "flax")
+  ]
+  return f"Environment: {', '.join(machines)}; {'; '.join(versions)}."
+
+
+def family_line(
+  spec: str, config: ConfigDict, settings: str, done: Mapping[Key, Any]
+) -> str:
+  """Returns a sentence about a family: weights, settings, parameters."""
+  vae_terms, disc_terms = objectives.term_names(
+    config.objective.name, config.adversarial.loss
+  )
+  terms = vae_terms + disc_terms
+  weights = ", ".join(f"{k} {config.weights[k]:g}" for k in terms)
+  line = f"`{spec}`: weights {weights}{settings}"
+  result = next((r for (f, _), r in done.items() if f == spec and r), None)
+  if result:
+    sizes = result["protocol"]["parameters"]
+    line += "; parameters " + ", ".join(f"{k} {v:,}" for k, v in sizes.items())
+  return line + "."
 
 
 def _warnings(config, families, runs, done) -> Iterator[str]:
@@ -184,6 +199,11 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
       "distances cannot be compared; remove every results.json and run the "
       "same command again to evaluate all."
     )
+  yield from not_finished(done)
+
+
+def not_finished(done: Mapping[Key, Any]) -> Iterator[str]:
+  """Yields how many runs are not finished, if any."""
   missing = sum(r is None for r in done.values())
   if missing:
     yield f"Not finished: {missing} of {len(done)} runs."
@@ -280,26 +300,17 @@ def write(
   features = next(r["protocol"]["features"] for r in done.values() if r)
   fd = f"fd_{features}"
   points = front(runs, done, families, f"{fd}_prior")
-  specs = by_spec({k for r in done.values() if r for k in r["numbers"]})
-  names = [name for own in specs.values() for name in sorted(own)]
-  sections = {
-    "": list(_warnings(config, families, runs, done)),
-    "Protocol": list(_protocol(config, families, runs, done)),
-    "Metrics": [_meaning(*item) for item in specs.items()],
-  }
-  text = f"# Comparison\n\n{table(names, done, families)}"
-  text += f"\n![]({FIGURE})\n"
-  if len(points) > 1:
-    text += (
-      "\nReconstruction against samples: lower and further left is better; a "
-      "family is better than another only if it is both.\n"
-      f"\n![]({FRONT})\n"
-    )
-  for title, sentences in sections.items():
-    head = f"\n## {title}\n\n" if title else "\n"
-    text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
-  files.write_text(root / TABLE, text)
-  files.write_text(root / CSV, to_csv(names, done, families))
+  names = write_tables(
+    root,
+    families,
+    done,
+    list(_warnings(config, families, runs, done)),
+    list(_protocol(config, families, runs, done)),
+    "Reconstruction against samples: lower and further left is better; a "
+    "family is better than another only if it is both."
+    if len(points) > 1
+    else "",
+  )
   panel_names = (*PANELS, f"{fd}_prior", f"{fd}_reconstructions")
   panels = {
     find(name).title(name): {
@@ -316,18 +327,64 @@ def write(
       plots.front(root / FRONT, points, f"{fd}, samples")
   with files.writing(root / FIGURE):
     plots.comparison(
-      root / FIGURE, families, panels, _images(runs, done, families), lines_at
+      root / FIGURE,
+      families,
+      panels,
+      strips(runs, done, families),
+      lines_at,
+      CAPTION,
     )
 
 
-def _meaning(spec: MetricSpec, names: Sequence[str]) -> str:
+def write_tables(
+  root: Path,
+  families: Sequence[str],
+  done: Mapping[Key, Any],
+  warnings: Sequence[str],
+  protocol: Sequence[str],
+  front_caption: str,
+) -> list[str]:
+  """Writes the table and the CSV; returns the metrics, in their order.
+
+  Args:
+    root: see `write`.
+    families: see `write`.
+    done: see `write`.
+    warnings: below the figures.
+    protocol: sentences.
+    front_caption: above the figure of the front; empty if there is none.
+  """
+  specs = by_spec({k for r in done.values() if r for k in r["numbers"]})
+  names = [name for own in specs.values() for name in sorted(own)]
+  sections = {
+    "": warnings,
+    "Protocol": protocol,
+    "Metrics": [meaning(*item) for item in specs.items()],
+  }
+  text = f"# Comparison\n\n{table(names, done, families)}"
+  text += f"\n![]({FIGURE})\n"
+  if front_caption:
+    text += f"\n{front_caption}\n\n![]({FRONT})\n"
+  for title, sentences in sections.items():
+    head = f"\n## {title}\n\n" if title else "\n"
+    text += head + "".join(f"- {s}\n" for s in sentences) if sentences else ""
+  files.write_text(root / TABLE, text)
+  files.write_text(root / CSV, to_csv(names, done, families))
+  return names
+
+
+def meaning(spec: MetricSpec, names: Sequence[str]) -> str:
   """Describes a metric; `names` are its variants in the table."""
   titles = ", ".join(f"{spec.title(k)} (`{k}`)" for k in sorted(names))
   unit = f", {spec.unit}" if spec.unit else ""
   return f"{titles}{unit}: {spec.meaning}."
 
 
-def _images(runs, done, families) -> dict[str, Path]:
+def strips(
+  runs: Mapping[Key, tuple[Path, ConfigDict]],
+  done: Mapping[Key, Any],
+  families: Sequence[str],
+) -> dict[str, Path]:
   """Returns picture files: held-out images, and one per finished family."""
   folders = {
     spec: next(

@@ -35,7 +35,15 @@ def main() -> None:
   settings.check(given.config)
   cli.use_compilation_cache()
   cli.keep_freed_memory(given.workdir)
-  from gamix_jax.evaluate import eval_inputs, report, run_metrics  # noqa: PLC0415
+  from gamix_jax.evaluate import (  # noqa: PLC0415
+    eval_inputs,
+    multimodal,
+    multimodal_inputs,
+    multimodal_pictures,
+    report,
+    run_metrics,
+  )
+  from gamix_jax.inference.load import saved_config  # noqa: PLC0415
   from gamix_jax.training.progress import duration  # noqa: PLC0415
 
   start = time.monotonic()
@@ -43,9 +51,13 @@ def main() -> None:
   def say(line: str) -> None:
     print(f"{duration(time.monotonic() - start):>12}  {line}", flush=True)
 
-  say(f"opening {given.workdir}, features")
   workdir = paths.resolve(given.workdir)
-  inputs = eval_inputs.open_run(
+  several = bool(saved_config(workdir).data.modalities)
+  if several:
+    settings.check_multimodal(given.config)
+  say(f"opening {given.workdir}, {'classifiers' if several else 'features'}")
+  opened = multimodal_inputs.open_run if several else eval_inputs.open_run
+  inputs = opened(
     workdir,
     given.config.eval,
     data_now=given.config.data,
@@ -53,9 +65,10 @@ def main() -> None:
     step=given.step,
     split=given.split,
   )
-  run = run_metrics.evaluate(inputs, say)
+  run = (multimodal if several else run_metrics).evaluate(inputs, say)
   folder = workdir / "eval"
-  report.write(folder, run)
+  pictures = (multimodal_pictures if several else report).pictures
+  report.write(folder, run, pictures)
   for warning in run.warnings:
     print(warning)
   for name, number in run.numbers.found.items():

@@ -1,10 +1,12 @@
 """The report of an evaluation: numbers and pictures, in Markdown."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gamix_jax import files, pictures, plots
+from gamix_jax import files, plots
+from gamix_jax import pictures as png
+from gamix_jax.evaluate.multimodal import MultimodalRun
 from gamix_jax.evaluate.results import Number
 from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.metrics.specs import SAMPLE_SETS, SECTIONS, by_spec, find
@@ -153,8 +155,20 @@ def _by_source(there: dict[str, Number]) -> Iterator[str]:
       yield f"- `{source}`: {own}.\n"
 
 
-def write(folder: Path, run: EvalRun) -> None:
+# Writes the pictures of a run to a folder; yields their names, the sections they
+# belong to, captions.
+Pictures = Callable[[Path, Any], Iterator[tuple[str, tuple[str, str]]]]
+
+
+def write(
+  folder: Path, run: EvalRun | MultimodalRun, pictures: Pictures
+) -> None:
   """Writes numbers, pictures and the report, each whole or not at all.
+
+  Args:
+    folder: which is made if there is none.
+    run: what was measured.
+    pictures: writes those of the run.
 
   Raises:
     UserError: a file cannot be written.
@@ -163,7 +177,7 @@ def write(folder: Path, run: EvalRun) -> None:
     folder.mkdir(parents=True, exist_ok=True)
   numbers, inputs = run.numbers, run.inputs
   files.write_text(folder / NUMBERS, numbers.to_json())
-  images = dict(_pictures(folder, run))
+  images = dict(pictures(folder, run))
   text = f"# Evaluation of step {inputs.model.step:,}\n\n"
   text += f"{_protocol(numbers.protocol)}.\n"
   text += "".join(f"\n**Note.** {line}\n" for line in run.warnings)
@@ -182,17 +196,17 @@ def write(folder: Path, run: EvalRun) -> None:
   files.write_text(folder / REPORT, text)
 
 
-def _pictures(
+def pictures(
   folder: Path, run: EvalRun
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-  """Files, the sections they belong to, captions."""
+  """Writes the pictures of a run of images; see `Pictures`."""
   shown = dict(run.shown)
   above, below = shown.pop("originals"), shown.pop("reconstructions")
   columns = min(COLUMNS, len(above))
   made = {
     "reconstructions.png": (
       *("Reconstructions", "images over their reconstructions"),
-      pictures.pairs(above[:PAIRS], below[:PAIRS], columns),
+      png.pairs(above[:PAIRS], below[:PAIRS], columns),
     )
   }
   for source, x in shown.items():
@@ -200,7 +214,7 @@ def _pictures(
     made[name] = ("Samples", f"samples, source {source}", x[:SAMPLES])
   for name, (title, caption, x) in made.items():
     with files.writing(folder / name):
-      pictures.save_png(folder / name, pictures.grid(x, columns))
+      png.save_png(folder / name, png.grid(x, columns))
     yield name, (title, caption)
   with files.writing(folder / "latents.png"):
     path = folder / "latents.png"

@@ -29,6 +29,22 @@ def base() -> ConfigDict:
   return c.lock()
 
 
+def check_multimodal(config: ConfigDict) -> None:
+  """Validates the values for a run of several modalities.
+
+  Raises:
+    UserError: a key is set that only the evaluation of images reads.
+  """
+  default = base().eval
+  for key in ("sources", "features", "inception_weights"):
+    if config.eval[key] != default[key]:
+      raise UserError(
+        f"eval.{key}={config.eval[key]!r} is for runs of images; this run has "
+        "several modalities, each with a classifier of its own, and is sampled "
+        f"from its prior, or a fitted mixture. Remove --config.eval.{key}."
+      )
+
+
 def check(config: ConfigDict) -> None:
   """Validates the values.
 

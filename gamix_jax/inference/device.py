@@ -1,21 +1,22 @@
 """Runs the networks on this process's devices, in chunks of rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from gamix_jax.errors import UserError
-from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.modality import Modalities, to_float
 from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Mixture, Posterior
 from gamix_jax.posterior.prior import WithPrior
 from gamix_jax.step import TrainSpec
+
+Rows = Any  # arrays of equally many rows: one, or a dict by modality
 
 # Default number of pixels on the devices at a time: a layer of 128 features
 # then takes half a GB.
@@ -32,7 +33,7 @@ class Runner:
     batch_size: rows per chunk, over all devices.
     vae: "params" and "batch_stats", replicated on every device.
     disc: the same for the discriminator.
-    encoder: (vae, x [b, h, w, c]) -> Posterior, compiled.
+    encoder: (vae, observations by modality) -> Posterior, compiled.
   """
 
   def __init__(
@@ -40,7 +41,7 @@ class Runner:
   ) -> None:
     """Raises UserError if `batch_size` < 1; None uses the default."""
     if batch_size is None:
-      batch_size = default_batch_size(spec.image.shape)
+      batch_size = default_batch_size(spec.modalities)
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} must be 1 or more.")
     self.spec, self.batch_size = spec, batch_size
@@ -49,20 +50,31 @@ class Runner:
     self.vae, self.disc = jax.device_put((vae, disc), everywhere)
     # The weights are arguments, so that they are not compiled in as constants.
     self.encoder = jax.jit(partial(_encode, spec))
-    self._decode = jax.jit(partial(_decode, spec), static_argnames="raw")
+    self._decode = jax.jit(
+      partial(_decode, spec), static_argnames=("names", "raw")
+    )
     self._logits = jax.jit(partial(_logits, spec), static_argnames="raw")
     self._prior = jax.jit(partial(spec.vae.apply, method="learned_prior"))
     self._prior_draws = jax.jit(
       partial(_prior_draws, spec), static_argnames="n"
     )
 
-  def encode(self, x: np.ndarray) -> Posterior:
-    """Images [b, h, w, c] -> q(z | x) as NumPy arrays."""
-    return self.by_chunks(partial(self.encoder, self.vae), x)
+  def encode(self, x: Mapping[str, np.ndarray]) -> Posterior:
+    """Observations [b, ...] by modality -> q(z | x) as NumPy arrays.
 
-  def decode(self, z: np.ndarray, *, raw: bool) -> np.ndarray:
-    """Latents [b, d] -> images [b, h, w, c], or decoder outputs if `raw`."""
-    return self.by_chunks(partial(self._decode, self.vae, raw=raw), z)
+    Of several modalities with the entry "mask".
+    """
+    return self.by_chunks(partial(self.encoder, self.vae), dict(x))
+
+  def decode(
+    self, z: np.ndarray, names: Sequence[str], *, raw: bool
+  ) -> dict[str, np.ndarray]:
+    """Latents [b, d] -> means [b, ...] of these modalities.
+
+    Images are clipped to [-1, 1]; if `raw`, it is the decoders' outputs.
+    """
+    decode = partial(self._decode, self.vae, names=tuple(names), raw=raw)
+    return self.by_chunks(decode, z)
 
   def logits(self, x: np.ndarray, *, raw: bool) -> np.ndarray:
     """Images [b, h, w, c] -> discriminator logits [b, p, q, 1]."""
@@ -82,7 +94,7 @@ class Runner:
     return self._prior_draws(self.vae, key, n=n, temperature=temperature)
 
   def by_chunks(
-    self, function: Callable, *arrays: np.ndarray, at_most: int | None = None
+    self, function: Callable, *arrays: Rows, at_most: int | None = None
   ) -> Any:
     """Computes function(*arrays) in chunks of rows; returns NumPy arrays.
 
@@ -93,10 +105,10 @@ class Runner:
 
     Args:
       function: takes a chunk of each array and returns as many rows.
-      *arrays: arrays with equally many rows.
+      *arrays: arrays, or dicts of arrays, with equally many rows.
       at_most: rows per chunk; default `batch_size`.
     """
-    n, devices = len(arrays[0]), self._mesh.size
+    n, devices = len(jax.tree.leaves(arrays)[0]), self._mesh.size
     size = min(at_most or self.batch_size, at_least(n))
     size = -(-size // devices) * devices
     outputs = []
@@ -105,8 +117,9 @@ class Runner:
       chunks, delay=PROGRESS_DELAY, disable=None, leave=False
     ):
       kept = slice(min(size, n - start))
-      rows = [self._put(a[start : start + size], size) for a in arrays]
-      out = jax.device_get(function(*rows))
+      rows = slice(start, start + size)
+      put = jax.tree.map(lambda a, r=rows: self._put(a[r], size), arrays)
+      out = jax.device_get(function(*put))
       outputs.append(jax.tree.map(itemgetter(kept), out))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
@@ -117,10 +130,11 @@ class Runner:
     )
 
 
-def default_batch_size(image_shape: tuple[int, int, int]) -> int:
-  """Returns the default chunk size for images of shape (h, w, c)."""
-  height, width, _ = image_shape
-  return min(max(1, CHUNK_PIXELS // (height * width)), MAX_BATCH)
+def default_batch_size(modalities: Modalities) -> int:
+  """Returns the default chunk size for observations of these modalities."""
+  images = [m.shape for m in modalities.values() if m.is_image]
+  pixels = sum(height * width for height, width, _ in images)
+  return min(max(1, CHUNK_PIXELS // max(pixels, 1)), MAX_BATCH)
 
 
 def at_least(n: int) -> int:
@@ -128,30 +142,33 @@ def at_least(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def _encode(spec: TrainSpec, vae: dict, x: jax.Array) -> Posterior:
-  x = {IMAGE: to_float(x, spec.dtype)}
-  return spec.vae.apply(vae, x, method="encode")
+def _encode(spec: TrainSpec, vae: dict, x: dict[str, jax.Array]) -> Posterior:
+  return spec.vae.apply(vae, spec.observations(x), method="encode")
 
 
 def _decode(
-  spec: TrainSpec, vae: dict, z: jax.Array, *, raw: bool
-) -> jax.Array:
-  x_hat = spec.vae.apply(vae, z, method="decode")[IMAGE]
-  return x_hat if raw else jnp.clip(_image(spec, x_hat), -1, 1)
+  spec: TrainSpec,
+  vae: dict,
+  z: jax.Array,
+  *,
+  names: tuple[str, ...],
+  raw: bool,
+) -> dict[str, jax.Array]:
+  # The decoders of other modalities are dropped by XLA.
+  x_hat = spec.vae.apply(vae, z, method="decode")
+  return {
+    k: x_hat[k] if raw else spec.modalities[k].shown(x_hat[k]) for k in names
+  }
 
 
 def _logits(
   spec: TrainSpec, disc: dict, x: jax.Array, *, raw: bool
 ) -> jax.Array:
   x = to_float(x, spec.dtype)
-  return spec.disc.apply(disc, _image(spec, x) if raw else x)
+  return spec.disc.apply(disc, spec.image.likelihood.mean(x) if raw else x)
 
 
 def _prior_draws(
   spec: TrainSpec, vae: dict, key: jax.Array, *, n: int, temperature: float
 ) -> jax.Array:
   return spec.vae.apply(vae, key, n, temperature, method="prior_draws")
-
-
-def _image(spec: TrainSpec, x_hat: jax.Array) -> jax.Array:
-  return spec.image.likelihood.mean(x_hat)

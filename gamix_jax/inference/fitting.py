@@ -1,4 +1,4 @@
-"""Fits samplers to a run's own training images, unless already fitted."""
+"""Fits samplers to a run's own training data, unless already fitted."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,13 @@ import tqdm
 
 from gamix_jax import data
 from gamix_jax.errors import UserError
+from gamix_jax.inference.base import LoadedModel
 from gamix_jax.inference.device import PROGRESS_DELAY
-from gamix_jax.inference.model import Model
 from gamix_jax.inference.samplers import COMPONENTS
 
 FITTED = ("population", "gmm")  # the sources that need fitting
-DEFAULT_IMAGES = 10_000  # training images to fit to
+DEFAULT_IMAGES = 10_000  # training images or observations to fit to
+CHUNK = 256  # observations that are read at a time
 
 
 def read_images(
@@ -29,8 +30,25 @@ def read_images(
   )
 
 
+def read_observations(
+  dataset: data.MultimodalDataset, indices: np.ndarray | range
+) -> dict[str, np.ndarray]:
+  """Reads observations of several modalities, with "mask" and "label".
+
+  As `MultimodalDataset.load_batch`; what is missing is zeros.
+  """
+  chunks = range(0, len(indices), CHUNK)
+  parts = [
+    dataset.load_batch(np.asarray(indices[start : start + CHUNK]))
+    for start in tqdm.tqdm(
+      chunks, delay=PROGRESS_DELAY, disable=None, leave=False
+    )
+  ]
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
 def ensure_fitted(
-  model: Model,
+  model: LoadedModel,
   source: str,
   *,
   images: int | None = None,
@@ -70,8 +88,11 @@ def ensure_fitted(
   n = min(images or DEFAULT_IMAGES, len(dataset))
   rng = np.random.default_rng(config.seed % 2**63)
   chosen = np.sort(rng.permutation(len(dataset))[:n])
-  say(f"Fitting the population and a mixture to {n} training images.")
-  x, _ = read_images(dataset, chosen)
+  if model.spec.multimodal:
+    what, x = "observations", read_observations(dataset, chosen)
+  else:
+    what, (x, _) = "images", read_images(dataset, chosen)
+  say(f"Fitting the population and a mixture to {n} training {what}.")
   about = model.fit_samplers(
     x,
     seed=config.seed,

@@ -13,6 +13,7 @@ from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
 from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.model import Model
+from gamix_jax.inference.multimodal import MultimodalModel
 from gamix_jax.registry import check_choice
 from gamix_jax.step import init
 
@@ -26,8 +27,10 @@ def load(
   *,
   batch_size: int | None = None,
   data: Mapping[str, str] | None = None,
-) -> Model:
+) -> Model | MultimodalModel:
   """Loads a trained model from a run's workdir.
+
+  A run with `data.modalities` has a `MultimodalModel`.
 
   Reads only the weights, not the optimiser states, and replicates them on all
   devices of this process, whatever devices the run used.
@@ -37,7 +40,7 @@ def load(
       latter, `which` and `step` must match the exported weights.
     which: "ema" for the averaged weights, "raw" for those of the last step.
     step: of the checkpoint; default: the newest complete one.
-    batch_size: images on the devices at a time; default: by image size.
+    batch_size: observations on the devices at a time; default: by image size.
     data: values that replace those in the config, unless "": `source`, where
       the images are now; `fingerprint`, "any" to accept other images.
 
@@ -53,15 +56,16 @@ def load(
     if value:
       config.data[key] = value
   spec = build.train_spec(config)
+  made = partial(
+    MultimodalModel if spec.multimodal else Model,
+    *(config, spec),
+    batch_size=batch_size,
+    workdir=path,
+    which=which,
+  )
   state = jax.eval_shape(partial(init, spec))
   if safetensors_io.is_exported(path):
-    exported = safetensors_io.read(path, state, which, step)
-    return Model(
-      *(config, spec, *exported),
-      batch_size=batch_size,
-      workdir=path,
-      which=which,
-    )
+    return made(*safetensors_io.read(path, state, which, step))
   part = {
     "vae": {"batch_stats": state.vae.batch_stats},
     "disc": {
@@ -83,12 +87,7 @@ def load(
   vae = part.pop("vae")
   if which == "ema":
     vae["params"] = part["ema"]
-  return Model(
-    *(config, spec, step, vae, part["disc"]),
-    batch_size=batch_size,
-    workdir=path,
-    which=which,
-  )
+  return made(step, vae, part["disc"])
 
 
 def saved_config(path: Path) -> ConfigDict:

@@ -1,76 +1,29 @@
-"""`Model`: the inference API of a trained model."""
+"""`Model`: the inference API of a trained model of images."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.inference import arrays, latents
-from gamix_jax.inference.device import Runner
-from gamix_jax.inference.likelihood import Likelihood
-from gamix_jax.inference.samplers import COMPONENTS
-from gamix_jax.inference.sources import LatentSources
-from gamix_jax.modality import to_float
+from gamix_jax.inference.base import LoadedModel
+from gamix_jax.modality import IMAGE, to_float
 from gamix_jax.posterior import Posterior
 from gamix_jax.registry import check_choice
-from gamix_jax.step import TrainSpec
 
 SCORES = ("reconstruction", "elbo", "population")
 
 
-class Model:
-  """A trained model; `load` returns one.
+class Model(LoadedModel):
+  """A trained model of images; `load` returns one.
 
-  Attributes:
-    config: the run's complete config.
-    spec: its networks, see `step.TrainSpec`.
-    step: the number of training steps.
-    which: its weights: "ema" or "raw".
-    workdir: the folder it was loaded from; None if it was not loaded.
-    batch_size: images on the devices at a time.
-    variables: {"vae", "disc": {"params", "batch_stats"}}, on the devices.
+  The attributes are those of `LoadedModel`.
   """
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    spec: TrainSpec,
-    step: int,
-    vae: dict[str, Any],
-    disc: dict[str, Any],
-    *,
-    batch_size: int | None = None,
-    workdir: Path | None = None,
-    which: str = "ema",
-  ) -> None:
-    """Wraps arrays that are in memory.
-
-    Args:
-      config: the run's config.
-      spec: its networks.
-      step: the number of training steps.
-      vae: "params" and "batch_stats" of the VAE.
-      disc: the same for the discriminator; empty if there is none.
-      batch_size: see `load`.
-      workdir: where samplers are saved; None does not save them.
-      which: "ema" or "raw".
-
-    Raises:
-      UserError: if `batch_size` < 1.
-    """
-    self.config, self.spec, self.step = config, spec, step
-    self.workdir, self.which = workdir, which
-    self._device = Runner(spec, vae, disc, batch_size)
-    self.batch_size = self._device.batch_size
-    self.variables = {"vae": self._device.vae, "disc": self._device.disc}
-    self._likelihood = Likelihood(self._device, config.posterior.name)
-    self._sources = LatentSources(self._device, config, step, which, workdir)
+  def _observations(self, x: ArrayLike) -> dict[str, np.ndarray]:
+    return {IMAGE: arrays.batch(self.spec, x)}
 
   # --- encode and decode ---------------------------------------------------
 
@@ -88,12 +41,7 @@ class Model:
     Raises:
       UserError: if shape, dtype or range is wrong, or a value is not finite.
     """
-    q = self._device.encode(arrays.batch(self.spec, x))
-    return jax.tree.map(jnp.asarray, q)
-
-  def with_prior(self, q: Posterior) -> Posterior:
-    """Returns q with `log_prior` and KL taken to this model's prior."""
-    return self._device.with_prior(q)
+    return super().encode(x)
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
     """Decodes latents to images.
@@ -109,9 +57,10 @@ class Model:
     Raises:
       UserError: if shape or dtype is wrong, or a value is not finite.
     """
-    latent = self.config.model.latent
+    latent = self.spec.vae.latent
     z = arrays.latents(z, latent, self.spec.dtype)
-    x_hat = self._device.decode(z.reshape(-1, latent), raw=raw)
+    rows = z.reshape(-1, latent)
+    x_hat = self._device.decode(rows, [IMAGE], raw=raw)[IMAGE]
     return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
 
   def discriminate(self, x: ArrayLike, *, raw: bool = False) -> np.ndarray:
@@ -178,74 +127,6 @@ class Model:
     return self.decode(
       self.draw_latents(key, n, source=source, temperature=temperature)
     )
-
-  def draw_latents(
-    self,
-    key: jax.Array,
-    n: int,
-    *,
-    source: str = "prior",
-    temperature: float = 1.0,
-  ) -> np.ndarray:
-    """Draws new latents.
-
-    Args:
-      key: from `jax.random.key`; the same key gives the same latents.
-      n: number of latents.
-      source: "prior", the model's (usually N(0, I)); "population", the
-        posterior of a random training image; "gmm", a Gaussian mixture fitted
-        to draws of the population; "vamp", the posterior of a random
-        pseudo-input, which is the prior if prior.name is "vamp". See
-        `fit_samplers`.
-      temperature: factor of the standard deviation (per component, for a
-        mixture); values < 1 concentrate draws around the mean.
-
-    Returns:
-      [n, d].
-
-    Raises:
-      UserError: if n < 1, if the temperature is negative, or if the source is
-        unknown, not supported by this model, or not fitted yet.
-    """
-    return self._sources.draw(key, n, source, temperature)
-
-  def check_source(self, source: str) -> None:
-    """Raises UserError if this model does not support the source."""
-    self._sources.check(source)
-
-  def fit_samplers(
-    self,
-    x: ArrayLike,
-    *,
-    seed: int = 0,
-    components: int | str = COMPONENTS,
-  ) -> dict[str, Any]:
-    """Fits the sources "population" and "gmm" to training images.
-
-    A loaded model saves them in its workdir, as `samplers/<which>_<step>.npz`,
-    where the next `load` finds them. They are used only with the exact weights
-    that they were fitted to.
-
-    Args:
-      x: training images, [b, h, w, c]; their posteriors are the population.
-      seed: of the draws that the mixture is fitted to, and of its
-        initialization.
-      components: of the mixture; or "bic", see `samplers.fit`.
-
-    Returns:
-      A description of the fit: step, which, images, components, covariance, ...
-
-    Raises:
-      UserError: as `encode` and `samplers.fit`, or if the file cannot be
-        written.
-    """
-    x = arrays.batch(self.spec, x)
-    return self._sources.fit(self._device.encode(x), seed, components)
-
-  @property
-  def fitted(self) -> dict[str, Any] | None:
-    """The description of the fitted samplers, see `fit_samplers`, or None."""
-    return self._sources.about()
 
   # --- paths in latent space -----------------------------------------------
 
@@ -347,24 +228,6 @@ class Model:
     """
     return self.bounds(x, samples, key)["iwae"]
 
-  def elbo(
-    self, x: ArrayLike, samples: int = 16, *, key: jax.Array | None = None
-  ) -> np.ndarray:
-    """Estimates E_q [ ln p(x, z) - ln q(z | x) ] by sampling.
-
-    Args:
-      x: [b, h, w, c] or one [h, w, c].
-      samples: number of draws; per component for a mixture.
-      key: of the draws; default: a fixed key.
-
-    Returns:
-      [b] in nats.
-
-    Raises:
-      UserError: as `log_likelihood`.
-    """
-    return self.bounds(x, samples, key)["elbo"]
-
   def anomaly_score(
     self, x: ArrayLike, by: str = "reconstruction"
   ) -> np.ndarray:
@@ -392,26 +255,3 @@ class Model:
     x_hat = self.decode(self.encode(x).mean(), raw=True)
     x = to_float(arrays.batch(self.spec, x), self.spec.dtype)
     return np.asarray(self.spec.image.error(x, x_hat))
-
-  def latent_map(
-    self, x: ArrayLike, method: str = "pca", seed: int = 0
-  ) -> np.ndarray:
-    """Projects the posterior means of images to two dimensions.
-
-    Args:
-      x: [b, h, w, c].
-      method: "pca", "tsne", or "umap", which needs umap-learn.
-      seed: of the method's random numbers.
-
-    Returns:
-      [b, 2].
-
-    Raises:
-      UserError: as `encode` and `latents.project`.
-    """
-    return latents.project(np.asarray(self.encode(x).mean()), method, seed)
-
-  def bounds(self, x, samples, key=None) -> dict[str, np.ndarray]:
-    """Returns `elbo` and `iwae` from the same draws; see the methods above."""
-    key = jax.random.key(0) if key is None else key
-    return self._likelihood.bounds(arrays.batch(self.spec, x), samples, key)

@@ -112,7 +112,7 @@ def _fit_mixture(z: np.ndarray, components: int, seed: int) -> Any:
 
 
 def draw_population(
-  q: Posterior, key: jax.Array, n: int | None, temperature: float = 1.0
+  q: Posterior, key: jax.Array, n: int | None = None, temperature: float = 1.0
 ) -> np.ndarray:
   """Draws z [n, d] from n random posteriors, or one from each if n is None.
 
@@ -130,6 +130,7 @@ def _draw_population(
   if n is not None:
     indices = jax.random.randint(image_key, (n,), 0, len(q.mean()))
     q = jax.tree.map(lambda leaf: leaf[indices], q)
+  q = q.stratified()
   z, w = q.sample(draw_key, 1)  # one draw per component
   _, mu, _ = q.components()
   component = jax.random.categorical(component_key, jnp.log(w), axis=0)

@@ -58,6 +58,14 @@ class LatentSources:
     """
     posterior, prior = self._config.posterior.name, self._config.prior.name
     supported = [s for s in SOURCES if s != "vamp" or prior == s]
+    if source == "prior" and not self._device.spec.objective.has_prior:
+      raise UserError(
+        f"objective.name={self._config.objective.name!r} does not train the "
+        "decoders for draws of a prior, so source='prior' would give no "
+        "observations like those of the data; call "
+        "model.fit_samplers(training_data) and use source='gmm' or "
+        "'population'."
+      )
     if self._device.spec.vae.posterior_type.discrete:
       supported.remove("gmm")
     names = ", ".join(supported)
@@ -68,6 +76,11 @@ class LatentSources:
         f"source={source!r} does not work with posterior.name={posterior!r}, "
         f"prior.name={prior!r}; use one of {names}."
       )
+
+  @property
+  def default(self) -> str:
+    """The prior, or the fitted mixture if the model has no prior."""
+    return "prior" if self._device.spec.objective.has_prior else "gmm"
 
   def fit(
     self, q: Posterior, seed: int, components: int | str
@@ -82,7 +95,7 @@ class LatentSources:
   def about(self) -> dict[str, Any] | None:
     """Returns the fitted samplers' metadata, or None if nothing was fitted."""
     if self._samplers is None and self._workdir is not None:
-      x = np.zeros((1, *self._device.spec.image.shape), np.uint8)
+      x = self._device.spec.batch_shapes(1)
       like = jax.eval_shape(self._device.encoder, self._device.vae, x)
       self._samplers = samplers.read(self._file, self._identity, like)
     return None if self._samplers is None else dict(self._samplers.about)

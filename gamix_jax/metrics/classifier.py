@@ -44,8 +44,9 @@ class _Network(nn.Module):
 class classifier_features:
   """Features from the last hidden layer of a small classifier.
 
-  For images with labels. 400 steps of Adam (batch 64, 2e-3, cosine) on the
-  training images; all is a function of the images, the labels and the seed.
+  For images with labels. 400 steps of Adam, or as many as are asked for (batch
+  64, 2e-3, cosine), on the training images; all is a function of the images,
+  the labels, the seed and the steps.
   They are divided by their root mean square over the first training images.
   A `frechet_distance` of these is called `fd_<name>`; it is not an FID.
 
@@ -61,6 +62,7 @@ class classifier_features:
     labels: np.ndarray,
     seed: int = 0,
     cache: Path | None = None,
+    steps: int = STEPS,
   ):
     """Trains the classifier, or loads it from a folder.
 
@@ -69,6 +71,7 @@ class classifier_features:
       labels: int [n], 0 or more.
       seed: of first weights and batches.
       cache: a folder where the trained weights are kept; None: not kept.
+      steps: of training.
 
     Raises:
       UserError: fewer than two classes, a label under 0.
@@ -84,7 +87,7 @@ class classifier_features:
     start = self._network.init(
       jax.random.key(seed), jnp.zeros((1, *self.shape))
     )
-    settings = VERSION, STEPS, BATCH, LEARNING_RATE, WIDTHS, WIDTH
+    settings = VERSION, steps, BATCH, LEARNING_RATE, WIDTHS, WIDTH
     made_from = repr((*settings, seed, images.shape)).encode()
     made_from = hashlib.sha256(made_from)
     made_from.update(np.ascontiguousarray(images))
@@ -93,7 +96,7 @@ class classifier_features:
     file = cache / name if cache else None
     self._params = _read(file, start) if file else None
     if self._params is None:
-      self._params = _trained(self._network, start, images, labels, seed)
+      self._params = _trained(self._network, start, images, labels, seed, steps)
       if file:
         _write(file, self._params)
     parts = jax.tree.leaves(jax.device_get(self._params))
@@ -109,7 +112,12 @@ class classifier_features:
 
   def accuracy(self, x: np.ndarray, labels: np.ndarray) -> float:
     """Share of images [b, h, w, c] in [-1, 1] that it classifies correctly."""
-    return float(np.mean(self._run(x)[1].argmax(axis=1) == labels))
+    return float(np.mean(self.with_classes(x)[1] == labels))
+
+  def with_classes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features [b, f] as of a call, and the most likely classes, int [b]."""
+    features, logits = self._run(x)
+    return features / np.float32(self._scale), logits.argmax(axis=1)
 
   def _run(self, x):
     if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
@@ -126,8 +134,8 @@ class classifier_features:
     return [np.concatenate(v) for v in zip(*parts, strict=True)]
 
 
-def _trained(network, params, images, labels, seed):
-  optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+def _trained(network, params, images, labels, seed, steps):
+  optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
   @partial(jax.jit, donate_argnums=(0, 1))
   def step(params, slots, images, labels):
@@ -141,7 +149,7 @@ def _trained(network, params, images, labels, seed):
 
   rng = np.random.Generator(np.random.PCG64(seed))
   slots = optimizer.init(params)
-  for _ in range(STEPS):
+  for _ in range(steps):
     rows = rng.integers(0, len(images), BATCH)
     params, slots = step(params, slots, images[rows], labels[rows])
   return params

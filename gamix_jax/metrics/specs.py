@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 from gamix_jax.metrics.distances import NEIGHBOURS
 
+# A modality, and a pair: what is observed (several are joined by +) and what is
+# generated from it; `prior->m0` and `gmm->m0` are of samples.
+_ONE = r"(\w+)"
+_PAIR = r"([\w+]+->\w+)"
+
 # Sets of images that are compared with held-out ones: other real images, and
 # samples by the source of their latents.
 SAMPLE_SETS = ("training_images", "prior", "population", "gmm", "vamp")
@@ -47,7 +52,7 @@ class MetricSpec(NamedTuple):
   def title(self, name: str) -> str:
     """The label and the arrow of the metric called `name`."""
     label = re.fullmatch(self.key, name).expand(self.label)
-    return f"{label} {self.arrow}".rstrip()
+    return f"{label.strip()} {self.arrow}".rstrip()
 
 
 METRICS = (
@@ -83,7 +88,40 @@ METRICS = (
     unit="of [0, 1], squared",
   ),
   MetricSpec(
-    "((?:fid|fd)(?:_.*)?)_reconstructions",
+    f"mae/{_ONE}",
+    "Reconstructions",
+    r"absolute error, \1",
+    "mean absolute error of a modality, decoded from the posterior's mean "
+    "given all that is observed; of images pixels in [-1, 1]",
+    better="lower",
+  ),
+  MetricSpec(
+    f"psnr/{_ONE}",
+    "Reconstructions",
+    r"PSNR, \1",
+    "peak signal-to-noise ratio of a modality, mean over observations",
+    unit="dB",
+    better="higher",
+  ),
+  MetricSpec(
+    f"accuracy/{_ONE}",
+    "Reconstructions",
+    r"accuracy, \1",
+    "share of the classes that are reconstructed",
+    better="higher",
+  ),
+  MetricSpec(
+    f"reconstruction_log_likelihood(?:/{_ONE})?",
+    "Reconstructions",
+    r"reconstruction log-likelihood \1",
+    "ln p(x given z) at the posterior's mean given all that is observed, of a "
+    "modality or of all together, mean over observations; only between models "
+    "with the same weights of the reconstruction",
+    unit="nats",
+    better="higher",
+  ),
+  MetricSpec(
+    "((?:fid|fd)(?:_[^/]*)?)_reconstructions",
     "Reconstructions",
     r"\1 of reconstructions",
     "squared Frechet distance of reconstructions to their images; rFID with "
@@ -92,7 +130,7 @@ METRICS = (
     better="lower",
   ),
   MetricSpec(
-    f"((?:fid|fd)(?:_.*)?)_{_SET}",
+    f"((?:fid|fd)(?:_[^/]*)?)_{_SET}",
     "Samples",
     r"\1 of samples, \2",
     "squared Frechet distance of samples to images; fid_ with the FID's "
@@ -103,7 +141,7 @@ METRICS = (
     better="lower",
   ),
   MetricSpec(
-    f"((?:kid|kd)(?:_.*)?)_{_SET}",
+    f"((?:kid|kd)(?:_[^/]*)?)_{_SET}",
     "Samples",
     r"\1 of samples, \2",
     "unbiased squared maximum mean discrepancy, cubic kernel; kid_ with the "
@@ -147,6 +185,57 @@ METRICS = (
     unit="of [0, 1], squared",
   ),
   MetricSpec(
+    "coherence_size/(\\d+)",
+    "Translations",
+    r"coherence given \1",
+    "`coherence/...` given so many modalities, mean over these subsets and "
+    "over the modalities outside of each",
+    better="higher",
+  ),
+  MetricSpec(
+    f"coherence/{_PAIR}",
+    "Translations",
+    r"coherence, \1",
+    "share of the generated modality, decoded from a draw of the posterior "
+    "given others, that has the observation's class, by the classifier of that "
+    "modality",
+    better="higher",
+  ),
+  MetricSpec(
+    "joint_coherence",
+    "Translations",
+    "coherence of samples",
+    "share of the samples whose modalities all have the same class, by the "
+    "classifiers; of classes as likely, independent samples would have "
+    "classes^(1 - modalities)",
+    better="higher",
+  ),
+  MetricSpec(
+    "sample_classes",
+    "Translations",
+    "classes of samples",
+    "exp of the entropy of the classes of the samples' modalities: how many "
+    "classes there are among them. With few, coherence is easy",
+    better="higher",
+  ),
+  MetricSpec(
+    f"classifier_accuracy/{_ONE}",
+    "Translations",
+    r"classifier of \1",
+    "accuracy of the modality's classifier on held-out observations: about as "
+    "much as a coherence can reach",
+    better="higher",
+  ),
+  MetricSpec(
+    f"(fd(?:_[^/]*)?)/{_PAIR}",
+    "Translations",
+    r"\1, \2",
+    "squared Frechet distance of the generated modality to held-out ones, on "
+    "the features of that modality's classifier; never an FID",
+    unit="features squared",
+    better="lower",
+  ),
+  MetricSpec(
     "elbo",
     "Likelihood",
     "ELBO",
@@ -171,6 +260,30 @@ METRICS = (
     r"\1, bits per dimension",
     "the same, bits for each number of an image at 256 levels",
     unit="bits",
+    better="lower",
+  ),
+  MetricSpec(
+    f"conditional_log_likelihood/{_PAIR}",
+    "Likelihood",
+    r"conditional log-likelihood, \1",
+    "importance-weighted estimate of ln p of a modality given others",
+    unit="nats",
+    better="higher",
+  ),
+  MetricSpec(
+    "exact_log_likelihood",
+    "Likelihood",
+    "exact ln p(x)",
+    "of the law that the data were drawn from, of the same observations; no "
+    "model has more on average",
+    unit="nats",
+  ),
+  MetricSpec(
+    "log_likelihood_gap",
+    "Likelihood",
+    "gap to the exact ln p(x)",
+    "exact ln p(x) minus the importance-weighted bound, mean over observations",
+    unit="nats",
     better="lower",
   ),
   MetricSpec(
@@ -257,6 +370,15 @@ METRICS = (
     "1 where one alone is not 0, 0 where all are equal",
   ),
   MetricSpec(
+    "mcc_(weak|strong)",
+    "Latents",
+    r"MCC, \1",
+    "mean correlation coefficient of the posterior means and the true sources: "
+    "weak up to an affine map, which is fitted on half of the observations; "
+    "strong up to permutation and scale",
+    better="higher",
+  ),
+  MetricSpec(
     "auroc_(.*)",
     "Anomalies",
     r"AUROC, \1",
@@ -269,6 +391,23 @@ METRICS = (
     "Labels",
     "linear probe",
     "accuracy of logistic regression on the codes",
+    better="higher",
+  ),
+  MetricSpec(
+    f"linear_probe/{_ONE}",
+    "Labels",
+    r"linear probe, \1",
+    "accuracy of logistic regression on the latents given one modality; of "
+    "separate latents on those of that modality",
+    better="higher",
+  ),
+  MetricSpec(
+    "linear_probe_size/(\\d+)",
+    "Labels",
+    r"linear probe given \1",
+    "accuracy of logistic regression on the latents given so many modalities, "
+    "mean over the subsets; of separate latents the mean over the modalities "
+    "of the accuracy on the latents of each",
     better="higher",
   ),
   MetricSpec(

@@ -49,6 +49,9 @@ class RandomComponent(Mixture):
     z = chosen(self.mu) + jnp.exp(chosen(self.logvar) / 2) * eps
     return z, jnp.full((n, b), 1 / n, z.dtype)
 
+  def stratified(self) -> Mixture:
+    return Mixture(self.logits, self.mu, self.logvar)
+
 
 @struct.dataclass
 class Separate(Posterior):
@@ -185,6 +188,9 @@ class WithPrivate(Posterior):
     m, p = self.mu.shape[1:]
     own = z[..., -m * p :]
     return z[..., : -m * p], own.reshape(*own.shape[:-1], m, p)
+
+  def stratified(self) -> Posterior:
+    return self.replace(shared=self.shared.stratified())
 
   def noise_shape(self, n: int) -> tuple[int, ...]:
     """Of the shared latents."""

@@ -46,6 +46,11 @@ class Objective:
   subsets: ClassVar[bool] = False
   settings: ClassVar[dict[str, Any]] = {}
 
+  @property
+  def has_prior(self) -> bool:
+    """Whether it trains the decoder for draws of the model's prior p(z)."""
+    return True
+
   def __call__(
     self, output: VAEOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:

@@ -90,6 +90,11 @@ class MMVM(Objective):
   def accepts(cls, family: type[Posterior]) -> bool:
     return family.separate
 
+  @property
+  def has_prior(self) -> bool:
+    """Only if the data have no part in h; see above."""
+    return self.alpha == 1
+
   def init(self) -> State:
     """The number of steps done, which `alpha_steps` needs."""
     return {"step": jnp.zeros((), jnp.int32)}
@@ -122,6 +127,10 @@ class MMVMPopulation(MMVM):
   terms = ("recon", "kl", "population_kl", "collapse_penalty")
   ramped = ("kl", "collapse_penalty")
   settings: ClassVar[dict[str, Any]] = {}  # those of mmvm
+
+  @property
+  def has_prior(self) -> bool:
+    return True  # the population terms pull each modality's latents to it
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:

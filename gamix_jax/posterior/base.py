@@ -78,6 +78,10 @@ class Posterior:
     """The shape of the standard noise for n draws."""
     raise NotImplementedError
 
+  def stratified(self) -> "Posterior":
+    """The same q(z | x), of which `sample` draws from every component."""
+    return self
+
   def mean(self) -> Float[Array, "b d"]:
     """E_q z, which deterministic reconstructions decode."""
     raise NotImplementedError
