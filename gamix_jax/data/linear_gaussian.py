@@ -16,7 +16,8 @@ All is a function of the option `seed`, none of the run's seed. Options:
 
     linear_gaussian?seed=3&sparse=1
 
-The modalities are x0, x1, ..., float32; the test has 1,000 rows. `data.modalities` has to state their sizes, which `sizes` gives.
+The modalities are x0, x1, ..., float32; the test has 1,000 rows.
+`data.modalities` has to state their sizes, which `sizes` gives.
 """
 
 from collections.abc import Mapping
