@@ -30,6 +30,7 @@ def several(objective="elbo", modalities=MODALITIES, **changes):
   c.data.flip = False
   c.model.encoder = c.model.decoder = "mlp"
   c.model.norm = c.model.input_norm = "none"
+  c.model.encoder_features = c.model.decoder_features = (6,)
   c.multimodal.vector_features = (6,)
   c.multimodal.width, c.multimodal.heads = 8, 2
   separate = objective in ("mmvm", "mmvm_population")
