@@ -314,7 +314,7 @@ def test_alpha_one_is_the_objective_elbo():
   objective, state, output = output_of(alone, 5_000)
   wanted, _, _ = objective(output, state)
   each = np.asarray(mmvm.kl_to_mixture(output.q, output.z, 1.0))
-  error = np.sqrt(np.sum(each.var(0)) / len(each)) / len(MASK)
+  error = float(np.sqrt(np.sum(each.var(0)) / len(each))) / len(MASK)
   for estimate, limit in (("surrogate", 1e-6), ("exact", 5 * error)):
     c = several(
       "mmvm", objective__mmvm__alpha=1.0, objective__mmvm__estimate=estimate
