@@ -8,11 +8,12 @@
 --steps=50                      minimum number of steps to time
 --json=FILE                     also write the results to this file
 
-The config's modalities must be images with the likelihood l1; its objective,
-posterior and networks those of `torch_multimodal.SUPPORTED`. The learning rate
-is constant. PyTorch is timed with images in both memory layouts, and compared
-with the faster one. All run in turns, on batches that are on the device, after
-the two were found to compute the same. Needs pip install -e '.[bench]'.
+The config's modalities must be images with the likelihood l1 or l2; its
+objective, posterior and networks those of `torch_multimodal.SUPPORTED`. The
+learning rate is constant. PyTorch is timed with images in both memory layouts,
+and compared with the faster one. All run in turns, on batches that are on the
+device, after the two were found to compute the same. Needs pip install -e
+'.[bench]'.
 """
 
 import json

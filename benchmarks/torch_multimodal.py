@@ -1,10 +1,10 @@
 """MMVM on images in plain PyTorch: the same model, loss and optimiser as ours.
 
-For the convolutional networks and the closed-form regulariser. Its layers are
-the library's own, with the padding that is usual in PyTorch: `padding=1` where
-JAX's SAME pads an image of even size on the other side. Seen in a mirror the
-two are the same, so this model works on images that are flipped along both
-axes, with flipped kernels.
+For the networks `mlp` and `conv` and the closed-form regulariser. Its layers
+are the library's own, convolutions with the padding that is usual in PyTorch:
+`padding=1` where JAX's SAME pads an image of even size on the other side. Seen
+in a mirror the two are the same, so this model works on images that are flipped
+along both axes, with flipped kernels.
 
 It has no mask of missing modalities, guard against non-finite values, weight
 average or metrics, which is in its favour.
@@ -25,6 +25,7 @@ from benchmarks.torch_check import LIMITS, STEPS, MismatchError, shaken, worst
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict, from_json, to_json
 from gamix_jax.errors import UserError
+from gamix_jax.likelihood import Laplace, Normal
 from gamix_jax.modality import MASK, Modalities
 from gamix_jax.posterior.base import LOGVAR_RANGE
 from gamix_jax.step import TrainSpec
@@ -34,8 +35,8 @@ BATCH = 4  # of the comparison, at most
 # {key: the supported values}
 SUPPORTED = {
   "dtype": ("float32", "float64"),
-  "model.encoder": ("conv",),
-  "model.decoder": ("conv",),
+  "model.encoder": ("conv", "mlp"),
+  "model.decoder": ("conv", "mlp"),
   "model.norm": ("none",),
   "model.input_norm": ("none",),
   "posterior.name": ("gaussian",),
@@ -49,6 +50,9 @@ SUPPORTED = {
   "optim.vae.warmup": (0,),
   "optim.vae.schedule": ("constant",),
 }
+
+
+LOSSES = {Laplace: F.l1_loss, Normal: F.mse_loss}
 
 
 def check(config: ConfigDict, modalities: Modalities) -> None:
@@ -66,33 +70,68 @@ def check(config: ConfigDict, modalities: Modalities) -> None:
         f"{key} must be {' or '.join(map(str, values))} in this comparison, "
         f"not {value}."
       )
-  if any(
-    not m.is_image or m.likelihood.describe(1, 1)[:7] != "Laplace"
-    for m in modalities.values()
-  ):
-    raise UserError(
-      "data.modalities must be images with the likelihood l1 in this "
-      "comparison."
+  for m in modalities.values():
+    if not m.is_image or type(m.likelihood) not in LOSSES:
+      raise UserError(
+        "data.modalities must be images with the likelihood l1 or l2 in this "
+        "comparison."
+      )
+
+
+def _conv_encoder(model: ConfigDict, h: int, w: int, c: int):
+  layers, patch = [], model.patch
+  if patch > 1:
+    layers.append(nn.PixelUnshuffle(patch))
+  c, h, w = c * patch**2, h // patch, w // patch
+  for width in model.encoder_features:
+    layers += [nn.Conv2d(c, width, 3, stride=2, padding=1), nn.ReLU()]
+    c, h, w = width, -(-h // 2), -(-w // 2)
+  return [*layers, nn.Flatten()], c * h * w
+
+
+def _mlp_encoder(model: ConfigDict, h: int, w: int, c: int):
+  layers, size = [nn.Flatten()], h * w * c
+  for width in model.encoder_features:
+    layers += [nn.Linear(size, width), nn.ReLU()]
+    size = width
+  return layers, size
+
+
+def _conv_decoder(model: ConfigDict, h: int, w: int, c: int) -> list:
+  features, patch = model.decoder_features, model.patch
+  factor = patch * 2 ** len(features)
+  start = (features[0], h // factor, w // factor)
+  layers = [nn.Linear(model.latent, math.prod(start)), nn.Unflatten(1, start)]
+  for before, width in zip((features[0], *features), features, strict=False):
+    up = nn.ConvTranspose2d(
+      before, width, 3, stride=2, padding=1, output_padding=1
     )
+    layers += [nn.ReLU(), up]
+  size = 1 if patch == 1 else 3
+  out = nn.Conv2d(features[-1], c * patch**2, size, padding=size // 2)
+  layers += [nn.ReLU(), out]
+  return [*layers, nn.PixelShuffle(patch)] if patch > 1 else layers
+
+
+def _mlp_decoder(model: ConfigDict, h: int, w: int, c: int) -> list:
+  layers, size = [], model.latent
+  for width in model.decoder_features:
+    layers += [nn.Linear(size, width), nn.ReLU()]
+    size = width
+  return [*layers, nn.Linear(size, h * w * c), nn.Unflatten(1, (c, h, w))]
 
 
 class Encoder(nn.Module):
   """Images [b, c, h, w] -> mu and logvar [b, l]."""
 
-  def __init__(self, config: ConfigDict, shape: tuple[int, int, int]):
+  def __init__(self, model: ConfigDict, shape: tuple[int, int, int]):
     """`shape` is (h, w, c)."""
     super().__init__()
-    model, (h, w, c) = config.model, shape
-    layers, patch = [], model.patch
-    if patch > 1:
-      layers.append(nn.PixelUnshuffle(patch))
-    c, h, w = c * patch**2, h // patch, w // patch
-    for width in model.encoder_features:
-      layers += [nn.Conv2d(c, width, 3, stride=2, padding=1), nn.ReLU()]
-      c, h, w = width, -(-h // 2), -(-w // 2)
-    self.layers = nn.Sequential(*layers, nn.Flatten())
-    self.mu = nn.Linear(c * h * w, model.latent)
-    self.logvar = nn.Linear(c * h * w, model.latent)
+    make = {"conv": _conv_encoder, "mlp": _mlp_encoder}[model.encoder]
+    layers, size = make(model, *shape)
+    self.layers = nn.Sequential(*layers)
+    self.mu = nn.Linear(size, model.latent)
+    self.logvar = nn.Linear(size, model.latent)
 
   def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
     h = self.layers(x)
@@ -102,26 +141,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Sequential):
   """Latents [b, l] -> images [b, c, h, w]."""
 
-  def __init__(self, config: ConfigDict, shape: tuple[int, int, int]):
+  def __init__(self, model: ConfigDict, shape: tuple[int, int, int]):
     """`shape` is (h, w, c)."""
-    model, (h, w, c) = config.model, shape
-    features, patch = model.decoder_features, model.patch
-    factor = patch * 2 ** len(features)
-    start = (features[0], h // factor, w // factor)
-    layers = [nn.Linear(model.latent, math.prod(start)), nn.Unflatten(1, start)]
-    for before, width in zip((features[0], *features), features, strict=False):
-      layers += [
-        nn.ReLU(),
-        nn.ConvTranspose2d(
-          before, width, 3, stride=2, padding=1, output_padding=1
-        ),
-      ]
-    size = 1 if patch == 1 else 3
-    out = nn.Conv2d(features[-1], c * patch**2, size, padding=size // 2)
-    layers += [nn.ReLU(), out]
-    if patch > 1:
-      layers.append(nn.PixelShuffle(patch))
-    super().__init__(*layers)
+    make = {"conv": _conv_decoder, "mlp": _mlp_decoder}[model.decoder]
+    super().__init__(*make(model, *shape))
 
 
 class MMVM(nn.Module):
@@ -132,11 +155,12 @@ class MMVM(nn.Module):
     super().__init__()
     self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
     for name, m in modalities.items():
-      self.encoders[name] = Encoder(config, m.shape)
-      self.decoders[name] = Decoder(config, m.shape)
+      self.encoders[name] = Encoder(config.model, m.shape)
+      self.decoders[name] = Decoder(config.model, m.shape)
     self.recon_weights = {
       k: config.weights.recon * m.weight for k, m in modalities.items()
     }
+    self.losses = {k: LOSSES[type(m.likelihood)] for k, m in modalities.items()}
     self.kl_weight = config.weights.kl
     self.alpha = config.objective.mmvm.alpha
 
@@ -151,7 +175,7 @@ class MMVM(nn.Module):
     z = mu + (logvar / 2).exp() * eps
     terms = {"kl": self._kl(mu, logvar)}
     terms["weighted recon"] = sum(
-      self.recon_weights[k] * F.l1_loss(self.decoders[k](z[:, i]), v)
+      self.recon_weights[k] * self.losses[k](self.decoders[k](z[:, i]), v)
       for i, (k, v) in enumerate(x.items())
     )
     terms["loss"] = terms["weighted recon"] + self.kl_weight * terms["kl"]
@@ -237,13 +261,16 @@ def table(
   """
   found = {}
   for name, m in modalities.items():
-    encoder = _encoder(
-      config,
-      m.shape,
-      params[f"encoders_{name}"],
-      params["fusion"][f"experts_{name}"],
+    encoder, grid = ENCODERS[config.model.encoder](
+      config.model, m.shape, params[f"encoders_{name}"]
     )
-    decoder = _decoder(config, m.shape, params[f"decoders_{name}"])
+    head = params["fusion"][f"experts_{name}"]
+    for k in ("mu", "logvar"):
+      encoder[f"{k}.weight"] = _grid(head[k]["kernel"], grid).T
+      encoder[f"{k}.bias"] = head[k]["bias"]
+    decoder = DECODERS[config.model.decoder](
+      config.model, m.shape, params[f"decoders_{name}"]
+    )
     found |= {f"encoders.{name}.{k}": v for k, v in encoder.items()}
     found |= {f"decoders.{name}.{k}": v for k, v in decoder.items()}
   return {k: np.array(v, order="C") for k, v in found.items()}
@@ -270,25 +297,32 @@ def _grid(x: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
   return np.moveaxis(grid, 2, 0).reshape(x.shape)
 
 
-def _encoder(config, shape, of, head) -> dict[str, np.ndarray]:
-  patch, (h, w, _) = config.model.patch, shape
-  found, h, w = {}, h // patch, w // patch
-  for i, width in enumerate(config.model.encoder_features):
+def _of_conv_encoder(model, shape, of):
+  patch, (h, w, _) = model.patch, shape
+  found, grid = {}, (h // patch, w // patch, 0)
+  for i, width in enumerate(model.encoder_features):
     kernel = _kernel(of[f"conv{i}"]["kernel"])
     name = f"layers.{2 * i + (patch > 1)}"
     found[f"{name}.weight"] = kernel if i else _patches(kernel, patch, 1)
     found[f"{name}.bias"] = of[f"conv{i}"]["bias"]
-    grid = h, w, _ = -(-h // 2), -(-w // 2), width
-  for k in ("mu", "logvar"):
-    found[f"{k}.weight"] = _grid(head[k]["kernel"], grid).T
-    found[f"{k}.bias"] = head[k]["bias"]
-  return found
+    grid = -(-grid[0] // 2), -(-grid[1] // 2), width
+  return found, grid
 
 
-def _decoder(config, shape, of) -> dict[str, np.ndarray]:
-  model, (h, w, _) = config.model, shape
+def _of_mlp_encoder(model, shape, of):
+  found = {}
+  for i, _ in enumerate(model.encoder_features):
+    kernel = np.asarray(of[f"dense{i}"]["kernel"])
+    found[f"layers.{1 + 2 * i}.weight"] = (
+      kernel if i else _grid(kernel, shape)
+    ).T
+    found[f"layers.{1 + 2 * i}.bias"] = of[f"dense{i}"]["bias"]
+  return found, (1, 1, model.encoder_features[-1])
+
+
+def _of_conv_decoder(model, shape, of):
   features, patch = model.decoder_features, model.patch
-  factor = patch * 2 ** len(features)
+  factor, (h, w, _) = patch * 2 ** len(features), shape
   start = h // factor, w // factor, features[0]
   found = {
     "0.weight": _grid(np.asarray(of["dense"]["kernel"]).T, start),
@@ -302,6 +336,22 @@ def _decoder(config, shape, of) -> dict[str, np.ndarray]:
   found[f"{last}.weight"] = _patches(_kernel(of["out"]["kernel"]), patch, 0)
   found[f"{last}.bias"] = _patches(np.asarray(of["out"]["bias"]), patch, 0)
   return found
+
+
+def _of_mlp_decoder(model, shape, of):
+  found, n = {}, len(model.decoder_features)
+  for i in range(n):
+    found[f"{2 * i}.weight"] = np.asarray(of[f"dense{i}"]["kernel"]).T
+    found[f"{2 * i}.bias"] = of[f"dense{i}"]["bias"]
+  found[f"{2 * n}.weight"] = _grid(np.asarray(of["out"]["kernel"]).T, shape)
+  found[f"{2 * n}.bias"] = _grid(of["out"]["bias"], shape)
+  return found
+
+
+# (section model, shape, parameters) -> arrays by name; and of an encoder, the
+# grid (h, w, c) of its features.
+ENCODERS = {"conv": _of_conv_encoder, "mlp": _of_mlp_encoder}
+DECODERS = {"conv": _of_conv_decoder, "mlp": _of_mlp_decoder}
 
 
 def batch_of(spec: TrainSpec, size: int, seed: int) -> dict[str, np.ndarray]:

@@ -205,9 +205,9 @@ def test_mistakes(program):
 def mmvm(**changes):
   """A small config of MMVM on two views, of patches of 2x2 pixels."""
   c = complete_config_of("polymnist")
-  c.data.modalities = ("m0 12x8x3 l1", "m1 8x8x1 l1 7.5")
+  c.data.modalities = ("m0 12x8x3 l1", "m1 8x8x1 l2 7.5")
   c.data.batch_size = 3
-  c.model.latent = 5
+  c.model.update(encoder="conv", decoder="conv", patch=2, latent=5)
   c.model.encoder_features, c.model.decoder_features = (4,), (3,)
   c.optim.vae.warmup, c.optim.vae.schedule = 0, "constant"
   for key, value in changes.items():
@@ -219,6 +219,12 @@ def mmvm(**changes):
   "changes",
   [
     {},
+    dict(
+      model__encoder="mlp",
+      model__decoder="mlp",
+      model__patch=1,
+      model__encoder_features=(4, 6),
+    ),
     dict(
       model__patch=1,
       model__encoder_features=(4, 6),
@@ -255,7 +261,7 @@ def test_a_mismatch_of_several_modalities_is_not_timed(monkeypatch):
     (dict(objective__mmvm__estimate="exact"), "estimate must be surrogate"),
     (dict(model__norm="group"), "model.norm must be none"),
     (dict(data__modalities=("x 25 l1",)), "must be images"),
-    (dict(data__modalities=("m0 8x8x3 l2",)), "likelihood l1"),
+    (dict(data__modalities=("m0 8x8x3 bernoulli",)), "likelihood l1 or l2"),
   ],
 )
 def test_unsupported_configs_of_several_modalities(changes, words):
