@@ -1,6 +1,7 @@
 """Pictures of a run of several modalities; refused arguments."""
 
 import json
+import shutil
 
 import conftest
 import cv2
@@ -197,14 +198,16 @@ def test_samples_of_the_prior_and_of_the_population(
 
 
 def test_a_folder_of_samples_is_a_source_of_data(run, tmp_path):
-  out = tmp_path / "out"
+  out = tmp_path / "out" / "train"
+  out.parent.mkdir()
   make(run, "samples", out, raw=True, n=5)
   assert {p.name for p in out.iterdir()} == {*"abcd", "protocol.json"}
   protocol = json.loads((out / "protocol.json").read_text())
   assert (protocol["source"], protocol["n"]) == ("prior", 5)
   c = config.base()
-  c.data.source, c.data.modalities = f"folder:{out}", ALL
-  c.data.test_fraction, c.data.flip = 1e-6, False
+  shutil.copytree(out, out.with_name("test"))
+  c.data.source, c.data.modalities = f"folder:{out.parent}", ALL
+  c.data.flip = False
   wanted = gamix_jax.load(run).sample(jax.random.key(3), 5)
   found = data.open_dataset(c.data, "train", 0).load_batch(np.arange(5))
   assert found["mask"].all()

@@ -2,12 +2,14 @@
 
 import functools
 import json
+import re
 
 import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from program import ROOT
 from scipy import special, stats
 
 import gamix_jax
@@ -444,6 +446,25 @@ def test_samplers_are_saved_with_the_run(polydigits, held_out):
       *(m.sample(KEY, 4, source=source) for m in (model, again))
     )
   assert again.latent_map(held_out).shape == (20, 2)
+
+
+def test_documented_example(polydigits, held_out):
+  """Runs every line of the Python block of docs/multimodal.md."""
+  text = (ROOT / "docs" / "multimodal.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+  (block,) = (b for b in blocks if "gamix_jax.load" in b)
+  assert '"runs/polydigits"' in block
+  block = block.replace('"runs/polydigits"', repr(str(polydigits)))
+  mask = np.array([[1, 0, 1, 1, 0]] * 20)
+  names = {"x": held_out, "train": held_out, "mask": mask}
+  exec(compile(block, "multimodal.md", "exec"), names)
+  assert names["views"].keys() == {"m1", "m2", "m3", "m4"}
+  called = set(re.findall(r"model\.(\w+)\(", block))
+  public = {n for n in dir(gamix_jax.MultimodalModel) if not n.startswith("_")}
+  assert public - called == {
+    *("fitted", "check_source", "bounds", "default_source", "names"),
+    *("with_prior", "draw_latents"),
+  }
 
 
 # ---------------------------------------------------------- refusals
