@@ -124,9 +124,15 @@ def _run_onnx(
 
   del part
 
-  session = onnxruntime.InferenceSession(
-    data, providers=["CPUExecutionProvider"]
-  )
+  try:
+    session = onnxruntime.InferenceSession(
+      data, providers=["CPUExecutionProvider"]
+    )
+  except Exception as e:  # onnxruntime has no base class of its own
+    raise UserError(
+      f"onnxruntime cannot run what jax2onnx wrote ({type(e).__name__}: "
+      f"{str(e).partition(chr(10))[0]}).\nUse --format=stablehlo."
+    ) from e
   names = [o.name for o in session.get_outputs()]
   return dict(zip(names, session.run(None, x), strict=True))
 
