@@ -48,19 +48,21 @@ def rows(batches: Sequence[np.ndarray]) -> np.ndarray:
   Sizes may differ: smaller images are enlarged to the largest side, and grey
   ones become colour if others have it.
   """
-  h, w, c = (max(x.shape[i] for x in batches) for i in (1, 2, 3))
-
-  def fit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    x = np.broadcast_to(x, (*x.shape[:-1], c))
-    if x.shape[1:3] == (h, w):
-      return x
-    return np.stack(
-      [cv2.resize(i, (w, h), interpolation=cv2.INTER_NEAREST) for i in x]
-    ).reshape(-1, h, w, c)
-
+  size = tuple(max(x.shape[i] for x in batches) for i in (1, 2, 3))
   n = max(map(len, batches))
-  return grid(np.concatenate([fit(x) for x in batches]), n)
+  return grid(np.concatenate([fitted(x, size) for x in batches]), n)
+
+
+def fitted(images: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+  """Images [n, h, w, c] resized to (height, width, channels), float32."""
+  h, w, c = size
+  x = np.asarray(images, np.float32)
+  x = np.broadcast_to(x, (*x.shape[:-1], c))
+  if x.shape[1:3] == (h, w):
+    return x
+  return np.stack(
+    [cv2.resize(i, (w, h), interpolation=cv2.INTER_NEAREST) for i in x]
+  ).reshape(-1, h, w, c)
 
 
 def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:

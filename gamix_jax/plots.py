@@ -109,11 +109,13 @@ class ImageGrid:
     images: [rows, columns, h, w, c] in [-1, 1].
     columns: a word under each, or none.
     rows: a word left of each, or none.
+    words: text on an image, by (row, column).
   """
 
   images: np.ndarray
   columns: Sequence[str] = ()
   rows: Sequence[str] = ()
+  words: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
 
 
 def padded(images: np.ndarray, columns: int) -> np.ndarray:
@@ -191,6 +193,9 @@ def _draw_grid(ax: Axes, grid: ImageGrid, image: np.ndarray) -> None:
   ax.set_yticks(at_y if grid.rows else [], grid.rows)
   ax.tick_params(labelsize=FONT_SIZE, length=0, pad=3)
   ax.spines[:].set_visible(False)
+  for (row, column), word in grid.words.items():
+    where = at_x[column], at_y[row]
+    ax.text(*where, word, ha="center", va="center", fontsize=FONT_SIZE)
 
 
 @literal()

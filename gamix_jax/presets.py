@@ -146,7 +146,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     shapes = [s.shape for s in parse(config.data.modalities) if s.is_image]
     channels = shapes[0][-1] if shapes else channels
     config.multimodal.width = 8
-    config.multimodal.vector_features = (8,)
+    for key in ("vector_encoder_features", "vector_decoder_features"):
+      config.multimodal[key] = (8,) * len(config.multimodal[key])
     config.multimodal.private = min(config.multimodal.private, 2)
   else:
     config.data.source = "synthetic"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from program import QUICK, Program
+from program import QUICK, Program, complete_config_of
 
 from gamix_jax import (
   build,
@@ -32,6 +32,7 @@ from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.likelihood import LIKELIHOODS
 from gamix_jax.modality import Modality
 from gamix_jax.networks import VAEOutput
+from gamix_jax.training import loop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.*
 
@@ -304,6 +305,18 @@ def quick():
       jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
     )
     yield
+
+
+@pytest.fixture(scope="session")
+def polydigits(tmp_path_factory):
+  """The workdir of a trained run of several modalities, three steps."""
+  folder = tmp_path_factory.mktemp("polydigits") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      jax, "jit", functools.partial(jax.jit, compiler_options=QUICK)
+    )
+    loop.train(complete_config_of("polydigits", "tiny"), str(folder))
+  return folder
 
 
 @pytest.fixture(scope="session")

@@ -181,8 +181,14 @@ def held_out(model: Model) -> np.ndarray:
   """Loads held-out images of the run's data: uint8 [n, h, w, c].
 
   Raises:
-    UserError: as `data.open_dataset`.
+    UserError: as `data.open_dataset`; a model of several modalities.
   """
+  if model.spec.multimodal:
+    raise UserError(
+      "The page is for runs of images, and this one is of several modalities: "
+      f"{', '.join(model.spec.modalities)}. Use python -m gamix_jax.generate, "
+      "or gamix_jax.load(workdir) in Python."
+    )
   dataset = data.open_dataset(model.config.data, "test", model.config.seed)
   images, _ = read_images(dataset, range(min(len(dataset), IMAGES)))
   return images

@@ -28,7 +28,8 @@ BATCH = "b"
 def stablehlo(part: Part) -> bytes:
   """Exports a part, including its weights, with jax.export.
 
-  An encoder returns a dict of outputs by name, a decoder the image itself.
+  Inputs and outputs are dicts by name, but a single input is that array, and a
+  decoder of images returns the image itself.
   """
   from jax import export  # noqa: PLC0415
 
@@ -37,15 +38,16 @@ def stablehlo(part: Part) -> bytes:
     return out["image"] if set(out) == {"image"} else out
 
   (b,) = export.symbolic_shape(BATCH)
-  x = jax.ShapeDtypeStruct((b, *part.shape), part.dtype)
-  exported = export.export(jax.jit(function), platforms=PLATFORMS)(x)
-  return bytes(exported.serialize())
+  exported = export.export(jax.jit(function), platforms=PLATFORMS)
+  return bytes(exported(part.shapes(b)).serialize())
 
 
-def _run_stablehlo(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
+def _run_stablehlo(
+  data: bytes, part: Part, x: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
   from jax import export  # noqa: PLC0415
 
-  out = export.deserialize(bytearray(data)).call(x)
+  out = export.deserialize(bytearray(data)).call(part.pack(x))
   return jax.device_get(out if isinstance(out, dict) else {"image": out})
 
 
@@ -53,21 +55,31 @@ def onnx(part: Part) -> bytes:
   """Exports a part, including its weights, as ONNX with named outputs.
 
   Raises:
-    UserError: if jax2onnx or onnxruntime is not installed, or if jax2onnx
-      cannot convert the part.
+    UserError: if jax2onnx or onnxruntime is not installed, if jax2onnx cannot
+      convert the part, or if an input and an output have the same name.
   """
   with _quiet():
     needs("jax2onnx", "onnx")
     needs("onnxruntime", "onnx")
     from jax2onnx import to_onnx  # noqa: PLC0415
 
-    names = list(part.outputs())
+    names, inputs = list(part.outputs()), list(part.inputs)
+    if same := sorted(set(names) & set(inputs)):
+      raise UserError(
+        f"The modality {same[0]!r} has the name of another value of the "
+        f"{part.name}, and ONNX needs different ones; use --format=stablehlo."
+      )
+
+    def function(*arrays):
+      out = part.function(part.pack(dict(zip(inputs, arrays, strict=True))))
+      return tuple(map(out.get, names))
+
     try:
       proto = to_onnx(
-        lambda x: tuple(map(part.function(x).get, names)),
-        [(BATCH, *part.shape)],
+        function,
+        [(BATCH, *v.shape) for v in part.inputs.values()],
         model_name=f"gamix_{part.name}",
-        input_names=[part.input],
+        input_names=inputs,
         output_names=names,
       )
     # jax2onnx has no exception class of its own.
@@ -105,15 +117,24 @@ def _quiet() -> Iterator[None]:
       log.setLevel(level)
 
 
-def _run_onnx(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
+def _run_onnx(
+  data: bytes, part: Part, x: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
   import onnxruntime  # noqa: PLC0415
 
-  session = onnxruntime.InferenceSession(
-    data, providers=["CPUExecutionProvider"]
-  )
-  (name,) = (i.name for i in session.get_inputs())
+  del part
+
+  try:
+    session = onnxruntime.InferenceSession(
+      data, providers=["CPUExecutionProvider"]
+    )
+  except Exception as e:  # onnxruntime has no base class of its own
+    raise UserError(
+      f"onnxruntime cannot run what jax2onnx wrote ({type(e).__name__}: "
+      f"{str(e).partition(chr(10))[0]}).\nUse --format=stablehlo."
+    ) from e
   names = [o.name for o in session.get_outputs()]
-  return dict(zip(names, session.run(None, {name: x}), strict=True))
+  return dict(zip(names, session.run(None, x), strict=True))
 
 
 def needs(module: str, extra: str) -> None:

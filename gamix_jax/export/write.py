@@ -15,7 +15,8 @@ from gamix_jax import config as configs
 from gamix_jax import files
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
-from gamix_jax.inference import Model, safetensors_io
+from gamix_jax.inference import safetensors_io
+from gamix_jax.inference.base import LoadedModel
 from gamix_jax.registry import check_choice
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
@@ -25,7 +26,9 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.03}
 BATCH_SIZES = (1, 3)  # compared with the model; the batch size is symbolic
 
 
-def export(model: Model, what: str, form: str, out: Path) -> dict[str, str]:
+def export(
+  model: LoadedModel, what: str, form: str, out: Path
+) -> dict[str, str]:
   """Exports a model, or a part of it, for other programs.
 
       stablehlo    <what>.stablehlo and <what>.stablehlo.json
@@ -91,7 +94,7 @@ def _staged(out: Path) -> Iterator[Path]:
 
 
 def _safetensors(
-  model: Model, what: str, folder: Path, out: Path
+  model: LoadedModel, what: str, folder: Path, out: Path
 ) -> dict[str, str]:
   saved = out / "config.json"
   if saved.is_file() and saved.read_text() != configs.to_json(model.config):
@@ -122,7 +125,7 @@ def _safetensors(
 
 
 def _function(
-  model: Model, what: str, form: str, folder: Path
+  model: LoadedModel, what: str, form: str, folder: Path
 ) -> dict[str, str]:
   if form == "onnx":
     model = signatures.in_float32(model)
@@ -155,7 +158,8 @@ def difference(part: signatures.Part, form: str, data: bytes) -> float:
   largest = 0.0
   for rows in BATCH_SIZES:
     x = part.probe(rows)
-    expected, actual = part.model(x), serialize.RUNNERS[form](data, x)
+    expected = part.model(part.pack(x))
+    actual = serialize.RUNNERS[form](data, part, x)
     if {k: v.shape for k, v in expected.items()} != {
       k: v.shape for k, v in actual.items()
     }:
@@ -168,7 +172,7 @@ def difference(part: signatures.Part, form: str, data: bytes) -> float:
 
 
 def _metadata(
-  model: Model, part: signatures.Part, form: str, error: float
+  model: LoadedModel, part: signatures.Part, form: str, error: float
 ) -> dict:
   """Returns the contents of the .json."""
 
@@ -184,11 +188,8 @@ def _metadata(
     "what": part.name,
     "format": form,
     "inputs": {
-      part.input: {
-        "shape": rows(part.shape),
-        "dtype": part.dtype.name,
-        "range": part.range,
-      }
+      k: {"shape": rows(v.shape), "dtype": v.dtype.name, "range": v.range}
+      for k, v in part.inputs.items()
     },
     "outputs": {
       k: {"shape": rows(v.shape[1:]), "dtype": v.dtype.name}

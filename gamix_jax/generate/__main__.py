@@ -8,13 +8,17 @@
        components       each posterior component of an image, decoded
        map              the codes of held-out images in 2D, coloured by label
        walk             an animation from sample to sample; .gif or .mp4
+                        of runs of several modalities:
+       translations     from each modality to all others; also samples and
+                        reconstructions
 --out=FILE.png          output file
 --format=folder         --out is a folder of unscaled images, 00000.png,
                         00001.png, ..., with protocol.json
 --which=ema|raw --step=N     averaged or last weights; step of the checkpoint
 --images=0,7,a.png      indices in the test split, or files
 --n=64                  number of images
---source=prior|population|gmm|vamp --temperature=1 --seed=0   for new images
+--source=prior|population|gmm|vamp --temperature=1 --seed=0   for new images;
+                        default: prior, or gmm if the model has no prior
 --fit_images=N --components=N|bic    for population and gmm, fitted once
 --dims=0,1 --span=20    for traversal: latents, posterior standard deviations
 --steps=N               images per path; for walk, frames per stop
@@ -37,6 +41,7 @@ SAMPLING_FLAGS = ("source", "temperature", "seed", "fit_images", "components")
 USES = {
   "samples": ("n", *SAMPLING_FLAGS),
   "reconstructions": ("n", "images"),
+  "translations": ("n", "images"),
   "interpolation": ("images", "steps", "path"),
   "traversal": ("images", "dims", "span", "steps"),
   "components": ("images",),
@@ -97,7 +102,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("step", None, "Step of the checkpoint; default: newest.")
   flags.DEFINE_list("images", None, "Indices of the test split, or files.")
   flags.DEFINE_integer("n", None, "Number of images.")
-  flags.DEFINE_string("source", "prior", "Source of new latents.")
+  flags.DEFINE_string("source", None, "Source of new latents.")
   flags.DEFINE_float("temperature", 1.0, "Scale of new latents.")
   flags.DEFINE_integer("seed", 0, "Random seed.")
   flags.DEFINE_integer("fit_images", None, "Training images to fit to.")

@@ -1,19 +1,18 @@
 """Renders each kind of picture; `make` writes one of them."""
 
-import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from gamix_jax import inference, paths, plots
 from gamix_jax.errors import UserError
-from gamix_jax.generate import animation, folder, select_images
+from gamix_jax.generate import animation, folder, multimodal, select_images
+from gamix_jax.generate.options import number, sampler
+from gamix_jax.generate.output import Out, check_out
 from gamix_jax.inference import latents
-from gamix_jax.inference.fitting import FITTED, ensure_fitted
+from gamix_jax.inference.fitting import FITTED
 from gamix_jax.plots import ImageGrid, named
 from gamix_jax.step import to_float
 
@@ -24,12 +23,6 @@ INTERPOLATION_STEPS = 6  # as published
 TRAVERSAL_STEPS = 9
 COMPONENT_IMAGES = 4  # images whose components are shown
 WALK_STEPS = 12  # frames from stop to stop
-SOURCE_NAMES = {
-  "prior": "the prior",
-  "population": "the population",
-  "gmm": "the fitted mixture",
-  "vamp": "the pseudo-inputs",
-}
 
 
 def make(
@@ -47,7 +40,7 @@ def make(
 
   Args:
     workdir: workdir of the run.
-    what: a key of RENDERERS.
+    what: a key of RENDERERS, or of `multimodal.RENDERERS` for such a run.
     out: the output file, or folder if `raw`.
     data: where the run's images are now, see `inference.load`.
     raw: whether to write single, unscaled images to a folder.
@@ -56,97 +49,37 @@ def make(
     **options: the flags of `what`, see `__main__`.
 
   Raises:
-    UserError: if the arguments, the run or the images are invalid.
+    UserError: if the arguments, the run or the images are invalid, or if the
+      run has no such pictures.
   """
   target = paths.resolve(out)
-  _check_out(target, what, raw)
+  check_out(target, what, raw)
   model = inference.load(workdir, which, step, data=data)
+  several = model.spec.multimodal
+  renderers = multimodal.RENDERERS if several else RENDERERS
+  if what not in renderers:
+    kind = "several modalities" if several else "images"
+    raise UserError(
+      f"--what={what} is not for runs of {kind} as this one; use "
+      f"--what={' or '.join(renderers)}."
+    )
+  if "source" in options and options["source"] is None:
+    options["source"] = model.default_source
   protocol = {"what": what, "workdir": str(model.workdir), "step": model.step}
   protocol |= {"which": which} | options
   title = f"{named(model.workdir.name)}, {which} weights of step {model.step}"
-  RENDERERS[what](model, _Out(target, raw, title, protocol), **options)
+  renderers[what](model, Out(target, raw, title, protocol), **options)
   print(f"Written: {target}")
-
-
-def _check_out(target: Path, what: str, raw: bool) -> None:
-  """Validates --out before any work is done."""
-  if raw:
-    if what == "map":
-      raise UserError("--what=map has no images for --format=folder.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-      raise UserError(f"--out={target} exists and is not an empty folder.")
-  elif target.suffix.lower() not in ENDINGS.get(what, (".png",)):
-    endings = " or ".join(ENDINGS.get(what, (".png",)))
-    raise UserError(
-      f"--out={target} must end with {endings} for --what={what}."
-    )
-  if not target.absolute().parent.is_dir():
-    raise UserError(f"--out={target}: there is no folder {target.parent}.")
-
-
-ENDINGS = {"walk": (".gif", ".mp4")}
-
-
-class _Out:
-  """The output file or folder of a picture, with its title and protocol."""
-
-  def __init__(self, target: Path, raw: bool, title: str, protocol: dict):
-    self.target, self.raw, self.title = target, raw, title
-    self.protocol = protocol
-
-  def write(
-    self,
-    grids: list[ImageGrid],
-    title: str,
-    xlabel: str = "",
-    ylabel: str = "",
-  ) -> None:
-    """Writes grids as a figure, or all their images in order to a folder."""
-    if self.raw:
-      images = [g.images.reshape(-1, *g.images.shape[-3:]) for g in grids]
-      folder.save(self.target, np.concatenate(images), self.protocol)
-      return
-    title = f"{title}\n{self.title}"
-    plots.image_grids(self.target, grids, title, xlabel, ylabel)
-
-
-def _number(name: str, value: int | None, default: int, least: int = 1) -> int:
-  """Returns a flag's value or its default; raises UserError if < `least`."""
-  value = default if value is None else value
-  if value < least:
-    raise UserError(f"--{name}={value} must be {least} or more.")
-  return value
 
 
 def _as_pixels(x: np.ndarray) -> np.ndarray:
   return np.asarray(to_float(x))
 
 
-def _sampler(model, *, source, temperature, seed, fit_images, components):
-  """Returns a function n -> latents and its description; fits if needed."""
-  if components is not None and components != "bic":
-    if not components.isdecimal():
-      raise UserError(f"--components={components} must be an integer or bic.")
-    components = int(components)
-  if (fit_images, components) != (None, None) and source not in FITTED:
-    raise UserError(
-      "--fit_images and --components need --source=population or gmm."
-    )
-  ensure_fitted(model, source, images=fit_images, components=components)
-  draw = functools.partial(
-    model.draw_latents,
-    jax.random.key(seed),
-    source=source,
-    temperature=temperature,
-  )
-  name = SOURCE_NAMES[source]
-  return draw, f"{name}, temperature {temperature:g}, seed {seed}"
-
-
 def samples(model, out, *, n, **new) -> None:
   """Renders new images."""
-  n = _number("n", n, SAMPLES)
-  draw, description = _sampler(model, **new)
+  n = number("n", n, SAMPLES)
+  draw, description = sampler(model, **new)
   z = draw(n)
   fitted = model.fitted if new["source"] in FITTED else None
   out.protocol |= {"n": n, "fitted": fitted}
@@ -165,7 +98,7 @@ def reconstructions(model, out, *, n, images) -> None:
       raise UserError("Use either --n or --images, not both.")
     x, names = select_images.images(model.config, images)
   else:
-    n = _number("n", n, RECONSTRUCTIONS)
+    n = number("n", n, RECONSTRUCTIONS)
     x, _, _ = select_images.first(model.config, n)
     names = [str(i) for i in range(len(x))]
   x_hat, x = model.reconstruct(x), _as_pixels(x)
@@ -184,7 +117,7 @@ def reconstructions(model, out, *, n, images) -> None:
 
 def interpolation(model, out, *, images, steps, path) -> None:
   """Renders interpolations between images, one row per pair."""
-  steps = _number("steps", steps, INTERPOLATION_STEPS, 2)
+  steps = number("steps", steps, INTERPOLATION_STEPS, 2)
   x, names = select_images.images(model.config, images or ("0", "1"))
   if len(x) % 2:
     raise UserError(
@@ -206,7 +139,7 @@ def interpolation(model, out, *, images, steps, path) -> None:
 
 def traversal(model, out, *, images, dims, span, steps) -> None:
   """Renders images moved along one or two latents."""
-  steps = _number("steps", steps, TRAVERSAL_STEPS, 2)
+  steps = number("steps", steps, TRAVERSAL_STEPS, 2)
   latents = min(2, model.config.model.latent)
   dims = dims or [str(d) for d in range(latents)]
   if not all(d.strip().lstrip("-").isdecimal() for d in dims):
@@ -263,7 +196,7 @@ def components(model, out, *, images) -> None:
 
 def mapped(model, out, *, n, method, seed) -> None:
   """Renders the posterior means of held-out images in 2D."""
-  n = _number("n", n, MAP_POINTS, 4)
+  n = number("n", n, MAP_POINTS, 4)
   x, labels, names = select_images.first(model.config, n)
   points = model.latent_map(x, method, seed)
   if (labels < 0).all():
@@ -276,7 +209,7 @@ def mapped(model, out, *, n, method, seed) -> None:
 
 def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
   """Renders looping animations, side by side."""
-  steps = _number("steps", steps, WALK_STEPS)
+  steps = number("steps", steps, WALK_STEPS)
   if not 0 < fps <= animation.MAX_FPS:
     raise UserError(
       f"--fps={fps:g} must be > 0 and at most {animation.MAX_FPS}."
@@ -287,9 +220,9 @@ def walk(model, out, *, n, images, steps, stops, fps, **new) -> None:
     x, _ = select_images.images(model.config, images)
     at = np.asarray(model.encode(x).mean())[None]  # [walks, stops, d]
   else:
-    n = _number("n", n, WALKS)
-    stops = _number("stops", stops, 5, 2)
-    draw, _ = _sampler(model, **new)
+    n = number("n", n, WALKS)
+    stops = number("stops", stops, 5, 2)
+    draw, _ = sampler(model, **new)
     at = draw(n * stops).reshape(n, stops, -1)
   legs = [
     # Without the last point of a leg, which is the first of the next one.

@@ -27,11 +27,12 @@ from gamix_jax.step import TrainState
 FILE = "{what}.safetensors"
 FORMAT = "gamix_jax.inference.safetensors_io.1"
 # {value of --what: modules of `vae`, None for all}. The encoder includes the
-# posterior's head. A learned prior is in neither part.
+# posterior's head. A learned prior is in neither part. Of several modalities
+# there is a module `encoders_<name>` for each, ...
 PARTS = {
   "model": None,
-  "encoder": ("encoder", "posterior"),
-  "decoder": ("decoder",),
+  "encoder": ("encoder", "posterior", "encoders_", "fusion", "private"),
+  "decoder": ("decoder", "decoders_"),
 }
 
 
@@ -61,8 +62,15 @@ def flat(
   return {
     k: v
     for k, v in arrays.items()
-    if k.startswith("vae.") and k.split(".")[2] in modules
+    if k.startswith("vae.") and _is_of(k.split(".")[2], modules)
   }
+
+
+def _is_of(module: str, modules: tuple[str, ...]) -> bool:
+  """Whether it is one of these modules; `x_` stands for all `x_<name>`."""
+  return any(
+    module.startswith(m) if m.endswith("_") else module == m for m in modules
+  )
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

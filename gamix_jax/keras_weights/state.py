@@ -87,6 +87,11 @@ def _check_unused(workdir: str | os.PathLike[str]) -> Path:
 
 def _check_config(config: ConfigDict) -> None:
   presets.complete(config)
+  if config.data.modalities:
+    raise UserError(
+      "data.modalities is set, but the reference's weights are of a model of "
+      "images; use a config without it, such as configs/celeba_hq.py."
+    )
   if config.posterior.name != "gaussian":
     raise UserError(
       f"posterior.name={config.posterior.name!r}, but the reference's is "

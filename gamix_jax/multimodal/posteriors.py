@@ -122,13 +122,13 @@ class Separate(Posterior):
 
   def mean(self) -> Float[Array, "b d"]:
     mean, _ = self.moments()
-    return mean.reshape(len(mean), -1)
+    return mean.reshape(mean.shape[0], -1)
 
   def components(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One component with the mean and the variance of q(z | x)."""
     mean, var = self.moments()
-    weights = jnp.ones((len(mean), 1), mean.dtype)
-    return weights, *(v.reshape(len(v), 1, -1) for v in (mean, var))
+    weights = jnp.ones((mean.shape[0], 1), mean.dtype)
+    return weights, *(v.reshape(v.shape[0], 1, -1) for v in (mean, var))
 
   def moments(self) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of every modality's latents, [b, m, l] each."""
@@ -207,7 +207,7 @@ class WithPrivate(Posterior):
     return jnp.concatenate([z, own.reshape(*z.shape[:2], -1)], axis=-1), w
 
   def mean(self) -> Float[Array, "b d"]:
-    own = self.mu.reshape(len(self.mu), -1)
+    own = self.mu.reshape(self.mu.shape[0], -1)
     return jnp.concatenate([self.shared.mean(), own], axis=-1)
 
   def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
