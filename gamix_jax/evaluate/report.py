@@ -155,8 +155,8 @@ def _by_source(there: dict[str, Number]) -> Iterator[str]:
       yield f"- `{source}`: {own}.\n"
 
 
-# Writes the pictures of a run to a folder; yields their names, the sections they
-# belong to, captions.
+# Writes the pictures of a run to a folder; yields their names, the sections
+# that they belong to, captions.
 Pictures = Callable[[Path, Any], Iterator[tuple[str, tuple[str, str]]]]
 
 
