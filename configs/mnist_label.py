@@ -31,8 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.data.batch_size = 128
 
   c.model.latent = 16
-  c.model.encoder = c.model.decoder = "mlp"
-  c.model.upsample_gain = 1.0
+  c.model.update(encoder="mlp", decoder="mlp", upsample_gain=1.0)
   c.model.encoder_features = c.model.decoder_features = (512, 512)
   c.multimodal.vector_encoder_features = (128, 128)
   c.multimodal.vector_decoder_features = (128, 128)

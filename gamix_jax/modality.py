@@ -160,8 +160,14 @@ def sum_observed(
     value: (name, modality) -> [..., b].
   """
   mask = x.get(MASK)
+
+  def observed(i, each):
+    if mask is None:
+      return each
+    return expand_leading(mask[:, i], each.ndim) * each
+
   return sum_over(
-    value(name, m) if mask is None else mask[:, i] * value(name, m)
+    observed(i, value(name, m))
     for i, (name, m) in enumerate(modalities.items())
   )
 

@@ -19,6 +19,7 @@ from flax import struct
 
 from gamix_jax import train_metrics
 from gamix_jax.modality import IMAGE, MASK, Modalities, Modality, to_float
+from gamix_jax.multimodal import MultimodalVAE
 from gamix_jax.networks import VAEOutput
 from gamix_jax.objectives import (
   AdversarialLoss,
@@ -107,7 +108,8 @@ class TrainSpec:
   @property
   def multimodal(self) -> bool:
     """Whether batches have several modalities and a mask of the observed."""
-    return IMAGE not in self.modalities or len(self.modalities) > 1
+    # A single modality may be named "image", too.
+    return isinstance(self.vae, MultimodalVAE)
 
   def observations(self, batch: Batch) -> dict[str, jax.Array]:
     """The modalities of a batch, and its mask if it has one, as floats."""

@@ -230,7 +230,7 @@ def test_front_panels():
   ]
   assert (probe[1].x, probe[1].y) == ([20, 21], [21, 22])
   assert [p.line for p in coherence] == [p.line for p in probe][1:]
-  assert list(panels)[0].startswith("linear probe of the latents")
+  assert next(iter(panels)).startswith("linear probe of the latents")
 
 
 def test_front_of_other_modalities_is_against_the_likelihood():
@@ -442,6 +442,7 @@ def test_command_without_images(program, tmp_path, name, families, wanted):
     f"--config=configs/{name}.py:tiny",
     f"--families={families}",
     "--seeds=1",
+    "--config.eval_images=50",
     f"--workdir={tmp_path / 'all'}",
   ]
   ran = program.run(*flags, module="gamix_jax.compare")

@@ -24,6 +24,25 @@ ELBO = dict(objective__name="elbo", weights__kl=1.0, **NO_KL)
 POISSON = dict(posterior__name="poisson", **ELBO)
 VAMP = dict(prior__name="vamp", prior__components=3, **ELBO)
 ALONE = dict(weights__adversarial=None, weights__real=None, weights__fake=None)
+MULTI = dict(
+  data__modalities=("a 4x4x1 l1", "b 3 l2"),
+  data__flip=False,
+  adversarial__loss="none",
+  objective__name="masked",
+  weights__kl=1.0,
+  weights__subset_kl=1.0,
+  **NO_KL,
+  **ALONE,
+)
+ATTENTION = MULTI | dict(multimodal__fusion="attention")
+MMVM = MULTI | dict(
+  multimodal__fusion="separate",
+  objective__name="mmvm",
+  weights__subset_kl=None,
+)
+MIXTURE_BOUND = MULTI | dict(
+  objective__name="mixture_bound", weights__subset_kl=None
+)
 
 # key: a value other than `flat`'s, and what makes that a valid config
 CHANGES = {
@@ -81,6 +100,20 @@ CHANGES = {
   "weights.adversarial": (7.0, {}),
   "weights.real": (7.0, {}),
   "weights.fake": (7.0, {}),
+  "multimodal.fusion": ("avg", MULTI),
+  "multimodal.private": (2, MULTI),
+  "multimodal.subsets": ("bernoulli", MULTI),
+  "multimodal.width": (8, ATTENTION),
+  "multimodal.layers": (2, ATTENTION),
+  "multimodal.heads": (2, ATTENTION),
+  "multimodal.vector_encoder_features": ((5,), MULTI),
+  "multimodal.vector_decoder_features": ((5,), MULTI),
+  "objective.mmvm.estimate": ("surrogate", MMVM),
+  "objective.mmvm.alpha": (0.5, MMVM),
+  "objective.mmvm.alpha_steps": (7, MMVM),
+  "objective.mixture_bound.kl_count": ("per_modality", MIXTURE_BOUND),
+  "weights.subset_kl": (7.0, MULTI),
+  "ramp.subset_kl": (7, MULTI),
   "optim.*.name": ("adam", {}),
   "optim.*.learning_rate": (7e-4, {}),
   "optim.*.b1": (0.7, {}),
@@ -121,8 +154,10 @@ def program(text, first=False):
   c = config.from_json(text)
   spec = build.train_spec(c)
   state = jax.eval_shape(functools.partial(step.init, spec))
-  shape = (c.data.batch_size, *config.image_shape(c))
-  batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+  batch = {
+    k: jax.ShapeDtypeStruct(v.shape, jnp.float32)
+    for k, v in spec.batch_shapes(c.data.batch_size).items()
+  }
   if first:
     jaxpr = jax.make_jaxpr(functools.partial(step.init, spec))()
   else:

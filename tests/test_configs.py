@@ -72,7 +72,7 @@ def test_celeba_hq_is_the_published_run():
   assert (c.optim.vae.learning_rate, c.optim.vae.b1) == (1e-4, 0.5)
   assert dict(c.weights) == {
     **{"recon": 5000, "population_kl": 1, "collapse_penalty": 0.2},
-    **{"kl": None, "kernel": None},
+    **{"kl": None, "kernel": None, "subset_kl": None},
     **{"adversarial": 100, "real": 100, "fake": 100},
   }
 

@@ -310,9 +310,25 @@ def test_documented_families_are_those_of_the_table():
     fit = {
       key
       for key, objective in objectives.OBJECTIVES.items()
-      if any(objective.accepts(c) for c in classes)
+      if any(objective.accepts(c) for c in classes) and not objective.subsets
     }
     assert set(re.findall(r"`(\w+)`", text)) == fit, name
+
+
+def test_documented_fusions_are_those_of_the_table():
+  from gamix_jax import multimodal, objectives, posterior
+
+  text = (ROOT / "docs" / "multimodal.md").read_text()
+  text = text.split("## Fusion")[1]
+  rows = re.findall(r"^\| `(\w+)` \|", text, re.M)
+  families = [head.family for head in posterior.POSTERIORS.values()]
+  families.append(posterior.EVAEPosterior)
+  only_several = {
+    name
+    for name, objective in objectives.OBJECTIVES.items()
+    if objective.subsets or not any(map(objective.accepts, families))
+  }
+  assert set(rows) == {*multimodal.FUSIONS, *only_several, "elbo", "gamix"}
 
 
 def test_readme_configs_are_those_there_are():
@@ -325,7 +341,19 @@ def test_readme_configs_are_those_there_are():
   named = {}
   for names, _, *facts in rows:
     named |= dict.fromkeys(re.findall(r"\w+", names), facts)
-  assert set(named) == {p.stem for p in (ROOT / "configs").glob("*.py")}
+  fused = dict(
+    (name, facts)
+    for name, *facts in re.findall(
+      r"^\| `(\w+)` \| [^|]* \| `(\w+)`, `(\w+)` \|$",
+      (ROOT / "docs" / "multimodal.md").read_text(),
+      re.M,
+    )
+  )
+  for name, facts in fused.items():
+    c = config_of(name)
+    assert facts == [c.multimodal.fusion, c.objective.name], name
+  there = {p.stem for p in (ROOT / "configs").glob("*.py")}
+  assert named.keys() | fused.keys() == there
   for name, (preset, posterior, loss) in named.items():
     c = config_of(name)
     wanted = c.objective.name

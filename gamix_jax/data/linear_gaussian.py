@@ -10,13 +10,14 @@ All is a function of the option `seed`, none of the run's seed. Options:
     seed         of sizes, loadings and data; 0
     modalities   M; 5
     latent       number of shared latents; 5
+    rows         number of rows for training; 5000
     sparse       1: besides the shared latents, each modality depends on as many
                  of its own, which no other one depends on; 0
 
     linear_gaussian?seed=3&sparse=1
 
-The modalities are x0, x1, ..., float32, 5,000 rows for training and 1,000 for
-the test. `data.modalities` has to state their sizes, which `sizes` gives.
+The modalities are x0, x1, ..., float32; the test has 1,000 rows.
+`data.modalities` has to state their sizes, which `sizes` gives.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from gamix_jax.data.multimodal import MultimodalArrays
 from gamix_jax.data.settings import Settings
 from gamix_jax.errors import UserError
 
-ROWS = {"train": 5000, "test": 1000}
+TEST_ROWS = 1000
 LOW, HIGH = 30, 59  # sizes of a modality, both included
 _OPTIONS = {
   "seed": options.Integer(0, 0),
@@ -38,6 +39,7 @@ _OPTIONS = {
   # Shared and private loadings of a modality are orthonormal together.
   "latent": options.Integer(5, 1, LOW // 2),
   "sparse": options.Integer(0, 0, 1),
+  "rows": options.Integer(5_000, 1),
 }
 
 
@@ -89,7 +91,9 @@ class LinearGaussian:
     """
     if not source.startswith("linear_gaussian"):
       raise UserError(f"data.source={source} is not linear_gaussian.")
-    return cls(**_values(source.removeprefix("linear_gaussian")))
+    values = _values(source.removeprefix("linear_gaussian"))
+    del values["rows"]
+    return cls(**values)
 
   def draw(
     self, n: int, rng: np.random.Generator
@@ -214,12 +218,13 @@ class LinearGaussianSource(MultimodalArrays):
     """
     del seed
     values = _values(rest)
+    rows = {"train": values.pop("rows"), "test": TEST_ROWS}
     self.model = LinearGaussian(**values)
     names = chosen(settings.modalities, self.model.names, "linear_gaussian")
     rng = np.random.default_rng((79, values["seed"], 2, split == "test"))
-    x, self.latents = self.model.draw(ROWS[split], rng)
+    x, self.latents = self.model.draw(rows[split], rng)
     super().__init__(
       {name: x[name].astype(np.float32) for name in names},
       title=f"linear_gaussian/{split}",
-      total=sum(ROWS.values()),
+      total=sum(rows.values()),
     )

@@ -49,7 +49,7 @@ def average(mu: Experts, logvar: Experts, mask: Mask) -> Gaussian:
   AVG in arXiv:2403.05300.
   """
   weights = mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-  mean = jnp.einsum("bm,bmd->bd", weights, mu)
+  mean = jnp.einsum("bm,bmd->bd", weights, _masked(mu, mask))
   var = jnp.einsum("bm,bmd->bd", weights, _unless_masked(jnp.exp, logvar, mask))
   return or_prior(Gaussian(mean, jnp.log(_or_one(var, mask))), mask)
 
@@ -70,7 +70,7 @@ def product(
   """
   precision = _precision(logvar, mask)
   total = jnp.sum(precision, axis=1) + prior
-  mean = jnp.sum(precision * mu, axis=1) / _or_one(total, mask)
+  mean = jnp.sum(precision * _masked(mu, mask), axis=1) / _or_one(total, mask)
   return or_prior(Gaussian(mean, -jnp.log(_or_one(total, mask))), mask)
 
 
@@ -82,14 +82,14 @@ def product_as_released(mu: Experts, logvar: Experts, mask: Mask) -> Gaussian:
   """
   var = _unless_masked(jnp.exp, logvar, mask)
   total = jnp.sum(_precision(logvar, mask), axis=1) + 1
-  mean = jnp.sum(var * mu, axis=1) / total
+  mean = jnp.sum(var * _masked(mu, mask), axis=1) / total
   return or_prior(Gaussian(mean, -jnp.log(total)), mask)
 
 
 def mixture(mu: Experts, logvar: Experts, mask: Mask) -> RandomComponent:
   """The mixture of the Gaussians with equal weights: MoE."""
   logits = jnp.where(mask > 0, 0.0, EXCLUDED).astype(mu.dtype)
-  mu, logvar = (jnp.where(mask[..., None] > 0, v, 0) for v in (mu, logvar))
+  mu, logvar = (_masked(v, mask) for v in (mu, logvar))
   return or_prior(RandomComponent(logits, mu, logvar), mask)
 
 
@@ -113,7 +113,7 @@ def mixture_of_products(
 
 def separate(mu: Experts, logvar: Experts, mask: Mask) -> Separate:
   """No fusion: every modality keeps its latents (MMVM, independent VAEs)."""
-  mu, logvar = (jnp.where(mask[..., None] > 0, v, 0) for v in (mu, logvar))
+  mu, logvar = (_masked(v, mask) for v in (mu, logvar))
   return Separate(mu, logvar, mask)
 
 
@@ -138,6 +138,11 @@ def or_prior(q: Posterior, mask: Mask) -> Any:
   return jax.tree.map(zero, q)
 
 
+def _masked(h: jax.Array, mask: Mask) -> jax.Array:
+  """h [b, m, n] with zeros where masked, whatever was there."""
+  return jnp.where(mask[..., None] > 0, h, 0)
+
+
 def _precision(logvar: Experts, mask: Mask) -> Experts:
   return _unless_masked(lambda v: jnp.exp(-v), logvar, mask)
 
@@ -146,8 +151,7 @@ def _unless_masked(
   function: Callable[[jax.Array], jax.Array], x: Experts, mask: Mask
 ) -> Experts:
   """function(x), 0 where masked; x of masked entries is not used at all."""
-  there = mask[..., None] > 0
-  return jnp.where(there, function(jnp.where(there, x, 0)), 0)
+  return _masked(function(_masked(x, mask)), mask)
 
 
 def _or_one(x: Float[Array, "b d"], mask: Mask) -> Float[Array, "b d"]:
@@ -389,11 +393,6 @@ class SelfAttention(OfFeatures):
       h = h + _masked(attention(normed, mask=pairs), mask)
       h = h + _masked(_through(hidden, next(norms)(h)), mask)
     return jnp.sum(_masked(next(norms)(h), mask), axis=1)
-
-
-def _masked(h: jax.Array, mask: Mask) -> jax.Array:
-  """h [b, m, n] with zeros where masked, whatever was there."""
-  return jnp.where(mask[..., None] > 0, h, 0)
 
 
 def _through(layers: Sequence[nn.Dense], h: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from gamix_jax.modality import MASK
 from gamix_jax.multimodal.fusion import Fusion, PrivateHead
-from gamix_jax.multimodal.posteriors import Separate, WithPrivate
+from gamix_jax.multimodal.posteriors import WithPrivate
 from gamix_jax.multimodal.subsets import SUBSETS, Mask
 from gamix_jax.networks.parts import Decoder, Encoder
 from gamix_jax.networks.vae import Observations, VAEOutput

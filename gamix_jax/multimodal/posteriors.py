@@ -144,18 +144,24 @@ class Separate(Posterior):
     return jnp.where(mask > 0, mu, mean), jnp.where(mask > 0, var, spread)
 
   def log_prob(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
-    each = base.normal_log_prob(self.split(z), self.mu, self.logvar)
-    return jnp.sum(self.mask * each, axis=-1)
+    return self._observed(
+      base.normal_log_prob(self.split(z), self.mu, self.logvar)
+    )
 
   def log_prior(self, z: Float[Array, "... b d"]) -> Float[Array, "... b"]:
-    return jnp.sum(self.mask * base.log_prior(self.split(z)), axis=-1)
+    return self._observed(base.log_prior(self.split(z)))
+
+  def _observed(self, each: Float[Array, "... b m"]) -> Float[Array, "... b"]:
+    """The sum over observed modalities."""
+    mask = base.expand_leading(self.mask, each.ndim)
+    return jnp.sum(mask * each, axis=-1)
 
   def kl_divergence(
     self, z: Float[Array, "s b d"], w: Float[Array, "s b"]
   ) -> Float[Array, " b"]:
     """sum_i KL(q(z_i | x) || N(0, I)) over observed modalities."""
     del z, w
-    return jnp.sum(self.mask * base.normal_kl(self.mu, self.logvar), axis=-1)
+    return self._observed(base.normal_kl(self.mu, self.logvar))
 
 
 @struct.dataclass

@@ -166,15 +166,14 @@ def kl_to_mixture(
   m = each.shape[-1]
   own = jnp.einsum("sbmm->sbm", each)
   mask = q.mask
-  count = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None, None]
+  count = jnp.sum(mask, axis=1)[:, None, None]
+  # If nothing is observed, h is N(0, I): without any component its logarithm
+  # would be infinite, with a gradient of NaN.
+  alpha = jnp.where(count > 0, jnp.asarray(alpha, each.dtype), 1)
   # `b` are the weights, so that an alpha of 0 or 1 has no infinite logarithm.
-  weights = (1 - alpha) * mask[:, None, :] / count
-  weights = jnp.concatenate(
-    [
-      jnp.broadcast_to(weights, (len(mask), m, m)),
-      jnp.full((len(mask), m, 1), alpha, each.dtype),
-    ],
-    axis=-1,
+  weights = (1 - alpha) * mask[:, None, :] / jnp.maximum(count, 1)
+  weights = jnp.broadcast_to(
+    jnp.concatenate([weights, alpha], axis=-1), (len(mask), m, m + 1)
   )
   logs = jnp.concatenate([each, log_prior(z)[..., None]], axis=-1)
   of_mixture = jax.nn.logsumexp(logs, axis=-1, b=weights[None])

@@ -145,7 +145,7 @@ class MixtureBound(SubsetObjective):
   ) -> tuple[Terms, dict[str, jax.Array], State]:
     w = output.w_subset
     if self.kl_count == "per_modality":
-      w = w * jnp.sum(output.x[MASK], axis=1)
+      w = w * jnp.sum(output.x[MASK], axis=1)[None]
     terms = {
       "recon": self.recon_of(output, output.x[MASK], of_subset=True),
       "kl": kl_to_prior(output.q_subset, output.z_subset, w),

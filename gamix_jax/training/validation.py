@@ -81,10 +81,11 @@ class Validator:
 
     A family without finite bounds has no elbo, iwae, kl and
     mutual_information. population_kl_gaussian is left out if the prior is not
-    N(0, I), or if there are not more images than latents, since the covariance
+    N(0, I), if there are not more images than latents, since the covariance
     then does not have full rank, or if modalities have separate latents.
-    mutual_information is left out if modalities are missing. kl minus population_kl_gaussian is about the
-    information that a code carries on its image (Hoffman & Johnson 2016).
+    mutual_information is left out if modalities are missing. kl minus
+    population_kl_gaussian is about the information that a code carries on its
+    image (Hoffman & Johnson 2016).
     """
     size = self._config.data.batch_size
     batches = data.eval_batches(
