@@ -498,6 +498,7 @@ def test_settings_of_images_are_refused(key, value):
 
 SMALL = (
   "--config=configs/polydigits.py:tiny",
+  "--config.data.modalities=('m0 16x16x3 l1','m1 16x16x3 l1','m2 16x16x3 l1')",
   "--config.eval_every=1000",
   "--config.checkpoint.every=1000",
 )
@@ -529,12 +530,12 @@ def test_command(judged):
     assert key in common
   assert common["step"] == 3
   names = set(found["numbers"])
-  views = [f"m{i}" for i in range(5)]
+  views = [f"m{i}" for i in range(3)]
   for name in views:
     assert {f"mae/{name}", f"linear_probe/{name}"} <= names
   pairs = {f"coherence/{a}->{b}" for a, b in itertools.permutations(views, 2)}
   assert pairs <= names
-  assert {f"coherence_size/{k}" for k in range(1, 5)} <= names
+  assert {f"coherence_size/{k}" for k in (1, 2)} <= names
   assert {"joint_coherence", "iwae", "elbo", "mae"} <= names
   for name, number in found["numbers"].items():
     assert common.items() <= number["protocol"].items(), name
