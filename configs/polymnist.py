@@ -15,6 +15,7 @@ from gamix_jax import presets
 from gamix_jax.config import base
 
 VIEWS = 3
+NOISE = 0.4  # standard deviation of the observations, of [-1, 1]
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -23,21 +24,27 @@ def get_config(variant: str = "") -> ConfigDict:
   Args:
     variant: "tiny" for a run of three steps, see `presets.variant`.
   """
-  c = presets.multimodal(base(), [f"m{i} 28x28x3 l1" for i in range(VIEWS)])
+  # Theirs is Laplace noise. In so few steps it ignores the digits: where a
+  # pixel is more often background than digit, the median is the background.
+  weight = 28 * 28 * 3 / (2 * NOISE**2)
+  modalities = [f"m{i} 28x28x3 l2 {weight:g}" for i in range(VIEWS)]
+  c = presets.multimodal(base(), modalities)
   c.steps = 3_000
   c.eval_every = c.checkpoint.every = 1_000
   c.data.source = "polymnist:tfds:mnist?translated=1"
   c.data.batch_size = 128
+  c.data.cache = "memory"
+  c.posterior.initial_logvar = -2.0
 
   c.model.latent = 64
-  c.model.patch = 2
-  c.model.encoder_features = (32,)
-  c.model.decoder_features = (32,)
+  # Five times as fast on a CPU as convolutions of the same quality.
+  c.model.update(encoder="mlp", decoder="mlp", upsample_gain=1.0)
+  c.model.encoder_features = c.model.decoder_features = (256, 256)
 
   c.multimodal.fusion = "separate"
   c.objective.name = "mmvm"
   c.objective.mmvm.estimate = "surrogate"
   c.weights.kl = 1.0
 
-  c.optim.vae.update(warmup=100, schedule="cosine")
+  c.optim.vae.update(learning_rate=2e-3, warmup=100, schedule="cosine")
   return presets.variant(c, variant)
