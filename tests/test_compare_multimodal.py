@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from program import assert_refused, config_of
+from program import ROOT, assert_refused, config_of
 
 from gamix_jax import config, data, objectives, plots, presets, registry
 from gamix_jax.compare import evaluate_run, loop, multimodal_report, report
@@ -174,6 +174,13 @@ def test_every_pair_is_built_or_refused(fusion, goal):
     assert (fusion == "separate") or "mmvm" not in goal
 
 
+def test_every_objective_for_several_modalities_has_a_family():
+  for goal, kind in objectives.OBJECTIVES.items():
+    if kind.subsets or "mmvm" in goal:
+      fusion = "poe" if kind.subsets else "separate"
+      assert family_config(polydigits(), f"{fusion}/{goal}")
+
+
 def test_folder_names_are_safe_and_distinct():
   names = {folder_name(spec) for spec in SPECS}
   assert len(names) == len(SPECS)
@@ -188,6 +195,13 @@ def test_plan_of_small_modalities(tmp_path):
   assert len({folder for folder, _ in runs.values()}) == 4
   (fingerprint,) = {own.data.fingerprint for _, own in runs.values()}
   assert fingerprint
+
+
+def test_documented_specs_fit():
+  text = (ROOT / "docs" / "multimodal.md").read_text()
+  (families,) = re.findall(r"--families=(\S+)", text)
+  for spec in families.split(","):
+    family_config(config_of("polydigits"), spec)
 
 
 # ------------------------------------------------------------ the fronts
