@@ -13,7 +13,7 @@ from gamix_jax.evaluate.multimodal import MultimodalRun
 from gamix_jax.evaluate.multimodal_inputs import MultimodalInputs
 
 # A part of what `evaluate` measures, so that a run is judged in seconds.
-TRAIN_ROWS = 2_000  # for probes and samplers
+TRAIN_ROWS = 5_000  # for probes and samplers
 SUBSETS = 3  # of a size from 2 on
 BOUND_ROWS = 512
 DRAWS = 16

@@ -39,7 +39,6 @@ def main() -> None:
     eval_inputs,
     multimodal,
     multimodal_inputs,
-    multimodal_pictures,
     report,
     run_metrics,
   )
@@ -67,8 +66,7 @@ def main() -> None:
   )
   run = (multimodal if several else run_metrics).evaluate(inputs, say)
   folder = workdir / "eval"
-  pictures = (multimodal_pictures if several else report).pictures
-  report.write(folder, run, pictures)
+  report.write(folder, run)
   for warning in run.warnings:
     print(warning)
   for name, number in run.numbers.found.items():

@@ -7,14 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from gamix_jax import metrics, pictures
 from gamix_jax.evaluate.observations import Observations
 from gamix_jax.modality import Modalities, Modality
 
-# Modalities have backgrounds and places that a classifier must learn to
-# overlook, which takes longer than on images of one kind.
-STEPS = 2_000
 CHUNK = 1024  # observations that are classified at a time
 
 
@@ -46,17 +44,24 @@ class Classifier:
 class OfImages(Classifier):
   """A small network that was trained on the modality's images."""
 
-  def __init__(self, x: np.ndarray, labels: np.ndarray, seed: int, cache: Path):
-    """Trains it, or reads it from the folder `cache`."""
+  def __init__(
+    self,
+    x: np.ndarray,
+    labels: np.ndarray,
+    settings: ConfigDict,
+    cache: Path,
+  ):
+    """Trains it, or reads it from the folder `cache`; see `train`."""
+    steps = settings.classifier_steps
     self._network = metrics.classifier_features(
-      x, labels, seed, cache, steps=STEPS
+      x, labels, settings.seed, cache, steps
     )
     self.name = self._network.name
     self.protocol = {
       "features": self.name,
       "features, sha256": self._network.sha256,
       "classifier trained on": len(x),
-      "classifier's steps": STEPS,
+      "classifier's steps": steps,
     }
 
   def with_features(
@@ -106,14 +111,17 @@ class Classifiers:
 
 
 def train(
-  train_set: Observations, modalities: Modalities, seed: int, cache: Path
+  train_set: Observations,
+  modalities: Modalities,
+  settings: ConfigDict,
+  cache: Path,
 ) -> Classifiers:
   """Trains a classifier of each modality.
 
   Args:
     train_set: training observations.
     modalities: of these.
-    seed: of the classifiers.
+    settings: the section `eval`: seed and steps.
     cache: a folder where trained ones are kept.
   """
   found = Classifiers({}, {})
@@ -125,7 +133,7 @@ def train(
       found.reasons[name] = f"{name}: {reason}"
     elif modality.is_image:
       x = train_set.x[name][rows]
-      found.of[name] = OfImages(x, labels, seed, cache)
+      found.of[name] = OfImages(x, labels, settings, cache)
     else:
       found.of[name] = OfClasses()
   return found

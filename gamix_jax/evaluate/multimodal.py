@@ -429,7 +429,7 @@ class MultimodalRun:
       self.numbers.missing(["joint_coherence"], reason)
       return
     same = np.all(np.stack(classes) == classes[0], axis=0)
-    own |= {"samples": n, "modalities": list(inputs.classifiers.of)}
+    own |= {"samples": n, "classified": list(inputs.classifiers.of)}
     value = metrics.mean_and_error(same.astype(np.float64))
     self.numbers.add("joint_coherence", value, **own)
     value = _effective_classes(np.concatenate(classes))

@@ -148,7 +148,7 @@ def train_classifiers(
   dataset = data.open_dataset(config.data, "train", config.seed)
   rows = observations.chosen(dataset, CLASSIFIER_ROWS, settings.seed)
   modalities = modality.of_config(config)
-  return classifiers.train(rows, modalities, settings.seed, cache)
+  return classifiers.train(rows, modalities, settings, cache)
 
 
 def true_sources(

@@ -28,7 +28,11 @@ CAPTIONS = {
 def pictures(
   folder: Path, run: MultimodalRun
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-  """Writes the pictures of a run; see `report.Pictures`."""
+  """Writes the pictures of a run.
+
+  Yields:
+    Their names; the sections of the report that they belong to, and captions.
+  """
   for kind, rows in run.shown.items():
     name = f"{kind}.png"
     with files.writing(folder / name):

@@ -1,11 +1,12 @@
 """The report of an evaluation: numbers and pictures, in Markdown."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gamix_jax import files, plots
 from gamix_jax import pictures as png
+from gamix_jax.evaluate import multimodal_pictures
 from gamix_jax.evaluate.multimodal import MultimodalRun
 from gamix_jax.evaluate.results import Number
 from gamix_jax.evaluate.run_metrics import EvalRun
@@ -155,20 +156,8 @@ def _by_source(there: dict[str, Number]) -> Iterator[str]:
       yield f"- `{source}`: {own}.\n"
 
 
-# Writes the pictures of a run to a folder; yields their names, the sections they
-# belong to, captions.
-Pictures = Callable[[Path, Any], Iterator[tuple[str, tuple[str, str]]]]
-
-
-def write(
-  folder: Path, run: EvalRun | MultimodalRun, pictures: Pictures
-) -> None:
+def write(folder: Path, run: EvalRun | MultimodalRun) -> None:
   """Writes numbers, pictures and the report, each whole or not at all.
-
-  Args:
-    folder: which is made if there is none.
-    run: what was measured.
-    pictures: writes those of the run.
 
   Raises:
     UserError: a file cannot be written.
@@ -177,6 +166,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
   numbers, inputs = run.numbers, run.inputs
   files.write_text(folder / NUMBERS, numbers.to_json())
+  several = isinstance(run, MultimodalRun)
+  pictures = multimodal_pictures.pictures if several else _pictures
   images = dict(pictures(folder, run))
   text = f"# Evaluation of step {inputs.model.step:,}\n\n"
   text += f"{_protocol(numbers.protocol)}.\n"
@@ -196,10 +187,10 @@ def write(
   files.write_text(folder / REPORT, text)
 
 
-def pictures(
+def _pictures(
   folder: Path, run: EvalRun
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-  """Writes the pictures of a run of images; see `Pictures`."""
+  """Files, the sections they belong to, captions."""
   shown = dict(run.shown)
   above, below = shown.pop("originals"), shown.pop("reconstructions")
   columns = min(COLUMNS, len(above))

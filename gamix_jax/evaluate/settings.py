@@ -7,7 +7,9 @@ from gamix_jax.errors import UserError
 from gamix_jax.registry import check_choice
 
 FEATURES = ("auto", "classifier", "random", "inception")
-POSITIVE = ("images", "train_images", "bound_images", "draws")
+POSITIVE = (
+  *("images", "train_images", "bound_images", "draws", "classifier_steps"),
+)
 SOURCES = ("prior", "population", "gmm", "vamp")
 
 
@@ -23,6 +25,9 @@ def base() -> ConfigDict:
   e.sources = ("prior", "population", "gmm")  # of samples; vamp
   e.features = "auto"  # inception with its file, else classifier with labels,
   #   else random; or one of these
+  # Of several modalities: steps of the classifiers. They have backgrounds and
+  # places to overlook, which takes longer than on images of one kind.
+  e.classifier_steps = 2_000
   e.inception_weights = ""  # a file; nothing is downloaded
   e.seed = 0  # which images, draws, samples, fits
   c.data = cli.data_now()

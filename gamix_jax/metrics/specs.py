@@ -266,7 +266,9 @@ METRICS = (
     f"conditional_log_likelihood/{_PAIR}",
     "Likelihood",
     r"conditional log-likelihood, \1",
-    "importance-weighted estimate of ln p of a modality given others",
+    "ln of the mean of p(modality given z) over draws of q(z given others); it "
+    "is ln p(modality given others) only if q is the model's posterior, so it "
+    "judges the encoders too",
     unit="nats",
     better="higher",
   ),
