@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -32,13 +33,17 @@ class JaxStep:
     self.compiled = self.state = self.batch = None
     self.from_cache = False
 
-  def begin(self) -> None:
-    """Creates the initial state and the batch, as `train` does."""
+  def begin(self, batch: Mapping[str, np.ndarray] | None = None) -> None:
+    """Creates the initial state and the batch, as `train` does.
+
+    Args:
+      batch: by default smooth images.
+    """
     abstract = jax.eval_shape(functools.partial(step.init, self.spec))
     self.state = step.init_sharded(self.spec, self.layout.shardings(abstract))
-    self.batch = mesh.global_batch(
-      self.devices, {"image": images.smooth(self.config, 0)}
-    )
+    if batch is None:
+      batch = {"image": images.smooth(self.config, 0)}
+    self.batch = mesh.global_batch(self.devices, batch)
     jax.block_until_ready((self.state, self.batch))
 
   def compile(self) -> None:

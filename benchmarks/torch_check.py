@@ -55,7 +55,7 @@ def noise_shape(config: ConfigDict) -> tuple[int, int, int, int]:
   )
 
 
-def _worst(got: dict, wanted: dict, share: float = 1e-6) -> tuple[float, str]:
+def worst(got: dict, wanted: dict, share: float = 1e-6) -> tuple[float, str]:
   """Returns the largest difference of an array relative to its largest value.
 
   An array that consists of rounding errors is compared to `share` times the
@@ -132,12 +132,12 @@ def _compare(config: ConfigDict, options: Options) -> dict[str, float]:
     if t == 0:
       both_grads, terms = twin.gradients(*theirs)
       metrics = {k.split("/")[-1]: np.asarray(v) for k, v in metrics.items()}
-      differences["terms"], where["terms"] = _worst(
+      differences["terms"], where["terms"] = worst(
         {k: v.detach().cpu().numpy() for k, v in terms.items()},
         {k: metrics[k] for k in terms},
       )
       differences["gradients"], where["gradients"] = max(
-        _worst(flat(names[k], theirs), torch_weights.table(ours))
+        worst(flat(names[k], theirs), torch_weights.table(ours))
         for k, ours, theirs in zip(names, grads, both_grads, strict=False)
       )
     twin.step(*theirs)
@@ -181,5 +181,5 @@ def _updates_apart(twin: Twin, names, state, before) -> tuple[float, str]:
       got, wanted = (
         {k: v[k] - before[name][k] for k in keys} for v in (got, wanted)
       )
-      off.append(_worst(got, wanted, share=1.0))
+      off.append(worst(got, wanted, share=1.0))
   return max(off)

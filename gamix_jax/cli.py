@@ -315,7 +315,9 @@ def run(
   return 0
 
 
-def start(main: Callable[[], None], text: str | None) -> int:
+def start(
+  main: Callable[[], None], text: str | None, default: str = DEFAULT_CONFIG
+) -> int:
   """Runs a command that has `--config`; its default is the config of digits.
 
   The default is added to the command line, since overrides
@@ -324,10 +326,11 @@ def start(main: Callable[[], None], text: str | None) -> int:
   Args:
     main: the command.
     text: printed for --help.
+    default: another default, the file's name.
   """
   argv = sys.argv
   if not any(a.split("=")[0].lstrip("-") == "config" for a in argv[1:]):
-    argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    argv = [argv[0], f"--config={default}", *argv[1:]]
   return run(main, argv, text=text)
 
 

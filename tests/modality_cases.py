@@ -30,7 +30,9 @@ def several(objective="elbo", modalities=MODALITIES, **changes):
   c.data.flip = False
   c.model.encoder = c.model.decoder = "mlp"
   c.model.norm = c.model.input_norm = "none"
-  c.multimodal.vector_features = (6,)
+  c.model.encoder_features = c.model.decoder_features = (6,)
+  c.multimodal.vector_encoder_features = (6,)
+  c.multimodal.vector_decoder_features = (6,)
   c.multimodal.width, c.multimodal.heads = 8, 2
   separate = objective in ("mmvm", "mmvm_population")
   c.multimodal.fusion = "separate" if separate else "poe"

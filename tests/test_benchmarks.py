@@ -199,6 +199,111 @@ def test_mistakes(program):
     assert_refused(job.result(), word)
 
 
+# ------------------------------------------------------ several modalities
+
+
+def mmvm(**changes):
+  """A small config of MMVM on two views, of patches of 2x2 pixels."""
+  c = complete_config_of("polymnist")
+  c.data.modalities = ("m0 12x8x3 l1", "m1 8x8x1 l2 7.5")
+  c.data.batch_size = 3
+  c.model.update(encoder="conv", decoder="conv", patch=2, latent=5)
+  c.model.encoder_features, c.model.decoder_features = (4,), (3,)
+  c.optim.vae.warmup, c.optim.vae.schedule = 0, "constant"
+  for key, value in changes.items():
+    config.put(c, key.replace("__", "."), value)
+  return c
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(
+      model__encoder="mlp",
+      model__decoder="mlp",
+      model__patch=1,
+      model__encoder_features=(4, 6),
+    ),
+    dict(
+      model__patch=1,
+      model__encoder_features=(4, 6),
+      model__decoder_features=(3, 5),
+      objective__mmvm__alpha=0.3,
+      weights__kl=0.5,
+      weights__recon=2.0,
+    ),
+  ],
+)
+def test_torch_computes_the_same_of_several_modalities(changes):
+  torch_modules()
+  from benchmarks import torch_multimodal
+
+  off = torch_multimodal.compare(mmvm(**changes))
+  assert set(off) == {"terms", "gradients", "update1", "update3"}
+
+
+def test_a_mismatch_of_several_modalities_is_not_timed(monkeypatch):
+  check, _ = torch_modules()
+  from benchmarks import torch_multimodal
+
+  plain = torch_multimodal.MMVM._kl
+  monkeypatch.setattr(
+    torch_multimodal.MMVM, "_kl", lambda *args: 1.001 * plain(*args)
+  )
+  with pytest.raises(check.MismatchError, match=r"terms .*kl .*limit"):
+    torch_multimodal.compare(mmvm())
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (dict(objective__mmvm__estimate="exact"), "estimate must be surrogate"),
+    (dict(model__norm="group"), "model.norm must be none"),
+    (dict(data__modalities=("x 25 l1",)), "must be images"),
+    (dict(data__modalities=("m0 8x8x3 bernoulli",)), "likelihood l1 or l2"),
+  ],
+)
+def test_unsupported_configs_of_several_modalities(changes, words):
+  torch_modules()
+  from benchmarks import torch_multimodal
+  from gamix_jax import modality
+
+  c = mmvm(**changes)
+  with pytest.raises(UserError, match=words):
+    torch_multimodal.check(c, modality.of_config(c))
+
+
+def test_table_of_several_modalities(program, tmp_path):
+  """Both have the same parameters; the ratio is that of the shown times."""
+  torch_modules()
+  path = tmp_path / "found.json"
+  ran = run(
+    program,
+    *("--batch=4", "--steps=1", f"--json={path}", "--config.model.latent=3"),
+    "--config.model.encoder_features=(2,)",
+    "--config.model.decoder_features=(2,)",
+    module="multimodal_step",
+  )
+  assert ran.returncode == 0, ran.stderr
+  found = json.loads(path.read_text())
+  rows = found["rows"]
+  assert rows.keys() == {
+    *("gamix_jax", "PyTorch, channels-last", "PyTorch, contiguous"),
+  }
+  for name, row in rows.items():
+    assert 0 < row["low"] <= row["median"] <= row["high"]
+    assert row["steps_per_second"] == pytest.approx(1 / row["median"])
+    assert f"{row['steps_per_second']:.3g}" in ran.stdout
+    assert name in ran.stdout
+  theirs = [v["median"] for k, v in rows.items() if k != "gamix_jax"]
+  assert rows[found["fastest"]]["median"] == min(theirs)
+  ratio = min(theirs) / rows["gamix_jax"]["median"]
+  assert found["ratio"] == pytest.approx(ratio)
+  assert f"{found['config']['parameters']:,} parameters" in ran.stdout
+  assert f"{ratio:.3g} times as fast" in ran.stdout
+
+
 def test_scaling_refuses_an_unknown_axis(program):
   assert_refused(
     run(program, "--axes=depth", module="scaling"), "depth", "size"

@@ -319,7 +319,7 @@ def test_documented_fusions_are_those_of_the_table():
   from gamix_jax import multimodal, objectives, posterior
 
   text = (ROOT / "docs" / "multimodal.md").read_text()
-  text = text.split("## Fusion")[1]
+  text = text.split("## Fusion")[1].split("## Using a trained")[0]
   rows = re.findall(r"^\| `(\w+)` \|", text, re.M)
   families = [head.family for head in posterior.POSTERIORS.values()]
   families.append(posterior.EVAEPosterior)

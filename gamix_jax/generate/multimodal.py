@@ -20,9 +20,10 @@ from gamix_jax.inference.multimodal import MultimodalModel
 from gamix_jax.modality import MASK, Modalities, Modality, to_float
 from gamix_jax.plots import ImageGrid, named
 
-# Default numbers of observations.
-SAMPLES, RECONSTRUCTIONS, TRANSLATIONS = 16, 16, 6
+# Default numbers of observations; of translations, rows of them.
+SAMPLES, RECONSTRUCTIONS, TRANSLATIONS = 16, 16, 2
 COLUMNS = 16
+WIDEST = 20  # columns of translations, with gaps
 LETTERS = 7  # of a name under an image
 
 
@@ -155,7 +156,9 @@ def translations(
   An observation has a row for each modality: that one, and what was generated
   from it.
   """
-  x, numbers = _held_out(model, n, images, TRANSLATIONS)
+  drawn = sum(map(drawable, model.spec.modalities.values()))
+  per_row = max(1, WIDEST // (drawn + 2))  # observations
+  x, numbers = _held_out(model, n, images, TRANSLATIONS * per_row)
   seen = dict(zip(model.names, x[MASK].T > 0, strict=True))
   generated = {k: _from(model, x, k, seen[k]) for k in model.names}
   if out.raw:
@@ -174,7 +177,6 @@ def translations(
   }
   for i in range(len(numbers)):
     blocks.append([[of[i] for of in cells[a]] for a in model.names])
-  per_row = max(1, (COLUMNS + 4) // (len(shown) + 2))
   short = [named(k, LETTERS) for k in shown]
   grids = []
   for start in range(0, len(blocks), per_row):

@@ -34,7 +34,7 @@ def compute(
   x = {k: v[:COLUMNS] for k, v in spec.observations(batch).items()}
   latents = {"reconstructions": vae.encode(x).mean()}
   for i, name in enumerate(spec.modalities):
-    only = x[MASK] * jnp.eye(len(spec.modalities))[i : i + 1]
+    only = x[MASK] * jnp.eye(len(spec.modalities))[i][None]
     latents[name] = vae.encode(x | {MASK: only}).mean()
   # The same draws every time, so that pictures can be compared.
   latents["samples"] = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), 32)
