@@ -5,14 +5,18 @@
                              optionally followed by weights of terms:
                              gaussian/elbo@kl=0.5 or
                              gaussian/gamix@population_kl=30@collapse_penalty=0.3.
-                             Other weights are the config's, or its preset's
+                             Other weights are the config's, or its preset's;
+                             of several modalities (data.modalities)
+                             fusion[:components]/objective[:variant], such as
+                             separate/mmvm:surrogate,attention:4/masked@kl=2
 --config=configs/digits.py   config that all runs share; default: digits
 --config.steps=300           any key, see gamix_jax/config.py
 --seeds=3                    runs per family, with config.seed, +1, +2
 --workdir=runs/compare       output folder: compare.md, compare.csv,
                              compare.png, front.png (reconstruction against
-                             samples), and one folder per run; the same
-                             command continues the comparison
+                             samples; of several modalities against probes
+                             and coherences), and one folder per run; the
+                             same command continues the comparison
 """
 
 import sys

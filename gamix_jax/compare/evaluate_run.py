@@ -32,9 +32,7 @@ BOUNDS = ("elbo", "iwae")  # taken from the last validation of the training
 SAMPLES_KEY = 20  # the same for every family and seed
 SURGERY_KEY = 21
 
-COMMON = {
-  *("parameters", "jax", "flax", "gamix_jax", "device", "devices"),
-}
+COMMON = {"parameters", "jax", "flax", "gamix_jax", "device", "devices"}
 PROTOCOL = COMMON | {
   *("train_images", "held_out_images", "used_images"),
   *("features", "features_sha256"),

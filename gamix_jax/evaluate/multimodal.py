@@ -242,13 +242,15 @@ class MultimodalRun:
       )
     sizes = [f"coherence_size/{k}" for k in range(1, len(names))]
     if inputs.test.labels.min() < 0 or not of:
-      reasons = "; ".join(inputs.classifiers.reasons.values())
-      reason = reasons or "the data has no labels of two classes"
+      reason = "the data has no labels of two classes"
+      if inputs.train.labelled:
+        reason = "; ".join(inputs.classifiers.reasons.values()) or reason
       self.numbers.missing([*sizes, "joint_coherence"], reason)
       return
     for reason in inputs.classifiers.reasons.values():
       self.warnings.append(f"No coherence of {reason}.")
-    if distances and 1 < len(inputs.test) < metrics.ENOUGH_IMAGES:
+    few = 1 < len(inputs.test) < metrics.ENOUGH_IMAGES
+    if distances and few and self._features:
       self.warnings.append(
         f"The Frechet distances are of {len(inputs.test):,} observations at "
         f"most, under {metrics.ENOUGH_IMAGES:,}: they are biased upwards and "
