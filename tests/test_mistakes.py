@@ -10,6 +10,7 @@ a real file system checks the latter.
 import os
 import subprocess
 
+import numpy as np
 import pytest
 from PIL import Image
 from program import (
@@ -115,6 +116,46 @@ def with_config(text, variant=""):
 def key(value):
   return words(f"--config.{value}")
 
+
+def several(**arrays):
+  """A run of the modalities a and b with an archive of these arrays."""
+
+  def prepare(folder):
+    np.savez(folder / "x.npz", **arrays)
+    return [
+      "--config=configs/ivae.py:tiny",
+      f"--config.data.source=npz:{folder}/x.npz",
+      "--config.data.modalities=('a 3 l2', 'b 2 l2')",
+      f"--workdir={folder}/run",
+    ]
+
+  return prepare
+
+
+def of_file(name, *flags):
+  return lambda folder: [
+    f"--config=configs/{name}.py:tiny",
+    f"--workdir={folder}/run",
+    *flags,
+  ]
+
+
+def view_missing(folder):
+  for i in range(4):
+    Image.new("RGB", (8, 8)).save(folder / f"{i}.0.png")
+  (folder / "views" / "m0").mkdir(parents=True)
+  for path in folder.glob("*.png"):
+    path.rename(folder / "views" / "m0" / path.name)
+  return [
+    "--config=configs/polydigits.py:tiny",
+    f"--config.data.source=folder:{folder}/views",
+    "--config.data.modalities=('m0 8x8x3 l1', 'm1 8x8x3 l1')",
+    f"--workdir={folder}/run",
+  ]
+
+
+A, B = np.zeros((20, 3), np.float32), np.ones((20, 2), np.float32)
+ROWS = np.ones((20, 2), bool)
 
 BASE = "from gamix_jax import config\ndef get_config(variant=''):\n"
 
@@ -238,6 +279,44 @@ MISTAKES = {
   "many broken": (
     many_broken,
     ["of the 100 files", "are broken (000.jpg", "data.max_corrupt_fraction"],
+  ),
+  "lengths": (several(a=A, b=B[:10]), ["lengths: a 20, b 10", "mask"]),
+  "empty row": (
+    several(a=A, b=B, mask=ROWS & (np.arange(20) != 7)[:, None]),
+    ["mask of row 7 is all zeros"],
+  ),
+  "never observed": (
+    several(a=A, b=B, mask=ROWS & np.array([True, False])),
+    ["b is missing in all training observations", "data.modalities"],
+  ),
+  "no entry": (several(a=A), ["has no entry b", "data.modalities"]),
+  "no view": (view_missing, ["views", "m1"]),
+  "unknown modality": (
+    of_file(
+      "polydigits",
+      "--config.data.modalities=('m0 16x16x3 l1', 'm7 16x16x3 l1')",
+    ),
+    ["m7", "m0, m1, m2, m3, m4"],
+  ),
+  "form of a modality": (
+    of_file("polydigits", "--config.data.modalities=('m0',)"),
+    ["'m0' has 1 words", "NAME SHAPE LIKELIHOOD"],
+  ),
+  "fusion": (
+    of_file("ivae", "--config.multimodal.fusion=x"),
+    ["separate, avg, poe", "attention"],
+  ),
+  "objective of fusion": (
+    of_file(
+      "ivae",
+      "--config.objective.name=mmvm",
+      "--config.weights.subset_kl=None",
+    ),
+    ["multimodal.fusion='sum_pooling'", "masked, mixture_bound, tc"],
+  ),
+  "several without names": (
+    key("multimodal.private=2"),
+    ["multimodal.private", "data.modalities"],
   ),
   "devices@8": (key("data.batch_size=12"), ["12", "devices, 8", "8 or 16"]),
 }

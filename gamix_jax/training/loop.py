@@ -179,6 +179,8 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   _make_absolute(config.data)
   train_set = data.open_dataset(config.data, "train", config.seed)
   test_set = data.open_dataset(config.data, "test", config.seed)
+  if spec.multimodal:
+    _check_observed(train_set)
   fingerprint = data.fingerprint(train_set, test_set)
 
   with (
@@ -250,6 +252,21 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   latest = checkpoints.latest()
   _log_result(path, config, eval_metrics, latest, trainer.progress)
   return eval_metrics
+
+
+def _check_observed(train_set: data.MultimodalDataset) -> None:
+  """Checks that every modality can be learned.
+
+  Raises:
+    UserError: one is missing in all training observations.
+  """
+  for name, there in zip(train_set.names, train_set.mask.T, strict=True):
+    if not there.any():
+      raise UserError(
+        f"data.source={train_set.settings.source}: {name} is missing in all "
+        "training observations, so it cannot be learned; leave it out of "
+        "data.modalities."
+      )
 
 
 def _make_absolute(section: ConfigDict) -> None:
