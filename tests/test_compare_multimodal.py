@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from program import ROOT, assert_refused, config_of
 
-from gamix_jax import config, data, objectives, plots, presets, registry
+from gamix_jax import config, data, objectives, plots, presets
 from gamix_jax.compare import evaluate_run, loop, multimodal_report, report
 from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.errors import UserError
@@ -307,7 +307,6 @@ def test_comparison_without_images(tmp_path):
 # ------------------------------------------------------------ comparisons
 
 
-@data.SOURCES.register("quarters")
 def quarters(rest, split, settings, seed):
   """Two views of 16x16 whose class is the quarter that is bright."""
   n = {"train": 300, "test": 60}[split]
@@ -320,6 +319,14 @@ def quarters(rest, split, settings, seed):
       x[i, 8 * (k // 2) :, 8 * (k % 2) :][:8, :8] += 180
     arrays[name] = x.astype(np.uint8)
   return data.MultimodalArrays(arrays, labels)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def source():
+  """Not registered: runs would name this module among their extensions."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.SOURCES, "quarters", quarters)
+    yield
 
 
 FAMILIES = ("separate/mmvm:exact", "poe/elbo@kl=0.5")
@@ -349,8 +356,6 @@ def compared(tmp_path_factory, quick):
     return c
 
   with pytest.MonkeyPatch.context() as patch:
-    # As in each test: else the source's module would be part of the config.
-    patch.setattr(registry, "_modules", [])
     patch.setattr(settings, "base", few_steps)
     loop.compare(quarters_config(), FAMILIES, 1, path)
     yield path

@@ -48,7 +48,6 @@ def block_images(labels, rng):
   return x.astype(np.uint8)
 
 
-@data.SOURCES.register("blocks")
 def blocks(rest, split, settings, seed):
   """Blocks; `blocks:unlabelled` has no labels, `blocks:other` other classes."""
   labels = LABELS[split]
@@ -58,6 +57,14 @@ def blocks(rest, split, settings, seed):
   arrays["c"] = np.eye(CLASSES, dtype=np.float32)[classes]
   known = None if rest == "unlabelled" else labels.astype(np.int32)
   return data.MultimodalArrays(arrays, known)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def source():
+  """Not registered: runs would name this module among their extensions."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.SOURCES, "blocks", blocks)
+    yield
 
 
 def made_config(source="blocks", modalities=MODALITIES, **changes):

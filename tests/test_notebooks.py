@@ -99,7 +99,7 @@ def test_every_public_name_has_its_example():
   source = {n: "\n".join(c.source for c in read(n).cells) for n in NAMES}
   public = [
     name
-    for name, what in vars(Model).items()
+    for name, what in inspect.getmembers(Model)
     if not name.startswith("_")
     and (inspect.isfunction(what) or isinstance(what, property))
   ]
