@@ -15,9 +15,6 @@ from gamix_jax.errors import UserError
 from gamix_jax.posterior import POSTERIORS
 
 FORM = "posterior[:components]/objective[:population][@term=weight...]"
-_SPEC = re.compile(
-  r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?((?:@\w+=[\w.+-]+)*)", re.ASCII
-)
 
 
 def family_config(config: ConfigDict, spec: str) -> ConfigDict:
@@ -70,7 +67,7 @@ def folder_name(spec: str) -> str:
 
 def _derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
   """Applies a spec's names to a config; returns it and the weights' text."""
-  match = _SPEC.fullmatch(spec)
+  match = multimodal_families.SPEC.fullmatch(spec)
   if not match:
     raise UserError(
       f"a family must be {FORM}, with posterior one of {', '.join(POSTERIORS)} "

@@ -24,7 +24,8 @@ from gamix_jax.objectives.population import FORMS
 from gamix_jax.registry import check_choice
 
 FORM = "fusion[:components]/objective[:variant][@term=weight...]"
-_SPEC = re.compile(
+# Of images, too: posterior[:components]/objective[:population]...
+SPEC = re.compile(
   r"(\w+)(?::(\d+))?/(\w+)(?::(\w+))?((?:@\w+=[\w.+-]+)*)", re.ASCII
 )
 BETA, SUBSET_BETA = "kl", "subset_kl"  # terms whose weights are a beta
@@ -56,7 +57,7 @@ def derive(config: ConfigDict, spec: str) -> tuple[ConfigDict, str]:
     UserError: the spec has another form, an unknown name, components for a
       fusion that has none, or a variant for an objective that has none.
   """
-  match = _SPEC.fullmatch(spec)
+  match = SPEC.fullmatch(spec)
   if not match:
     raise UserError(
       f"with data.modalities a family must be {FORM}, with fusion one of "

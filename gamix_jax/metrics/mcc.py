@@ -65,8 +65,8 @@ def mcc_weak(
 
   Args:
     sources: the true ones, [n, k].
-    latents: of the same rows, such as posterior means: [n, d]. The order of
-      rows must say nothing about them.
+    latents: of the same rows, such as posterior means: [n, d]. Whether
+      a row's index is even must not depend on its values.
 
   Returns:
     0 to 1, and 1 is best.

@@ -102,7 +102,7 @@ def mixture_of_products(
   parts = []
   for choice in choices:
     subset = jnp.asarray(choice, mask.dtype)[None]
-    # A subset with a masked modality is none of S.
+    # Subsets that contain a masked modality do not count.
     inside = jnp.all(mask >= subset, axis=1)
     q = product(mu, logvar, jnp.where(inside[:, None], subset, 0.0))
     logits = jnp.where(inside, 0.0, EXCLUDED).astype(mu.dtype)
