@@ -382,7 +382,8 @@ def jit_train_step(
 def init_sharded(spec: TrainSpec, shardings: Any) -> TrainState:
   """Jits and runs `init` with shardings from `ShardingPlan.shardings`."""
   # On a CPU the optimising passes take longer than they save.
-  cpu = jax.default_backend() == "cpu"
+  devices = jax.tree.leaves(shardings)[0].device_set
+  cpu = {d.platform for d in devices} == {"cpu"}
   return jax.jit(
     partial(init, spec),
     out_shardings=shardings,

@@ -8,10 +8,13 @@ import functools
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from conftest import QUICK, alone, images, jit, state_of
+from conftest import QUICK, alone, assert_close, images, jit, state_of
 
+from benchmarks import collectives, communication
 from gamix_jax import build, step
+from gamix_jax.cpu import convolutions
 from gamix_jax.parallel import mesh
 
 
@@ -33,8 +36,34 @@ def config():
   )
 
 
+def check_wide_convolutions():
+  """A step sends the kernels' gradients, 9 numbers a pair, and nothing else."""
+  grid = mesh.create_mesh(jax.device_count())
+  rows = mesh.batch_sharding(grid)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(grid.size, 8, 8, 64)).astype("float32")
+  kernel = rng.normal(size=(3, 3, 64, 64)).astype("float32") / 24
+
+  def loss(x, kernel):
+    named = dict(dimension_numbers=convolutions.DIMENSIONS)
+    y = convolutions.conv(x, kernel, (1, 1), "SAME", **named)
+    y = convolutions.conv(y, kernel, (2, 2), "SAME", **named)
+    return jnp.sum(convolutions.conv_transpose(y, kernel) ** 2)
+
+  gradients = jax.grad(loss, (0, 1))
+  one = jit(gradients)(x, kernel)
+  shardings = (rows, mesh.replicated(grid))
+  spread = jax.device_put((x, kernel), shardings)
+  compiled = jit(gradients, out_shardings=shardings).lower(*spread).compile()
+  assert_close(compiled(*spread), one, 1e-5)
+  sent = collectives.read(compiled.as_text(), grid.size)
+  assert {o.kind for o in sent} == {"all-reduce"}
+  assert communication.total(sent, "all-reduce") <= 3 * kernel.nbytes
+
+
 def main():
   """Compares; an AssertionError names the differing arrays."""
+  check_wide_convolutions()
   c = config()
   spec = build.train_spec(c)
   first, batch = jax.device_get((state_of(spec), images(c)))

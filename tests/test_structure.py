@@ -6,13 +6,13 @@ reference is the analytic count in `benchmarks/flops.py`.
 
 import collections
 import functools
-import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
 from conftest import alone, flat, small
+from stablehlo import products
 
 from benchmarks import flops
 from gamix_jax import build, config, step
@@ -44,25 +44,8 @@ def lowered(platform=None, **changes):
   state = jax.eval_shape(partial(step.init, spec))
   shape = (c.data.batch_size, *config.image_shape(c))
   batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
-  with pytest.MonkeyPatch.context() as patch:
-    if platform is None:
-      return jax.jit(partial(step.train_step, spec)).lower(state, batch)
-    # What cpu/convolutions.py depends on; and what XLA would get there.
-    patch.setattr(jax, "default_backend", lambda: platform)
-    name = {"gpu": "cuda"}.get(platform, platform)
-    traced = jax.jit(partial(step.train_step, spec)).trace(state, batch)
-    return traced.lower(lowering_platforms=(name,))
-
-
-def products(text, kind):
-  """Returns (operands, result) as (shape, type) of each operation of a kind."""
-  for line in re.findall(rf"stablehlo\.{kind}\W.*", text):
-    types = [
-      (tuple(map(int, shape.split("x")[:-1])), shape.split("x")[-1])
-      for shape in re.findall(r"tensor<([^>]*)>", line.split(" : (")[-1])
-    ]
-    assert len(types) == 3, line
-    yield tuple(types)
+  traced = jax.jit(partial(step.train_step, spec)).trace(state, batch)
+  return traced.lower(lowering_platforms=platform and (platform,))
 
 
 # ---------------------------------------------------------- arithmetic
@@ -74,11 +57,11 @@ MIXTURE = dict(posterior__name="mixture", posterior__components=4)
   ("platform", "changes"),
   [
     (None, dict(model__norm="affine")),
-    ("gpu", dict(model__norm="affine")),
+    ("cuda", dict(model__norm="affine")),
     (None, dict(model__norm="batch")),
     (None, MIXTURE),
   ],
-  ids=["affine", "gpu", "batch", "mixture"],
+  ids=["affine", "cuda", "batch", "mixture"],
 )
 def test_flops_of_the_step(platform, changes):
   """XLA's count is within 5 % of the analytic one: no second forward pass."""
@@ -167,7 +150,7 @@ def test_four_components_cost_four_decoder_passes():
 def test_convolutions_of_the_step(norm):
   """Each forward, to its weights and to its inputs; D's first not to x."""
   c = wide(model__norm=norm)
-  text = lowered("gpu", model__norm=norm).as_text()
+  text = lowered("cuda", model__norm=norm).as_text()
   vae = len(flops.encoder(c, True)[:-1]) + len(flops.decoder(c)[1:])
   d = len(flops.discriminator(c))
   forward, weights, between, to_x_hat = d, d, d - 1, d
@@ -178,7 +161,7 @@ def test_convolutions_of_the_step(norm):
 def test_bfloat16_has_no_convolution_in_float32():
   """Nor a matmul of the networks; the population's moments are in float32."""
   c = wide(dtype="bfloat16")
-  text = lowered("gpu", dtype="bfloat16").as_text()
+  text = lowered("cuda", dtype="bfloat16").as_text()
   kinds = collections.Counter(
     kind for types in products(text, "convolution") for _, kind in types
   )
@@ -188,7 +171,7 @@ def test_bfloat16_has_no_convolution_in_float32():
     if "f32" in (kind, other):
       assert max(size(a), size(b_)) <= max(b * d, d * d), (a, b_)
   # In float32 the same parser finds them.
-  text = lowered("gpu", model__norm="affine").as_text()
+  text = lowered("cuda", model__norm="affine").as_text()
   assert {t for p in products(text, "convolution") for _, t in p} == {"f32"}
   assert any(size(a) > b * d for (a, _), _, _ in products(text, "dot_general"))
 

@@ -4,10 +4,16 @@ XLA's CPU backend is fast in the forward pass of a convolution but slow in some
 of its gradients; those have other implementations here. All implementations of
 an operation agree up to rounding. benchmarks/LOG.md lists what was tried, with
 timings.
+
+A program gets those of the platform that it is compiled for, which need not be
+the platform of the process that traces it.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +26,80 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # rearranging the arrays for them.
 MIN_CHANNELS = 64
 
+# ---------------------------------------------------------- platforms
 
-def _on_cpu() -> bool:
-  return jax.default_backend() == "cpu"
+_only_cpu = contextvars.ContextVar("only_cpu", default=False)
+
+
+@contextlib.contextmanager
+def only_cpu() -> Iterator[None]:
+  """Traces for a CPU alone, for converters that cannot read the choice."""
+  token = _only_cpu.set(True)
+  try:
+    yield
+  finally:
+    _only_cpu.reset(token)
+
+
+class Form(NamedTuple):
+  """An implementation of an operation, linear in x and in the kernel.
+
+  Attributes:
+    forward: (x, kernel) -> y.
+    to_x: (x, kernel, gradient to y) -> gradient to x.
+    to_kernel: (x, kernel, gradient to y) -> gradient to the kernel.
+  """
+
+  forward: Callable
+  to_x: Callable
+  to_kernel: Callable
+
+
+def transposed(forward: Callable) -> Form:
+  """Returns the form whose gradients are JAX's transposes of `forward`."""
+
+  def to_x(x, kernel, g):
+    (out,) = jax.linear_transpose(lambda x: forward(x, kernel), x)(g)
+    return out
+
+  def to_kernel(x, kernel, g):
+    (out,) = jax.linear_transpose(lambda kernel: forward(x, kernel), kernel)(g)
+    return out
+
+  return Form(forward, to_x, to_kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def by_platform(
+  cpu: Form, others: Form, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  """Computes the form `cpu` in a program for a CPU, `others` in any other.
+
+  Each gradient chooses again: JAX's gradient of one choice would keep the
+  intermediate arrays of both forms.
+  """
+  return _choose(cpu.forward, others.forward, x, kernel)
+
+
+def _choose(cpu: Callable, others: Callable, *args: jax.Array) -> jax.Array:
+  if cpu is others or _only_cpu.get():
+    return cpu(*args)
+  return lax.platform_dependent(*args, cpu=cpu, default=others)
+
+
+def _forward(cpu, others, x, kernel):
+  return by_platform(cpu, others, x, kernel), (x, kernel)
+
+
+def _backward(cpu, others, residuals, g):
+  # Apart, so that a gradient that nothing needs is not computed.
+  return (
+    _choose(cpu.to_x, others.to_x, *residuals, g),
+    _choose(cpu.to_kernel, others.to_kernel, *residuals, g),
+  )
+
+
+by_platform.defvjp(_forward, _backward)
 
 
 # ---------------------------------------------------------- convolution
@@ -47,22 +124,33 @@ def conv(
   Returns:
     [b, h', w', c_out].
   """
-  if _on_cpu():
+
+  def forward(x, kernel):
+    return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+
+  others = transposed(forward)
+  cpu = _cpu_form(others, x, kernel, tuple(strides), padding)
+  return by_platform(cpu, others, x, kernel) if cpu else forward(x, kernel)
+
+
+def _cpu_form(others, x, kernel, strides, padding) -> Form | None:
+  """Returns the CPU's form of a convolution; None if XLA's is as fast."""
+  size = kernel.shape[:2]
+  if size == (1, 1):
     # The gradient of a matrix product is a matrix product. That is three times
     # as fast as the convolution's, whose window is the entire image.
-    if kernel.shape[:2] == (1, 1):
-      return conv1x1(x, kernel, strides)
-    if kernel.shape[:2] == (3, 3) and tuple(strides) == (2, 2):
-      before = _stride2_padding(x.shape, padding)
-      if before is not None:
-        return conv3x3_stride2(x, kernel, before)
-    if tuple(strides) == (1, 1) and _use_winograd(x, kernel, padding):
-      return conv3x3_winograd(x, kernel)
-  return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+    return transposed(partial(conv1x1, strides=strides))
+  if size == (3, 3) and strides == (2, 2):
+    before = _stride2_padding(x.shape, padding)
+    if before is not None:
+      return _stride2_form(others, kernel, before)
+  if strides == (1, 1) and _use_winograd(x, kernel, padding):
+    return _winograd_form(others, x, kernel)
+  return None
 
 
 def _use_winograd(x, kernel, padding) -> bool:
-  """Whether `conv3x3_winograd` is applicable, accurate and faster."""
+  """Whether `winograd` is applicable, accurate and faster."""
   _, h, w, _ = x.shape
   return (
     kernel.shape[:2] == (3, 3)
@@ -73,33 +161,24 @@ def _use_winograd(x, kernel, padding) -> bool:
     and min(h, w) >= 8
     # bfloat16 would round between the transforms.
     and x.dtype in (jnp.float32, jnp.float64)
-    # The kernel's gradient is a sum over images. With several devices it would
-    # be reduced before the last transform, with four times as much to send.
-    and jax.device_count() == 1
   )
 
 
-@jax.custom_vjp
-def conv3x3_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """3x3 convolution, stride 1, SAME, by `winograd`; its gradients, too.
+def _winograd_form(others: Form, x: jax.Array, kernel: jax.Array) -> Form:
+  def to_x(x, kernel, g):
+    del x
+    return winograd.to_input(g, kernel)
 
-  Args:
-    x: [b, h, w, c_in], h and w multiples of four.
-    kernel: [3, 3, c_in, c_out].
+  def to_kernel(x, kernel, g):
+    del kernel
+    return winograd.to_kernel(x, g)
 
-  Returns:
-    [b, h, w, c_out].
-  """
-  return winograd.conv(x, kernel)
-
-
-def _winograd_forward(x, kernel):
-  return winograd.conv(x, kernel), (x, kernel)
-
-
-def _winograd_backward(residuals, g):
-  x, kernel = residuals
-  return winograd.to_input(g, kernel), winograd.to_kernel(x, g)
+  # The kernel's gradient is a sum over images. On several devices it would be
+  # reduced before the last transform, with four times as much to send.
+  devices = max(jax.typeof(v).sharding.mesh.size for v in (x, kernel))
+  return Form(
+    winograd.conv, to_x, to_kernel if devices == 1 else others.to_kernel
+  )
 
 
 def _stride2_padding(shape, padding) -> int | None:
@@ -118,39 +197,32 @@ def conv1x1(
   return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3_stride2(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
-  """3x3 convolution with stride 2; its input gradient is computed by phases.
+def _stride2_form(others: Form, kernel: jax.Array, before: int) -> Form:
+  """Of a 3x3 convolution with stride 2: its input gradient is by phases.
 
   Args:
-    x: [b, 2h, 2w, c_in].
+    others: the form on other platforms.
     kernel: [3, 3, c_in, c_out].
-    before: rows and columns of padding in front: 0 (SAME) or 1.
-
-  Returns:
-    [b, h, w, c_out].
+    before: rows and columns of padding in front: 0 (SAME) or 1; there is 1
+      behind.
   """
-  return _strided(x, kernel, before)
 
+  def to_x(x, kernel, g):
+    del x
+    return conv_transpose_phases(g, kernel, before)
 
-def _strided(x, kernel, before):
-  return lax.conv_general_dilated(
-    x, kernel, (2, 2), ((before, 1),) * 2, dimension_numbers=DIMENSIONS
-  )
-
-
-def _strided_to_kernel(x, kernel, before, g):
-  """The gradient of `_strided` with respect to its kernel."""
-  if min(kernel.shape[2:]) >= MIN_CHANNELS:
+  def to_kernel(x, kernel, g):
+    del kernel
     return strided_to_kernel_by_columns(x, before, g)
-  _, pullback = jax.vjp(lambda k: _strided(x, k, before), kernel)
-  return pullback(g)[0]
+
+  wide = min(kernel.shape[2:]) >= MIN_CHANNELS
+  return Form(others.forward, to_x, to_kernel if wide else others.to_kernel)
 
 
 def strided_to_kernel_by_columns(
   x: jax.Array, before: int, g: jax.Array
 ) -> jax.Array:
-  """The kernel gradient of `conv3x3_stride2`, as one matrix product (im2col).
+  """The kernel gradient of a strided convolution, as one product (im2col).
 
   Args:
     x: [b, 2h, 2w, c_in].
@@ -171,16 +243,6 @@ def strided_to_kernel_by_columns(
   return jnp.moveaxis(kernel.reshape(-1, 3, 3, c), 0, 3)
 
 
-def _stride2_forward(x, kernel, before):
-  return conv3x3_stride2(x, kernel, before), (x, kernel)
-
-
-def _stride2_backward(before, residuals, g):
-  x, kernel = residuals
-  to_x = conv_transpose_phases(g, kernel, before)
-  return to_x, _strided_to_kernel(x, kernel, before, g)
-
-
 # ---------------------------------------------------------- transposed
 
 
@@ -197,10 +259,13 @@ def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [b, 2h, 2w, c_out].
   """
-  # On a CPU, XLA's backward pass of the strided operation is an order of
-  # magnitude slower than that of the equivalent four convolutions.
-  fn = conv_transpose_by_phases if _on_cpu() else conv_transpose_plain
-  return fn(x, kernel)
+  wide = min(kernel.shape[2:]) >= MIN_CHANNELS
+  cpu = Form(
+    partial(conv_transpose_phases, before=0),
+    _transpose_to_x,
+    _transpose_to_kernel_by_columns if wide else _transpose_to_kernel,
+  )
+  return by_platform(cpu, PLAIN_TRANSPOSE, x, kernel)
 
 
 def conv_transpose_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -215,31 +280,12 @@ def conv_transpose_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
-@jax.custom_vjp
-def conv_transpose_by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv_transpose` as four interleaved stride-1 convolutions.
-
-  Its gradients are computed with the strided convolution S of which it is the
-  transpose T.
-  """
-  return conv_transpose_phases(x, kernel, 0)
-
-
-def _transpose_forward(x, kernel):
-  return conv_transpose_by_phases(x, kernel), (x, kernel)
-
-
-def _transpose_backward(residuals, g):
-  # <g, T(x)> = <S(g), x>. So the gradient to x is S(g), and the gradient to the
-  # kernel is that of S with input g and output gradient x.
-  x, kernel = residuals
-  return _strided(g, kernel, 0), _strided_to_kernel(g, kernel, 0, x)
-
-
 def conv_transpose_phases(
   x: jax.Array, kernel: jax.Array, before: int
 ) -> jax.Array:
   """out[2j + k - before] += x[j] kernel[k], as four stride-1 convolutions.
+
+  On a CPU, XLA's dilated convolution is an order of magnitude slower.
 
   The even and odd outputs are computed separately. Along one axis they are
 
@@ -281,6 +327,32 @@ def conv_transpose_phases(
   return out.reshape(b, 2 * h, 2 * w, -1)
 
 
-conv3x3_winograd.defvjp(_winograd_forward, _winograd_backward)
-conv3x3_stride2.defvjp(_stride2_forward, _stride2_backward)
-conv_transpose_by_phases.defvjp(_transpose_forward, _transpose_backward)
+# <g, T(x)> = <S(g), x> for the transposed convolution T and the convolution S
+# with stride 2. So T's gradient to x is S(g), and its gradient to the kernel is
+# that of S with input g and output gradient x. Neither reverses the kernel, as
+# JAX's transposes of T do.
+
+
+def _strided(x, kernel):
+  return lax.conv_general_dilated(
+    x, kernel, (2, 2), ((0, 1), (0, 1)), dimension_numbers=DIMENSIONS
+  )
+
+
+def _transpose_to_x(x, kernel, g):
+  del x
+  return _strided(g, kernel)
+
+
+def _transpose_to_kernel(x, kernel, g):
+  return transposed(_strided).to_kernel(g, kernel, x)
+
+
+def _transpose_to_kernel_by_columns(x, kernel, g):
+  del kernel
+  return strided_to_kernel_by_columns(g, 0, x)
+
+
+PLAIN_TRANSPOSE = Form(
+  conv_transpose_plain, _transpose_to_x, _transpose_to_kernel
+)

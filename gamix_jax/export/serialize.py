@@ -18,6 +18,7 @@ from importlib import metadata
 import jax
 import numpy as np
 
+from gamix_jax.cpu import convolutions
 from gamix_jax.errors import UserError
 from gamix_jax.export.signatures import Part
 
@@ -58,7 +59,8 @@ def onnx(part: Part) -> bytes:
     UserError: if jax2onnx or onnxruntime is not installed, if jax2onnx cannot
       convert the part, or if an input and an output have the same name.
   """
-  with _quiet():
+  # jax2onnx reads traced functions and does not know platforms.
+  with _quiet(), convolutions.only_cpu():
     needs("jax2onnx", "onnx")
     needs("onnxruntime", "onnx")
     from jax2onnx import to_onnx  # noqa: PLC0415
