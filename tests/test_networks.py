@@ -907,6 +907,23 @@ def test_conv_equals_xlas_on_every_platform(
   assert sorted(ours) == sorted(plain)
 
 
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 2), (3, 1)])
+def test_gradients_under_vmap_and_checkpoint(size, stride):
+  """Of two batches and kernels at a time, and computed anew."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 8, 8, 64)).astype("float32")
+  kernels = rng.normal(size=(2, size, size, 64, 64)).astype("float32")
+
+  def loss(conv, x, kernel):
+    return jnp.sum(jnp.sin(conv(x, kernel, stride, "SAME")))
+
+  def gradients(conv):
+    again = jax.checkpoint(partial(loss, conv))
+    return jit(jax.vmap(jax.grad(again, (0, 1))))(x, kernels)
+
+  assert_close(gradients(our_conv), gradients(plain_conv), 1e-4)
+
+
 def flops_of_gradients(conv, side, width, stride=1):
   """XLA's count of a 3x3 convolution and both of its gradients."""
   x = jnp.zeros((1, side, side, width))

@@ -174,10 +174,11 @@ def _winograd_form(others: Form, x: jax.Array, kernel: jax.Array) -> Form:
     return winograd.to_kernel(x, g)
 
   # The kernel's gradient is a sum over images. On several devices it would be
-  # reduced before the last transform, with four times as much to send.
+  # reduced before the last transform, with four times as much to send. An array
+  # that no mesh holds has a mesh of size 0.
   devices = max(jax.typeof(v).sharding.mesh.size for v in (x, kernel))
   return Form(
-    winograd.conv, to_x, to_kernel if devices == 1 else others.to_kernel
+    winograd.conv, to_x, others.to_kernel if devices > 1 else to_kernel
   )
 
 
