@@ -92,39 +92,35 @@ class HuggingFace(Source):
 
     table = parts[part].select_columns([image])
     self._table = table.cast_column(image, datasets.Image(decode=False))
+    n = len(self._table)
+    keep = np.ones(n, bool)
     if test is None:
       log.info(
         "%s: no test images in it, so %g %% of %s are held out, by a hash of"
         " their index",
         *(self._title, 100 * settings.test_fraction, train),
       )
-      names = [f"{part}/{i}" for i in range(len(self._table))]
+      names = [f"{part}/{i}" for i in range(n)]
       keep = hash_split(self._title, names, settings.test_fraction, split)
-      index = np.flatnonzero(keep)
-    else:
-      index = np.arange(len(self._table))
     labels, self.label_names = _labels(
       [parts[p] for p in dict.fromkeys((train, test or train))],
       label,
       self._title,
     )
-    heads = [self._head(int(i)) for i in index]
-    self.total = len(index)
+    heads = [self._head(i) for i in range(n)]
+    self.total = n
     self.broken = {
-      f"{part}[{i}]": head.fault
-      for i, head in zip(index, heads, strict=True)
-      if head.fault
+      f"{part}[{i}]": head.fault for i, head in enumerate(heads) if head.fault
     }
-    good = np.array([not head.fault for head in heads], bool)
-    if not good.any():
-      why = next((h.fault for h in heads), "it is empty")
+    self._index = np.flatnonzero([not head.fault for head in heads] & keep)
+    if not len(self._index):
+      why = next(iter(self.broken.values()), "it is empty")
       raise UserError(
         f"The {split} split of {self._title} has no readable image in the"
         f" column {image} ({why}). Name the column: ?image=<column>"
       )
-    self._index = index[good]
     self._labels = labels[0 if part == train else 1][self._index]
-    self._ends = [h.ends for h, ok in zip(heads, good, strict=True) if ok]
+    self._ends = [heads[i].ends for i in self._index]
 
   def __getstate__(self) -> dict[str, Any]:
     """Without the mapped column, for a worker process."""
