@@ -48,6 +48,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # small, base, large: sets keys that are None, see presets.py; "": sets none
   c.preset = ""
   c.extensions = ()  # your modules that register parts, see docs/extending.md
+  # tensorboard,wandb,mlflow: one or several; none. See training/trackers.py
+  c.track = _any("tensorboard")
   c.profile = ""  # "20:25": trace the steps 20 to 25, see training/profiling.py
 
   c.data = ConfigDict()

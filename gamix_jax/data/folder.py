@@ -109,10 +109,15 @@ def _root(path: str) -> Path:
   try:
     mode = root.stat().st_mode
     if stat.S_ISREG(mode):
+      for kind in ("zip", "tar"):
+        if root.suffix.lower() == f".{kind}":
+          raise UserError(
+            f"{printable(root)} is a file, not a folder. Read it as it is:"
+            f" --config.data.source={kind}:{printable(root)}"
+          )
       raise UserError(
         f"{printable(root)} is a file, not a folder. Unpack it if it is an"
-        f" archive (unzip {printable(root.name)} -d images) and give the"
-        " folder."
+        " archive and give the folder."
       )
     if not stat.S_ISDIR(mode):
       raise UserError(
