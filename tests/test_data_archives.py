@@ -17,12 +17,14 @@ import zipfile
 
 import numpy as np
 import pytest
+from damage import damages
 from PIL import Image
 from program import noise
 from test_data_sources import hundred, images, pixels, says, section
 
 from gamix_jax import data
 from gamix_jax.data import tar
+from gamix_jax.errors import UserError
 from gamix_jax.paths import cache_folder
 
 
@@ -424,6 +426,26 @@ def test_a_size_that_is_not_there(tmp_path):
   path.write_bytes(raw)
   dataset = opened(f"zip:{path}", max_corrupt_fraction=0.5)
   assert list(dataset.broken) == ["0.png"]
+
+
+@pytest.mark.parametrize("kind", ["stored", "deflated", "tar"])
+def test_any_damage_gives_images_or_a_message(tmp_path, kind):
+  root = images(
+    tmp_path / "in", [f"{c}/{i}.png" for c in "ab" for i in range(4)]
+  )
+  file = tmp_path / "x"
+  source = packed(kind, root, file)
+  refused, broken = 0, 0
+  for raw in damages(file.read_bytes(), 150):
+    file.write_bytes(raw)
+    try:
+      dataset = opened(source, max_corrupt_fraction=1.0)
+      assert pixels(dataset).shape == (len(dataset), 8, 8, 3)
+      broken += bool(dataset.broken)
+    except UserError as e:
+      refused += 1
+      assert len(str(e)) < 600
+  assert refused > 15 and broken > 1
 
 
 def test_a_fork_reads_through_its_own_handles(tmp_path, monkeypatch):

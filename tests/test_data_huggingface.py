@@ -201,6 +201,22 @@ def test_image_folder(datasets, tmp_path):
   says(lambda: pixels(train), "3.png", "at the start")
 
 
+def test_a_data_set_of_the_hub_that_is_in_the_cache(datasets, tmp_path):
+  """Moved to where a download would be, and opened by name, offline."""
+  folder = tmp_path / "name"
+  folder.mkdir()
+  made(datasets, range(12)).to_parquet(folder / "train-00000-of-00001.parquet")
+  datasets.load_dataset(str(folder))
+  (tmp_path / "hf/name").rename(tmp_path / "hf/user___name")
+  both = [opened("user/name", split) for split in ("train", "test")]
+  assert sum(map(len, both)) == 12
+  local = [opened(folder, split) for split in ("train", "test")]
+  for a, b in zip(both, local, strict=True):
+    assert a.fingerprint() == b.fingerprint()
+    np.testing.assert_array_equal(pixels(a), pixels(b))
+  says(lambda: opened("user/other"), "cannot be opened", "user/other")
+
+
 def test_mistakes(datasets, tmp_path):
   place = tmp_path / "d"
   made(datasets, range(9)).save_to_disk(place)

@@ -308,7 +308,7 @@ def test_mlflow(run, monkeypatch):
       assert math.isclose(value, wanted[step][name], rel_tol=1e-6), name
   paths = [a.path for a in store.list_artifacts(found.info.run_id, "images")]
   for step in (2, 4):
-    assert any(f"reconstructions%step%{step}%" in path for path in paths)
+    assert any(f"reconstructions+step+{step}+" in path for path in paths)
   files = [a.path for a in store.list_artifacts(found.info.run_id)]
   assert "config.json" in files
 

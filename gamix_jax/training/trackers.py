@@ -72,8 +72,10 @@ def check_installed(config: ConfigDict) -> None:
   """
   for tracker in chosen(config):
     if issubclass(tracker, Tracker):
-      module, _ = tracker.needs
-      if importlib.util.find_spec(module) is None:
+      spec = importlib.util.find_spec(tracker.needs[0])
+      # A folder of that name in the working directory, as wandb itself makes
+      # one, is a package without a file.
+      if spec is None or spec.origin is None:
         raise UserError(tracker.missing("which is not installed"))
 
 
