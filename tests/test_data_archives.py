@@ -24,6 +24,7 @@ from test_data_sources import hundred, images, pixels, says, section
 
 from gamix_jax import data
 from gamix_jax.data import tar
+from gamix_jax.data.packed import unwrapped
 from gamix_jax.errors import UserError
 from gamix_jax.paths import cache_folder
 
@@ -217,7 +218,11 @@ def shards(folder, samples, per=10, name="train-{:06d}.tar", first=0):
 
 
 def sample(i):
-  label = {"label": i % 3 + 100, "of": {"word": "ab"[i % 2]}}
+  label = {
+    "label": i % 3 + 100,
+    "of": {"word": "ab"[i % 2]},
+    "odd": ("a\0\ud800", "b")[i % 2],  # JSON can say it, UTF-8 cannot
+  }
   return {
     "jpg": encoded(i),
     "cls": str(i % 3).encode(),
@@ -247,6 +252,7 @@ def test_webdataset(tmp_path):
     ("?label=cls", i % 3, ()),
     ("?label=json", i % 3 + 100, ()),
     ("?label=json.of.word", i % 2, ("a", "b")),
+    ("?label=json.odd", i % 2, ("a\\ud800", "b")),
     ("?label=txt&image=jpg", i % 4, tuple(f"word {k}" for k in range(4))),
   ):
     for split, rows in (("train", slice(n)), ("test", slice(n, None))):
@@ -457,6 +463,20 @@ def test_a_fork_reads_through_its_own_handles(tmp_path, monkeypatch):
   assert source._open(path) is before
   monkeypatch.setattr(os, "getpid", lambda: -1)
   assert source[0] == first and source._open(path) is not before
+
+
+def test_folders_around_all_files():
+  for names, length in {
+    ("a/b/1", "a/b/2"): 4,
+    ("a/b/1", "a/c/2"): 2,
+    ("ab/1", "ac/2"): 0,
+    ("a/1", "a/1/2"): 2,
+    ("a/1", "1"): 0,
+    ("a/b/1",): 4,
+    ("a/1", "__MACOSX/a/._1", ".x/1"): 2,
+    (): 0,
+  }.items():
+    assert unwrapped(names) == length, names
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -131,12 +131,16 @@ class Listing:
     )
 
 
-def _bytes(texts: Any) -> np.ndarray:
-  return np.array([os.fsencode(t) for t in texts], np.bytes_)
+def _bytes(texts: Iterable[str]) -> np.ndarray:
+  """Texts without NUL as one array, uint8 [n]."""
+  return np.frombuffer(
+    b"".join(os.fsencode(t) + b"\0" for t in texts), np.uint8
+  )
 
 
 def _texts(array: np.ndarray) -> list[str]:
-  return [os.fsdecode(t) for t in array.tolist()]
+  """The inverse of `_bytes`."""
+  return [os.fsdecode(t) for t in array.tobytes().split(b"\0")[:-1]]
 
 
 def listing_of(
@@ -216,17 +220,13 @@ def unwrapped(names: Sequence[str]) -> int:
   As of a folder that contains nothing but one other folder. Hidden names do not
   count.
   """
-  parts = [name.split("/") for name in names]
-  parts = [p for p in parts if not any(map(is_hidden, p))]
-  if not parts:
+  shown = [n for n in names if not any(map(is_hidden, n.split("/")))]
+  if not shown:
     return 0
-  first = parts[0]
-  depth = 0
-  while depth < len(first) - 1 and all(
-    len(p) > depth + 1 and p[depth] == first[depth] for p in parts
-  ):
-    depth += 1
-  return len("".join(f"{part}/" for part in first[:depth]))
+  # What the first and the last have in common, all of them have. By characters,
+  # cut at a slash: commonpath would drop doubled slashes.
+  common = os.path.commonprefix([min(shown), max(shown)])  # noqa: RUF071
+  return common.rfind("/") + 1
 
 
 def find_file(path: str, source: str, example: str) -> Path:

@@ -124,7 +124,12 @@ class Tar(PackedSource):
     own = users_files(
       shown,
       dict(sorted(heads.items())),
-      [name for listing in found for name in listing.others],
+      [
+        name
+        for listing in found
+        for name in listing.others
+        if not (labels and _may_be_label(name, chosen["label"]))
+      ],
     )
     if not own:
       raise UserError(_no_images(shown, found, chosen["image"]))
@@ -373,6 +378,15 @@ def _add(
     listing.add(name, place, head)
 
 
+def _may_be_label(name: str, label: str | None) -> bool:
+  """Whether a file of this name may have the label that is asked for."""
+  if label is None:
+    return _suffix(name) in ("cls", "json")
+  if label == "json" or label.startswith("json."):
+    return _suffix(name) == "json"
+  return _suffix(name) == label
+
+
 def _add_label(
   listing: Listing,
   f: IO[bytes],
@@ -386,11 +400,10 @@ def _add_label(
   Raises:
     UserError: the file is none, or too long.
   """
-  suffix, key = _suffix(name), _key(name)
-  kind, _, entry = (label or "").partition(".")
-  from_json = suffix == "json" and (label is None or kind == "json")
-  if not from_json and suffix != (label or "cls"):
+  if not _may_be_label(name, label):
     return
+  key, from_json = _key(name), _suffix(name) == "json"
+  entry = (label or "").partition(".")[2]
   where = f"{printable(name)} in {printable(file)}"
   if place.size > (_LONGEST_JSON if from_json else _LONGEST_LABEL):
     raise UserError(f"{where} is too long for a label: {place.size:,} bytes.")
@@ -412,8 +425,14 @@ def _add_label(
 
 
 def _number_or_word(text: str) -> int | str:
-  text = text.strip().strip("\0")
-  return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
+  text = text.strip()
+  return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else _word(text)
+
+
+def _word(text: str) -> str:
+  """As the cache can keep it: UTF-8 without NUL."""
+  text = text.replace("\0", "")
+  return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _entry(text: bytes, entry: str, where: str) -> int | str | None:
@@ -428,8 +447,10 @@ def _entry(text: bytes, entry: str, where: str) -> int | str | None:
     raise UserError(f"{where} is not JSON: {e}.") from e
   for key in entry.split("."):
     value = value.get(key) if isinstance(value, dict) else None
-  if value is None or type(value) is str:
-    return value
+  if type(value) is str:
+    return _word(value)
+  if value is None:
+    return None
   if type(value) is int and abs(value) < 1 << 53:
     return value
   raise UserError(
