@@ -6,17 +6,21 @@ Batches are loaded as the trainer loads them (`data.batches`, shuffled and
 mirrored, uint8 [b, h, w, c]) with nothing else running, so the result is an
 upper bound for training. Without `--folder`, images are generated: of CelebA's
 size (178x218), smooth with some texture, JPEG quality 90. Every round measures
-all rows in turn; the table shows medians.
+all rows in turn; the table shows medians. The row of `hf` needs
+`pip install '.[hf]'`.
 """
 
 import argparse
+import importlib.util
 import io
 import os
 import platform
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +29,11 @@ from PIL import Image
 
 from gamix_jax import data
 
-SOURCES = ("digits", "synthetic", "npz", "folder", "tfds")
+SOURCES = ("digits", "synthetic", "npz", "folder", "zip", "tar", "hf", "tfds")
 CACHES = ("none", "memory", "folder")
 WARMUP_BATCHES = 3  # warm-up batches, not timed
 CELEBA_SIZE = (218, 178)  # height, width
+SHARD = 500  # images in a tar file
 
 
 def picture(i: int, size: tuple[int, int]) -> np.ndarray:
@@ -55,6 +60,40 @@ def write_folder(place: Path, n: int) -> str:
   for i in range(n):
     (folder / f"{i:06d}.jpg").write_bytes(jpeg(i))
   return f"folder:{folder}"
+
+
+def write_zip(place: Path, n: int) -> str:
+  """Writes n compressed members; returns the value of data.source."""
+  with zipfile.ZipFile(
+    place / "images.zip", "w", zipfile.ZIP_DEFLATED
+  ) as archive:
+    for i in range(n):
+      archive.writestr(f"images/{i:06d}.jpg", jpeg(i))
+  return f"zip:{place / 'images.zip'}"
+
+
+def write_tar(place: Path, n: int) -> str:
+  """Writes n images with labels in shards; returns the value of data.source."""
+  for k in range(0, n, SHARD):
+    with tarfile.open(place / f"{k:06d}.tar", "w") as archive:
+      for i in range(k, min(k + SHARD, n)):
+        for suffix, content in (("jpg", jpeg(i)), ("cls", b"%d" % (i % 10))):
+          member = tarfile.TarInfo(f"{i:06d}.{suffix}")
+          member.size = len(content)
+          archive.addfile(member, io.BytesIO(content))
+  return f"tar:{place}/*.tar"
+
+
+def write_hf(place: Path, n: int) -> str:
+  """Saves n rows by the datasets library; returns the value of data.source."""
+  import datasets  # noqa: PLC0415  (optional)
+
+  rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(n)]}
+  features = datasets.Features({"image": datasets.Image()})
+  datasets.disable_progress_bars()
+  table = datasets.Dataset.from_dict(rows, features=features)
+  table.save_to_disk(place / "hf")
+  return f"hf:{place / 'hf'}"
 
 
 def write_npz(place: Path, n: int, size: int) -> str:
@@ -103,6 +142,9 @@ def write(name: str, place: Path, options: argparse.Namespace) -> str:
     "synthetic": lambda: f"synthetic:{options.number}",
     "npz": lambda: write_npz(place, options.number, options.size),
     "folder": lambda: write_folder(place, options.number),
+    "zip": lambda: write_zip(place, options.number),
+    "tar": lambda: write_tar(place, options.number),
+    "hf": lambda: write_hf(place, options.number),
     "tfds": lambda: write_tfds(place, options.number),
   }
   return makers[name]()
@@ -173,7 +215,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """Returns the options."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
-  add("--source", default=",".join(SOURCES), help="comma-separated names")
+  installed = [
+    name
+    for name in SOURCES
+    if name != "hf" or importlib.util.find_spec("datasets")
+  ]
+  add("--source", default=",".join(installed), help="comma-separated names")
   add("--folder", help="images for --source=folder; default: generated")
   add(
     "--size", type=int, default=64, help="height and width of the output images"

@@ -4,8 +4,8 @@
 
 For a GPU. No complete run with this code exists yet. TFDS downloads CelebA from
 Google Drive, which often fails because of its quota. In that case download
-img_align_celeba.zip manually, unpack it and add
---config.data.source=folder:/data/img_align_celeba. On a CPU use
+img_align_celeba.zip manually and add
+--config.data.source=zip:/data/img_align_celeba.zip. On a CPU use
 --config.preset=small, see configs/folder.py.
 """
 

@@ -383,8 +383,7 @@ def use_compilation_cache() -> None:
     # step, and compiles evaluation and pictures at every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "gamix_jax" / "compiled"
+    folder = paths.cache_folder("compiled")
     trim(folder, CACHE_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
   _delete_corrupt_entries()

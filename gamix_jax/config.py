@@ -48,10 +48,13 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # small, base, large: sets keys that are None, see presets.py; "": sets none
   c.preset = ""
   c.extensions = ()  # your modules that register parts, see docs/extending.md
+  # tensorboard,wandb,mlflow: one or several; none. See training/trackers.py
+  c.track = _any("tensorboard")
   c.profile = ""  # "20:25": trace the steps 20 to 25, see training/profiling.py
 
   c.data = ConfigDict()
-  c.data.source = "folder:data"  # digits, tfds:<name>, or folder:, idx:, npz:
+  # digits, tfds:<name>, hf:<name>, or a path: folder:, zip:, tar:, idx:, npz:
+  c.data.source = "folder:data"
   c.data.fingerprint = ""  # of the images, from the first start; any: unchecked
   c.data.image_size = _any(256)  # int or (height, width)
   c.data.channels = 3  # 1 grey, 3 colour; images are converted

@@ -1,4 +1,4 @@
-"""Resolves paths of the command line."""
+"""Paths of the command line, and the folder of caches."""
 
 import os
 from pathlib import Path
@@ -21,3 +21,9 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     raise UserError(
       f"{path}: that home folder is not known here. Use the full path."
     ) from e
+
+
+def cache_folder(name: str) -> Path:
+  """~/.cache/gamix_jax/<name>, or in XDG_CACHE_HOME; it may not exist."""
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(home) / "gamix_jax" / name

@@ -163,7 +163,12 @@ def test_mistakes_with_folders(tmp_path):
   says(opening(f"folder:{tmp_path}"), "holds no files")
   (tmp_path / "a.txt").write_text("x")
   says(opening(f"folder:{tmp_path}"), "no image files")
-  says(opening(f"folder:{tmp_path}/a.txt"), "is a file", "unzip")
+  says(opening(f"folder:{tmp_path}/a.txt"), "is a file", "Unpack")
+  for kind in ("zip", "tar"):
+    (tmp_path / f"a.{kind}").write_text("x")
+    file = f"{tmp_path}/a.{kind}"
+    says(opening(f"folder:{file}"), f"data.source={kind}:{file}")
+    (tmp_path / f"a.{kind}").unlink()
   (tmp_path / "a.jpg").write_text("text")
   says(opening(f"folder:{tmp_path}"), "a.jpg")
   images(tmp_path / "one", ["1.png"])

@@ -184,6 +184,6 @@ def test_prepares_in_a_process_of_its_own(place):
   )
   assert ran.returncode == 2, ran.stderr
   message = ran.stdout.splitlines()[-1]
-  for word in ("celeb_a_hq/256", "anual", "unzip img_align_celeba.zip"):
+  for word in ("celeb_a_hq/256", "anual", "zip:img_align_celeba.zip"):
     assert word in message
   assert "folder:" in message

@@ -208,6 +208,10 @@ MISTAKES = {
   ),
   "network": (key("model.encoder=dense"), ["resnet, conv, mlp, linear"]),
   "input": (key("model.input_norm=x"), ["layer, none"]),
+  "tracker": (
+    key("track=tensorboard,wanb"),
+    ["track='wanb' must be one of tensorboard, wandb, mlflow"],
+  ),
   "unknown flag": (words("--workdri=x"), ["workdri", "workdir"]),
   "not UTF-8": (words("--workdir=caf\udce9"), ["caf\\udce9", "UTF-8"]),
   "no flag": (words("hello"), ["'hello' is not a flag"]),

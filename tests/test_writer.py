@@ -10,15 +10,20 @@ import pytest
 from damage import damages
 from program import events
 
-from gamix_jax import files
+from gamix_jax import config, files
 from gamix_jax.errors import UserError
-from gamix_jax.training.writer import Writer
+from gamix_jax.training.trackers import open_writer
 
 
 @pytest.fixture
 def folder(tmp_path):
   (tmp_path / "images").mkdir()
   return tmp_path
+
+
+def opened(folder, step):
+  """metrics.jsonl, pictures and TensorBoard, as by default."""
+  return open_writer(folder, step, config.base())
 
 
 def lines(folder):
@@ -28,14 +33,14 @@ def lines(folder):
 
 
 def write(folder, begin, *steps):
-  writer = Writer(folder, begin)
+  writer = opened(folder, begin)
   for step in steps:
     writer.scalars(step, {"a": step / 2})
   writer.close()
 
 
 def test_not_finite_is_null_and_not_shown(folder):
-  writer = Writer(folder, 0)
+  writer = opened(folder, 0)
   writer.scalars(1, {"a": 1.5, "b": float("nan"), "c": float("inf")})
   writer.histograms(1, {"h": np.arange(5.0), "i": np.array([1, np.nan])})
   writer.close()
@@ -49,7 +54,7 @@ def test_not_finite_is_null_and_not_shown(folder):
 
 def test_a_line_is_written_at_once(folder):
   """Not only when the run ends: it may be killed."""
-  writer = Writer(folder, 0)
+  writer = opened(folder, 0)
   writer.scalars(1, {"a": 1.0})
   assert lines(folder) == [{"step": 1, "a": 1.0}]
   tags = [
@@ -87,7 +92,7 @@ def test_damaged_lines_are_skipped_and_reported(folder, caplog):
   path = folder / "metrics.jsonl"
   lines = [good[0], *bad, good[1], b'{"step": 3}', b'{"step": 2, "a": 0.']
   path.write_bytes(b"\n".join(lines))
-  Writer(folder, 2).close()
+  opened(folder, 2).close()
   assert path.read_bytes() == b"\n".join([*good, b""])
   assert f"{len(bad)} damaged lines are left out" in caplog.text
 
@@ -99,7 +104,7 @@ def test_any_damage_of_the_log_is_survived(folder):
   whole = path.read_bytes()
   for damaged in damages(whole, 500):
     path.write_bytes(damaged)
-    Writer(folder, 30).close()
+    opened(folder, 30).close()
     kept = path.read_bytes().splitlines()
     assert all(json.loads(line)["step"] <= 30 for line in kept)
     there = damaged.split(b"\n")
@@ -110,7 +115,7 @@ def test_any_damage_of_the_log_is_survived(folder):
 
 def test_a_full_disk_leaves_complete_lines(folder):
   """Half a line is written before the space ends: it is removed."""
-  writer = Writer(folder, 0)
+  writer = opened(folder, 0)
   writer.scalars(1, {"a": 1.0})
   size = (folder / "metrics.jsonl").stat().st_size
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -127,7 +132,7 @@ def test_a_full_disk_leaves_complete_lines(folder):
 
 
 def test_a_picture_that_cannot_be_written(folder):
-  writer = Writer(folder, 0)
+  writer = opened(folder, 0)
   (folder / "images").rmdir()
   with pytest.raises(UserError, match=r"images/x_0000003\.png"):
     writer.images(3, {"x": np.zeros((4, 4, 1), np.uint8)})

@@ -14,8 +14,13 @@ Read in this order; each module imports only earlier ones:
   levels, labels      arrays of any range and labels of any kind, as this
                       package has them
   archive             NumPy files, read safely
+  image_files         files that are images: their heads, splits and labels
+  packed              such files in archives, read at random
+  options             of a source, after a question mark
   builtin, folder,
-  idx, npz, tfds      the sources
+  zip_file, tar, idx,
+  npz, huggingface,
+  tfds                the sources
   folder_multimodal,
   npz_multimodal      the same with several modalities
   decode              one image: decode, crop, convert, resize
@@ -23,7 +28,6 @@ Read in this order; each module imports only earlier ones:
   prepare, missing    arrays of modalities, and which of them are missing
   multimodal_dataset  observations of several modalities by index
   cache               decode once
-  options             of a source, after a question mark
   backgrounds,
   pairing, mnist      what the digits of several views are made of
   polydigits, polymnist,

@@ -1,14 +1,7 @@
 """`folder:<path>`: JPEG, PNG, WebP, BMP and TIFF files at any depth.
 
-Splits. If the folder contains `train` or `training` and one of `test`,
-`testing`, `val`, `valid` or `validation` (the first of these that is there), in
-upper or lower case, they are the splits. Otherwise a fixed share of the files
-is held out by a hash of their relative paths. The log says which. A folder that
-contains nothing but one other folder stands for that one, since archives unpack
-so.
-
-Labels. The name of the innermost folder below the split's folder; -1 for a file
-directly in it.
+Splits and labels are those of `image_files`. A folder that contains nothing but
+one other folder stands for that one, since archives unpack so.
 
 What is not an image of the user is one of three kinds, and the log names it:
 
@@ -28,35 +21,30 @@ import concurrent.futures
 import errno
 import hashlib
 import itertools
-import logging
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from gamix_jax import marks
 from gamix_jax.data.formatting import listed, printable
+from gamix_jax.data.image_files import (
+  END_BYTES,
+  FileSource,
+  Head,
+  head_of,
+  is_hidden,
+  named_as_image,
+  users_files,
+)
 from gamix_jax.data.settings import Settings
-from gamix_jax.data.source import Source, hash_parts, hash_split
 from gamix_jax.errors import UserError
 from gamix_jax.paths import resolve
 
-log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (
-  *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
-  *(".bmp", ".tif", ".tiff"),
-)
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _HELP = (
   "Give a folder of JPEG, PNG, WebP, BMP or TIFF images:"
   " --config.data.source=folder:/path/to/images"
 )
-_END_BYTES = 4096  # bytes that are read at the start and at the end of a file
 _SPECIAL_FILES = (
   (stat.S_ISFIFO, "a named pipe"),
   (stat.S_ISSOCK, "a socket"),
@@ -68,10 +56,8 @@ _SPECIAL_FILES = (
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class Folder(Source):
+class Folder(FileSource):
   """Image files of one split, in the order of their relative paths."""
-
-  takes_path = True
 
   def __init__(self, path: str, split: str, settings: Settings, seed: int):
     """Lists the folder, checks how each file begins, and takes one split.
@@ -82,76 +68,14 @@ class Folder(Source):
     del seed
     self._root = root = _root(path)
     heads = inspect_files(root, *walk(root))
-    broken = {f: head.fault for f, head in heads.items() if head.fault}
-    files = list(heads)
-    if len(broken) == len(files):
-      named = "; ".join(f"{printable(f)}: {broken[f]}" for f in files[:3])
-      raise UserError(
-        f"None of the {len(files)} image files in {printable(root)} is an image"
-        f" ({named}). {_HELP}"
-      )
+    self._take(printable(root), heads, split, settings, usage=_HELP)
 
-    train, test = _split_folders(root, files, settings.test_fraction)
-    if by_folder := bool(train):
-      wanted = train if split == "train" else test
-      chosen = [f for f in files if _top(f) in wanted]
-      used = [f for f in files if _top(f) in train | test]
-    else:
-      keep = hash_split(printable(root), files, settings.test_fraction, split)
-      chosen = [f for f, kept in zip(files, keep, strict=True) if kept]
-      used = files
-    self._files = tuple(f for f in chosen if f not in broken)
-    if not self._files:
-      raise UserError(
-        f"The {split} split of {printable(root)} has no readable image. {_HELP}"
-      )
-
-    def label(file: str) -> str | None:
-      parents = file.split("/")[1 if by_folder else 0 : -1]
-      return parents[-1] if parents else None
-
-    names = sorted({n for f in used if (n := label(f)) is not None})
-    index = {n: i for i, n in enumerate(names)} | {None: -1}
-    self._ends = tuple(heads[f].ends for f in self._files)
-    self._labels = [index[label(f)] for f in self._files]
-    self.label_names = tuple(map(printable, names))
-    self.broken = {printable(f): broken[f] for f in used if f in broken}
-    self.total = len(used)
-
-  def __len__(self) -> int:
-    """Number of images."""
-    return len(self._files)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    """A whole file, undecoded, and its label.
-
-    Raises:
-      UserError: the file was there at opening and cannot be read now.
-    """
-    path = self._root / self._files[i]
+  def _read(self, file: str) -> bytes:
+    path = self._root / file
     try:
-      return {"image": path.read_bytes(), "label": self._labels[i]}
+      return path.read_bytes()
     except OSError as e:
       raise gone(path, e) from e
-
-  def labels(self) -> np.ndarray:
-    """The labels."""
-    return np.asarray(self._labels)
-
-  def name(self, i: int) -> str:
-    """Path relative to the folder."""
-    return printable(self._files[i])
-
-  def fingerprint(self) -> str:
-    """Of relative names, names of labels, sizes, and both ends of each file."""
-    names = (*self.label_names, "")  # -1 is the last
-    return hash_parts(
-      part
-      for file, label, ends in zip(
-        self._files, self._labels, self._ends, strict=True
-      )
-      for part in (os.fsencode(file), names[label].encode(), ends)
-    )
 
   def cache_key(self) -> str:
     """Of names, labels, sizes and times of change; files are not read again."""
@@ -185,10 +109,15 @@ def _root(path: str) -> Path:
   try:
     mode = root.stat().st_mode
     if stat.S_ISREG(mode):
+      for kind in ("zip", "tar"):
+        if root.suffix.lower() == f".{kind}":
+          raise UserError(
+            f"{printable(root)} is a file, not a folder. Read it as it is:"
+            f" --config.data.source={kind}:{printable(root)}"
+          )
       raise UserError(
         f"{printable(root)} is a file, not a folder. Unpack it if it is an"
-        f" archive (unzip {printable(root.name)} -d images) and give the"
-        " folder."
+        " archive and give the folder."
       )
     if not stat.S_ISDIR(mode):
       raise UserError(
@@ -224,7 +153,7 @@ def _wrapped(root: Path) -> str | None:
 def _is_ours(entry: os.DirEntry) -> bool:
   """Whether this program wrote all of it."""
   if not is_folder(entry):
-    return _named_as_image(entry.name) and _inspect(entry.path).ours
+    return named_as_image(entry.name) and _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return True
@@ -238,7 +167,7 @@ def _is_ours(entry: os.DirEntry) -> bool:
 def _has_images(entry: os.DirEntry) -> bool:
   """Whether it contains an image that this program did not write."""
   if not is_folder(entry):
-    return _named_as_image(entry.name) and not _inspect(entry.path).ours
+    return named_as_image(entry.name) and not _inspect(entry.path).ours
   below = list(os.scandir(entry.path))
   if marks.is_output(entry.path, [e.name for e in below]):
     return False
@@ -252,15 +181,6 @@ def is_folder(entry: os.DirEntry) -> bool:
   return entry.is_dir(follow_symlinks=False) or (
     entry.is_symlink() and os.path.isdir(entry.path)
   )
-
-
-def is_hidden(name: str) -> bool:
-  """Whether a file or folder of this name is never data."""
-  return name.startswith(".") or name == "__MACOSX"
-
-
-def _named_as_image(name: str) -> bool:
-  return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def walk(root: Path) -> tuple[list[str], list[str], list[str]]:
@@ -297,28 +217,12 @@ def walk(root: Path) -> tuple[list[str], list[str], list[str]]:
       continue
     folders[:] = [d for d in folders if not is_hidden(d)]
     for name in names:
-      to = files if _named_as_image(name) else foreign
+      to = files if named_as_image(name) else foreign
       to.append((below / name).as_posix())
   return sorted(files), sorted(foreign), sorted(ours)
 
 
 # ------------------------------------------------------------------- the files
-
-
-class Head(NamedTuple):
-  """What is known of a file after reading its two ends.
-
-  Attributes:
-    fault: why it is not an image; empty if it begins as one.
-    special: what it is if it is not a regular file; else empty.
-    ours: whether this program wrote it.
-    ends: a hash of its size and its two ends.
-  """
-
-  fault: str = ""
-  special: str = ""
-  ours: bool = False
-  ends: bytes = b""
 
 
 def inspect_files(
@@ -338,30 +242,10 @@ def inspect_files(
     found = dict(
       zip(files, (head for part in inspected for head in part), strict=True)
     )
-  special = [f"{f} ({h.special})" for f, h in found.items() if h.special]
-  found = {f: head for f, head in found.items() if not head.special}
-  marked = [f for f, head in found.items() if head.ours]
-  asked_for = marked if len(marked) == len(found) else []
-  found = {f: h for f, h in found.items() if asked_for or not h.ours}
-
-  def log_files(names: Sequence[str], what: str, did: str = "left out") -> None:
-    if names:
-      log.info(
-        "%s: %s %s (%d): %s",
-        *(printable(root), did, what, len(names), listed(names)),
-      )
-
-  log_files(foreign, "files that are not images by their names")
-  log_files(special, "what is not a file")
-  log_files(ours, "folders that gamix_jax wrote")
-  if asked_for:
-    log_files(
-      marked, "pictures that gamix_jax wrote, as there are no others", "read"
-    )
-  else:
-    log_files(marked, "pictures that gamix_jax wrote")
+  special = sum(bool(head.special) for head in found.values())
+  found = users_files(printable(root), found, foreign, ours)
   if not found:
-    n = len(foreign) + len(special)
+    n = len(foreign) + special
     what = f"no image files among its {n}" if n else "no files"
     if ours:
       what += f" but those that gamix_jax wrote in {listed(ours, 3)}"
@@ -381,18 +265,15 @@ def _inspect(path: str) -> Head:
       return Head(special=_kind(mode))
     with open(path, "rb", buffering=0) as f:
       size = os.fstat(f.fileno()).st_size
-      head, tail = f.read(_END_BYTES), b""
-      if size > _END_BYTES:
-        f.seek(max(_END_BYTES, size - _END_BYTES))
-        tail = f.read(_END_BYTES)
+      head, tail = f.read(END_BYTES), b""
+      if size > END_BYTES:
+        f.seek(max(END_BYTES, size - END_BYTES))
+        tail = f.read(END_BYTES)
   except OSError as e:
     if e.errno in _OUT_OF_RESOURCES:
       raise UserError(f"Cannot read {printable(path)}: {e.strerror}.") from e
     return Head(fault=_unreadable(path, e))
-  h = hashlib.blake2b(b"%d\0" % size, digest_size=8)
-  h.update(head)
-  h.update(tail)
-  return Head(_fault(head), ours=marks.is_marked(head), ends=h.digest())
+  return head_of(size, head, tail)
 
 
 def _unreadable(path: str, e: OSError) -> str:
@@ -403,66 +284,3 @@ def _unreadable(path: str, e: OSError) -> str:
 
 def _kind(mode: int) -> str:
   return next((word for is_, word in _SPECIAL_FILES if is_(mode)), "not a file")
-
-
-def _fault(head: bytes) -> str:
-  if not head:
-    return "empty"
-  return "" if has_image_header(head) else "does not begin as an image"
-
-
-def has_image_header(head: bytes) -> bool:
-  """Whether a file that begins so may be of a format that `decode` reads.
-
-  Args:
-    head: the file's first 16 bytes or more.
-  """
-  return head.startswith(
-    (
-      *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"),
-      *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    )
-  ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-
-
-# ------------------------------------------------------------------ the splits
-
-
-def _top(file: str) -> str:
-  """The top-level folder of a file; empty for a file in the root itself."""
-  top, slash, _ = file.partition("/")
-  return top if slash else ""
-
-
-def _split_folders(
-  root: Path, files: Sequence[str], test_fraction: float
-) -> tuple[set[str], set[str]]:
-  """Top-level folders that are the two splits; none if one is missing."""
-  tops = {top for f in files if (top := _top(f))}
-
-  def named(words: Sequence[str]) -> set[str]:
-    found = ({t for t in tops if t.lower() == word} for word in words)
-    return next(filter(None, found), set())
-
-  train, test = named(TRAIN_FOLDERS), named(TEST_FOLDERS)
-  if not (train and test):
-    log.info(
-      "%s: no folders train and test in it, so %s of the images are held out,"
-      " by a hash of their names",
-      *(printable(root), f"{100 * test_fraction:g} %"),
-    )
-    return set(), set()
-  used = train | test
-  rest = [f for f in files if _top(f) not in used]
-  log.info(
-    "%s: trained on %s, held out %s%s",
-    *(printable(root), _folders(train), _folders(test)),
-    f"; {len(rest)} images elsewhere are not used: {listed(rest, 3)}"
-    if rest
-    else "",
-  )
-  return train, test
-
-
-def _folders(names: set[str]) -> str:
-  return " and ".join(f"{printable(name)}/" for name in sorted(names))

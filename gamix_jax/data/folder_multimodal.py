@@ -3,8 +3,8 @@
     DIR/train/m0/17.4.png    DIR/test/m0/...      or, without a test split,
     DIR/train/m1/17.4.png    DIR/test/m1/...      DIR/m0/..., DIR/m1/...
 
-Without folders `train` and `test` (or others of these names, see `folder`), a
-share of the observations is held out by a hash of their names. A folder that
+Without folders `train` and `test` (or others of these names, see `image_files`)
+a share of the observations is held out by a hash of their names. A folder that
 contains nothing but one other folder stands for that one.
 
 Observations. Files of one name, without its last suffix, are one observation;
@@ -31,16 +31,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gamix_jax.data import archive
-from gamix_jax.data.folder import (
-  TEST_FOLDERS,
-  TRAIN_FOLDERS,
-  gone,
-  inspect_files,
-  is_folder,
-  is_hidden,
-  walk,
-)
+from gamix_jax.data.folder import gone, inspect_files, is_folder, walk
 from gamix_jax.data.formatting import listed, printable
+from gamix_jax.data.image_files import TEST_FOLDERS, TRAIN_FOLDERS, is_hidden
 from gamix_jax.data.labels import MAX_CLASSES
 from gamix_jax.data.modalities import ModalitySpec
 from gamix_jax.data.multimodal import MultimodalSource

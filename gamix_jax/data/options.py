@@ -53,6 +53,20 @@ class Choice:
     return " or ".join(self.words)
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+  """A word of any kind; none by default."""
+
+  default: None = None
+
+  def parse(self, text: str) -> str | None:
+    """The value; None if the text is none."""
+    return text or None
+
+  def __str__(self) -> str:
+    return "a word"
+
+
 def split(rest: str) -> tuple[str, str]:
   """What comes before the options, and the options without their `?`."""
   where, mark, options = rest.rpartition("?")
@@ -62,7 +76,7 @@ def split(rest: str) -> tuple[str, str]:
 
 
 def parse(
-  source: str, options: str, known: Mapping[str, Integer | Choice]
+  source: str, options: str, known: Mapping[str, Integer | Choice | Word]
 ) -> dict[str, Any]:
   """The values of all options.
 
@@ -92,7 +106,7 @@ def parse(
   return {key: values.get(key, option.default) for key, option in known.items()}
 
 
-def _listed(known: Mapping[str, Integer | Choice]) -> str:
+def _listed(known: Mapping[str, Integer | Choice | Word]) -> str:
   if not known:
     return "There are no options."
   each = [

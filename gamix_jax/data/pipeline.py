@@ -11,6 +11,7 @@ from gamix_jax.data.cache import cached
 from gamix_jax.data.dataset import Dataset, SplitDataset
 from gamix_jax.data.folder import Folder
 from gamix_jax.data.folder_multimodal import MultimodalFolder
+from gamix_jax.data.huggingface import HuggingFace
 from gamix_jax.data.idx import Idx
 from gamix_jax.data.ivae import Ivae
 from gamix_jax.data.linear_gaussian import LinearGaussianSource
@@ -24,7 +25,9 @@ from gamix_jax.data.polydigits import Polydigits
 from gamix_jax.data.polymnist import Polymnist
 from gamix_jax.data.settings import Settings
 from gamix_jax.data.source import FilteredSource, Source, exclude_labels
+from gamix_jax.data.tar import Tar
 from gamix_jax.data.tfds import Tfds
+from gamix_jax.data.zip_file import Zip
 from gamix_jax.errors import UserError
 from gamix_jax.registry import Registry
 
@@ -37,8 +40,11 @@ SOURCES: Registry[Callable[[str, str, Settings, int], Source]] = Registry(
 SOURCES.register("digits", Digits)
 SOURCES.register("synthetic", Synthetic)
 SOURCES.register("folder", Folder)
+SOURCES.register("zip", Zip)
+SOURCES.register("tar", Tar)
 SOURCES.register("idx", Idx)
 SOURCES.register("npz", Npz)
+SOURCES.register("hf", HuggingFace)
 SOURCES.register("tfds", Tfds)
 SOURCES.register("polydigits", Polydigits)
 SOURCES.register("polymnist", Polymnist)

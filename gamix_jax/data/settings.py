@@ -24,8 +24,9 @@ class Settings:
 
   Attributes:
     source: the name of a source in `SOURCES`, with what it opens after a
-      colon: `digits`, `synthetic[:<n>]`, `folder:<path>`, `idx:<folder>`,
-      `npz:<path>`, `tfds:<name>`.
+      colon: `digits`, `synthetic[:<n>]`, `folder:<path>`, `zip:<file>`,
+      `tar:<pattern>`, `idx:<folder>`, `npz:<path>`, `hf:<dataset>`,
+      `tfds:<name>`.
     fingerprint: of both splits, as from `data.fingerprint`. Images with another
       one are refused. "" and "any" accept all images.
     image_size: of prepared images, in pixels: an int (a square) or

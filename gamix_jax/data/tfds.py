@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _TEST_SPLITS = ("test", "validation")
 _CELEBA = (
   " For CelebA, whose download often fails by quota: get img_align_celeba.zip"
-  " by hand (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), then `unzip"
-  " img_align_celeba.zip -d celeba` and --config.data.source=folder:celeba"
+  " by hand (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), then"
+  " --config.data.source=zip:img_align_celeba.zip"
 )
 _AGAIN = "Delete that folder to have the data set prepared again."
 _ALTERNATIVES = (

@@ -19,12 +19,12 @@ from gamix_jax.data.modalities import shape_text
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
 from gamix_jax.parallel import distributed, mesh
-from gamix_jax.training import workdir
+from gamix_jax.training import trackers, workdir
 from gamix_jax.training.monitor import HealthMonitor
 from gamix_jax.training.profiling import Profile
 from gamix_jax.training.progress import HELD_OUT, Progress
 from gamix_jax.training.validation import Validator
-from gamix_jax.training.writer import NullWriter, Writer
+from gamix_jax.training.writer import Writer
 
 # Steps that are dispatched ahead of the device: enough to hide the host's work,
 # few enough that the progress is accurate and a signal is handled promptly.
@@ -40,7 +40,7 @@ class Trainer:
   layout: mesh.ShardingPlan
   checkpoints: Checkpoints
   preemption: Preemption
-  writer: Writer | NullWriter
+  writer: Writer
   validator: Validator
   progress: Progress
   monitor: HealthMonitor
@@ -172,7 +172,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
   path = paths.resolve(folder)
   lock = Lock(path)
-  distributed.run_on_main(lock.check)  # fail before the data are read
+  # Fail before the data are read.
+  distributed.run_on_main(lock.check)
+  distributed.run_on_main(partial(trackers.check_installed, config))
   spec = build.train_spec(config)
   devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
@@ -211,7 +213,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       layout,
       checkpoints,
       preemption,
-      Writer(path, begin) if distributed.is_main_process() else NullWriter(),
+      trackers.open_writer(path, begin, config)
+      if distributed.is_main_process()
+      else Writer(),
       Validator(spec, config, layout, test_set),
       Progress(
         begin,

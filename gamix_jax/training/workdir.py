@@ -3,7 +3,8 @@
 config.json      every key
 parameters.txt   every parameter's name and shape
 metrics.jsonl    one JSON object per line: step and scalars
-tensorboard/     the same, with images and histograms
+tensorboard/     the same, with images and histograms; if `config.track` says so
+trackers.json    ids of the run in other trackers
 checkpoints/     see `checkpoint`
 images/          *.png
 profile/         the profiler trace, if `config.profile` is set
@@ -35,6 +36,7 @@ RESUMABLE_KEYS = (
   "mesh.fsdp",
   "mesh.fsdp_min_size",
   "profile",
+  "track",
 )
 _MAX_LISTED_KEYS = 8  # differing keys listed in a message
 

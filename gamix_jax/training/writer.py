@@ -1,20 +1,18 @@
-"""Writes a run's metrics and images: metrics.jsonl, TensorBoard and PNG."""
+"""Writes a run's metrics and images: metrics.jsonl and PNG.
+
+`trackers` has other places for them, TensorBoard among these.
+"""
 
 import contextlib
 import json
 import logging
 import math
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
 
 from gamix_jax import pictures
 from gamix_jax.files import write_bytes, writing
@@ -23,83 +21,66 @@ log = logging.getLogger(__name__)
 
 
 class Writer:
-  """Writes metrics and images; a continued run appends after its checkpoint."""
+  """A place for metrics and images; this one ignores all of them.
+
+  It is what all processes have except the main one. Subclasses override what
+  they can show.
+  """
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes numbers after a step; some may not be finite."""
+
+  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+    """Writes the distributions of arrays [d]; some may not be finite."""
+
+  def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
+    """Writes images, uint8 [h, w, 1 or 3]."""
+
+  def close(self) -> None:
+    """Ends it; an exception that is being handled means that the run failed."""
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values that are finite, or arrays all of whose values are."""
+  return {k: v for k, v in values.items() if np.all(np.isfinite(v))}
+
+
+class FileWriter(Writer):
+  """Writes to a workdir; a continued run appends after its checkpoint."""
 
   def __init__(self, folder: Path, step: int):
-    """Opens the files.
+    """Opens metrics.jsonl.
 
     Args:
       folder: the workdir.
-      step: the step of the restored checkpoint, or 0. Entries of later steps,
+      step: the step of the restored checkpoint, or 0. Lines of later steps,
         written by an interrupted run, are dropped.
 
     Raises:
       UserError: the folder cannot be written to.
     """
-    self._folder = folder
-    self._jsonl, self._events = folder / "metrics.jsonl", folder / "tensorboard"
+    self._folder, self._jsonl = folder, folder / "metrics.jsonl"
     _truncate_after(self._jsonl, step)
     with writing(self._jsonl):
       self._file = self._jsonl.open("ab", buffering=0)
-    try:
-      self._board = self._open_board(step)
-    except BaseException:
-      self._file.close()
-      raise
-
-  def _open_board(self, step: int) -> RecordWriter:
-    # Not a SummaryWriter: on a full disk its thread ends without an error, and
-    # the next call waits for it forever.
-    with writing(self._events):
-      self._events.mkdir(exist_ok=True)
-      name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-      name += f".{len(list(self._events.iterdir()))}"  # makes it unique
-      board = RecordWriter(str(self._events / f"events.out.tfevents.{name}"))
-    # With SessionLog.START TensorBoard drops entries of later steps, which an
-    # interrupted run wrote.
-    start = SessionLog(status=SessionLog.START)
-    for head in (
-      Event(file_version="brain.Event:2"),
-      Event(step=step + 1, session_log=start),
-    ):
-      head.wall_time = time.time()
-      board.write(head.SerializeToString())
-    return board
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes a line of metrics.jsonl; non-finite values become null."""
-    finite = {k: v for k, v in values.items() if math.isfinite(v)}
-    line = {"step": step} | {k: finite.get(k) for k in values}
+    line = {"step": step} | {
+      k: v if math.isfinite(v) else None for k, v in values.items()
+    }
     self._append(f"{json.dumps(line)}\n".encode())
-    self._write_events(step, [summary.scalar(k, v) for k, v in finite.items()])
-
-  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-    """Writes histograms of arrays [d]; skips arrays with non-finite values."""
-    finite = {k: v for k, v in values.items() if np.all(np.isfinite(v))}
-    self._write_events(
-      step, [summary.histogram(k, v, "auto") for k, v in finite.items()]
-    )
 
   def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
-    """Writes uint8 [h, w, c] to images/<name>_<step>.png and TensorBoard."""
+    """Writes uint8 [h, w, c] to images/<name>_<step>.png."""
     for name, image in panels.items():
       path = self._folder / "images" / f"{name}_{step:07d}.png"
       with writing(path):
         pictures.save_png(path, image)
-    self._write_events(
-      step,
-      [summary.image(k, v, dataformats="HWC") for k, v in panels.items()],
-    )
 
   def close(self) -> None:
-    """Closes the files.
-
-    Raises:
-      UserError: the last writes failed.
-    """
+    """Closes the file."""
     self._file.close()
-    with writing(self._events):
-      self._board.close()
 
   def _append(self, line: bytes) -> None:
     """Appends a complete line; on an error, nothing."""
@@ -113,28 +94,34 @@ class Writer:
           self._file.truncate(begin)
         raise
 
-  def _write_events(self, step: int, summaries: list[Any]) -> None:
-    with writing(self._events):
-      for each in summaries:
-        event = Event(wall_time=time.time(), step=step, summary=each)
-        self._board.write(event.SerializeToString())
-      self._board.flush()
 
+class MultiWriter(Writer):
+  """Writes to several, in their order."""
 
-class NullWriter:
-  """Writes nothing; used by all processes except the main one."""
+  def __init__(self, writers: Sequence[Writer]):
+    """Takes them over: `close` closes all."""
+    self._writers = tuple(writers)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Does nothing."""
+    """Of all."""
+    for writer in self._writers:
+      writer.scalars(step, values)
 
   def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-    """Does nothing."""
+    """Of all."""
+    for writer in self._writers:
+      writer.histograms(step, values)
 
   def images(self, step: int, panels: Mapping[str, np.ndarray]) -> None:
-    """Does nothing."""
+    """Of all."""
+    for writer in self._writers:
+      writer.images(step, panels)
 
   def close(self) -> None:
-    """Does nothing."""
+    """Closes all, whether or not one of them fails."""
+    with contextlib.ExitStack() as stack:
+      for writer in reversed(self._writers):
+        stack.callback(writer.close)
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
