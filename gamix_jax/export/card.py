@@ -1,4 +1,4 @@
-"""The model card of exported weights: README.md, as the Hugging Face hub has it.
+"""The model card of exported weights: the README.md of a Hugging Face model.
 
 Its header is YAML that the hub reads:
 https://huggingface.co/docs/hub/model-cards. The text says what the model is,
@@ -8,6 +8,7 @@ how it is opened, what it was trained on and what `evaluate` measured.
 import dataclasses
 import json
 import platform
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,14 @@ LIBRARY = "library_name: gamix_jax"  # a line of every card that this writes
 SAMPLES, COLUMNS = 32, 8
 TASK = "unconditional-image-generation"  # the hub's name for it
 PAPER = "https://arxiv.org/abs/2309.13160"
+# The numbers that a card shows, as a regular expression of their names.
+HEADLINES = re.compile(
+  r"mae(/\w+)?|psnr|ssim|accuracy/\w+"
+  r"|(fid|fd_\w+)_(reconstructions|prior|gmm|training_images)"
+  r"|coherence_size/\d+|joint_coherence|sample_classes"
+  r"|elbo|iwae|log_likelihood_gap|mcc_\w+"
+  r"|active_units|mutual_information|linear_probe(_size/\d+)?|knn"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +85,20 @@ def read_numbers(model: LoadedModel) -> dict[str, Any] | None:
         f"{file} is damaged ({e}); run python -m gamix_jax.evaluate again, or "
         "remove it."
       ) from e
-    if found.get("format") == FORMAT and step == model.step:
-      if (model.which == "ema") == ("ema" in weights):
-        return found
+    same = step == model.step and (model.which == "ema") == ("ema" in weights)
+    if same and found.get("format") == FORMAT:
+      return found
   return None
 
 
 def shown(found: Mapping[str, Any] | None) -> dict[str, Number]:
-  """The numbers of a card: those with a value, without pairs of modalities."""
+  """The numbers of a card: HEADLINES that have a value."""
   if found is None:
     return {}
   return {
     name: number
     for name, number in sorted(found["numbers"].items())
-    if number["value"] is not None and "->" not in name
+    if number["value"] is not None and HEADLINES.fullmatch(name)
   }
 
 
@@ -195,7 +204,10 @@ def _label(name: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-  return textwrap.fill(text, 80, break_long_words=False) + "\n"
+  lines = textwrap.fill(
+    text, 80, break_long_words=False, break_on_hyphens=False
+  )
+  return lines + "\n"
 
 
 def _what(model: LoadedModel) -> str:
@@ -207,7 +219,7 @@ def _what(model: LoadedModel) -> str:
       for k, m in model.spec.modalities.items()
     )
     kind = (
-      f"A variational autoencoder of several modalities, any of which may be "
+      "A variational autoencoder of several modalities, any of which may be "
       f"missing: {names}. It has {latent} latents, fusion "
       f"{config.multimodal.fusion!r}"
     )
@@ -216,10 +228,11 @@ def _what(model: LoadedModel) -> str:
     kind = (
       f"A variational autoencoder of images, {size}. It has {latent} latents"
     )
-  paper = f" ([GAMIX-VAE]({PAPER}))" if "gamix" in config.objective.name else ""
+  gamix = config.objective.name == "gamix"
+  paper = f" ([GAMIX-VAE]({PAPER}))" if gamix else ""
   return (
-    f"{kind}, the posterior {config.posterior.name!r} and was trained with the "
-    f"objective {config.objective.name!r}{paper} of gamix_jax."
+    f"{kind} and the posterior {config.posterior.name!r}, and was trained with "
+    f"the objective {config.objective.name!r}{paper} of gamix_jax."
   )
 
 
@@ -260,14 +273,18 @@ def _training(model: LoadedModel) -> list[tuple[str, str]]:
   c = model.config
   count = sum(v.size for v in jax.tree.leaves(model.variables))
   objective = c.objective.name
-  if "gamix" in objective or "population" in objective:
+  if c.weights.population_kl is not None:
     objective += f", population {c.objective.population!r}"
   weights = ", ".join(f"{k} {v:g}" for k, v in _weights(c).items())
   kinds = {"ema": "averaged", "raw": "those of the last step"}
   observations = "observations" if c.data.modalities else "images"
   return [
     ("data", f"`{c.data.source}`, fingerprint `{c.data.fingerprint}`"),
-    ("networks", f"{c.model.encoder} and {c.model.decoder}, {count:,} values"),
+    (
+      "networks",
+      f"encoder {c.model.encoder!r}, decoder {c.model.decoder!r}; "
+      f"{count:,} values",
+    ),
     ("posterior, prior", f"{c.posterior.name}, {c.prior.name}"),
     ("objective", objective),
     ("likelihood", _likelihood(c)),
@@ -310,7 +327,7 @@ def _numbers(found: Mapping[str, Any] | None) -> str:
     + _paragraph(
       f"By `python -m gamix_jax.evaluate`, on up to {n:,} of the split "
       f"`{p['split']}`, with gamix_jax {p['gamix_jax']} and JAX {p['jax']}; "
-      f"`{NUMBERS}` has each with its protocol."
+      f"`{NUMBERS}` has all, each with its protocol."
     )
     + f"\n{table}"
   )
