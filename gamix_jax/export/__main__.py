@@ -13,7 +13,8 @@
 --name=hf:<user>/<repo>      for the card: the model's future name,
 --license=mit                the licence of the weights,
 --dataset=ylecun/mnist       the hub's names of the data,
---notes=FILE.md              and Markdown of your own
+--source=idx:data/mnist      in place of the data's path on this machine,
+--notes=FILE.md              Markdown of your own
 """
 
 import sys
@@ -37,6 +38,7 @@ def main() -> None:
     given.name or "",
     given.license or "",
     tuple(given.dataset or ()),
+    given.source or "",
     _read_notes(given.notes) if given.notes else "",
   )
   export.check(given.what, given.format, facts)
@@ -66,5 +68,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("name", None, "By which the model will be loaded.")
   flags.DEFINE_string("license", None, "Of the weights, as the hub calls it.")
   flags.DEFINE_list("dataset", None, "Names of the data on the hub.")
+  flags.DEFINE_string("source", None, "Written as data.source.")
   flags.DEFINE_string("notes", None, "A Markdown file for the card.")
   sys.exit(cli.run(main, text=__doc__))

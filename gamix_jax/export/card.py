@@ -50,12 +50,14 @@ class Facts:
     name: by which `gamix_jax.load` will open the model.
     license: of the weights, an identifier of the hub such as "mit".
     datasets: identifiers of the hub, such as "ylecun/mnist".
+    source: written as `data.source`, in place of the path on this machine.
     notes: Markdown: the data and their licence, hardware, limits, ...
   """
 
   name: str = ""
   license: str = ""
   datasets: Sequence[str] = ()
+  source: str = ""
   notes: str = ""
 
 
@@ -125,6 +127,7 @@ def draw_samples(model: LoadedModel) -> np.ndarray | None:
 
 def markdown(
   model: LoadedModel,
+  config: ConfigDict,
   facts: Facts,
   found: Mapping[str, Any] | None,
   picture: bool,
@@ -133,19 +136,22 @@ def markdown(
 
   Args:
     model: that was exported.
+    config: that is written beside it.
     facts: what the run does not know.
     found: see `read_numbers`.
     picture: whether PICTURE is beside it.
   """
   title = facts.name.rpartition(":")[2].rpartition("/")[2]
   title = title or (model.workdir.name if model.workdir else "gamix_jax")
-  parts = [_header(model, facts, found, title), f"# {title}\n"]
+  parts = [_header(model, config, facts, found, title), f"# {title}\n"]
   parts.append(_paragraph(_what(model)))
   if picture:
     parts.append(_picture(model))
   parts.append(_use(model, facts))
   parts.append("## Training\n")
-  parts.append(markdown_table(("", ""), ("---", "---"), _training(model)))
+  parts.append(
+    markdown_table(("", ""), ("---", "---"), _training(model, config))
+  )
   parts.append("Every key is in `config.json`.\n")
   if facts.notes:
     parts.append(facts.notes.strip() + "\n")
@@ -155,6 +161,7 @@ def markdown(
 
 def _header(
   model: LoadedModel,
+  config: ConfigDict,
   facts: Facts,
   found: Mapping[str, Any] | None,
   title: str,
@@ -173,7 +180,7 @@ def _header(
   if facts.datasets:
     header["datasets"] = list(facts.datasets)
   if numbers:
-    source = model.config.data.source
+    source = config.data.source
     header["metrics"] = list(numbers)
     header["model-index"] = [
       {
@@ -269,8 +276,7 @@ def _use(model: LoadedModel, facts: Facts) -> str:
   )
 
 
-def _training(model: LoadedModel) -> list[tuple[str, str]]:
-  c = model.config
+def _training(model: LoadedModel, c: ConfigDict) -> list[tuple[str, str]]:
   count = sum(v.size for v in jax.tree.leaves(model.variables))
   objective = c.objective.name
   if c.weights.population_kl is not None:

@@ -13,6 +13,7 @@ import numpy as np
 import gamix_jax
 from gamix_jax import config as configs
 from gamix_jax import files, pictures
+from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate.report import NUMBERS
 from gamix_jax.export import card, serialize, signatures
@@ -61,12 +62,15 @@ def export(
       the model, or if a file cannot be written. Nothing is written then.
   """
   check(what, form, facts)
+  facts = facts or Facts()
+  config = ConfigDict(model.config)
+  config.data.source = facts.source or config.data.source
   with _staged(out) as folder:
     if form != "safetensors":
       return _function(model, what, form, folder)
-    written = _safetensors(model, what, folder, out)
+    written = _safetensors(model, config, what, folder, out)
     if what == "model":
-      written |= _with_card(model, facts or Facts(), folder, out)
+      written |= _with_card(model, config, facts, folder, out)
   if what == "model":
     for name in {PICTURE, NUMBERS} - written.keys():  # of an earlier export
       (out / name).unlink(missing_ok=True)
@@ -88,7 +92,7 @@ def check(what: str, form: str, facts: Facts | None = None) -> None:
     )
   if what != "model" and facts not in (None, Facts()):
     raise UserError(
-      "--name, --license, --dataset and --notes are for the card of "
+      "--name, --license, --dataset, --source and --notes are for the card of "
       "--what=model --format=safetensors; remove them."
     )
 
@@ -114,10 +118,10 @@ def _staged(out: Path) -> Iterator[Path]:
 
 
 def _safetensors(
-  model: LoadedModel, what: str, folder: Path, out: Path
+  model: LoadedModel, config: ConfigDict, what: str, folder: Path, out: Path
 ) -> dict[str, str]:
   saved = out / "config.json"
-  if saved.is_file() and saved.read_text() != configs.to_json(model.config):
+  if saved.is_file() and saved.read_text() != configs.to_json(config):
     raise UserError(
       f"{saved} is of another model; use another --out, or remove it."
     )
@@ -127,7 +131,7 @@ def _safetensors(
     "which": model.which,
     "gamix_jax": gamix_jax.__version__,
   }
-  safetensors_io.write(folder, what, model.config, trees, about)
+  safetensors_io.write(folder, what, config, trees, about)
   name = safetensors_io.FILE.format(what=what)
   written, _ = safetensors_io.contents(folder / name)
   arrays = safetensors_io.flat(trees, what)
@@ -145,7 +149,11 @@ def _safetensors(
 
 
 def _with_card(
-  model: LoadedModel, facts: Facts, folder: Path, out: Path
+  model: LoadedModel,
+  config: ConfigDict,
+  facts: Facts,
+  folder: Path,
+  out: Path,
 ) -> dict[str, str]:
   """Writes the model card and what it shows."""
   if (out / CARD).is_file() and not card.is_card(out / CARD):
@@ -156,6 +164,8 @@ def _with_card(
   written = {}
   found = card.read_numbers(model)
   if found is not None:
+    for protocol in (found, *found["numbers"].values()):
+      protocol["protocol"]["data"] = config.data.source
     text = json.dumps(found, indent=1, sort_keys=True)
     (folder / NUMBERS).write_text(text + "\n")
     written[NUMBERS] = "the numbers of gamix_jax.evaluate"
@@ -163,7 +173,7 @@ def _with_card(
   if picture is not None:
     pictures.save_png(folder / PICTURE, picture)
     written[PICTURE] = "new images"
-  text = card.markdown(model, facts, found, picture is not None)
+  text = card.markdown(model, config, facts, found, picture is not None)
   (folder / CARD).write_text(text, encoding="utf-8")
   lacks = []
   if found is None:
