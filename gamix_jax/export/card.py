@@ -246,11 +246,11 @@ def _what(model: LoadedModel) -> str:
 def _picture(model: LoadedModel) -> str:
   source = model.default_source
   drawn = {"prior": "the prior"}.get(source, "a mixture fitted to the codes")
-  text = f"![samples]({PICTURE})\n\nNew images: draws of {drawn}, decoded."
+  text = f"New images: draws of {drawn}, decoded."
   if model.spec.multimodal:
     names = [k for k, m in model.spec.modalities.items() if m.is_image]
     text += f" Rows: {', '.join(names)}; images in a column belong together."
-  return text + "\n"
+  return f"![samples]({PICTURE})\n\n{_paragraph(text)}"
 
 
 def _use(model: LoadedModel, facts: Facts) -> str:
