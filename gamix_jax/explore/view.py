@@ -56,7 +56,7 @@ class View:
     self.mu = np.asarray(model.encode(images).mean(), np.float64)
     if min(self.mu.shape) < 2:
       raise UserError(
-        "The page needs 2 images and 2 latents or more; there are "
+        "The page needs 2 held-out images and 2 latents or more; there are "
         f"{self.mu.shape[0]} and {self.mu.shape[1]}."
       )
     self.std = self.mu.std(axis=0)
