@@ -5,6 +5,9 @@ from pathlib import Path
 
 from gamix_jax.errors import UserError
 
+# Before the colon of a model that is not a folder; see `locate`.
+MODEL_KINDS = ("pretrained", "hf")
+
 
 def resolve(path: str | os.PathLike[str]) -> Path:
   """Makes a path absolute and expands `~` and `~name`.
@@ -13,8 +16,15 @@ def resolve(path: str | os.PathLike[str]) -> Path:
   meaning.
 
   Raises:
-    UserError: `~name` of a user that does not exist on this machine.
+    UserError: `~name` of a user that does not exist on this machine; the name
+      of a model, such as `pretrained:digits`, where a folder is needed.
   """
+  kind, colon, _ = str(os.fspath(path)).partition(":")
+  if colon and kind in MODEL_KINDS:
+    raise UserError(
+      f"{path} is the name of a trained model, and a folder or file is needed "
+      f"here. A folder of this name is ./{path}."
+    )
   try:
     return Path(path).expanduser().absolute()
   except RuntimeError as e:  # pathlib cannot determine the home folder

@@ -1,5 +1,7 @@
 """The explore page: its pictures, its server, and a real browser."""
 
+import base64
+import contextlib
 import importlib.util
 import io
 import os
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 import urllib.parse
 
 import conftest
@@ -18,9 +21,13 @@ from PIL import Image
 from program import ROOT, assert_refused, noise
 
 import gamix_jax
-from gamix_jax import build
+from gamix_jax import build, cli
+from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.explore import app, view
+from gamix_jax.explore import __main__ as command
+from gamix_jax.explore import app, multimodal_view, view
+from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.modality import Modality
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -142,6 +149,128 @@ def test_uploads_that_are_refused(shown, tmp_path, monkeypatch):
   refused("MB; up to")
 
 
+# ---------------------------------------------------------- several modalities
+
+
+@pytest.fixture(scope="module")
+def several(quick):
+  model = gamix_jax.load("pretrained:polydigits")
+  x = multimodal_view.held_out(model)
+  assert len(x["m0"]) == multimodal_view.OBSERVATIONS
+  return multimodal_view.MultimodalView(model, {k: v[:9] for k, v in x.items()})
+
+
+def colours(x):
+  return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def test_translations(several):
+  assert len(several) == 9
+  seen = several.observation(4)
+  for name in ("m0", "m1", "m2", "m3", "m4"):
+    np.testing.assert_array_equal(
+      seen[name].image, several.observations[name][4]
+    )
+  made = several.translations(4, ["m1", "m3"])
+  x = {k: several.observations[k][4:5] for k in ("m1", "m3")}
+  z = several.model.encode(x).mean()  # of all latents, given these two
+  wanted = several.model.decode(z)
+  assert made.keys() == seen.keys()
+  for name, shown_ in made.items():
+    off = shown_.image.astype(int) - colours(wanted[name][0])
+    assert np.abs(off).max() <= 1
+  draws = [several.translations(4, ["m0"], s)["m2"].image for s in (0, 0, 1)]
+  np.testing.assert_array_equal(draws[0], draws[1])
+  assert np.any(draws[0] != draws[2])
+  for given, seed, words in (
+    ([], None, "at least one"),
+    (["m0"], -1, "seed -1"),
+    (["m0"], 2**32, "seed"),
+  ):
+    with pytest.raises(UserError, match=words):
+      several.translations(0, given, seed)
+
+
+def test_what_is_missing_is_not_given(several):
+  x = dict(several.observations)
+  x["mask"] = x["mask"].copy()
+  x["mask"][2, 1] = 0
+  view_ = multimodal_view.MultimodalView(several.model, x)
+  assert view_.observation(2)["m1"].words == "missing"
+  assert view_.observation(2)["m1"].image is None
+  assert view_.observation(3)["m1"].image is not None
+  with pytest.raises(UserError, match="no m1"):
+    view_.translations(2, ["m1"])
+  view_.translations(2, ["m0", "m1"])  # m0 is enough
+
+
+def test_samples_of_several_modalities(several):
+  assert several.has_samples
+  made = several.samples(5, 0.7)
+  new = several.model.sample(jax.random.key(5), 8, temperature=0.7)
+  for i, sample in enumerate(made):
+    for name, shown_ in sample.items():
+      np.testing.assert_array_equal(shown_.image, colours(new[name][i]))
+
+
+def test_classes_and_numbers_are_words():
+  model = types.SimpleNamespace(
+    names=("digit", "x"),
+    spec=types.SimpleNamespace(
+      modalities={
+        "digit": Modality((3,), LIKELIHOODS["categorical"], np.float32),
+        "x": Modality((2, 4), LIKELIHOODS["l2"], np.float32),
+      }
+    ),
+  )
+  x = {
+    "digit": np.array([[0.1, 0.7, 0.2]]),
+    "x": np.arange(8.0).reshape(1, 2, 4),
+  }
+  seen = multimodal_view.MultimodalView(model, x).observation(0)
+  assert seen["digit"].words == "1 (0.70)"
+  assert seen["x"].words == "0, 1, 2, 3, 4, 5, ..."
+  page = multimodal_view.columns_html([("<a>", seen.values())])
+  assert "1 (0.70)" in page and "&lt;a&gt;" in page and "<a>" not in page
+
+
+def test_pages_of_models_whose_data_are_not_here(several, monkeypatch, capsys):
+  """Of models by name samples stand in; of a workdir it is an error."""
+  served = []
+  monkeypatch.setattr(
+    app, "serve", lambda view, host, port: served.append(view)
+  )
+  monkeypatch.setattr(app, "gradio", lambda: None)
+  monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+  model = gamix_jax.load("pretrained:digits")
+  model.config.data.source = "idx:/nowhere"
+  monkeypatch.setattr("gamix_jax.inference.load", lambda *a, **k: model)
+  given = types.SimpleNamespace(
+    **dict(workdir="pretrained:digits", which="ema", step=None),
+    **dict(
+      host="127.0.0.1", port=1, config=ConfigDict({"data": {"source": ""}})
+    ),
+  )
+  monkeypatch.setattr(command, "flags", types.SimpleNamespace(FLAGS=given))
+  command.main()
+  (page,) = served
+  assert "/nowhere" in capsys.readouterr().out
+  assert not page.held_out
+  new = model.sample(jax.random.key(0), len(page.images))
+  np.testing.assert_array_equal(page.images, colours(new))
+  given.config.data.source = "idx:/nowhere"
+  with pytest.raises(UserError, match="/nowhere"):
+    command.main()
+  given.config.data.source = ""
+  monkeypatch.setattr(model, "folder", model.workdir)
+  with pytest.raises(UserError, match="/nowhere"):
+    command.main()
+  # And of several modalities.
+  x = multimodal_view.stand_ins(several.model)
+  shown_ = multimodal_view.MultimodalView(several.model, x, held_out=False)
+  assert shown_.translations(0, ["m0"])["m1"].image.shape == (16, 16, 3)
+
+
 # --------------------------------------------------------------- server
 
 
@@ -163,8 +292,8 @@ def test_flags_that_are_refused(program):
   assert_refused(ran, "--port=0")
 
 
-@pytest.fixture
-def server(run, program):
+@contextlib.contextmanager
+def served(workdir, program):
   """Serves the command; yields its address. SIGTERM must end it with 0."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
@@ -172,7 +301,7 @@ def server(run, program):
   # Not program.argv: warnings inside Gradio are not ours.
   words = [sys.executable, "-m", "gamix_jax.explore"]
   process = subprocess.Popen(
-    [*words, f"--workdir={run}", f"--port={port}"],
+    [*words, f"--workdir={workdir}", f"--port={port}"],
     env=program.env(),
     cwd=ROOT,
     stdout=subprocess.PIPE,
@@ -201,9 +330,74 @@ _MISSING = [
 ]
 
 
-@pytest.mark.skipif(
+with_a_browser = pytest.mark.skipif(
   bool(_MISSING), reason=f"not installed here: {', '.join(_MISSING)}"
 )
+PHONE = {"width": 390, "height": 844}
+
+
+def sandbox():
+  """Arguments of Chromium: root in a container has no sandbox."""
+  return ["--no-sandbox"] if os.geteuid() == 0 else []
+
+
+def is_as_wide_as_the_screen(tab):
+  return tab.evaluate(
+    "document.documentElement.scrollWidth <= innerWidth && [...document"
+    ".querySelectorAll('img, input')].every(e => e.getBoundingClientRect()"
+    ".right <= innerWidth)"
+  )
+
+
+@pytest.fixture
+def server(run, program):
+  with served(run, program) as address:
+    yield address
+
+
+@with_a_browser
+def test_several_modalities_in_a_browser(several, program):
+  from playwright.sync_api import expect, sync_playwright
+
+  def picture(tab, i):
+    src = tab.locator("#translations img").nth(i).get_attribute("src")
+    data = base64.b64decode(src.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)), int)
+
+  with (
+    served("pretrained:polydigits", program) as address,
+    sync_playwright() as play,
+  ):
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=sandbox())
+    tab = browser.new_page(viewport=PHONE)
+    tab.goto(address)
+    expect.set_options(timeout=30_000)
+    pictures = tab.locator("#translations img")
+    expect(pictures).to_have_count(10)
+    assert is_as_wide_as_the_screen(tab)
+    # Columns of an observation over what m0 gives, five of them in one row.
+    tops = {p.bounding_box()["y"] for p in pictures.all()}
+    assert len(tops) == 2
+    np.testing.assert_array_equal(
+      picture(tab, 2), several.observation(0)["m1"].image
+    )
+    wanted = several.translations(0, ["m0"])["m1"].image
+    assert np.abs(picture(tab, 3) - wanted).max() <= 1
+    old = pictures.nth(3).get_attribute("src")
+    tab.locator("#given").get_by_label("m3").check()
+    expect(pictures.nth(3)).not_to_have_attribute("src", old)
+    wanted = several.translations(0, ["m0", "m3"])["m1"].image
+    assert np.abs(picture(tab, 3) - wanted).max() <= 1
+    tab.locator("#given").get_by_label("m0").uncheck()
+    tab.locator("#given").get_by_label("m3").uncheck()
+    expect(tab.locator("#message")).to_contain_text("at least one")
+    tab.get_by_role("tab", name="Samples").click()
+    expect(tab.locator("#samples img")).to_have_count(40)
+    assert is_as_wide_as_the_screen(tab)
+    browser.close()
+
+
+@with_a_browser
 def test_in_a_browser(server, shown, tmp_path):
   from playwright.sync_api import sync_playwright
 
@@ -213,9 +407,7 @@ def test_in_a_browser(server, shown, tmp_path):
   elsewhere = []
 
   with sync_playwright() as play:
-    # root in a container has no sandbox.
-    args = ["--no-sandbox"] if os.geteuid() == 0 else []
-    browser = play.chromium.launch(executable_path=CHROMIUM, args=args)
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=sandbox())
     tab = browser.new_page(viewport={"width": 1100, "height": 1000})
 
     def local_only(route):
@@ -275,8 +467,38 @@ def test_in_a_browser(server, shown, tmp_path):
       tmp_path / "broken.png"
     )
     tab.wait_for_function(
-      "document.querySelector('#message').innerText.includes('no image')"
+      "document.querySelector('#message').innerText.includes('readable')"
     )
     np.testing.assert_array_equal(picture("seen"), shown.shown(x))
     browser.close()
   assert elsewhere == []
+
+
+@with_a_browser
+def test_on_a_phone(server):
+  """Nothing is wider than the screen, and a tap on the map is where it is."""
+  from playwright.sync_api import sync_playwright
+
+  with sync_playwright() as play:
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=sandbox())
+    tab = browser.new_page(viewport=PHONE)
+    tab.goto(server)
+    tab.wait_for_selector("#map img")
+    for name in ("Mix", "Samples", "Map"):
+      tab.get_by_role("tab", name=name).click()
+      assert is_as_wide_as_the_screen(tab)
+    old = tab.locator("#map img").get_attribute("src")
+    box = tab.locator("#map img").bounding_box()
+    place = {"x": box["width"] / 4, "y": box["height"] / 2}
+    tab.click("#map img", position=place)
+    tab.wait_for_function(
+      "old => document.querySelector('#map img').src != old", arg=old
+    )
+    url = tab.locator("#map img").get_attribute("src")
+    data = tab.request.get(url).body()
+    browser.close()
+  marked = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+  y, x = np.nonzero((marked == view.MARK_COLOR).all(axis=-1))
+  # In the picture's own pixels, however small it is shown.
+  middle = view.MAP_SIDE / 4, view.MAP_SIDE / 2
+  assert (np.median(x), np.median(y)) == pytest.approx(middle, abs=4)

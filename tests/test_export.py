@@ -338,8 +338,7 @@ def test_command(program, run, model, tmp_path):
   assert (ran.returncode, ran.stderr) == (0, "")
   assert f"{tmp_path}/out/model.safetensors: " in ran.stdout
   assert {f.name for f in Path(tmp_path, "out").iterdir()} == {
-    "model.safetensors",
-    "config.json",
+    *("model.safetensors", "config.json", "README.md", "samples.png"),
   }
   assert gamix_jax.load(tmp_path / "out", "raw").step == model.step
   assert_refused(command("--what=both"), "--what='both'", "encoder")

@@ -17,6 +17,7 @@ FLOORS = (
     "files",
     "marks",
     "paths",
+    "locate",
     "registry",
     "save_errors",
     "situations",

@@ -18,9 +18,10 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from gamix_jax import cli, paths
+from gamix_jax import cli
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import settings
+from gamix_jax.locate import locate
 
 
 def main() -> None:
@@ -50,14 +51,13 @@ def main() -> None:
   def say(line: str) -> None:
     print(f"{duration(time.monotonic() - start):>12}  {line}", flush=True)
 
-  workdir = paths.resolve(given.workdir)
-  several = bool(saved_config(workdir).data.modalities)
+  several = bool(saved_config(locate(given.workdir).folder).data.modalities)
   if several:
     settings.check_multimodal(given.config)
   say(f"opening {given.workdir}, {'classifiers' if several else 'features'}")
   opened = multimodal_inputs.open_run if several else eval_inputs.open_run
   inputs = opened(
-    workdir,
+    given.workdir,
     given.config.eval,
     data_now=given.config.data,
     which=given.which,
@@ -65,7 +65,7 @@ def main() -> None:
     split=given.split,
   )
   run = (multimodal if several else run_metrics).evaluate(inputs, say)
-  folder = workdir / "eval"
+  folder = inputs.model.workdir / "eval"
   report.write(folder, run)
   for warning in run.warnings:
     print(warning)

@@ -280,7 +280,7 @@ class EvalInputs:
 
 
 def open_run(
-  workdir: Path,
+  workdir: str | Path,
   settings: ConfigDict,
   *,
   data_now: Mapping[str, str] | None = None,
@@ -291,7 +291,8 @@ def open_run(
   """Opens a run's model and data, as `evaluate` judges it.
 
   Args:
-    workdir: of the run; its `eval/` keeps a trained classifier.
+    workdir: of the run, or another name of a model, see `inference.load`; the
+      `eval/` of `model.workdir` keeps a trained classifier.
     settings: the section `eval`.
     data_now: where its images are now, see `inference.load`.
     which: of the weights, "ema" or "raw".
@@ -316,7 +317,7 @@ def open_run(
     known, unseen = np.flatnonzero(~is_excluded), np.flatnonzero(is_excluded)
   take = partial(random_images, judged, seed=settings.seed)
   images = take(settings.images, among=known)
-  features = choose_features(settings, train_images, workdir / "eval")
+  features = choose_features(settings, train_images, model.workdir / "eval")
   if hasattr(features.extract, "accuracy") and images.labels.min() >= 0:
     features.protocol["features, accuracy"] = _accuracy(
       features.extract, images

@@ -104,7 +104,7 @@ class MultimodalInputs:
 
 
 def open_run(
-  workdir: Path,
+  workdir: str | Path,
   settings: ConfigDict,
   *,
   data_now: Mapping[str, str] | None = None,
@@ -124,7 +124,7 @@ def open_run(
   judged = data.open_dataset(config.data, split, config.seed)
   test = observations.chosen(judged, settings.images, settings.seed)
   train_set = data.open_dataset(config.data, "train", config.seed)
-  found = train_classifiers(config, settings, workdir / "eval")
+  found = train_classifiers(config, settings, model.workdir / "eval")
   found.judge(test)
   return MultimodalInputs(
     model,

@@ -1,6 +1,8 @@
 """A Gradio demo of a trained model: python -m gamix_jax.explore.
 
 --workdir=runs/digits   workdir of a run, or a folder of exported weights
+          pretrained:mnist     a model of this package; no training, no data
+          hf:<user>/<repo>     a model of the Hugging Face hub
 --port=7860             port of the page
 --host=127.0.0.1        address to serve on; the default is local only
 --which=ema|raw         averaged weights, or those of the last step
@@ -25,13 +27,25 @@ def main() -> None:
     raise UserError("--workdir is missing; --help shows the command.")
   cli.use_compilation_cache()
   from gamix_jax import inference  # noqa: PLC0415  (flags come first)
-  from gamix_jax.explore import app, view  # noqa: PLC0415
+  from gamix_jax.explore import app, multimodal_view, view  # noqa: PLC0415
 
   app.gradio()  # fails before anything is loaded
   model = inference.load(
     given.workdir, given.which, given.step, data=given.config.data
   )
-  app.serve(view.View(model, view.held_out(model)), given.host, given.port)
+  several = model.spec.multimodal
+  views = multimodal_view if several else view
+  held_out = True
+  try:
+    x = views.held_out(model)
+  except UserError as e:
+    # The data of a model by name may never have been on this machine.
+    if model.folder == model.workdir or given.config.data.source:
+      raise
+    print(f"{e}\nSo the page shows samples of the model instead.", flush=True)
+    held_out, x = False, views.stand_ins(model)
+  made = multimodal_view.MultimodalView if several else view.View
+  app.serve(made(model, x, held_out), given.host, given.port)
 
 
 if __name__ == "__main__":

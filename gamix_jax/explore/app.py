@@ -1,14 +1,14 @@
 """The Gradio page and its server. Nothing is fetched from other hosts."""
 
-import importlib
-import os
 import signal
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from gamix_jax.errors import UserError
+from gamix_jax.explore import multimodal_page
+from gamix_jax.explore.components import NEWEST_ONLY, gradio, with_message
+from gamix_jax.explore.multimodal_view import MultimodalView
 from gamix_jax.explore.view import MAX_BYTES, SPAN, View
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -18,46 +18,15 @@ FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
 
-def gradio() -> Any:
-  """Imports gradio, with its telemetry disabled.
-
-  Raises:
-    UserError: if gradio is not installed.
-  """
-  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-  os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-  try:
-    return importlib.import_module("gradio")
-  except ImportError as e:
-    raise UserError(
-      f"The page needs gradio, which cannot be imported ({e}); use pip install "
-      "'gamix_jax[explore]', or '.[explore]' in a checkout."
-    ) from e
-
-
-def _with_message(function: Callable, outputs: int) -> Callable:
-  """Adds a message as the last output: "", or the text of a UserError.
-
-  After an error the other outputs keep their values.
-  """
-  gr = gradio()
-
-  def call(*args):
-    try:
-      results = function(*args)
-    except UserError as e:
-      return (*[gr.skip()] * outputs, f"**{e}**")
-    return (*results, "")
-
-  return call
-
-
-def build(view: View) -> Any:
+def build(view: View | MultimodalView) -> Any:
   """Builds the page as gradio.Blocks."""
   with gradio().Blocks(
     title="gamix_jax", analytics_enabled=False, delete_cache=(3600, 3600)
   ) as page:
-    _connect_events(view, _lay_out(view))
+    if isinstance(view, MultimodalView):
+      multimodal_page.build(view)
+    else:
+      _connect_events(view, _lay_out(view))
   return page
 
 
@@ -85,10 +54,11 @@ def _lay_out(view: View) -> SimpleNamespace:
   ui.message = gr.Markdown(elem_id="message")
   ui.code, ui.other_code = gr.State(z0), gr.State(z1)
   with gr.Row():
-    with gr.Column(min_width=240):
+    # Side by side on a phone, so that both are seen while a slider moves.
+    with gr.Column(min_width=140):
       ui.file = upload("Your image")
       ui.input = image("Model input", view.shown(first), elem_id="seen")
-    with gr.Column(min_width=240):
+    with gr.Column(min_width=140):
       ui.decoded = image("Decoded", view.picture(z0), elem_id="decoded")
     with gr.Column(min_width=240):
       ui.sliders = [
@@ -102,13 +72,14 @@ def _lay_out(view: View) -> SimpleNamespace:
       ]
       ui.reset = gr.Button("Reset sliders")
   with gr.Tab("Map"):
-    gr.Markdown("PCA of the codes of held-out images. Click to decode a point.")
+    what = "held-out images" if view.held_out else "samples of the model"
+    gr.Markdown(f"PCA of the codes of {what}. Click to decode a point.")
     ui.map = image("Map", view.map(view.place(z0)), elem_id="map")
   with gr.Tab("Mix"), gr.Row():
-    with gr.Column(min_width=240):
+    with gr.Column(min_width=140):
       ui.other_file = upload("Another image")
       ui.other_input = image("Other image", view.shown(second))
-    with gr.Column(min_width=240):
+    with gr.Column(min_width=140):
       ui.share = gr.Slider(0, 1, 0.5, step=0.01, label="Weight of the other")
       ui.mix = image(
         "Mixed",
@@ -152,11 +123,9 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
     z1 = view.code(x)
     return z1, view.shown(x), view.mixed(z, z1, share)
 
-  newest_only = dict(trigger_mode="always_last", show_progress="hidden")
-
   def connect(event, function, inputs, outputs, **kwargs):
     event(
-      _with_message(function, len(outputs)),
+      with_message(function, len(outputs)),
       inputs,
       [*outputs, ui.message],
       **kwargs,
@@ -178,7 +147,7 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
       on_slide,
       [ui.code, *ui.sliders],
       [ui.decoded, ui.map],
-      **newest_only,
+      **NEWEST_ONLY,
     )
   ui.reset.click(
     lambda z: (*on_slide(z, *zeros), *zeros),
@@ -197,7 +166,7 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
     lambda z, z1, share: (view.mixed(z, z1, share),),
     [ui.code, ui.other_code, ui.share],
     [ui.mix],
-    **newest_only,
+    **NEWEST_ONLY,
   )
   for control in (ui.temperature.input, ui.seed.input):
     connect(
@@ -205,11 +174,11 @@ def _connect_events(view: View, ui: SimpleNamespace) -> None:
       lambda seed, t: (view.samples(int(seed or 0), t),),
       [ui.seed, ui.temperature],
       [ui.grid],
-      **newest_only,
+      **NEWEST_ONLY,
     )
 
 
-def serve(view: View, host: str, port: int) -> None:
+def serve(view: View | MultimodalView, host: str, port: int) -> None:
   """Serves the page until SIGINT or SIGTERM.
 
   Raises:

@@ -32,24 +32,27 @@ SAMPLES = 16
 
 
 class View:
-  """A model and held-out images of its run's data.
+  """A model and images of its run's data.
 
   Attributes:
     model: see `gamix_jax.load`.
     images: uint8 [n, h, w, c].
+    held_out: whether they are real ones, not samples of the model.
     mu: posterior means of the images, [n, d].
     std: standard deviation of mu over the images, [d]; the sliders' unit.
     active: up to SLIDERS latents, in descending order of the variance of mu.
   """
 
-  def __init__(self, model: Model, images: np.ndarray) -> None:
+  def __init__(
+    self, model: Model, images: np.ndarray, held_out: bool = True
+  ) -> None:
     """Encodes the images.
 
     Raises:
       UserError: as `Model.encode`, or if there are fewer than 2 images or 2
         latents.
     """
-    self.model, self.images = model, images
+    self.model, self.images, self.held_out = model, images, held_out
     self.mu = np.asarray(model.encode(images).mean(), np.float64)
     if min(self.mu.shape) < 2:
       raise UserError(
@@ -181,17 +184,20 @@ def held_out(model: Model) -> np.ndarray:
   """Loads held-out images of the run's data: uint8 [n, h, w, c].
 
   Raises:
-    UserError: as `data.open_dataset`; a model of several modalities.
+    UserError: as `data.open_dataset`.
   """
-  if model.spec.multimodal:
-    raise UserError(
-      "The page is for runs of images, and this one is of several modalities: "
-      f"{', '.join(model.spec.modalities)}. Use python -m gamix_jax.generate, "
-      "or gamix_jax.load(workdir) in Python."
-    )
   dataset = data.open_dataset(model.config.data, "test", model.config.seed)
   images, _ = read_images(dataset, range(min(len(dataset), IMAGES)))
   return images
+
+
+def stand_ins(model: Model) -> np.ndarray:
+  """Samples of the model, for use where its data are not at hand.
+
+  Returns:
+    uint8 [n, h, w, c].
+  """
+  return pictures.to_uint8(model.sample(jax.random.key(0), IMAGES))
 
 
 def _squeeze_grey(image: np.ndarray) -> np.ndarray:

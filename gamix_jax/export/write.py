@@ -12,9 +12,12 @@ import numpy as np
 
 import gamix_jax
 from gamix_jax import config as configs
-from gamix_jax import files
+from gamix_jax import files, pictures
+from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.export import serialize, signatures
+from gamix_jax.evaluate.report import NUMBERS
+from gamix_jax.export import card, serialize, signatures
+from gamix_jax.export.card import CARD, PICTURE, Facts
 from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.base import LoadedModel
 from gamix_jax.registry import check_choice
@@ -27,13 +30,19 @@ BATCH_SIZES = (1, 3)  # compared with the model; the batch size is symbolic
 
 
 def export(
-  model: LoadedModel, what: str, form: str, out: Path
+  model: LoadedModel,
+  what: str,
+  form: str,
+  out: Path,
+  facts: Facts | None = None,
 ) -> dict[str, str]:
   """Exports a model, or a part of it, for other programs.
 
       stablehlo    <what>.stablehlo and <what>.stablehlo.json
       onnx         <what>.onnx and <what>.onnx.json
-      safetensors  <what>.safetensors and config.json
+      safetensors  <what>.safetensors and config.json; with "model" also
+                   README.md, a model card, samples.png, and metrics.json of
+                   `evaluate`: what the Hugging Face hub takes as it is
 
   The .json lists inputs, outputs, run, versions and the largest difference
   between the exported function and the model.
@@ -43,6 +52,7 @@ def export(
     what: "encoder" or "decoder"; with safetensors also "model".
     form: one of FORMATS.
     out: the output folder; created if missing.
+    facts: for the card of "model".
 
   Returns:
     {file name: description}.
@@ -51,15 +61,24 @@ def export(
     UserError: as `check`, if a package is missing, if the result differs from
       the model, or if a file cannot be written. Nothing is written then.
   """
-  check(what, form)
+  check(what, form, facts)
+  facts = facts or Facts()
+  config = ConfigDict(model.config)
+  config.data.source = facts.source or config.data.source
   with _staged(out) as folder:
-    if form == "safetensors":
-      return _safetensors(model, what, folder, out)
-    return _function(model, what, form, folder)
+    if form != "safetensors":
+      return _function(model, what, form, folder)
+    written = _safetensors(model, config, what, folder, out)
+    if what == "model":
+      written |= _with_card(model, config, facts, folder, out)
+  if what == "model":
+    for name in {PICTURE, NUMBERS} - written.keys():  # of an earlier export
+      (out / name).unlink(missing_ok=True)
+  return written
 
 
-def check(what: str, form: str) -> None:
-  """Validates --what and --format.
+def check(what: str, form: str, facts: Facts | None = None) -> None:
+  """Validates --what and --format, and whether there is a card for the facts.
 
   Raises:
     UserError: if one is unknown, or they cannot be combined.
@@ -70,6 +89,11 @@ def check(what: str, form: str) -> None:
     raise UserError(
       f"--what=model is for --format=safetensors; with --format={form} use "
       f"--what={' or '.join(signatures.PARTS)}."
+    )
+  if what != "model" and facts not in (None, Facts()):
+    raise UserError(
+      "--name, --license, --dataset, --source and --notes are for the card of "
+      "--what=model --format=safetensors; remove them."
     )
 
 
@@ -94,10 +118,10 @@ def _staged(out: Path) -> Iterator[Path]:
 
 
 def _safetensors(
-  model: LoadedModel, what: str, folder: Path, out: Path
+  model: LoadedModel, config: ConfigDict, what: str, folder: Path, out: Path
 ) -> dict[str, str]:
   saved = out / "config.json"
-  if saved.is_file() and saved.read_text() != configs.to_json(model.config):
+  if saved.is_file() and saved.read_text() != configs.to_json(config):
     raise UserError(
       f"{saved} is of another model; use another --out, or remove it."
     )
@@ -107,7 +131,7 @@ def _safetensors(
     "which": model.which,
     "gamix_jax": gamix_jax.__version__,
   }
-  safetensors_io.write(folder, what, model.config, trees, about)
+  safetensors_io.write(folder, what, config, trees, about)
   name = safetensors_io.FILE.format(what=what)
   written, _ = safetensors_io.contents(folder / name)
   arrays = safetensors_io.flat(trees, what)
@@ -122,6 +146,42 @@ def _safetensors(
     name: f"{count:,} values, identical to the model's",
     "config.json": "the complete config",
   }
+
+
+def _with_card(
+  model: LoadedModel,
+  config: ConfigDict,
+  facts: Facts,
+  folder: Path,
+  out: Path,
+) -> dict[str, str]:
+  """Writes the model card and what it shows."""
+  if (out / CARD).is_file() and not card.is_card(out / CARD):
+    raise UserError(
+      f"{out / CARD} is not a model card of gamix_jax, and would be "
+      "overwritten; use another --out."
+    )
+  written = {}
+  found = card.read_numbers(model)
+  if found is not None:
+    for protocol in (found, *found["numbers"].values()):
+      protocol["protocol"]["data"] = config.data.source
+    text = json.dumps(found, indent=1, sort_keys=True)
+    (folder / NUMBERS).write_text(text + "\n")
+    written[NUMBERS] = "the numbers of gamix_jax.evaluate"
+  picture = card.draw_samples(model)
+  if picture is not None:
+    pictures.save_png(folder / PICTURE, picture)
+    written[PICTURE] = "new images"
+  text = card.markdown(model, config, facts, found, picture is not None)
+  (folder / CARD).write_text(text, encoding="utf-8")
+  lacks = []
+  if found is None:
+    lacks.append("numbers: run python -m gamix_jax.evaluate before the export")
+  if not facts.license:
+    lacks.append("licence: give it with --license")
+  note = f"; it has no {' and no '.join(lacks)}" if lacks else ""
+  return written | {CARD: f"a model card{note}"}
 
 
 def _function(

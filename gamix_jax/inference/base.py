@@ -1,6 +1,5 @@
 """`LoadedModel`: what the models of images and of several modalities share."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from gamix_jax.inference.device import Runner
 from gamix_jax.inference.likelihood import Likelihood
 from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.inference.sources import LatentSources
+from gamix_jax.locate import Location
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec
 
@@ -25,7 +25,9 @@ class LoadedModel:
     spec: its networks, see `step.TrainSpec`.
     step: the number of training steps.
     which: its weights: "ema" or "raw".
-    workdir: the folder it was loaded from; None if it was not loaded.
+    workdir: its workdir, where samplers are saved; None if it was not loaded.
+      Of a model that has none, see `locate.Location.output`.
+    folder: what it was loaded from; None if it was not loaded.
     batch_size: observations on the devices at a time.
     variables: {"vae", "disc": {"params", "batch_stats"}}, on the devices.
   """
@@ -39,7 +41,7 @@ class LoadedModel:
     disc: dict[str, Any],
     *,
     batch_size: int | None = None,
-    workdir: Path | None = None,
+    location: Location | None = None,
     which: str = "ema",
   ) -> None:
     """Wraps arrays that are in memory.
@@ -51,19 +53,23 @@ class LoadedModel:
       vae: "params" and "batch_stats" of the VAE.
       disc: the same for the discriminator; empty if there is none.
       batch_size: see `load`.
-      workdir: where samplers are saved; None does not save them.
+      location: that they were read from; None: samplers are not saved.
       which: "ema" or "raw".
 
     Raises:
       UserError: if `batch_size` < 1.
     """
     self.config, self.spec, self.step = config, spec, step
-    self.workdir, self.which = workdir, which
+    self.which = which
+    self.workdir = location.output if location else None
+    self.folder = location.folder if location else None
     self._device = Runner(spec, vae, disc, batch_size)
     self.batch_size = self._device.batch_size
     self.variables = {"vae": self._device.vae, "disc": self._device.disc}
     self._likelihood = Likelihood(self._device, config.posterior.name)
-    self._sources = LatentSources(self._device, config, step, which, workdir)
+    self._sources = LatentSources(
+      self._device, config, step, which, self.workdir
+    )
 
   def _observations(self, x: Any) -> dict[str, np.ndarray]:
     """Validates what a user gave and returns it by modality.

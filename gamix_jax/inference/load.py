@@ -7,13 +7,14 @@ from pathlib import Path
 
 import jax
 
-from gamix_jax import build, paths
+from gamix_jax import build
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import ConfigDict, read
 from gamix_jax.errors import UserError
 from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.model import Model
 from gamix_jax.inference.multimodal import MultimodalModel
+from gamix_jax.locate import locate
 from gamix_jax.registry import check_choice
 from gamix_jax.step import init
 
@@ -28,7 +29,7 @@ def load(
   batch_size: int | None = None,
   data: Mapping[str, str] | None = None,
 ) -> Model | MultimodalModel:
-  """Loads a trained model from a run's workdir.
+  """Loads a trained model: of a run, of this package, or of the hub.
 
   A run with `data.modalities` has a `MultimodalModel`.
 
@@ -37,7 +38,9 @@ def load(
 
   Args:
     workdir: a run's workdir, or a folder written by `gamix_jax.export`; for the
-      latter, `which` and `step` must match the exported weights.
+      latter, `which` and `step` must match the exported weights. Or the name
+      of a model: "pretrained:digits" is in this package, and
+      "hf:<user>/<repo>[@revision]" on the Hugging Face hub; see `locate`.
     which: "ema" for the averaged weights, "raw" for those of the last step.
     step: of the checkpoint; default: the newest complete one.
     batch_size: observations on the devices at a time; default: by image size.
@@ -45,12 +48,13 @@ def load(
       the images are now; `fingerprint`, "any" to accept other images.
 
   Raises:
-    UserError: if there is no run, no complete checkpoint or none of that step,
-      if a later version of gamix_jax wrote the run, or if `which` or
-      `batch_size` is invalid.
+    UserError: as `locate`, if there is no run, no complete checkpoint or none
+      of that step, if a later version of gamix_jax wrote the run, or if
+      `which` or `batch_size` is invalid.
   """
   check_choice("which", which, WHICH)
-  path = paths.resolve(workdir)
+  where = locate(workdir)
+  path = where.folder
   config = saved_config(path)
   for key, value in (data or {}).items():
     if value:
@@ -60,7 +64,7 @@ def load(
     MultimodalModel if spec.multimodal else Model,
     *(config, spec),
     batch_size=batch_size,
-    workdir=path,
+    location=where,
     which=which,
   )
   state = jax.eval_shape(partial(init, spec))

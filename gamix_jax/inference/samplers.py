@@ -183,7 +183,7 @@ def save(file: Path, samplers: LatentSamplers) -> None:
   if samplers.gmm is not None:
     arrays |= {f"gmm_{k}": getattr(samplers.gmm, k) for k in _GMM_ARRAYS}
   with files.writing(file):
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(file) as temporary:
       np.savez(temporary, about=json.dumps(samplers.about), **arrays)
 
