@@ -104,6 +104,7 @@ def test_family_config(spec, weights, rest):
 def with_networks(goal):
   """Returns the config with the networks that an objective needs."""
   c = complete_config()
+  c.objective.tcvae.images = 1_000
   if goal == "exact":
     c.model.decoder, c.objective.reconstruction = "linear", "l2"
     c.model.upsample_gain = 1.0  # nothing is upsampled

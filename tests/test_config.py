@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import peer_cases
 import pytest
 from conftest import EVAE, FLAT, alone, elbo, flat, small
 from damage import damages
@@ -108,12 +109,25 @@ CHANGES = {
   "multimodal.heads": (2, ATTENTION),
   "multimodal.vector_encoder_features": ((5,), MULTI),
   "multimodal.vector_decoder_features": ((5,), MULTI),
+  "objective.elbo.free_bits": (0.5, ELBO),
+  "objective.swae.directions": (7, peer_cases.changes("swae")),
+  "objective.sigreg.directions": (7, peer_cases.changes("sigreg")),
+  "objective.tcvae.images": (77, peer_cases.changes("tcvae")),
+  **{
+    f"weights.{t}": (7.0, peer_cases.changes(name))
+    for t, name in peer_cases.TERMS.items()
+  },
+  **{
+    f"ramp.{t}": (7, peer_cases.changes(name))
+    for t, name in peer_cases.TERMS.items()
+  },
   "objective.mmvm.estimate": ("surrogate", MMVM),
   "objective.mmvm.alpha": (0.5, MMVM),
   "objective.mmvm.alpha_steps": (7, MMVM),
   "objective.mixture_bound.kl_count": ("per_modality", MIXTURE_BOUND),
   "weights.subset_kl": (7.0, MULTI),
   "ramp.subset_kl": (7, MULTI),
+  "optim.accumulate": (2, dict(objective__population="quadratic")),
   "optim.*.name": ("adam", {}),
   "optim.*.learning_rate": (7e-4, {}),
   "optim.*.b1": (0.7, {}),

@@ -118,6 +118,9 @@ def test_objectives_return_their_terms():
       w,
       jnp.full((z.shape[0], 4, 2, 2, 1), 0.25),
       x_hat_var={"image": x},
+      key=jax.random.key(0),
+      params={"decoder": x},
+      code_logits=(z[0, :, 0], z[..., 0]),
     )
     for name, row in objectives.OBJECTIVES.items():
       if not row.accepts(type(q)) or row.subsets:

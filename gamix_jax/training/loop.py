@@ -174,7 +174,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   lock = Lock(path)
   distributed.run_on_main(lock.check)  # fail before the data are read
   spec = build.train_spec(config)
-  devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
+  devices = mesh.create_mesh(
+    config.data.batch_size, config.mesh.fsdp, config.optim.accumulate
+  )
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
   train_set = data.open_dataset(config.data, "train", config.seed)
