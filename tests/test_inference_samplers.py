@@ -104,9 +104,11 @@ def test_the_second_vae_finds_the_clusters(monkeypatch):
   assert found.about["two_stage_steps"] == 800
   z = two_stage.draw(found.second, KEY, 4000)
   right = z[:, 0] > 0
-  assert abs(right.mean() - 0.25) < 0.08
-  np.testing.assert_allclose(z[~right].std(0), 0.5, atol=0.25)
-  assert np.mean(np.abs(z[:, 0]) < 2) < 0.1  # the mixture of one: a third
+  assert abs(right.mean() - 0.25) < 0.1
+  np.testing.assert_allclose(z[:, 1].std(), 0.5, atol=0.1)
+  # Between them, the Gaussian with the same moments has a third of its mass.
+  gaussian = samplers.draw_gmm(found.gmm, KEY, 4000)[:, 0]
+  assert np.mean(np.abs(z[:, 0]) < 2) < 0.7 * np.mean(np.abs(gaussian) < 2)
   cold = two_stage.draw(found.second, KEY, 5, 0.0)
   assert np.ptp(cold, axis=0).max() < 1e-5
   # The same seed gives the same weights.

@@ -153,8 +153,7 @@ class LoadedModel:
       seed: of the draws that the mixture is fitted to, and of its
         initialization.
       components: of the mixture; or "bic", see `samplers.fit`.
-      two_stage: whether to train the second VAE, which takes seconds to a
-        minute.
+      two_stage: whether to train the second VAE, too.
 
     Returns:
       A description of the fit: step, which, images, components, covariance, ...

@@ -75,7 +75,7 @@ def fit(
       with the lowest Bayesian information criterion. Covariances are full if
       there are 2 d images per component, else diagonal.
     metadata: further entries of `about`.
-    second_stage: whether to train the second VAE, which takes 3,000 steps.
+    second_stage: whether to train the second VAE.
 
   Raises:
     UserError: if components is invalid, if there are too few images, or if a
