@@ -113,6 +113,10 @@ CHANGES = {
   "objective.swae.directions": (7, peer_cases.changes("swae")),
   "objective.sigreg.directions": (7, peer_cases.changes("sigreg")),
   "objective.tcvae.images": (77, peer_cases.changes("tcvae")),
+  "objective.aae.width": (7, peer_cases.changes("aae")),
+  "objective.aae.layers": (3, peer_cases.changes("aae")),
+  "weights.code_real": (7.0, peer_cases.changes("aae")),
+  "weights.code_fake": (7.0, peer_cases.changes("aae")),
   **{
     f"weights.{t}": (7.0, peer_cases.changes(name))
     for t, name in peer_cases.TERMS.items()

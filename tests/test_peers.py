@@ -364,7 +364,7 @@ def test_free_bits_by_hand():
 
 
 # The others take as long and share all of the way but the terms.
-QUICK = ("wae_mmd", "tcvae", "aae")
+QUICK = ("tcvae", "aae")
 
 
 @pytest.mark.parametrize(
