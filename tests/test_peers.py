@@ -14,6 +14,7 @@ import scipy.stats
 from conftest import (
   alone,
   assert_same,
+  elbo,
   images,
   jit,
   modalities,
@@ -23,9 +24,10 @@ from conftest import (
 )
 from conftest import flat as flat_config
 from peer_cases import RUNS
-from program import ANY_LENGTH, SMALL, rows
+from program import ANY_LENGTH, SMALL, numbers, rows
 
 from gamix_jax import build, objectives
+from gamix_jax.errors import UserError
 from gamix_jax.objectives import covariances, draws, tcvae
 from gamix_jax.posterior import Delta, Gaussian, Mixture, base
 
@@ -307,6 +309,51 @@ def test_tcvae_by_hand(kind):
   np.testing.assert_allclose(kl, np.mean(exact), rtol=1e-4)
 
 
+def test_tcvae_needs_the_number_of_images():
+  c = alone(flat_config, **peer_cases.changes("tcvae"))
+  assert build.train_spec(c).objective.images == 50
+  for images in (0, 7):
+    c.objective.tcvae.images = images
+    with pytest.raises(UserError, match=f"tcvae.images={images}.*=60000"):
+      build.train_spec(c)
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "words"),
+  [
+    ("cwae", dict(model__latent=1), "needs 2 latents"),
+    ("swae", dict(objective__swae__directions=0), "swae.directions=0"),
+    ("sigreg", dict(objective__sigreg__directions=0), "sigreg.directions=0"),
+    ("aae", dict(objective__aae__layers=0), "aae.layers=0"),
+    ("swae", dict(posterior__name="mixture"), "not defined for"),
+    ("dip1", dict(posterior__name="delta"), "not defined for"),
+  ],
+)
+def test_what_is_refused(name, changes, words):
+  c = alone(flat_config, **peer_cases.changes(name), **changes)
+  with pytest.raises(UserError, match=words):
+    build.train_spec(c)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (dict(objective__elbo__free_bits=-1.0), "must be >= 0"),
+    (
+      dict(objective__elbo__free_bits=0.1, posterior__name="mixture"),
+      "closed form",
+    ),
+    (
+      dict(objective__elbo__free_bits=0.1, prior__name="vamp"),
+      "closed form",
+    ),
+  ],
+)
+def test_free_bits_that_are_refused(changes, words):
+  with pytest.raises(UserError, match=words):
+    build.train_spec(elbo(flat_config, **changes))
+
+
 def test_tcvae_of_a_weight_of_zero_has_a_gradient():
   q = posterior("mixture")
   q = q.replace(logits=q.logits.at[:, 0].set(-200.0))
@@ -382,8 +429,9 @@ def test_a_run_continues_and_is_evaluated(program, tmp_path, name):
 
   flags = [
     *(*SMALL, *ANY_LENGTH, "--config.posterior.name=delta"),
-    *(f"--config.objective.name={name}", *RUNS[name], f"--workdir={run}"),
+    *(f"--config.objective.name={name}", *RUNS[name]),
     *(f"--config.ramp.{term}=0" for term in ("kl", *tcvae.TERMS)),
+    f"--workdir={run}",
   ]
   for steps in (2, 3):
     done(*flags, f"--config.steps={steps}")
@@ -393,6 +441,10 @@ def test_a_run_continues_and_is_evaluated(program, tmp_path, name):
   for term in terms:
     assert all(np.isfinite(r[f"vae/{term}"]) for r in log)
   assert log[-1]["nonfinite/total"] == 0
+  if name == "aae":  # its discriminator continues, too
+    done(*flags[:-1], f"--workdir={tmp_path / 'whole'}", "--config.steps=3")
+    whole = [r for r in numbers(tmp_path / "whole") if "vae/loss" in r]
+    assert whole == [r for r in numbers(run) if "vae/loss" in r]
   done(
     *(f"--workdir={run}", "--config.eval.images=16", "--config.eval.draws=2"),
     *("--config.eval.features=random", "--config.eval.train_images=16"),
