@@ -47,20 +47,59 @@ def train_spec(config: ConfigDict) -> TrainSpec:
   )
   _check_posterior_keys(config)
   objectives.check_fit(config, vae.posterior_type)
+  built = objective.from_config(config, modalities)
+  _check_accumulate(config, built)
   return TrainSpec(
     modalities=modalities,
     vae=vae,
     disc=disc,
     vae_optimizer=optimizers.optimizer(config.steps, **config.optim.vae),
     disc_optimizer=optimizers.optimizer(config.steps, **config.optim.disc),
-    objective=objective.from_config(config, modalities),
+    objective=built,
+    code_disc=built.discriminator(**kind),
     adversarial=objectives.ADVERSARIAL.choose(config.adversarial.loss),
     weights=weights,
     disc_start=config.adversarial.disc_start,
     ema_decay=config.ema.decay,
     dtype=param_dtype,
     seed=config.seed,
+    accumulate=config.optim.accumulate,
   )
+
+
+def _check_accumulate(
+  config: ConfigDict, objective: objectives.Objective
+) -> None:
+  """Checks that gradients of parts of a batch can be averaged.
+
+  Raises:
+    UserError: if their mean is not an unbiased estimate of the gradient of the
+      batch, or the parts would not be of equal size.
+  """
+  k, section = config.optim.accumulate, config.objective
+  if k == 1:
+    return
+  if not objective.additive:
+    form = ""
+    if "population_kl" in objective.terms:
+      form = f" with objective.population={section.population!r}"
+    raise UserError(
+      f"optim.accumulate={k}: the terms of objective.name={section.name!r}"
+      f"{form} depend on the batch size, so gradients of parts of a batch do "
+      "not add up to that of the batch. Use --config.optim.accumulate=1, or "
+      "another objective, such as gamix with objective.population=quadratic."
+    )
+  if config.model.norm == "batch":
+    raise UserError(
+      f"optim.accumulate={k}: model.norm='batch' depends on the batch size; "
+      "use --config.model.norm=group or --config.optim.accumulate=1."
+    )
+  size = config.data.batch_size
+  if size % k or size // k < 2:
+    raise UserError(
+      f"optim.accumulate={k} must divide data.batch_size={size} into parts of "
+      "2 or more."
+    )
 
 
 def _dtypes(name: str) -> tuple[Any, Any]:

@@ -24,6 +24,14 @@ ConfigDict = ml_collections.ConfigDict
 
 VERSION = 2  # of config.json; raise it when a key changes its name or meaning
 
+# Terms of the objectives that are there for comparison with gamix and elbo.
+PEER_TERMS = (
+  *("mmd", "cramer_wold", "sliced_wasserstein", "sigreg"),
+  *("covariance", "variance"),
+  *("mutual_information", "total_correlation", "dimension_kl"),
+  *("code_norm", "decoder_norm", "code_adversarial"),
+)
+
 
 def _any(default: Any) -> config_dict.FieldReference:
   """Creates a key that accepts several types (int or pair, number or None)."""
@@ -110,7 +118,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.multimodal.vector_decoder_features = (256, 256)  # (): linear
 
   c.posterior = ConfigDict()
-  c.posterior.name = "gaussian"
+  c.posterior.name = "gaussian"  # mixture, epanechnikov, poisson, delta
   c.posterior.components = 1
   c.posterior.initial_logvar = _open(0.0)  # initial bias of ln sigma^2
 
@@ -134,7 +142,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
 
   c.objective = ConfigDict()
-  # elbo, exact, selbo, siwae, evae; of several modalities also mmvm,
+  # elbo, exact, selbo, siwae, evae; ae, rae_l2, wae_mmd, cwae, swae, sigreg,
+  # vicreg, dip1, dip2, tcvae, aae; of several modalities also mmvm,
   # mmvm_population, masked, mixture_bound, tc
   c.objective.name = "gamix"
   c.objective.population = "means"  # full, debiased, quadratic
@@ -142,6 +151,17 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.objective.num_samples = 1  # of z per image, and per component of a mixture
 
   # Keys of single objectives.
+  c.objective.elbo = ConfigDict()
+  c.objective.elbo.free_bits = 0.0  # nats of each latent without cost
+  c.objective.swae = ConfigDict()
+  c.objective.swae.directions = 50  # random ones a step
+  c.objective.sigreg = ConfigDict()
+  c.objective.sigreg.directions = 256
+  c.objective.tcvae = ConfigDict()
+  c.objective.tcvae.images = 0  # the number of training images; must be set
+  c.objective.aae = ConfigDict()  # its discriminator of codes
+  c.objective.aae.width = 512
+  c.objective.aae.layers = 2
   c.objective.mmvm = ConfigDict()
   c.objective.mmvm.estimate = "exact"  # surrogate: pairwise, closed form
   c.objective.mmvm.alpha = 0.0  # share of N(0, I) in the mixture
@@ -164,9 +184,13 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.weights.kl = _any(None)
   c.weights.kernel = _any(None)
   c.weights.subset_kl = _any(None)
+  for term in PEER_TERMS:
+    c.weights[term] = _any(None)
   c.weights.adversarial = _any(100.0)
   c.weights.real = _any(100.0)
   c.weights.fake = _any(100.0)
+  c.weights.code_real = _any(None)
+  c.weights.code_fake = _any(None)
 
   # Weights that the preset uses for terms whose weight is None; None: the
   # preset computes them.
@@ -182,9 +206,14 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.ramp.kl = _open(0)
   c.ramp.kernel = _open(0)
   c.ramp.subset_kl = _open(0)
+  for term in PEER_TERMS:
+    c.ramp[term] = _open(0)
   c.ramp.adversarial = _open(0)  # starts at disc_start + gen_delay
 
   c.optim = ConfigDict()
+  # parts of a batch whose gradients are averaged before the update, one after
+  # the other: less memory, for objectives that allow it
+  c.optim.accumulate = 1
   for net in ("vae", "disc"):
     c.optim[net] = ConfigDict()
     o = c.optim[net]
@@ -277,6 +306,7 @@ POSITIVE = (
   "objective.num_samples",
   "model.patch",
   "model.upsample_gain",
+  "optim.accumulate",
   "optim.vae.learning_rate",
   "optim.disc.learning_rate",
   "optim.vae.eps",
@@ -300,6 +330,7 @@ NOT_NEGATIVE = (
   "ramp.kl",
   "ramp.kernel",
   "ramp.subset_kl",
+  *(f"ramp.{term}" for term in PEER_TERMS),
   "ramp.adversarial",
   "optim.vae.clip",
   "optim.disc.clip",

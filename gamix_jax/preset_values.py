@@ -29,24 +29,28 @@ def fill(config: ConfigDict) -> None:
         configs.put(config, key, value)
 
   put({"adversarial.loss": "none" if config.preset == "small" else "hinge"})
-  put({"adversarial.disc_start": config.steps // 2})
+  # A discriminator of codes learns from the start.
+  objective = objectives.OBJECTIVES.choose(config.objective.name)
+  late = 0 if objective.of_discriminator else config.steps // 2
+  put({"adversarial.disc_start": late})
   h, w, _ = image_shape(config)
   model = config.model
   kind = model.encoder or model.decoder or _kind(h, w, config.preset)
   put({"model.encoder": kind, "model.decoder": model.decoder or kind})
   put(_sizes(config))
-  # Counts have no variance to set.
-  discrete = POSTERIORS.choose(config.posterior.name).family.discrete
-  put({"posterior.initial_logvar": 0.0 if discrete else INITIAL_LOGVAR})
+  family = POSTERIORS.choose(config.posterior.name).family
+  put(
+    {"posterior.initial_logvar": INITIAL_LOGVAR if family.has_variance else 0.0}
+  )
   weights = default_weights(config)
   weights |= {k: v for k, v in config.preset_weights.items() if v is not None}
   of_vae, of_disc = objectives.term_names(
     config.objective.name, config.adversarial.loss
   )
   put({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
-  late = objectives.OBJECTIVES[config.objective.name].ramped
   length = ramp_steps(config)
-  put({f"ramp.{k}": length if k in late else 0 for k in config.ramp})
+  ramped = objective.ramped
+  put({f"ramp.{k}": length if k in ramped else 0 for k in config.ramp})
 
 
 def ramp_steps(config: ConfigDict) -> int:

@@ -64,7 +64,7 @@ def ours(config: ConfigDict, preset: str) -> ConfigDict:
     for name in config[section]:
       config[section][name] = None
   config.objective.population = "debiased"
-  for net in config.optim:
+  for net in ("vae", "disc"):
     config.optim[net].update(
       name="adam", learning_rate=1e-3, eps=1e-8, warmup=100, schedule="cosine"
     )
@@ -95,7 +95,7 @@ def multimodal(config: ConfigDict, modalities: Sequence[str]) -> ConfigDict:
   for name in config.weights:
     config.weights[name] = None
   config.weights.recon = 1.0
-  for net in config.optim:
+  for net in ("vae", "disc"):
     config.optim[net].update(name="adam", learning_rate=1e-3, eps=1e-8, b1=0.9)
   return config
 

@@ -31,6 +31,10 @@ from gamix_jax.parallel.mesh import ShardingPlan, replicated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# Folded into the key of a step: for an objective's own draws, and for the
+# draws of the prior that its discriminator sees.
+OBJECTIVE_KEY, PRIOR_KEY = 2, 3
+CODE = "code"  # the parameters of the discriminator of codes, among its others
 
 
 @struct.dataclass
@@ -49,7 +53,8 @@ class TrainState:
   Attributes:
     step: int32, the number of steps done.
     vae: encoder, posterior head and decoder.
-    disc: the discriminator; empty if there is none.
+    disc: the discriminator; empty if there is none. That of codes is in its
+      parameters under "code".
     objective: the objective's own state; empty for most.
     ema: the exponential moving average of the VAE's parameters.
     nonfinite: int32 [2], skipped updates: in total, and in a row up to now.
@@ -81,6 +86,9 @@ class TrainSpec:
     ema_decay: decay of the averaged parameters.
     dtype: of parameters, and of observations as floats.
     seed: determines the initial weights and all random draws.
+    code_disc: an objective's own discriminator of codes, or None.
+    accumulate: parts of a batch that are processed one after the other; their
+      mean gradient makes the update.
   """
 
   modalities: Modalities
@@ -95,6 +103,8 @@ class TrainSpec:
   ema_decay: float
   dtype: Any
   seed: int
+  code_disc: nn.Module | None = None
+  accumulate: int = 1
 
   @property
   def image(self) -> Modality:
@@ -143,11 +153,15 @@ def init(spec: TrainSpec) -> TrainState:
   disc = NetworkState({}, {}, ())
   if spec.disc is not None:
     variables = spec.disc.init(keys[1], x[IMAGE])
-    disc = NetworkState(
-      variables["params"],
-      variables.get("batch_stats", {}),
-      spec.disc_optimizer.init(variables["params"]),
+    disc = disc.replace(
+      params=variables["params"], batch_stats=variables.get("batch_stats", {})
     )
+  if spec.code_disc is not None:
+    z = jnp.zeros((1, spec.vae.latent), spec.dtype)
+    variables = spec.code_disc.init(jax.random.fold_in(keys[1], 1), z)
+    disc = disc.replace(params=disc.params | {CODE: variables["params"]})
+  if disc.params:
+    disc = disc.replace(opt_state=spec.disc_optimizer.init(disc.params))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     vae=vae,
@@ -201,7 +215,11 @@ def _discriminate(spec, params, net, x, x_hat, key):
 
 
 def losses(
-  spec: TrainSpec, state: TrainState, batch: Batch, params: tuple[Any, Any]
+  spec: TrainSpec,
+  state: TrainState,
+  batch: Batch,
+  params: tuple[Any, Any],
+  part: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Computes both losses in one forward pass.
 
@@ -213,12 +231,16 @@ def losses(
       `modality`; optionally "eps", noise in place of random draws (of
       the posterior's `noise_shape`).
     params: of the VAE and of the discriminator.
+    part: which part of a batch this is, if gradients are accumulated.
 
   Returns:
     (VAE loss, discriminator loss), and (metrics, (the VAE's batch statistics,
     the discriminator's, the objective's next state)).
   """
-  noise, dropout = jax.random.split(spec.key(state.step))
+  key = spec.key(state.step)
+  if part is not None:
+    key = jax.random.fold_in(key, part)
+  noise, dropout = jax.random.split(key)
   output, vae_stats = _apply(
     spec.vae,
     params[0],
@@ -229,16 +251,29 @@ def losses(
     eps=batch.get("eps"),
     step=state.step,
   )
+  output = output.replace(
+    key=jax.random.fold_in(key, OBJECTIVE_KEY), params=params[0]
+  )
+  if spec.code_disc is not None:
+    code_params = {"params": params[1][CODE]}
+    shape = output.z.shape[1:]
+    of_prior = jax.random.fold_in(key, PRIOR_KEY)
+    y = jax.random.normal(of_prior, shape, output.z.dtype)
+    logits = (spec.code_disc.apply(code_params, v) for v in (y, output.z))
+    output = output.replace(code_logits=tuple(logits))
   terms, info, objective_state = spec.objective(output, state.objective)
   metrics = train_metrics.posterior(output.q) | info
   metrics |= train_metrics.code(output, spec.modalities)
-  disc_stats, disc_terms = {}, {}
+  if spec.code_disc is not None:
+    metrics |= train_metrics.code_logits(*output.code_logits, output.w)
+  disc_stats = {}
+  disc_terms = spec.objective.discriminator_terms(output)
   if spec.disc is not None:
     x_hat = spec.image.likelihood.mean(output.x_hat[IMAGE])
     real, fake, disc_stats = _discriminate(
       spec, params[1], state.disc, output.x[IMAGE], x_hat, dropout
     )
-    disc_terms = spec.adversarial(real, fake, output.w)
+    disc_terms = disc_terms | spec.adversarial(real, fake, output.w)
     terms["adversarial"] = disc_terms.pop("adversarial")
     metrics |= train_metrics.logits(real, fake, output.w)
   vae_loss = weighted_sum(terms, spec.weights.vae_at(state.step))
@@ -263,21 +298,54 @@ def gradients(
   and the VAE's part of the second are dropped, so XLA does not compute them.
 
   Returns:
-    Both losses, both gradients, and the auxiliary output of `losses`.
+    Both losses, both gradients, and the auxiliary output of `losses`. With
+    `spec.accumulate` over 1, means over the parts of the batch.
   """
   params = (state.vae.params, state.disc.params)
   if layout is not None:
     params = layout.replicate(params)
-  (vae_loss, disc_loss), pullback, aux = jax.vjp(
-    partial(losses, spec, state, batch), params, has_aux=True
-  )
-  one, zero = jnp.ones_like(vae_loss), jnp.zeros_like(vae_loss)
-  vae_grads = pullback((one, zero))[0][0]
-  disc_grads = pullback((zero, one))[0][1]
-  grads = (vae_grads, disc_grads)
-  if layout is not None:
-    grads = layout.shard(grads)
-  return (vae_loss, disc_loss), grads, aux
+
+  def of(batch, part=None):
+    (vae_loss, disc_loss), pullback, aux = jax.vjp(
+      partial(losses, spec, state, batch, part=part), params, has_aux=True
+    )
+    one, zero = jnp.ones_like(vae_loss), jnp.zeros_like(vae_loss)
+    vae_grads = pullback((one, zero))[0][0]
+    disc_grads = pullback((zero, one))[0][1]
+    grads = (vae_grads, disc_grads)
+    if layout is not None:
+      grads = layout.shard(grads)
+    return (vae_loss, disc_loss), grads, aux
+
+  if spec.accumulate == 1:
+    return of(batch)
+  return _accumulated(of, batch, spec.accumulate)
+
+
+def _accumulated(of: Callable, batch: Batch, k: int) -> tuple[Any, Any, Any]:
+  """Averages losses, gradients and metrics over k parts of a batch.
+
+  The parts are every k-th image, so that on a mesh every device processes its
+  own images.
+  """
+  parts = {
+    name: einops.rearrange(v, "(m k) ... -> k m ...", k=k)
+    for name, v in batch.items()
+  }
+
+  def body(total, inputs):
+    *losses_and_grads, aux = of(*inputs)
+    return jax.tree.map(jnp.add, total, losses_and_grads), aux
+
+  first = {name: v[0] for name, v in parts.items()}
+  *shapes, _ = jax.eval_shape(of, first, jnp.zeros((), jnp.int32))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  total, (metrics, states) = jax.lax.scan(body, zeros, (parts, jnp.arange(k)))
+  both_losses, grads = jax.tree.map(lambda v: v / k, total)
+  metrics = {name: jnp.mean(v, axis=0) for name, v in metrics.items()}
+  # All parts began with the same state.
+  states = jax.tree.map(lambda v: v[-1], states)
+  return both_losses, grads, (metrics, states)
 
 
 def _update(
@@ -332,7 +400,7 @@ def train_step(
 
   vae = _update(state.vae, spec.vae_optimizer, grads[0], vae_stats, vae_ok)
   disc = state.disc
-  if spec.disc is not None:
+  if disc.params:
     started = state.step >= spec.disc_start
     disc = _update(
       disc, spec.disc_optimizer, grads[1], disc_stats, disc_ok & started
@@ -343,7 +411,7 @@ def train_step(
   )
   metrics |= {"vae/grad_norm": vae_norm, "nonfinite/total": nonfinite[0]}
   metrics["nonfinite/consecutive"] = nonfinite[1]
-  if spec.disc is not None:
+  if disc.params:
     metrics["disc/grad_norm"] = disc_norm
     metrics["disc/grad_ratio"] = disc_norm / (vae_norm + 1e-12)
   state = TrainState(

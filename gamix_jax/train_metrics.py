@@ -109,6 +109,20 @@ def logits(
   }
 
 
+def code_logits(
+  real: Float[Array, " b"], fake: Float[Array, "s b"], w: Float[Array, "s b"]
+) -> dict[str, jax.Array]:
+  """The accuracy of a discriminator of codes; 0.5 if it cannot tell them.
+
+  Args:
+    real: logits of draws of the prior.
+    fake: logits of codes.
+    w: weights of the draws.
+  """
+  right = jnp.sum(w * (fake < 0), axis=0)
+  return {"code/accuracy": (jnp.mean(real > 0) + jnp.mean(right)) / 2}
+
+
 def bounds(
   output: VAEOutput, modalities: Modalities, weight: float
 ) -> dict[str, jax.Array]:

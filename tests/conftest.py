@@ -140,7 +140,7 @@ def state_of(spec, seed=0):
   return step.TrainState(
     step=jnp.zeros((), jnp.int32),
     vae=vae,
-    disc=net(shapes.disc) if spec.disc is not None else shapes.disc,
+    disc=net(shapes.disc) if shapes.disc.params else shapes.disc,
     objective=spec.objective.init(),
     ema=vae.params,
     nonfinite=jnp.zeros(2, jnp.int32),

@@ -128,9 +128,12 @@ class Program:
       **kwargs,
     )
 
-  def forked(self, *flags: str, devices: int = 1):
+  def forked(
+    self, *flags: str, devices: int = 1, module: str = "gamix_jax.main"
+  ):
     """Like `run`, but in a fork of a process that has imported JAX."""
-    return self._forks.run(self.argv(*flags), self.env(devices))
+    argv = self.argv(*flags, module=module)
+    return self._forks.run(argv, self.env(devices))
 
   @functools.cached_property
   def _forks(self):

@@ -104,6 +104,7 @@ def test_family_config(spec, weights, rest):
 def with_networks(goal):
   """Returns the config with the networks that an objective needs."""
   c = complete_config()
+  c.objective.tcvae.images = 1_000
   if goal == "exact":
     c.model.decoder, c.objective.reconstruction = "linear", "l2"
     c.model.upsample_gain = 1.0  # nothing is upsampled
@@ -420,6 +421,9 @@ def test_finished(tmp_path):
   for name in (evaluate_run.STRIP, evaluate_run.ORIGINALS):
     Image.new("L", (8, 8)).save(tmp_path / name)
   assert evaluate_run.finished(tmp_path, c)["numbers"] == {"mae": 1.0}
+  assert evaluate_run.finished(tmp_path, c, ["gmm"]) is None
+  path.write_text(json.dumps(found | {"sources": ["gmm", "two_stage"]}))
+  assert evaluate_run.finished(tmp_path, c, ["gmm"])
   for text in damages(path.read_bytes(), 100):
     path.write_bytes(text)
     result = evaluate_run.finished(tmp_path, c)
@@ -600,7 +604,7 @@ def ended_well(ran):
 def folder(program, tmp_path_factory):
   """A finished comparison; its command runs once."""
   path = tmp_path_factory.mktemp("compared") / "all"
-  ran = compare(program, *words(path))
+  ran = compare(program, *words(path), "--sources=gmm")
   begun = ended_well(ran)
   wanted = [(str(i), f, str(s)) for i, (f, s) in enumerate(EACH, 1)]
   assert begun == wanted
@@ -623,11 +627,12 @@ def test_csv(folder):
     *("sharpness_images", "active_units", "collapsed_fraction"),
     *("sec_per_step", "decodes_per_image"),
     *(f"{k}_prior" for k in ("precision", "recall", "density", "coverage")),
+    *("sharpness_gmm", "coverage_gmm"),
   }
   for row in rows:
     name = row["family"]
     values = {k: float(v) for k, v in row.items() if k[:2] == "fd"}
-    assert len(values) == 2 and all("random_conv_f" in k for k in values)
+    assert len(values) == 3 and all("random_conv_f" in k for k in values)
     assert all(np.isfinite(float(row[k])) for k in everywhere)
     bounded = "evae" not in name
     for k in ("elbo", "iwae", "kl", "mutual_information", "population_kl"):
@@ -818,6 +823,11 @@ def test_a_signal_ends_it_with_a_report(program, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "expected"),
   [
+    (
+      ["--families=gaussian/elbo,poisson/elbo", "--sources=two_stage"],
+      ("--sources=two_stage", "poisson/elbo", "counts"),
+    ),
+    (["--families=gaussian/elbo", "--sources=prior"], ("population, gmm",)),
     (["--families=gauss/elbo"], ("--families=gauss/elbo", *POSTERIORS)),
     ([], ("--families is missing",)),
     (["--families=gaussian/elbo", "--seeds=0"], ("--seeds=0",)),

@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import peer_cases
 import pytest
 from conftest import EVAE, FLAT, alone, elbo, flat, small
 from damage import damages
@@ -108,12 +109,28 @@ CHANGES = {
   "multimodal.heads": (2, ATTENTION),
   "multimodal.vector_encoder_features": ((5,), MULTI),
   "multimodal.vector_decoder_features": ((5,), MULTI),
+  "objective.elbo.free_bits": (0.5, ELBO),
+  "objective.swae.directions": (7, peer_cases.changes("swae")),
+  "objective.sigreg.directions": (7, peer_cases.changes("sigreg")),
+  "objective.aae.width": (7, peer_cases.changes("aae")),
+  "objective.aae.layers": (3, peer_cases.changes("aae")),
+  "weights.code_real": (7.0, peer_cases.changes("aae")),
+  "weights.code_fake": (7.0, peer_cases.changes("aae")),
+  **{
+    f"weights.{t}": (7.0, peer_cases.changes(name))
+    for t, name in peer_cases.TERMS.items()
+  },
+  **{
+    f"ramp.{t}": (7, peer_cases.changes(name))
+    for t, name in peer_cases.TERMS.items()
+  },
   "objective.mmvm.estimate": ("surrogate", MMVM),
   "objective.mmvm.alpha": (0.5, MMVM),
   "objective.mmvm.alpha_steps": (7, MMVM),
   "objective.mixture_bound.kl_count": ("per_modality", MIXTURE_BOUND),
   "weights.subset_kl": (7.0, MULTI),
   "ramp.subset_kl": (7, MULTI),
+  "optim.accumulate": (2, dict(objective__population="quadratic")),
   "optim.*.name": ("adam", {}),
   "optim.*.learning_rate": (7e-4, {}),
   "optim.*.b1": (0.7, {}),
@@ -138,6 +155,7 @@ ELSEWHERE = {
   "guard.": "test_main: the run ends",
   "extensions": "test_extensions",
   "model.discriminator": "test_extensions",
+  "objective.tcvae.images": "test_peers: its weights are an array",
   "preset": "test_presets",
   "preset_weights.": "test_presets",
   "profile": "test_profile",

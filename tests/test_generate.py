@@ -189,7 +189,7 @@ def test_files_are_images_too(run, model, tmp_path):
   [
     ("samples", dict(n=0), "--n=0"),
     ("samples", dict(source="vamp"), "use one of prior, population, gmm"),
-    ("samples", dict(components="4"), "need --source=population or gmm"),
+    ("samples", dict(components="4"), "need --source=population or gmm or"),
     ("samples", dict(source="gmm", components="x"), "--components=x"),
     ("samples", dict(temperature=-1.0), "temperature=-1"),
     ("reconstructions", dict(images=("999999",)), "images 0 to 331"),

@@ -16,10 +16,11 @@ from conftest import alone, elbo, flat
 from damage import damages
 
 import gamix_jax
-from gamix_jax import build, inference
+from gamix_jax import build, data, inference
 from gamix_jax.errors import UserError
 from gamix_jax.files import PART
-from gamix_jax.inference import samplers
+from gamix_jax.inference import samplers, two_stage
+from gamix_jax.inference.fitting import ensure_fitted
 from gamix_jax.posterior import Gaussian, Mixture, Poisson
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -97,6 +98,52 @@ def test_bic_finds_the_clusters():
   np.testing.assert_allclose(half[~half_right].std(0), 0.25, atol=0.03)
 
 
+def test_the_second_vae_finds_the_clusters(monkeypatch):
+  monkeypatch.setattr(two_stage, "STEPS", 800)
+  found = samplers.fit(clusters(), 0, 1, {}, second_stage=True)
+  assert found.about["two_stage_steps"] == 800
+  z = two_stage.draw(found.second, KEY, 4000)
+  right = z[:, 0] > 0
+  assert abs(right.mean() - 0.25) < 0.1
+  np.testing.assert_allclose(z[:, 1].std(), 0.5, atol=0.1)
+  # Between them, the Gaussian with the same moments has a third of its mass.
+  gaussian = samplers.draw_gmm(found.gmm, KEY, 4000)[:, 0]
+  assert np.mean(np.abs(z[:, 0]) < 2) < 0.7 * np.mean(np.abs(gaussian) < 2)
+  cold = two_stage.draw(found.second, KEY, 5, 0.0)
+  assert np.ptp(cold, axis=0).max() < 1e-5
+  # The same seed gives the same weights.
+  monkeypatch.setattr(two_stage, "STEPS", 2)
+  both = [samplers.fit(clusters(), 3, 1, {}, True).second for _ in range(2)]
+  conftest.assert_same(*both)
+
+
+def test_the_bound_of_the_second_vae():
+  """Minus the ELBO against scipy's densities, by many draws."""
+  rng = np.random.default_rng(0)
+  z = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+  model = two_stage.SecondStage(2, width=4)
+  params = model.init(KEY, z, KEY)
+  params["params"]["log_gamma"] = jnp.asarray(-0.7)
+
+  @conftest.jit
+  def parts(params, key):
+    bound = model.bind(params)
+    q = Gaussian(*jnp.split(bound.encoder(z), 2, axis=-1))
+    u, _ = q.sample(key, 4_000)
+    losses = jax.vmap(lambda k: bound(z, k))(jax.random.split(key, 4_000))
+    return q.mu, q.logvar, u, bound.decoder(u), losses
+
+  mu, logvar, u, x, losses = (
+    np.asarray(v, np.float64) for v in parts(params, KEY)
+  )
+  norm = scipy.stats.norm.logpdf
+  ratio = norm(np.asarray(z), x, np.exp(-0.35)) + norm(u)
+  ratio -= norm(u, mu, np.exp(logvar / 2))
+  each = ratio.sum(-1).mean(1)
+  error = 5 * (each.std() + losses.std()) / np.sqrt(len(each))
+  assert abs(-each.mean() - losses.mean()) < error
+
+
 def test_covariances_are_full_where_data_allow():
   q = clusters(15)
   assert samplers.fit(q, 0, 3, {}).about["covariance"] == "full"
@@ -134,6 +181,8 @@ def test_counts_have_a_population_and_no_mixture():
   q = Poisson(log_rate, jnp.zeros((2, 2)))
   found = samplers.fit(q, 0, 2, {})
   assert found.gmm is None and "components" not in found.about
+  with pytest.raises(UserError, match="two_stage=True is for continuous"):
+    samplers.fit(q, 0, 2, {}, second_stage=True)
   z = samplers.draw_population(found.population, KEY, 3000)
   assert (z == np.round(z)).all()
   np.testing.assert_allclose(z.mean(0), [1.25, 5.0], rtol=0.06)
@@ -205,6 +254,35 @@ def test_samplers_are_kept_and_found(run, images, tmp_path, caplog):
   other.unlink()
 
 
+def test_the_second_vae_is_kept_and_found(run, images, monkeypatch):
+  monkeypatch.setattr(two_stage, "STEPS", 2)
+  model = gamix_jax.load(run, "raw", step=5, batch_size=32)
+  model.fit_samplers(images, components=2)
+  assert "two_stage_steps" not in model.fitted
+  with pytest.raises(UserError, match="two_stage=True"):
+    model.draw_latents(KEY, 2, source="two_stage")
+  fitting = partial(ensure_fitted, model, "two_stage", say=lambda line: None)
+  train = [{"image": x, "label": 0} for x in images]
+  monkeypatch.setattr(data, "open_dataset", lambda *args: train)
+  fitting()  # of as many images and components as before
+  about = model.fitted
+  assert [about[k] for k in ("images", "components", "two_stage_steps")] == [
+    *(60, 2, 2),
+  ]
+  kept = run / "samplers" / "raw_5.npz"
+  written = kept.stat().st_mtime_ns
+  fitting()
+  assert kept.stat().st_mtime_ns == written
+  z = model.draw_latents(KEY, 7, source="two_stage")
+  assert z.shape == (7, D) and z.dtype == np.float32
+  again = gamix_jax.load(run, "raw", step=5)
+  np.testing.assert_array_equal(
+    again.draw_latents(KEY, 7, source="two_stage"), z
+  )
+  assert again.sample(KEY, 2, source="two_stage").shape == (2, 4, 4, 1)
+  kept.unlink()
+
+
 def test_samplers_are_written_whole_or_not_at_all(run, images):
   model = gamix_jax.load(run, "raw", batch_size=32)
   folder = run / "samplers"
@@ -227,7 +305,7 @@ def test_pseudo_inputs_and_other_sources(model):
   np.testing.assert_allclose(z.mean(0), mean, atol=5 * spread.max() ** 0.5 / 50)
   np.testing.assert_allclose(z.var(0), spread, rtol=0.12)
   with pytest.raises(
-    UserError, match=r"'vamp'.*'normal'.*prior, population, gmm\."
+    UserError, match=r"'vamp'.*'normal'.*prior, population, gmm, two_stage\."
   ):
     model.sample(KEY, 2, source="vamp")
   with pytest.raises(

@@ -118,11 +118,15 @@ def test_objectives_return_their_terms():
       w,
       jnp.full((z.shape[0], 4, 2, 2, 1), 0.25),
       x_hat_var={"image": x},
+      key=jax.random.key(0),
+      params={"decoder": x},
+      code_logits=(z[0, :, 0], z[..., 0]),
     )
     for name, row in objectives.OBJECTIVES.items():
       if not row.accepts(type(q)) or row.subsets:
         continue
-      objective = row(modalities("l1", x.shape[1:]))
+      own = {"images": 50} if name == "tcvae" else {}
+      objective = row(modalities("l1", x.shape[1:]), **own)
       terms, _, state = jax.eval_shape(objective, p, objective.init())
       assert set(terms) == set(row.terms), name
       assert state == objective.init()

@@ -11,7 +11,15 @@ from conftest import jit, modalities, output
 from gamix_jax import objectives, posterior, train_metrics
 from gamix_jax.errors import UserError
 from gamix_jax.objectives import population
-from gamix_jax.posterior import Gaussian, Mixture, Posterior, base
+from gamix_jax.posterior import (
+  Delta,
+  Epanechnikov,
+  Gaussian,
+  Mixture,
+  Poisson,
+  Posterior,
+  base,
+)
 
 KEY = jax.random.key(3)
 
@@ -408,7 +416,7 @@ def test_entropy_and_effective_components():
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in posterior.POSTERIORS if n != "poisson"]
+  "name", [n for n, h in posterior.POSTERIORS.items() if h.family.has_variance]
 )
 @pytest.mark.parametrize("level", [100.0, -100.0])
 def test_heads_keep_an_extreme_logvar_finite(name, level):
@@ -430,6 +438,39 @@ def test_heads_keep_an_extreme_logvar_finite(name, level):
   np.testing.assert_array_equal(q.logvar, np.full(q.logvar.shape, edge))
   for leaf in [value, *jax.tree.leaves(gradient)]:
     assert np.all(np.isfinite(leaf))
+
+
+def test_a_point():
+  """Every draw is the mean, and its gradient is the mean's."""
+  q = Delta(gaussian().mu)
+  z, w = q.sample(KEY, 3)
+  np.testing.assert_array_equal(z, np.broadcast_to(q.mean(), (3, 5, 3)))
+  np.testing.assert_allclose(w, np.full((3, 5), 1 / 3), rtol=1e-6)
+  weights, mu, var = q.components()
+  np.testing.assert_array_equal(mu[:, 0], q.mu)
+  assert np.all(weights == 1) and not np.any(var)
+  got = jax.grad(lambda mu: jnp.sum(Delta(mu).sample(KEY, 3)[0] ** 2))(q.mu)
+  np.testing.assert_allclose(got, 6 * q.mu, rtol=1e-6)
+  with pytest.raises(UserError, match="no variance of its own"):
+    posterior.head("delta", components=1, latent=2, initial_logvar=-4.0)
+
+
+def test_the_kl_of_latents_adds_up():
+  """And that of the Gaussian is the KL of each latent alone."""
+  rng = np.random.default_rng(0)
+  a, b = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
+  for q in (Gaussian(a, b), Epanechnikov(a, b), Poisson(a, b)):
+    each = q.kl_of_latents()
+    assert each.shape == (5, 3)
+    np.testing.assert_allclose(
+      each.sum(-1), q.kl_divergence(None, None), rtol=1e-5
+    )
+    assert type(q).closed_form_kl
+  q = Gaussian(a, b)
+  alone = jax.tree.map(lambda v: v[:, 1:2], q)
+  np.testing.assert_allclose(
+    q.kl_of_latents()[:, 1], alone.kl_divergence(None, None), rtol=1e-5
+  )
 
 
 def test_head_of_bfloat16_has_a_posterior_of_float32():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peer_cases
 import pytest
 from conftest import (
   EVAE,
@@ -65,6 +66,13 @@ REACH = {
   "adversarial": (("['decoder']", *HEADS), ()),
   "kl": (HEADS, ("['decoder']",)),
   "kernel": (HEADS, ("['decoder']", "['mu']")),
+} | {
+  # Of the objectives for comparison; from draws or moments of q(z).
+  **dict.fromkeys(peer_cases.TERMS, (HEADS, ("['decoder']",))),
+  # A shift of all codes does not change it, and latents vary together only in
+  # their means.
+  "covariance": (("['kernel']",), ("['decoder']", "['logvar']")),
+  "decoder_norm": (("['decoder']",), HEADS),
 }
 
 
@@ -72,6 +80,8 @@ REACH = {
 def test_a_term_of_the_vae_reaches_what_it_should(term):
   """And never the discriminator: `adversarial` does not update it."""
   c = {"kl": ELBO_ALONE, "kernel": flat(**EVAE)}.get(term, flat())
+  if term in peer_cases.TERMS:
+    c = alone(flat, **peer_cases.changes(peer_cases.TERMS[term]))
   of_vae, of_disc = gradients_of(c, **{term: 1.0})
   assert not any(of_disc.values())
   reached, spared = REACH[term]
@@ -91,13 +101,13 @@ def test_a_term_of_the_discriminator_reaches_it_alone(term):
 
 
 def test_every_term_of_every_objective_is_tested():
-  """Those of subsets of modalities: in test_subsets."""
+  """Those of subsets of modalities: in test_subsets; of codes: test_peers."""
   terms = set()
   for name, objective in objectives.OBJECTIVES.items():
     if objective.subsets:
       continue
     terms |= {t for side in objectives.term_names(name, "bce") for t in side}
-  assert terms == {*REACH, "real", "fake"}
+  assert terms == {*REACH, "real", "fake", "code_real", "code_fake"}
 
 
 def test_gradients_against_finite_differences():

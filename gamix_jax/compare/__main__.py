@@ -11,6 +11,9 @@
                              separate/mmvm:surrogate,attention:4/masked@kl=2
 --config=configs/digits.py   config that all runs share; default: digits
 --config.steps=300           any key, see gamix_jax/config.py
+--sources=gmm,two_stage      also judge samples from these latent sources,
+                             fitted to each model: population, gmm, two_stage;
+                             samples of the prior always are
 --seeds=3                    runs per family, with config.seed, +1, +2
 --workdir=runs/compare       output folder: compare.md, compare.csv,
                              compare.png, front.png (reconstruction against
@@ -52,11 +55,12 @@ def main() -> None:
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = paths.resolve(given.workdir or f"runs/compare_{name}")
-  compare(given.config, given.families, given.seeds, workdir)
+  compare(given.config, given.families, given.seeds, workdir, given.sources)
 
 
 if __name__ == "__main__":
   flags.DEFINE_list("families", None, "The families to compare.")
+  flags.DEFINE_list("sources", [], "Further sources of latents.")
   flags.DEFINE_integer("seeds", 3, "Runs per family.")
   flags.DEFINE_string("workdir", None, "Output folder.")
   config_flags.DEFINE_config_file("config", None, "A config file.")

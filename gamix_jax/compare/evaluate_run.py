@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gamix_jax.evaluate.classifiers import Classifiers
 from gamix_jax.evaluate.eval_inputs import EvalInputs, Features
 from gamix_jax.evaluate.run_metrics import EvalRun
 from gamix_jax.files import write_text
+from gamix_jax.inference.fitting import ensure_fitted
 from gamix_jax.training import loop, workdir
 from gamix_jax.training.writer import rows
 
@@ -41,14 +43,21 @@ PROTOCOL = COMMON | {
 Result = dict[str, Any]
 
 
-def finished(folder: Path, config: ConfigDict) -> Result | None:
-  """Returns the result of a run if it is finished with this config, or None."""
+def finished(
+  folder: Path, config: ConfigDict, sources: Collection[str] = ()
+) -> Result | None:
+  """Returns the result of a run if it is finished with this config, or None.
+
+  It must have samples of these sources.
+  """
   path = folder / RESULTS
   if not path.is_file():
     return None
   try:
     result = json.loads(path.read_bytes())
     if result["format"] != FORMAT:
+      return None
+    if not set(sources) <= set(result.get("sources", ())):
       return None
     # Read like a saved config: newer keys get their defaults.
     saved = configs.from_json(json.dumps(result["config"]), str(path))
@@ -93,7 +102,10 @@ def features(config: ConfigDict, cache: Path) -> Features | Classifiers:
 
 
 def run(
-  folder: Path, config: ConfigDict, features: Features | Classifiers
+  folder: Path,
+  config: ConfigDict,
+  features: Features | Classifiers,
+  sources: Collection[str] = (),
 ) -> Result | None:
   """Trains the remaining steps of a run and evaluates it.
 
@@ -101,6 +113,7 @@ def run(
     folder: workdir of the run, as for `python -m gamix_jax.main`.
     config: a validated config.
     features: the same for all runs, see the function `features`.
+    sources: of images, that samples are judged from besides the prior.
 
   Returns:
     The contents of its `results.json`: config, numbers, protocol. None if a
@@ -113,8 +126,10 @@ def run(
   if not trained:
     return None
   several = bool(config.data.modalities)
-  judge = multimodal_run.measure if several else _judge
-  values, protocol, model = judge(folder, config, features)
+  if several:
+    values, protocol, model = multimodal_run.measure(folder, config, features)
+  else:
+    values, protocol, model = _judge(folder, config, features, sources)
   if not several:
     bounds = {k: trained.get(f"eval/{k}") for k in BOUNDS}
     values = {k: v for k, v in bounds.items() if v is not None} | values
@@ -124,6 +139,7 @@ def run(
     "config": json.loads(configs.to_json(config)),
     "numbers": {k: float(v) for k, v in values.items() if np.isfinite(v)},
     "protocol": protocol | _common_protocol(model),
+    "sources": sorted(sources),
   }
   if several:
     names = (STRIP, ORIGINALS)
@@ -134,14 +150,17 @@ def run(
 
 
 def _judge(
-  folder: Path, config: ConfigDict, features: Features
+  folder: Path,
+  config: ConfigDict,
+  features: Features,
+  sources: Collection[str],
 ) -> tuple[dict[str, float], dict[str, Any], inference.Model]:
   """Returns the numbers of a run of images, its protocol, and the model."""
   test_set = data.open_dataset(config.data, "test", config.seed)
   images = eval_inputs.spread_images(test_set, config.eval_images)
   model = inference.load(folder)
   inputs = EvalInputs(model, settings.base().eval, features, images)
-  values = _measure(inputs, folder)
+  values = _measure(inputs, folder, sources)
   section = config.data.copy_and_resolve_references()
   section.cache = "none"  # images are only counted
   protocol = {
@@ -154,13 +173,20 @@ def _judge(
   return values, protocol, model
 
 
-def _measure(inputs: EvalInputs, folder: Path) -> dict[str, float]:
+def _measure(
+  inputs: EvalInputs, folder: Path, sources: Collection[str]
+) -> dict[str, float]:
   """Computes metrics like `evaluate`; also writes two pictures."""
   model, n = inputs.model, len(inputs.images)
   measured = EvalRun(inputs)
   measured.reconstructions()
   z = model.draw_latents(jax.random.key(SAMPLES_KEY), n)
   measured.samples("prior", z)
+  # The second VAE first: its fit includes the others.
+  for source in sorted(sources, reverse=True):
+    ensure_fitted(model, source)
+    z = model.draw_latents(jax.random.key(SAMPLES_KEY), n, source=source)
+    measured.samples(source, z)
   measured.latents(jax.random.key(SURGERY_KEY), at_most=None)
   examples = {k: x[:EXAMPLES] for k, x in measured.shown.items()}
   strip = np.concatenate([examples["reconstructions"], examples["prior"]])

@@ -102,7 +102,7 @@ def _set_posterior(config, name, components, objective) -> None:
   elif section.name != name:
     section.components = default.components
   section.name = name
-  if POSTERIORS.choose(name).family.discrete:  # it has no variance
+  if not POSTERIORS.choose(name).family.has_variance:
     section.initial_logvar = default.initial_logvar
   for other in POSTERIORS:
     if other != name and other in section:

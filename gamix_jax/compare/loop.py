@@ -10,6 +10,9 @@ from gamix_jax.compare.families import family_config, folder_name
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
+from gamix_jax.inference.fitting import FITTED
+from gamix_jax.posterior import POSTERIORS
+from gamix_jax.registry import check_choice
 from gamix_jax.training import workdir
 
 Runs = dict[tuple[str, int], tuple[Path, ConfigDict]]
@@ -49,7 +52,11 @@ def planned(
 
 
 def compare(
-  config: ConfigDict, families: Sequence[str], seeds: int, root: Path
+  config: ConfigDict,
+  families: Sequence[str],
+  seeds: int,
+  root: Path,
+  sources: Sequence[str] = (),
 ) -> None:
   """Trains and evaluates all unfinished runs; writes the report.
 
@@ -61,19 +68,41 @@ def compare(
     families: see `planned`.
     seeds: see `planned`.
     root: see `planned`.
+    sources: of `FITTED`, beside the prior, that samples are judged from.
 
   Raises:
     UserError: as `planned` and `training.loop.train`, or, before any training,
-      if a folder holds a run with another config.
+      if a folder holds a run with another config, or if a family has no such
+      source.
   """
   runs = planned(config, families, seeds, root)
+  _check_sources(sources, runs)
   for folder, run_config in runs.values():
     if (folder / "config.json").is_file():
       workdir.check(folder, run_config)
   with Lock(root) as lock:
     root.mkdir(parents=True, exist_ok=True)
     lock.acquire()
-    _run_all(config, families, runs, root)
+    _run_all(config, families, runs, root, tuple(sources))
+
+
+def _check_sources(sources: Sequence[str], runs: Runs) -> None:
+  """Checks that all families have these sources of latents.
+
+  Raises:
+    UserError: if not.
+  """
+  for source in sources:
+    check_choice("--sources", source, FITTED)
+    for (spec, _), (_, config) in runs.items():
+      if config.data.modalities:
+        raise UserError("--sources is for runs of images; remove it.")
+      family = POSTERIORS[config.posterior.name].family
+      if family.discrete and source != "population":
+        raise UserError(
+          f"--sources={source}: {spec} has counts for latents, of which there "
+          "is none; use --sources=population or leave the family out."
+        )
 
 
 def _fingerprint(section: ConfigDict, seed: int) -> str:
@@ -87,9 +116,13 @@ def _fingerprint(section: ConfigDict, seed: int) -> str:
 
 
 def _run_all(
-  config: ConfigDict, families: Sequence[str], runs: Runs, root: Path
+  config: ConfigDict,
+  families: Sequence[str],
+  runs: Runs,
+  root: Path,
+  sources: tuple[str, ...],
 ) -> None:
-  done = {k: evaluate_run.finished(*run) for k, run in runs.items()}
+  done = {k: evaluate_run.finished(*run, sources) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
   write = multimodal_report.write if config.data.modalities else report.write
   features = None if all(done.values()) else evaluate_run.features(shared, root)
@@ -97,7 +130,7 @@ def _run_all(
     if done[spec, seed]:
       continue
     print(f"[{i}/{len(runs)}] {spec}, seed {seed}", flush=True)
-    done[spec, seed] = evaluate_run.run(*run, features)
+    done[spec, seed] = evaluate_run.run(*run, features, sources)
     with Preemption() as preemption:  # finish writing the report
       if done[spec, seed]:
         write(root, shared, families, runs, done)

@@ -249,11 +249,12 @@ def front(
       if len({configs[spec].weights[t] for spec in specs}) > 1
     ] or [t for t in objectives.OBJECTIVES[first.objective.name].terms[1:]]
     name = objective if len(posteriors) == 1 else f"{posterior}/{objective}"
+    label = f"{name}, weights of {', '.join(terms)}" if terms else name
     for spec in specs:
       weights = ", ".join(f"{configs[spec].weights[t]:g}" for t in terms)
       points.append(
         plots.Point(
-          f"{name}, weights of {', '.join(terms)}",
+          label,
           weights,
           values_of(done, spec, "mae"),
           values_of(done, spec, fd),

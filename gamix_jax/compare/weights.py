@@ -37,7 +37,9 @@ def apply_spec(config: ConfigDict, weights: str) -> None:
 def set_weights(config: ConfigDict, terms: tuple[str, ...]) -> None:
   """Sets the weights of objective terms; a preset's stay None."""
   default = configs.base().weights
-  known = {t for o in objectives.OBJECTIVES.values() for t in o.terms}
+  table = objectives.OBJECTIVES
+  terms = (*terms, *table[config.objective.name].of_discriminator)
+  known = {t for o in table.values() for t in (*o.terms, *o.of_discriminator)}
   for term in known | set(terms):
     if term not in terms:
       config.weights[term] = None

@@ -11,6 +11,7 @@ from gamix_jax import metrics, pictures
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate.eval_inputs import EvalInputs, ImageStats
 from gamix_jax.evaluate.results import Results
+from gamix_jax.inference.fitting import FITTED
 from gamix_jax.inference.model import SCORES
 from gamix_jax.inference.samplers import COMPONENTS
 from gamix_jax.metrics.distances import NEIGHBOURS
@@ -153,11 +154,13 @@ class EvalRun:
     for i, source in enumerate(inputs.settings.sources):
       self._say(f"{n:,} samples, source {source}")
       own = {"sampler": source, "temperature": 1.0}
-      if source in ("population", "gmm") and fitted:
+      if source in FITTED and fitted:
         own["sampler fitted to images"] = fitted["images"]
       if source == "gmm" and fitted and "components" in fitted:
         own["components"] = fitted["components"]
         own["covariance"] = fitted["covariance"]
+      if source == "two_stage" and fitted and "two_stage_steps" in fitted:
+        own["steps of the second VAE"] = fitted["two_stage_steps"]
       try:
         z = inputs.model.draw_latents(inputs.key(i), n, source=source)
       except UserError as e:
@@ -170,12 +173,18 @@ class EvalRun:
     """What is fitted to training images, and why it could not be done."""
     model, train = self.inputs.model, self.inputs.train
     seed = self.inputs.settings.seed
-    if model.fitted is not None and model.fitted["seed"] == seed:
-      return model.fitted, ""
+    second = "two_stage" in self.inputs.settings.sources
+    second = second and not model.spec.vae.posterior_type.discrete
+    found = model.fitted
+    complete = found is not None and (not second or "two_stage_steps" in found)
+    if complete and found["seed"] == seed:
+      return found, ""
     # Of fewer images than components the mixture is one Gaussian.
     components = COMPONENTS if len(train) >= COMPONENTS else 1
     try:
-      return model.fit_samplers(train.x, seed=seed, components=components), ""
+      return model.fit_samplers(
+        train.x, seed=seed, components=components, two_stage=second
+      ), ""
     except UserError as e:
       return model.fitted, str(e)
 

@@ -10,7 +10,7 @@ FEATURES = ("auto", "classifier", "random", "inception")
 POSITIVE = (
   *("images", "train_images", "bound_images", "draws", "classifier_steps"),
 )
-SOURCES = ("prior", "population", "gmm", "vamp")
+SOURCES = ("prior", "population", "gmm", "two_stage", "vamp")
 
 
 def base() -> ConfigDict:
@@ -22,7 +22,7 @@ def base() -> ConfigDict:
   e.train_images = 5_000  # for samplers, classifier, probes; at most
   e.bound_images = 1_000  # of the held-out images, for bounds and AUROC
   e.draws = 32  # of z an image (of a mixture: of each component), for bounds
-  e.sources = ("prior", "population", "gmm")  # of samples; vamp
+  e.sources = ("prior", "population", "gmm")  # of samples; two_stage, vamp
   e.features = "auto"  # inception with its file, else classifier with labels,
   #   else random; or one of these
   # Of several modalities: steps of the classifiers. They have backgrounds and

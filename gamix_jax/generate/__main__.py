@@ -17,9 +17,10 @@
 --which=ema|raw --step=N     averaged or last weights; step of the checkpoint
 --images=0,7,a.png      indices in the test split, or files
 --n=64                  number of images
---source=prior|population|gmm|vamp --temperature=1 --seed=0   for new images;
-                        default: prior, or gmm if the model has no prior
---fit_images=N --components=N|bic    for population and gmm, fitted once
+--source=prior|population|gmm|two_stage|vamp --temperature=1 --seed=0
+                        for new images; default: prior, or gmm if the model has
+                        no prior
+--fit_images=N --components=N|bic    for population, gmm, two_stage, fitted once
 --dims=0,1 --span=20    for traversal: latents, posterior standard deviations
 --steps=N               images per path; for walk, frames per stop
 --path=straight|spherical            for interpolation

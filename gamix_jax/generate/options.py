@@ -14,6 +14,7 @@ SOURCE_NAMES = {
   "prior": "the prior",
   "population": "the population",
   "gmm": "the fitted mixture",
+  "two_stage": "the second VAE",
   "vamp": "the pseudo-inputs",
 }
 
@@ -42,7 +43,7 @@ def sampler(
     components = int(components)
   if (fit_images, components) != (None, None) and source not in FITTED:
     raise UserError(
-      "--fit_images and --components need --source=population or gmm."
+      f"--fit_images and --components need --source={' or '.join(FITTED)}."
     )
   ensure_fitted(model, source, images=fit_images, components=components)
   draw = functools.partial(

@@ -116,9 +116,9 @@ class LoadedModel:
       n: number of latents.
       source: "prior", the model's (usually N(0, I)); "population", the
         posterior of a random training observation; "gmm", a Gaussian mixture
-        fitted to draws of the population; "vamp", the posterior of a random
-        pseudo-input, which is the prior if prior.name is "vamp". See
-        `fit_samplers`.
+        fitted to draws of the population; "two_stage", a second VAE trained on
+        them; "vamp", the posterior of a random pseudo-input, which is the prior
+        if prior.name is "vamp". See `fit_samplers`.
       temperature: factor of the standard deviation (per component, for a
         mixture); values < 1 concentrate draws around the mean.
 
@@ -146,8 +146,9 @@ class LoadedModel:
     *,
     seed: int = 0,
     components: int | str = COMPONENTS,
+    two_stage: bool = False,
   ) -> dict[str, Any]:
-    """Fits the sources "population" and "gmm" to training data.
+    """Fits the sources "population", "gmm" and "two_stage" to training data.
 
     A loaded model saves them in its workdir, as `samplers/<which>_<step>.npz`,
     where the next `load` finds them. They are used only with the exact weights
@@ -158,6 +159,7 @@ class LoadedModel:
       seed: of the draws that the mixture is fitted to, and of its
         initialization.
       components: of the mixture; or "bic", see `samplers.fit`.
+      two_stage: whether to train the second VAE, too.
 
     Returns:
       A description of the fit: step, which, images, components, covariance, ...
@@ -167,7 +169,7 @@ class LoadedModel:
         written.
     """
     q = self._device.encode(self._observations(x))
-    return self._sources.fit(q, seed, components)
+    return self._sources.fit(q, seed, components, two_stage)
 
   @property
   def fitted(self) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from gamix_jax.inference.base import LoadedModel
 from gamix_jax.inference.device import PROGRESS_DELAY
 from gamix_jax.inference.samplers import COMPONENTS
 
-FITTED = ("population", "gmm")  # the sources that need fitting
+FITTED = ("population", "gmm", "two_stage")  # the sources that need fitting
 DEFAULT_IMAGES = 10_000  # training images or observations to fit to
 CHUNK = 256  # observations that are read at a time
 
@@ -82,8 +82,14 @@ def ensure_fitted(
       fitted.get("components"),
       fitted.get("chosen_by"),
     )
-    if same_components and (images is None or images == fitted["images"]):
+    complete = source != "two_stage" or "two_stage_steps" in fitted
+    same_images = images is None or images == fitted["images"]
+    if same_components and same_images and complete:
       return
+    if same_components and same_images:  # only the second VAE is missing
+      images = fitted["images"]
+      chosen_by, number = fitted["chosen_by"], fitted["components"]
+      components = "bic" if chosen_by == "bic" else number
   dataset = data.open_dataset(config.data, "train", config.seed)
   n = min(images or DEFAULT_IMAGES, len(dataset))
   rng = np.random.default_rng(config.seed % 2**63)
@@ -92,11 +98,13 @@ def ensure_fitted(
     what, x = "observations", read_observations(dataset, chosen)
   else:
     what, (x, _) = "images", read_images(dataset, chosen)
-  say(f"Fitting the population and a mixture to {n} training {what}.")
+  second = ", and a second VAE" if source == "two_stage" else ""
+  say(f"Fitting the population and a mixture to {n} training {what}{second}.")
   about = model.fit_samplers(
     x,
     seed=config.seed,
     components=components or min(COMPONENTS, max(1, n // 10)),
+    two_stage=source == "two_stage",
   )
   if "components" in about:
     say(

@@ -54,7 +54,8 @@ def around(
 ) -> np.ndarray:
   """Moves q's mean along one or two latents: [steps, d] or [steps, steps, d].
 
-  The offsets go from -span to span, in standard deviations of q. For a mixture,
+  The offsets go from -span to span, in standard deviations of q; for a point,
+  which has none, in those of N(0, I). For a mixture,
   mean and standard deviation are those of the full mixture, see
   `metrics.total_variance`.
 
@@ -76,6 +77,8 @@ def around(
       f"span={span} must be > 0 and finite, steps={steps} 2 or more."
     )
   std = np.sqrt(np.asarray(metrics.total_variance(q), np.float64)[0])
+  if not q.has_density:  # a point has no width
+    std = np.ones_like(std)
   units = np.linspace(-span, span, steps)
   z = np.tile(mean, (steps,) * len(moved) + (1,))
   for axis, d in enumerate(moved):

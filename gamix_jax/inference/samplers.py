@@ -4,16 +4,19 @@
     gmm          z from a Gaussian mixture fitted to draws of the population
                  (Ghosh et al., arXiv:1903.12436, with 10 components of full
                  covariance)
+    two_stage    z from a second VAE that is trained on draws of the population,
+                 see `two_stage`
 
-Both approximate q(z), on which the decoder was trained and from which the prior
-may differ. The mixture is fitted to draws, not to posterior means, because the
-means lack the variance of the posteriors themselves.
+All approximate q(z), on which the decoder was trained and from which the prior
+may differ. They are fitted to draws, not to posterior means, because the means
+lack the variance of the posteriors themselves.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from gamix_jax import files
 from gamix_jax.errors import UserError
+from gamix_jax.inference import two_stage
 from gamix_jax.posterior import Posterior
 
 FORMAT = 1
@@ -32,6 +37,7 @@ BIC_CANDIDATES = (1, 2, 4, 8, 16, 32)  # numbers of components
 # Full covariances need at least this many images per latent and component; with
 # fewer, covariances are diagonal.
 IMAGES_PER_DIMENSION = 2
+_SECOND_STAGE = "two_stage/"  # how its arrays' names begin
 _GMM_ARRAYS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
 _log = logging.getLogger(__name__)
 
@@ -44,17 +50,23 @@ class LatentSamplers:
     about: metadata: weights, number of images, settings.
     population: the posteriors of those images.
     gmm: a fitted `sklearn.mixture.GaussianMixture`; None for discrete latents.
+    second: a trained second stage; None if it was not asked for.
   """
 
   about: dict[str, Any]
   population: Posterior
   gmm: Any
+  second: two_stage.Fitted | None = None
 
 
 def fit(
-  q: Posterior, seed: int, components: int | str, metadata: dict[str, Any]
+  q: Posterior,
+  seed: int,
+  components: int | str,
+  metadata: dict[str, Any],
+  second_stage: bool = False,
 ) -> LatentSamplers:
-  """Fits the population and the Gaussian mixture.
+  """Fits the population, the Gaussian mixture and, if asked to, a second VAE.
 
   Args:
     q: posteriors of n training images.
@@ -63,9 +75,11 @@ def fit(
       with the lowest Bayesian information criterion. Covariances are full if
       there are 2 d images per component, else diagonal.
     metadata: further entries of `about`.
+    second_stage: whether to train the second VAE.
 
   Raises:
-    UserError: if components is invalid, or there are too few images.
+    UserError: if components is invalid, if there are too few images, or if a
+      second VAE of counts is asked for.
   """
   n = len(q.mean())
   by_bic = components == "bic"
@@ -83,6 +97,8 @@ def fit(
   about = {**metadata, "format": FORMAT, "images": n, "seed": seed}
   population = jax.tree.map(np.asarray, q)
   if q.discrete:  # a Gaussian mixture cannot model counts
+    if second_stage:
+      raise UserError("two_stage=True is for continuous latents, not counts.")
     return LatentSamplers(about, population, None)
   z = draw_population(q, jax.random.key(seed), None)
   candidates = (
@@ -95,7 +111,17 @@ def fit(
     "covariance": gmm.covariance_type,
     "chosen_by": "bic" if by_bic else "number",
   }
-  return LatentSamplers(about, population, gmm)
+  if not second_stage:
+    return LatentSamplers(about, population, gmm)
+  fitted = two_stage.fit(
+    lambda q, key: _draw_population(q, key, 1.0, n=two_stage.BATCH),
+    q,
+    jax.random.fold_in(jax.random.key(seed), 1),
+    z,
+    two_stage.STEPS,
+  )
+  about["two_stage_steps"] = two_stage.STEPS
+  return LatentSamplers(about, population, gmm, fitted)
 
 
 def _fit_mixture(z: np.ndarray, components: int, seed: int) -> Any:
@@ -182,6 +208,10 @@ def save(file: Path, samplers: LatentSamplers) -> None:
   arrays = {f"population_{i}": leaf for i, leaf in enumerate(leaves)}
   if samplers.gmm is not None:
     arrays |= {f"gmm_{k}": getattr(samplers.gmm, k) for k in _GMM_ARRAYS}
+  if samplers.second is not None:
+    tree = samplers.second._asdict()
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    arrays |= {_SECOND_STAGE + k: v for k, v in flat.items()}
   with files.writing(file):
     file.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(file) as temporary:
@@ -218,10 +248,26 @@ def read(
         k: arrays[f"gmm_{k}"] for k in _GMM_ARRAYS if f"gmm_{k}" in arrays
       }
       gmm = _restore_mixture(about, parts) if parts else None
+      second = _restore_second_stage(arrays)
   except Exception as e:  # a damaged zip fails in many ways
     _log.warning("%s is damaged (%s); it is not used.", file, e)
     return None
-  return LatentSamplers(about, jax.tree.unflatten(structure, population), gmm)
+  population = jax.tree.unflatten(structure, population)
+  return LatentSamplers(about, population, gmm, second)
+
+
+def _restore_second_stage(
+  arrays: Mapping[str, np.ndarray],
+) -> two_stage.Fitted | None:
+  """Rebuilds the second stage from its arrays, if there are any."""
+  flat = {
+    k.removeprefix(_SECOND_STAGE): arrays[k]
+    for k in arrays
+    if k.startswith(_SECOND_STAGE)
+  }
+  if not flat:
+    return None
+  return two_stage.Fitted(**traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def _restore_mixture(

@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.inference import samplers
+from gamix_jax.inference import samplers, two_stage
 from gamix_jax.inference.device import Runner
 from gamix_jax.posterior import Posterior
 
-SOURCES = ("prior", "population", "gmm", "vamp")
+SOURCES = ("prior", "population", "gmm", "two_stage", "vamp")
 
 
 class LatentSources:
@@ -47,7 +47,16 @@ class LatentSources:
     fitted = self._fitted(f"source={source!r}")
     if source == "population":
       return samplers.draw_population(fitted.population, key, n, temperature)
-    z = samplers.draw_gmm(fitted.gmm, key, n, temperature)
+    if source == "two_stage":
+      if fitted.second is None:
+        raise UserError(
+          "source='two_stage' needs a second VAE, and samplers were fitted "
+          "without one; call model.fit_samplers(training_images, "
+          "two_stage=True)."
+        )
+      z = two_stage.draw(fitted.second, key, n, temperature)
+    else:
+      z = samplers.draw_gmm(fitted.gmm, key, n, temperature)
     return z.astype(self._device.spec.dtype)
 
   def check(self, source: str) -> None:
@@ -67,7 +76,7 @@ class LatentSources:
         "'population'."
       )
     if self._device.spec.vae.posterior_type.discrete:
-      supported.remove("gmm")
+      supported = [s for s in supported if s not in ("gmm", "two_stage")]
     names = ", ".join(supported)
     if source not in SOURCES:
       raise UserError(f"source={source!r} must be one of {names}.")
@@ -83,10 +92,10 @@ class LatentSources:
     return "prior" if self._device.spec.objective.has_prior else "gmm"
 
   def fit(
-    self, q: Posterior, seed: int, components: int | str
+    self, q: Posterior, seed: int, components: int | str, second_stage: bool
   ) -> dict[str, Any]:
     """Fits samplers to posteriors of training images; saves them."""
-    fitted = samplers.fit(q, seed, components, self._identity)
+    fitted = samplers.fit(q, seed, components, self._identity, second_stage)
     if self._workdir is not None:
       samplers.save(self._file, fitted)
     self._samplers = fitted

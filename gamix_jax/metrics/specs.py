@@ -14,7 +14,9 @@ _PAIR = r"([\w+]+->\w+)"
 
 # Sets of images that are compared with held-out ones: other real images, and
 # samples by the source of their latents.
-SAMPLE_SETS = ("training_images", "prior", "population", "gmm", "vamp")
+SAMPLE_SETS = (
+  *("training_images", "prior", "population", "gmm", "two_stage", "vamp"),
+)
 
 _SET = rf"({'|'.join(SAMPLE_SETS)})"
 _REACH = (

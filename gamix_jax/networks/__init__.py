@@ -8,7 +8,7 @@ from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.data.modalities import parse
 from gamix_jax.networks.conv import ConvDecoder, ConvEncoder
 from gamix_jax.networks.linear import LinearDecoder, LinearEncoder
-from gamix_jax.networks.mlp import MLPDecoder, MLPEncoder
+from gamix_jax.networks.mlp import CodeDiscriminator, MLPDecoder, MLPEncoder
 from gamix_jax.networks.parts import (
   INPUT_NORMS,
   NORMS,
@@ -65,6 +65,7 @@ __all__ = [
   "INPUT_NORMS",
   "NORMS",
   "VAE",
+  "CodeDiscriminator",
   "ConvDecoder",
   "ConvEncoder",
   "Decoder",

@@ -1,4 +1,6 @@
-"""A fully connected encoder and decoder, the cheapest for small images.
+"""Fully connected networks: an encoder, a decoder, a discriminator of codes.
+
+Encoder and decoder are the cheapest for small images.
 
 Each weight is used once per image; a convolution uses it at every pixel. They
 do not use that pixels are neighbours, and the number of weights grows with the
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -110,3 +113,24 @@ class MLPDecoder(HiddenLayers, Decoder):
     x = self.hidden(z, train)
     x = self.dense(math.prod(self.image_shape), "out")(x)
     return promote_f32(x).reshape(-1, *self.image_shape)
+
+
+class CodeDiscriminator(nn.Module):
+  """Latents [..., d] -> logits [...]: positive for draws of the prior.
+
+  Attributes:
+    width: of the hidden layers, each followed by a ReLU.
+    layers: how many there are.
+  """
+
+  width: int
+  layers: int
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: Float[Array, "... d"]) -> Float[Array, "..."]:
+    kind = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    for i in range(self.layers):
+      z = nn.relu(nn.Dense(self.width, name=f"dense{i}", **kind)(z))
+    return promote_f32(nn.Dense(1, name="out", **kind)(z))[..., 0]

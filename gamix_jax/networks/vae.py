@@ -1,6 +1,7 @@
 """Encoder, posterior head, decoder and prior in one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import einops
 import jax
@@ -28,6 +29,11 @@ class VAEOutput:
     x_hat: the decoded draws, by modality, [s, b, ...].
     x_hat_var: the variance of x_hat over z, by modality, [b, ...], if z is the
       posterior's mean (num_samples=0).
+    key: a typed PRNG key of the step, for objectives that draw: of the prior,
+      or directions.
+    params: the VAE's parameters, for objectives that penalise them.
+    code_logits: what an objective's discriminator of codes says of draws of
+      the prior, [b], and of z, [s, b].
   """
 
   x: Observations
@@ -36,6 +42,9 @@ class VAEOutput:
   w: Float[Array, "s b"]
   x_hat: Observations
   x_hat_var: Observations | None = None
+  key: jax.Array | None = None
+  params: Any = None
+  code_logits: tuple[jax.Array, jax.Array] | None = None
 
 
 class VAE(nn.Module):

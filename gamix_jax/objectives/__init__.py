@@ -13,19 +13,24 @@ and a line below. Read `base` first, then `gamix` and `population`.
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.objectives import population
+from gamix_jax.objectives.aae import AAE
 from gamix_jax.objectives.adversarial import (
   ADVERSARIAL,
   OF_DISCRIMINATOR,
   OF_VAE,
   AdversarialLoss,
 )
+from gamix_jax.objectives.autoencoder import AE, RAEL2
 from gamix_jax.objectives.base import Objective, Terms, weighted_sum
+from gamix_jax.objectives.covariances import DIP1, DIP2, VICReg
+from gamix_jax.objectives.draws import CWAE, SWAE, WAEMMD, SIGReg
 from gamix_jax.objectives.elbo import ELBO, AnalyticELBO
 from gamix_jax.objectives.evae import EVAE
 from gamix_jax.objectives.gamix import Gamix, collapse_penalty
 from gamix_jax.objectives.mmvm import MMVM, MMVMPopulation
 from gamix_jax.objectives.siwae import SIWAE
 from gamix_jax.objectives.subsets import TC, Masked, MixtureBound
+from gamix_jax.objectives.tcvae import TCVAE
 from gamix_jax.objectives.weights import TermWeights
 from gamix_jax.posterior import POSTERIORS, Posterior
 from gamix_jax.registry import Registry
@@ -38,7 +43,7 @@ class _Objectives(Registry[type[Objective]]):
     keys = super().config_keys(name, part)
     for term in part.terms:
       keys |= {f"weights.{term}": None, f"ramp.{term}": 0}
-    return keys
+    return keys | {f"weights.{term}": None for term in part.of_discriminator}
 
 
 OBJECTIVES = _Objectives("objective.name")
@@ -48,6 +53,17 @@ OBJECTIVES.register("selbo", ELBO)
 OBJECTIVES.register("exact", AnalyticELBO)
 OBJECTIVES.register("siwae", SIWAE)
 OBJECTIVES.register("evae", EVAE)
+OBJECTIVES.register("ae", AE)
+OBJECTIVES.register("rae_l2", RAEL2)
+OBJECTIVES.register("wae_mmd", WAEMMD)
+OBJECTIVES.register("cwae", CWAE)
+OBJECTIVES.register("swae", SWAE)
+OBJECTIVES.register("sigreg", SIGReg)
+OBJECTIVES.register("vicreg", VICReg)
+OBJECTIVES.register("dip1", DIP1)
+OBJECTIVES.register("dip2", DIP2)
+OBJECTIVES.register("tcvae", TCVAE)
+OBJECTIVES.register("aae", AAE)
 OBJECTIVES.register("mmvm", MMVM)
 OBJECTIVES.register("mmvm_population", MMVMPopulation)
 OBJECTIVES.register("masked", Masked)
@@ -63,10 +79,11 @@ def term_names(
   Raises:
     UserError: if there is no such objective or adversarial loss.
   """
-  of_vae = list(OBJECTIVES.choose(objective).terms)
+  chosen = OBJECTIVES.choose(objective)
+  of_vae, of_disc = list(chosen.terms), list(chosen.of_discriminator)
   if ADVERSARIAL.choose(adversarial_loss) is None:
-    return of_vae, []
-  return [*of_vae, *OF_VAE], list(OF_DISCRIMINATOR)
+    return of_vae, of_disc
+  return [*of_vae, *OF_VAE], [*OF_DISCRIMINATOR, *of_disc]
 
 
 def default_weights(config: ConfigDict, recon: float) -> dict[str, float]:
@@ -117,15 +134,24 @@ def check_fit(config: ConfigDict, family: type[Posterior]) -> None:
 
 
 __all__ = [
+  "AAE",
   "ADVERSARIAL",
+  "AE",
+  "CWAE",
+  "DIP1",
+  "DIP2",
   "ELBO",
   "EVAE",
   "MMVM",
   "OBJECTIVES",
   "OF_DISCRIMINATOR",
   "OF_VAE",
+  "RAEL2",
   "SIWAE",
+  "SWAE",
   "TC",
+  "TCVAE",
+  "WAEMMD",
   "AdversarialLoss",
   "AnalyticELBO",
   "Gamix",
@@ -133,8 +159,10 @@ __all__ = [
   "Masked",
   "MixtureBound",
   "Objective",
+  "SIGReg",
   "TermWeights",
   "Terms",
+  "VICReg",
   "check_fit",
   "collapse_penalty",
   "default_weights",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gamix_jax.config import ConfigDict
 from gamix_jax.modality import Modalities, sum_observed
@@ -32,6 +33,11 @@ class Objective:
       to the prior and stay there.
     learned_prior: whether it is defined for learned priors.
     subsets: whether it needs the posteriors of random subsets of modalities.
+    of_discriminator: the names of the terms of its own discriminator of codes,
+      if it has one.
+    additive: whether the mean of its terms over parts of a batch has the
+      expectation of its terms of the whole batch, so that gradients can be
+      accumulated over parts.
     settings: its own config keys with defaults, `objective.<name>.<key>`; also
       fields of the class.
   """
@@ -44,6 +50,8 @@ class Objective:
   ramped: ClassVar[tuple[str, ...]] = ()
   learned_prior: ClassVar[bool] = False
   subsets: ClassVar[bool] = False
+  of_discriminator: ClassVar[tuple[str, ...]] = ()
+  additive: ClassVar[bool] = False
   settings: ClassVar[dict[str, Any]] = {}
 
   @property
@@ -64,6 +72,18 @@ class Objective:
       The unweighted terms, further metrics, and the next state.
     """
     raise NotImplementedError
+
+  def discriminator(self, **kind: Any) -> nn.Module | None:
+    """A module z [..., d] -> logits [...] that is trained against the VAE.
+
+    Args:
+      **kind: its `dtype` and `param_dtype`.
+    """
+    return None
+
+  def discriminator_terms(self, output: VAEOutput) -> Terms:
+    """The terms `of_discriminator`, from `output.code_logits`."""
+    return {}
 
   def init(self) -> State:
     """The state before step 0. It is saved in checkpoints; most have none."""

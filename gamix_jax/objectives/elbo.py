@@ -1,10 +1,13 @@
 """The ELBO: pulls every posterior to the prior.
 
-kl    mean_i KL(q(z | x_i) || p(z))
+    kl    mean_i KL(q(z | x_i) || p(z))
+
+With a weight of `kl` other than 1 it is the beta-VAE (Higgins et al., ICLR
+2017).
 """
 
 import dataclasses
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from gamix_jax.likelihood import Normal
 from gamix_jax.modality import Modalities, sum_over
 from gamix_jax.networks import VAEOutput
 from gamix_jax.objectives.base import Objective, State, Terms
-from gamix_jax.posterior import Posterior
+from gamix_jax.posterior import POSTERIORS, Posterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +27,60 @@ class ELBO(Objective):
 
   For a mixture it is the stratified ELBO with the mixture's own density, also
   called SELBO (Morningstar et al., arXiv:2003.01687).
+
+  Attributes:
+    free_bits: nats of each latent that cost nothing: the term is then
+
+        kl    sum_d max(free_bits, mean_i KL(q(z_d | x_i) || p(z_d)))
+
+      (Kingma et al., arXiv:1606.04934, equation 15, each latent a group.)
   """
+
+  free_bits: float = 0.0
 
   terms = ("recon", "kl")
   ramped = ("kl",)
   learned_prior = True
+  settings: ClassVar[dict[str, Any]] = {"free_bits": 0.0}
+
+  @property
+  def additive(self) -> bool:
+    """Not with free bits, whose maximum is of the mean over the batch."""
+    return not self.free_bits
+
+  @classmethod
+  def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
+    name = config.objective.name
+    free_bits = config.objective.elbo.free_bits if name == "elbo" else 0.0
+    if free_bits < 0:
+      raise UserError(f"objective.elbo.free_bits={free_bits} must be >= 0.")
+    family = POSTERIORS.choose(config.posterior.name).family
+    if free_bits and (
+      not family.closed_form_kl
+      or config.prior.name != "normal"
+      or config.data.modalities
+    ):
+      raise UserError(
+        f"objective.elbo.free_bits={free_bits} needs a KL of every latent in "
+        "closed form: use posterior.name=gaussian, epanechnikov or poisson, "
+        "prior.name=normal and a single modality, or "
+        "--config.objective.elbo.free_bits=0."
+      )
+    return super().from_config(config, modalities)
 
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:
-    return not family.adds_prior_noise
+    return family.has_density and not family.adds_prior_noise
 
   def __call__(
     self, output: VAEOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:
-    return {"recon": self.recon(output), "kl": kl(output)}, {}, state
+    if not self.free_bits:
+      return {"recon": self.recon(output), "kl": kl(output)}, {}, state
+    each = jnp.mean(output.q.kl_of_latents(), axis=0)
+    free = jnp.sum(jnp.maximum(each, self.free_bits))
+    info = {"kl/free_latents": jnp.sum(each < self.free_bits)}
+    return {"recon": self.recon(output), "kl": free}, info, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +95,7 @@ class AnalyticELBO(Objective):
 
   terms = ("recon", "kl")
   ramped = ("kl",)
+  additive = True
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:

@@ -42,9 +42,14 @@ class Gamix(Objective):
       super().from_config(config, modalities), population=form
     )
 
+  @property
+  def additive(self) -> bool:
+    """Only `quadratic` is unbiased for any batch size."""
+    return self.population == "quadratic"
+
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:
-    return family.standard_normal_prior
+    return family.standard_normal_prior and family.has_density
 
   @classmethod
   def default_weights(cls, recon: float) -> dict[str, float]:

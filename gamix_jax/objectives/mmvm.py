@@ -61,6 +61,7 @@ class MMVM(Objective):
 
   terms = ("recon", "kl")
   ramped = ("kl",)
+  additive = True
   settings: ClassVar[dict[str, Any]] = {
     "estimate": "exact",
     "alpha": 0.0,
@@ -127,6 +128,11 @@ class MMVMPopulation(MMVM):
   terms = ("recon", "kl", "population_kl", "collapse_penalty")
   ramped = ("kl", "collapse_penalty")
   settings: ClassVar[dict[str, Any]] = {}  # those of mmvm
+
+  @property
+  def additive(self) -> bool:
+    """Only `quadratic` is unbiased for any batch size."""
+    return self.population == "quadratic"
 
   @property
   def has_prior(self) -> bool:

@@ -30,6 +30,7 @@ class SIWAE(Objective):
 
   terms = ("recon", "kl")
   learned_prior = True
+  additive = True
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
@@ -45,7 +46,9 @@ class SIWAE(Objective):
 
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:
-    return not (family.discrete or family.adds_prior_noise)
+    return family.has_density and not (
+      family.discrete or family.adds_prior_noise
+    )
 
   def __call__(
     self, output: VAEOutput, state: State

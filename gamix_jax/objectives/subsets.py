@@ -44,6 +44,7 @@ class SubsetObjective(Objective):
   ramped = ("kl",)
   learned_prior = True
   subsets = True
+  additive = True
 
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:

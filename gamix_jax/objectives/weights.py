@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
+# Terms with which the VAE works against a discriminator.
+ADVERSARIES = ("adversarial", "code_adversarial")
+
 
 @dataclasses.dataclass(frozen=True)
 class TermWeights:
@@ -20,7 +23,8 @@ class TermWeights:
     disc: weights of the discriminator's terms; empty without a discriminator.
     ramps: steps over which weights of the VAE's terms grow linearly from 0;
       terms without a ramp have their full weight from the start.
-    adversarial_start: the first step with `adversarial`, where its ramp begins.
+    adversarial_start: the first step with `adversarial` and `code_adversarial`,
+      where their ramps begin.
   """
 
   vae: dict[str, float]
@@ -76,9 +80,10 @@ class TermWeights:
     """The VAE's weights at a step."""
     weights: dict[str, Any] = dict(self.vae)
     for name, weight in self.vae.items():
-      begin = self.adversarial_start if name == "adversarial" else 0
+      late = name in ADVERSARIES
+      begin = self.adversarial_start if late else 0
       length = self.ramps.get(name, 0)
-      if length or name == "adversarial":
+      if length or late:
         share = jnp.clip((step - begin + 1) / max(length, 1), 0, 1)
         weights[name] = weight * share
     return weights

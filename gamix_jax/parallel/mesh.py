@@ -21,7 +21,7 @@ from gamix_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 
 
-def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
+def create_mesh(batch_size: int, fsdp: int = 1, accumulate: int = 1) -> Mesh:
   """Creates a mesh [data, fsdp] of all devices of all hosts.
 
   The devices of a host are adjacent. Each host then loads a contiguous part of
@@ -30,18 +30,25 @@ def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
   host, a copy of the state is stored within one host, where communication is
   fastest.
 
+  Args:
+    batch_size: of the global batch.
+    fsdp: devices that each copy of the state is sharded over.
+    accumulate: the parts of a batch that are processed one after the other;
+      each is sharded over all devices.
+
   Raises:
-    UserError: the number of devices does not divide the batch size, or `fsdp`
-      does not divide the number of devices.
+    UserError: the number of devices does not divide the batch size (or that of
+      a part), or `fsdp` does not divide the number of devices.
   """
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   count = len(devices)
-  if batch_size % count:
-    below = batch_size // count * count
-    valid = [b for b in (below, below + count) if b]
+  if batch_size % (multiple := count * accumulate):
+    below = batch_size // multiple * multiple
+    valid = [b for b in (below, below + multiple) if b]
+    parts = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""
     raise UserError(
       f"data.batch_size={batch_size} must be a multiple of the number of "
-      f"devices, {count}; use {' or '.join(map(str, valid))}."
+      f"devices, {count}{parts}; use {' or '.join(map(str, valid))}."
     )
   if count % fsdp:
     valid = [n for n in range(1, count + 1) if count % n == 0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from gamix_jax.posterior import prior
 from gamix_jax.posterior.base import Head, Posterior, log_prior
+from gamix_jax.posterior.delta import Delta, DeltaHead
 from gamix_jax.posterior.epanechnikov import (
   Epanechnikov,
   EpanechnikovHead,
@@ -23,6 +24,7 @@ POSTERIORS.register("gaussian", GaussianHead)
 POSTERIORS.register("mixture", MixtureHead)
 POSTERIORS.register("epanechnikov", EpanechnikovHead)
 POSTERIORS.register("poisson", PoissonHead)
+POSTERIORS.register("delta", DeltaHead)
 
 
 def head(name: str, **section: Any) -> Head:
@@ -43,6 +45,8 @@ def head(name: str, **section: Any) -> Head:
 
 __all__ = [
   "POSTERIORS",
+  "Delta",
+  "DeltaHead",
   "EVAEPosterior",
   "Epanechnikov",
   "EpanechnikovHead",

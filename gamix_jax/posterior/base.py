@@ -31,8 +31,12 @@ class Posterior:
   use these flags, never the class or its name:
 
   Attributes:
-    discrete: whether z are counts, without a variance parameter.
+    discrete: whether z are counts.
+    has_variance: whether it has a variance parameter, `initial_logvar`.
+    has_density: whether q(z | x) has a density or, of counts, probabilities.
     has_components: whether it is a mixture.
+    gaussian_components: whether it is a mixture of diagonal Gaussians, or one,
+      with the weights, means and variances of `components`.
     closed_form_kl: whether `kl_divergence` ignores the draws.
     has_finite_elbo: whether the ELBO is a finite bound of ln p(x).
     standard_normal_prior: whether p(z) is N(0, I).
@@ -44,7 +48,10 @@ class Posterior:
   """
 
   discrete: ClassVar[bool] = False
+  has_variance: ClassVar[bool] = True
+  has_density: ClassVar[bool] = True
   has_components: ClassVar[bool] = False
+  gaussian_components: ClassVar[bool] = False
   closed_form_kl: ClassVar[bool] = False
   has_finite_elbo = True
   standard_normal_prior: ClassVar[bool] = True
@@ -106,6 +113,10 @@ class Posterior:
     """KL(q || p) in nats, in closed form or estimated from draws."""
     return kl_by_draws(self, z, w)
 
+  def kl_of_latents(self) -> Float[Array, "b d"]:
+    """KL(q(z_d | x) || p(z_d)) in nats, for families with a closed form."""
+    raise NotImplementedError
+
 
 class Head(nn.Module):
   """Base class of the modules that map features to a posterior.
@@ -144,7 +155,7 @@ class Head(nn.Module):
           "--config.posterior.name=mixture for more."
         )
       )
-    if family.discrete and self.initial_logvar:
+    if not family.has_variance and self.initial_logvar:
       raise UserError(
         f"posterior.initial_logvar={self.initial_logvar}, but a posterior of "
         f"the family {name} has no variance of its own; use "
@@ -259,4 +270,13 @@ def normal_kl(mu: jax.Array, logvar: jax.Array) -> jax.Array:
 
   1/2 sum_d ( sigma^2 + mu^2 - 1 - ln sigma^2 ); Kingma & Welling 2014, app. B.
   """
-  return 0.5 * jnp.sum(jnp.exp(logvar) + jnp.square(mu) - 1 - logvar, axis=-1)
+  return 0.5 * jnp.sum(_twice_kl(mu, logvar), axis=-1)
+
+
+def normal_kl_of_latents(mu: jax.Array, logvar: jax.Array) -> jax.Array:
+  """The summands of `normal_kl`, [..., d]."""
+  return 0.5 * _twice_kl(mu, logvar)
+
+
+def _twice_kl(mu: jax.Array, logvar: jax.Array) -> jax.Array:
+  return jnp.exp(logvar) + jnp.square(mu) - 1 - logvar

@@ -103,10 +103,12 @@ class Epanechnikov(base.Posterior):
     0.046165 a latent, at mu = 0, r = sqrt 5.
     """
     del z, w
+    return jnp.sum(self.kl_of_latents(), axis=-1)
+
+  def kl_of_latents(self) -> Float[Array, "b d"]:
     log_r = (self.logvar + LOG_5) / 2
     square = jnp.square(self.mu) + jnp.exp(self.logvar)
-    each = -log_r - ENTROPY + base.LOG_2PI / 2 + square / 2
-    return jnp.sum(each, axis=-1)
+    return -log_r - ENTROPY + base.LOG_2PI / 2 + square / 2
 
 
 @struct.dataclass

@@ -16,6 +16,7 @@ class Gaussian(base.Posterior):
   """mu and logvar = ln sigma^2, both [b, d]."""
 
   closed_form_kl: ClassVar[bool] = True
+  gaussian_components: ClassVar[bool] = True
   allows_learned_prior: ClassVar[bool] = True
 
   mu: Float[Array, "b d"]
@@ -53,6 +54,9 @@ class Gaussian(base.Posterior):
     """In closed form; the draws are ignored."""
     del z, w
     return base.normal_kl(self.mu, self.logvar)
+
+  def kl_of_latents(self) -> Float[Array, "b d"]:
+    return base.normal_kl_of_latents(self.mu, self.logvar)
 
 
 class GaussianHead(base.Head):

@@ -23,6 +23,7 @@ class Mixture(base.Posterior):
   """logits [b, k] of pi, mu and logvar = ln sigma^2 [b, k, d]."""
 
   has_components: ClassVar[bool] = True
+  gaussian_components: ClassVar[bool] = True
   allows_learned_prior: ClassVar[bool] = True
 
   logits: Float[Array, "b k"]

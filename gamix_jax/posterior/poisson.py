@@ -123,6 +123,7 @@ class Poisson(base.Posterior):
   """
 
   discrete: ClassVar[bool] = True
+  has_variance: ClassVar[bool] = False
   closed_form_kl: ClassVar[bool] = True
   standard_normal_prior: ClassVar[bool] = False
 
@@ -203,8 +204,11 @@ class Poisson(base.Posterior):
   ) -> Float[Array, " b"]:
     """sum_d r f(lambda / r), in closed form; the draws are ignored."""
     del z, w
+    return jnp.sum(self.kl_of_latents(), axis=-1)
+
+  def kl_of_latents(self) -> Float[Array, "b d"]:
     log_r = self.log_prior_rate
-    return jnp.sum(jnp.exp(log_r) * rate_kl(self.log_rate - log_r), axis=-1)
+    return jnp.exp(log_r) * rate_kl(self.log_rate - log_r)
 
 
 def _log_pmf(z: jax.Array, log_rate: jax.Array) -> jax.Array:

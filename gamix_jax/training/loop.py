@@ -176,7 +176,9 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   distributed.run_on_main(lock.check)
   distributed.run_on_main(partial(trackers.check_installed, config))
   spec = build.train_spec(config)
-  devices = mesh.create_mesh(config.data.batch_size, config.mesh.fsdp)
+  devices = mesh.create_mesh(
+    config.data.batch_size, config.mesh.fsdp, config.optim.accumulate
+  )
   layout = mesh.ShardingPlan(devices, config.mesh.fsdp_min_size)
   _make_absolute(config.data)
   train_set = data.open_dataset(config.data, "train", config.seed)

@@ -15,6 +15,8 @@ SATURATED_ACCURACY = 0.98
 # Mean logit of real minus that of fake; the gradient is then about e^-6.
 SATURATED_GAP = 6.0
 COLLAPSED_FRACTION = 0.5
+# Terms that widen single posteriors.
+WIDENING = ("collapse_penalty", "kl", "kernel", "mutual_information")
 # Posterior collapse ("dead" in messages) is checked from step DEAD_AFTER on,
 # since codes may become informative until then, and at the end of a shorter run
 # of at least DEAD_AT_END steps. Ramps do not delay the check, since codes are
@@ -92,12 +94,16 @@ class HealthMonitor:
 
   def _variance(self) -> tuple[str, str]:
     """Checks the posterior's variances: (status, message)."""
+    terms = objectives.OBJECTIVES[self._config.objective.name].terms
+    widening = [t for t in WIDENING if t in terms]
+    if not widening:  # it matches the population alone, and points may do that
+      return "", ""
     fraction = self._mean("posterior/collapsed_fraction")
     if fraction > COLLAPSED_FRACTION:
       return "collapsed", (
         f"{fraction:.0%} of the posterior's variances are near 0: codes are "
         "points, and N(0, I) will not decode well. Raise "
-        "weights.collapse_penalty or lower weights.recon."
+        f"weights.{widening[0]} or lower weights.recon."
       )
     return "", ""
 
@@ -126,9 +132,9 @@ class HealthMonitor:
   def _restart_keys(self) -> Iterator[tuple[str, str]]:
     """Yields (key, value) of the settings to change to prevent collapse."""
     c = self._config
-    discrete = POSTERIORS[c.posterior.name].family.discrete  # has no variance
     if (
-      not discrete and c.posterior.initial_logvar > preset_values.INITIAL_LOGVAR
+      POSTERIORS[c.posterior.name].family.has_variance
+      and c.posterior.initial_logvar > preset_values.INITIAL_LOGVAR
     ):
       yield "posterior.initial_logvar", f"{preset_values.INITIAL_LOGVAR:g}"
     length = preset_values.ramp_steps(c)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import tqdm
 
+from gamix_jax.config import PEER_TERMS
+
 
 def duration(seconds: float) -> str:
   """Formats a duration: `1 h 02 min`, `3 min 20 s`, `12 s`."""
@@ -117,7 +119,9 @@ class Progress:
 # Scalars in the progress line. `posterior/kl` is shown for every objective, if
 # the family has it, since it reveals posterior collapse.
 PROGRESS_SCALARS = (
-  *("vae/recon", "vae/population_kl", "vae/collapse_penalty", "posterior/kl"),
+  *("vae/recon", "vae/population_kl", "vae/collapse_penalty"),
+  *(f"vae/{term}" for term in PEER_TERMS),
+  "posterior/kl",
   *("vae/adversarial", "disc/real", "disc/fake"),
 )
 # Metrics in the line of held-out results. A unit counts as active as soon as

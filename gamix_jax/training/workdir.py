@@ -67,7 +67,7 @@ def _not_resumable(old: ConfigDict, new: ConfigDict) -> dict:
   differing = changed(old, new)
   resumable = set(RESUMABLE_KEYS)
   # With constant learning rates `steps` does not affect the steps before it.
-  if all(new.optim[net].schedule == "constant" for net in new.optim):
+  if all(new.optim[k].schedule == "constant" for k in ("vae", "disc")):
     resumable.add("steps")
   return {k: v for k, v in differing.items() if k not in resumable}
 
