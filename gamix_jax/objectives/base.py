@@ -32,6 +32,7 @@ class Objective:
       to the prior and stay there.
     learned_prior: whether it is defined for learned priors.
     subsets: whether it needs the posteriors of random subsets of modalities.
+    several: whether it is defined for several modalities.
     settings: its own config keys with defaults, `objective.<name>.<key>`; also
       fields of the class.
   """
@@ -44,6 +45,7 @@ class Objective:
   ramped: ClassVar[tuple[str, ...]] = ()
   learned_prior: ClassVar[bool] = False
   subsets: ClassVar[bool] = False
+  several: ClassVar[bool] = True
   settings: ClassVar[dict[str, Any]] = {}
 
   @property
