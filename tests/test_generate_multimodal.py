@@ -311,7 +311,7 @@ def test_a_subset_that_was_never_trained(program, tmp_path):
     "--config.steps=1",
     flag,
   )
-  assert "is trained only for 3 of 3 modalities" in trained.stdout
+  assert "is trained only for 3 of 3 modalities" in trained
   ran = program.run(
     flag,
     "--what=translations",
