@@ -45,7 +45,7 @@ def scale_by_adam(
     count = optax.safe_increment(state.count)
     # The update is computed from the moments that are kept. From the new ones,
     # with the choice made afterwards, XLA's CPU backend would compute them
-    # twice and copy the old ones, which takes twice as long.
+    # twice and copy the old ones, which takes longer; see benchmarks/LOG.md.
     mu = _select(
       keep, optax.tree.update_moment(grads, state.mu, b1, 1), state.mu
     )
