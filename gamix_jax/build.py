@@ -119,15 +119,9 @@ def _dtypes(name: str) -> tuple[Any, Any]:
 def _vae(config: ConfigDict, kind: dict[str, Any]) -> VAE:
   """The VAE, with its encoder, head, decoder and prior."""
   model, shape = config.model, image_shape(config)
-  encoder_class = ENCODERS.choose(model.encoder)
-  decoder_class = DECODERS.choose(model.decoder)
-  check_choice("model.norm", model.norm, NORMS)
-  check_choice("model.input_norm", model.input_norm, INPUT_NORMS)
-  encoder = encoder_class.from_config(model, shape, **kind)
-  decoder = decoder_class.from_config(model, shape, **kind)
-  _check_model_keys(
-    model, encoder_class.keys_read(model) | decoder_class.keys_read(model)
-  )
+  _check_networks(model)
+  encoder = ENCODERS[model.encoder].from_config(model, shape, **kind)
+  decoder = DECODERS[model.decoder].from_config(model, shape, **kind)
   grid = encoder.latent_shape
   if grid and grid[0] * grid[1] * grid[2] != model.latent:
     raise UserError(
@@ -169,16 +163,8 @@ def _multimodal_vae(
       f"preset={config.preset!r} is for runs of images; with data.modalities "
       "use --config.preset= and set its keys."
     )
-  read = set()
   if any(m.is_image for m in modalities.values()):
-    check_choice("model.norm", config.model.norm, NORMS)
-    check_choice("model.input_norm", config.model.input_norm, INPUT_NORMS)
-    for table, name in (
-      (ENCODERS, config.model.encoder),
-      (DECODERS, config.model.decoder),
-    ):
-      read |= table.choose(name).keys_read(config.model)
-    _check_model_keys(config.model, read)
+    _check_networks(config.model)
   return multimodal.vae(config, modalities, subsets, **kind)
 
 
@@ -220,13 +206,19 @@ def _discriminator(
 _OF_NETWORKS = ("input_norm", "patch", "upsample_gain", "bottleneck_channels")
 
 
-def _check_model_keys(model: ConfigDict, read: set[str]) -> None:
-  """Checks that keys which no network reads have their defaults.
+def _check_networks(model: ConfigDict) -> None:
+  """Checks the networks of images, and that they read what is set.
 
   Raises:
-    UserError: if not; the message lists the flags that set them back.
+    UserError: a name is in no table, or a key that neither of them reads does
+      not have its default; the message lists the flags that set it back.
   """
+  encoder = ENCODERS.choose(model.encoder)
+  decoder = DECODERS.choose(model.decoder)
+  check_choice("model.norm", model.norm, NORMS)
+  check_choice("model.input_norm", model.input_norm, INPUT_NORMS)
   default = base().model
+  read = encoder.keys_read(model) | decoder.keys_read(model)
   wrong = [k for k in _OF_NETWORKS if k not in read and model[k] != default[k]]
   if wrong:
     raise UserError(

@@ -111,6 +111,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.multimodal.fusion = "poe"
   c.multimodal.private = 0  # additional latents of each modality's own
   c.multimodal.subsets = "uniform_size"  # bernoulli, all: for masked, ...
+  # How many modalities training observations have; set by the first start.
+  c.multimodal.observed_sizes = ()
   c.multimodal.width = 256  # of sum_pooling and attention
   c.multimodal.layers = 1  # of attention
   c.multimodal.heads = 4  # of attention

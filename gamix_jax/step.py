@@ -77,7 +77,7 @@ class TrainSpec:
     vae: a module that returns a `VAEOutput`; see `networks.VAE` and
       `multimodal.MultimodalVAE`.
     disc: the discriminator of images, or None.
-    vae_optimizer: updates the VAE.
+    vae_optimizer: updates the VAE; skips a step with `keep=False`.
     disc_optimizer: updates the discriminator.
     objective: computes the terms of the VAE's loss.
     adversarial: computes the discriminator's terms; None without one.
@@ -94,8 +94,8 @@ class TrainSpec:
   modalities: Modalities
   vae: nn.Module
   disc: nn.Module | None
-  vae_optimizer: optax.GradientTransformation
-  disc_optimizer: optax.GradientTransformation
+  vae_optimizer: optax.GradientTransformationExtraArgs
+  disc_optimizer: optax.GradientTransformationExtraArgs
   objective: Objective
   adversarial: AdversarialLoss | None
   weights: TermWeights
@@ -352,9 +352,15 @@ def _update(
   net: NetworkState, optimizer, grads, stats, keep: jax.Array
 ) -> NetworkState:
   """Updates a network, or keeps it as it is if `keep` is False."""
-  updates, opt_state = optimizer.update(grads, net.opt_state, net.params)
-  new = NetworkState(optax.apply_updates(net.params, updates), stats, opt_state)
-  return _select(keep, new, net)
+  updates, opt_state = optimizer.update(
+    grads, net.opt_state, net.params, keep=keep
+  )
+  params = optax.apply_updates(net.params, updates)
+  return NetworkState(
+    _select(keep, params, net.params),
+    _select(keep, stats, net.batch_stats),
+    opt_state,
+  )
 
 
 def _select(keep: jax.Array, new: Any, old: Any) -> Any:

@@ -88,10 +88,15 @@ class Oracle:
   """Knows the class of an observation from where it is bright."""
 
   which, step, default_source = "ema", 7, "prior"
+  trained_sizes = (1, 2, 3)
 
   def __init__(self, c):
     self.config, self.spec = c, build.train_spec(c)
     self.images = block_images(np.arange(CLASSES), np.random.default_rng(9))
+
+  def check_trained(self, sizes):
+    if sizes not in self.trained_sizes:
+      raise UserError(f"never {sizes}")
 
   def labels(self, x):
     for name in ("a", "b"):
@@ -385,6 +390,23 @@ def test_a_modality_that_is_never_observed():
   pair = found["conditional_log_likelihood/a->b"]
   assert "no observation has all of a+b" in pair["reason"]
   assert found["linear_probe/a"]["value"] == 1
+
+
+def test_subsets_that_were_never_trained_have_a_reason():
+  model = Oracle(made_config())
+  model.trained_sizes = (2, 3)
+  run = MultimodalRun(inputs_of(model, 60))
+  run.probes()
+  run.translations()
+  run.pictures()
+  found = run.numbers.found
+  for name in ("linear_probe/a", "linear_probe_size/1", "coherence_size/1"):
+    assert found[name]["value"] is None and found[name]["reason"] == "never 1"
+  for name in ("linear_probe_size/2", "linear_probe_size/3"):
+    assert found[name]["value"] > 0.9
+  assert found["coherence_size/2"]["value"] == 1
+  assert not any(k.startswith("coherence/a->") for k in found)
+  assert run.shown == {} and run.strip() == {}
 
 
 def test_the_training_split_is_not_probed():

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from program import assert_refused
 from test_inference_multimodal import settings
+from test_multimodal_training import ATTENTION, SMALL
 
 import gamix_jax
 from gamix_jax import build, config, data, pictures, plots
@@ -296,3 +297,43 @@ def test_command(program, polydigits, tmp_path):
   with Image.open(tmp_path / "a.png") as png:
     assert png.width > 13 * 64
   assert_refused(command("--what=map"), "map", "translations")
+
+
+def test_a_subset_that_was_never_trained(program, tmp_path):
+  """Attention, of which an ELBO of complete observations trains one set."""
+  flag = f"--workdir={tmp_path}/run"
+  trained = program.done(
+    *SMALL,
+    *ATTENTION,
+    "--config.data.missing=0.0",
+    "--config.data.missing_test=0.0",
+    "--config.objective.name=elbo",
+    "--config.steps=1",
+    flag,
+  )
+  assert "is trained only for 3 of 3 modalities" in trained
+  ran = program.run(
+    flag,
+    "--what=translations",
+    f"--out={tmp_path}/a.png",
+    module="gamix_jax.generate",
+  )
+  assert_refused(ran, "1 of 3 modalities", "'attention'", "trained on 3 only")
+  assert not (tmp_path / "a.png").exists()
+  model = gamix_jax.load(tmp_path / "run")
+  assert model.config.multimodal.observed_sizes == (3,)
+  dataset = data.open_dataset(model.config.data, "test", 0)
+  x = fitting.read_observations(dataset, range(4))
+  assert model.encode(x).mean().shape == (4, 4)
+  two = {k: x[k] for k in ("m0", "m1")}
+  for call in (
+    lambda: model.encode(two),
+    lambda: model.impute(two),
+    lambda: model.elbo(two),
+    lambda: model.fit_samplers(two),
+    lambda: model.translate(x, from_=("m0", "m1")),
+    lambda: model.log_likelihood(x, given="m0"),
+    lambda: model.log_likelihood(x, of="m0"),
+  ):
+    with pytest.raises(UserError, match=r"given, but .*trained on 3 only"):
+      call()

@@ -580,6 +580,7 @@ def test_an_exported_run_is_the_model(loaded, held_out, tmp_path):
     ("separate", {}),
     ("mopoe", dict(multimodal__private=1)),
     ("attention", {}),
+    ("sum_pooling", dict(multimodal__private=1)),
   ],
 )
 def test_exported_functions_take_all_modalities(fusion, changes, tmp_path):

@@ -23,6 +23,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.modality import MASK
 from gamix_jax.multimodal import FUSIONS, MultimodalVAE
 from gamix_jax.objectives import OBJECTIVES
+from gamix_jax.posterior import GaussianHead
 
 MASKS = all_masks(3)[1:]
 FUSED = [name for name in FUSIONS if name != "separate"]
@@ -109,6 +110,26 @@ def test_separate_latents_are_decoded_one_by_one():
     after = decode(jnp.asarray(changed, jnp.float32))
     moved = [bool(np.any(after[n] != before[n])) for n in before]
     assert moved == [i == k for i in range(3)]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_sizes_of_subsets_that_training_has_seen(fusion):
+  def sizes(observed, subsets=""):
+    vae = MultimodalVAE(
+      encoders={},
+      fusion=FUSIONS[fusion](("a", "b", "c"), GaussianHead(2)),
+      decoders={},
+      subsets=subsets,
+    )
+    return vae.trained_sizes(observed)
+
+  learned = fusion in ("sum_pooling", "attention")
+  assert sizes(()) == (1, 2, 3)  # nothing is known about the data
+  assert sizes((1, 2, 3)) == (1, 2, 3)
+  assert sizes((3,)) == sizes((3,), "all") == ((3,) if learned else (1, 2, 3))
+  assert sizes((3, 1)) == ((1, 3) if learned else (1, 2, 3))
+  assert sizes((3,), "uniform_size") == (1, 2, 3)
+  assert sizes((2,), "bernoulli") == ((1, 2) if learned else (1, 2, 3))
 
 
 def test_prior_draws_have_the_models_latents():
@@ -389,7 +410,7 @@ REFUSED = {
   ),
   "the closed form of a linear decoder": (
     dict(objective="exact"),
-    r"objective\.name='exact' needs a single modality",
+    r"'exact' is not defined for .*; use one of (?!.*exact)",
   ),
   "a preset": (dict(preset="small"), r"preset='small' is for runs of images"),
 }

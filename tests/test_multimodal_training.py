@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 from program import Jobs, chosen, numbers
-from test_resume import arrays, when
+from test_resume import arrays, steps, when
 
 VIEWS = tuple(f"m{i}" for i in range(3))
 SMALL = shlex.split("""
@@ -37,27 +37,22 @@ SMALL = shlex.split("""
 """)
 # The annealing depends on the objective's own state, the count of its steps.
 MMVM = (*SMALL, "--config.objective.mmvm.alpha_steps=5")
-# Random subsets, attention, private latents.
-MASKED = (
-  *SMALL,
-  "--config.objective.name=masked",
+ATTENTION = (
   "--config.multimodal.fusion=attention",
-  "--config.multimodal.private=2",
   "--config.multimodal.width=8",
   "--config.multimodal.heads=2",
   "--config.weights.population_kl=None",
   "--config.weights.collapse_penalty=None",
+)
+# Random subsets, attention, private latents.
+MASKED = (
+  *SMALL,
+  *ATTENTION,
+  "--config.objective.name=masked",
+  "--config.multimodal.private=2",
   "--config.weights.subset_kl=1.0",
 )
 SPREAD = ("--config.mesh.fsdp=4", "--config.mesh.fsdp_min_size=64")
-
-
-def steps(n, *flags):
-  return lambda folder: [
-    *flags,
-    f"--config.steps={n}",
-    f"--workdir={folder}/run",
-  ]
 
 
 TABLE = {

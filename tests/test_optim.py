@@ -100,3 +100,42 @@ def test_unknown_names():
     path(name="sgd")
   with pytest.raises(UserError, match="constant, cosine"):
     path(schedule="linear")
+
+
+@pytest.mark.parametrize("name", ["adam", "keras_adam"])
+def test_a_step_can_be_skipped(name):
+  """Moments, their count and the schedule's stay, to the bit, even for NaN."""
+  section = SECTION | dict(name=name, warmup=3, clip=0.7)
+  optimizer = optimizers.optimizer(10, **section)
+  params = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
+  update = jit(lambda g, s, keep: optimizer.update(g, s, params, keep=keep))
+  _, state = update(gradient(0), optimizer.init(params), True)
+  skipped = update(
+    jax.tree.map(lambda g: g * np.nan, gradient(1)), state, False
+  )
+  jax.tree.map(np.testing.assert_array_equal, skipped[1], state)
+  updates, kept = update(gradient(1), state, True)
+  plain = optimizer.update(gradient(1), state, params)
+  for got, want in zip(
+    jax.tree.leaves((updates, kept)), jax.tree.leaves(plain), strict=True
+  ):
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert int(jax.tree.leaves(kept)[0]) == 2
+
+
+def test_a_step_needs_no_copy_of_the_moments():
+  """A choice between states after the update needs one, on a CPU."""
+  optimizer = optimizers.optimizer(10, **SECTION)
+  params = jnp.ones((256, 256))
+  state = optimizer.init(params)
+
+  def step(params, state, grads, keep):
+    updates, state = optimizer.update(grads, state, params, keep=keep)
+    return jnp.where(keep, params + updates, params), state
+
+  compiled = (
+    jax.jit(step, donate_argnums=(0, 1))
+    .lower(params, state, params, True)
+    .compile()
+  )
+  assert compiled.memory_analysis().temp_size_in_bytes < params.nbytes

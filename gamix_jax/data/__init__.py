@@ -42,7 +42,7 @@ Read in this order; each module imports only earlier ones:
 `source` shows how to write and register a source of your own.
 """
 
-from gamix_jax.data.batches import Batches, batches, eval_batches
+from gamix_jax.data.batches import Batches, batches, eval_batches, spread_rows
 from gamix_jax.data.dataset import Dataset
 from gamix_jax.data.modalities import ModalitySpec
 from gamix_jax.data.multimodal import MultimodalArrays, MultimodalSource
@@ -76,4 +76,5 @@ __all__ = [
   "fingerprint_error",
   "open_dataset",
   "resolve_source",
+  "spread_rows",
 ]

@@ -215,6 +215,7 @@ def eval_batches(
   dataset: SplitDataset,
   *,
   batch_size: int,
+  at_most: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -225,6 +226,7 @@ def eval_batches(
   Args:
     dataset: from `open_dataset`.
     batch_size: of the global batch.
+    at_most: number of images, see `spread_rows`; None: all of them.
     process_index: index of this host.
     process_count: number of hosts; each gets a contiguous share of the rows of
       every batch, and all get the same number of batches.
@@ -238,11 +240,21 @@ def eval_batches(
     UserError: the batch does not divide by the hosts, or a file is gone.
   """
   rows = local_rows(batch_size, process_index, process_count)
+  chosen = spread_rows(len(dataset), at_most)
+  n = len(chosen)
   with _threads(dataset) or contextlib.nullcontext() as pool:
-    for first in range(0, len(dataset), batch_size):
+    for first in range(0, n, batch_size):
       index = np.arange(first, first + batch_size)[rows]
-      batch = dataset.load_batch(index.clip(max=len(dataset) - 1), pool)
-      yield batch | {"valid": (index < len(dataset)).astype(np.float32)}
+      batch = dataset.load_batch(chosen[index.clip(max=n - 1)], pool)
+      yield batch | {"valid": (index < n).astype(np.float32)}
+
+
+def spread_rows(n: int, at_most: int | None = None) -> np.ndarray:
+  """Indices at even distances among n, `at_most` of them.
+
+  Not the first ones: folders are sorted by class.
+  """
+  return np.linspace(0, n - 1, min(at_most or n, n)).astype(int)
 
 
 def _parse_flags() -> None:

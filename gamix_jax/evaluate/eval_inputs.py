@@ -47,13 +47,9 @@ class Images:
 
 
 def spread_images(dataset: data.Dataset, at_most: int) -> Images:
-  """Images at even distances in a data set, or all of them.
-
-  Not the first ones: folders are sorted by class.
-  """
+  """Images at even distances in a data set, or all of them."""
   n = len(dataset)
-  rows = np.linspace(0, n - 1, min(at_most, n)).astype(int)
-  x, labels = read_images(dataset, rows)
+  x, labels = read_images(dataset, data.spread_rows(n, at_most))
   return Images(x, labels.astype(np.int64), n)
 
 

@@ -71,6 +71,18 @@ class MultimodalRun:
   def _modalities(self) -> modality.Modalities:
     return self.inputs.model.spec.modalities
 
+  def _untrained(self, size: int, numbers: Sequence[str]) -> bool:
+    """Whether the model cannot encode so many modalities.
+
+    If so, these numbers have the reason in place of a value.
+    """
+    try:
+      self.inputs.model.check_trained(size)
+    except UserError as e:
+      self.numbers.missing(numbers, str(e))
+      return True
+    return False
+
   # --- reconstructions -----------------------------------------------------
 
   def reconstructions(self) -> None:
@@ -141,6 +153,9 @@ class MultimodalRun:
       self._separate_probes(sizes)
       return
     for size, subsets in self._subsets.items():
+      single = numbers[: len(names)] if size == 1 else []
+      if self._untrained(size, [*single, sizes[size - 1]]):
+        continue
       self._say(f"probes of the latents given {size}")
       found = {}
       for subset in subsets:
@@ -257,6 +272,8 @@ class MultimodalRun:
         "comparable only with others of the same count."
       )
     for size in range(1, len(names)):
+      if self._untrained(size, [f"coherence_size/{size}"]):
+        continue
       self._say(f"translations from {size} of {len(names)} modalities")
       found: list[float] = []
       for i, subset in enumerate(self._subsets[size]):
@@ -334,6 +351,8 @@ class MultimodalRun:
 
   def pictures(self) -> None:
     """Keeps translations from each modality, for a picture."""
+    if 1 not in self.inputs.model.trained_sizes:
+      return
     shown = []
     for name, m in self._modalities.items():
       translated = self._few(name)
@@ -349,11 +368,12 @@ class MultimodalRun:
     Returns:
       [n, h, w, c] each, n up to SHOWN: `originals`; `translations` of the same
       observations from one other modality, an image if there is one; `samples`,
-      if there are some. Empty without images or with one modality only.
+      if there are some. Empty without images, with one modality only, or if
+      the model cannot encode a single one.
     """
     images = self._images
     others = [*images[:-1], *(k for k in self._modalities if k not in images)]
-    if not images or not others:
+    if not images or not others or 1 not in self.inputs.model.trained_sizes:
       return {}
     target, translated = images[-1], self._few(others[0])
     if not len(translated.x[target]):

@@ -91,8 +91,7 @@ def chosen(
 
 def spread(dataset: data.MultimodalDataset, at_most: int) -> Observations:
   """Observations at even distances in the split, or all of them."""
-  n = len(dataset)
-  return read(dataset, np.linspace(0, n - 1, min(at_most, n)).astype(int))
+  return read(dataset, data.spread_rows(len(dataset), at_most))
 
 
 def by_size(

@@ -43,8 +43,39 @@ class MultimodalModel(LoadedModel):
     """The modalities, in the order of the mask's columns."""
     return tuple(self.spec.modalities)
 
+  @property
+  def trained_sizes(self) -> tuple[int, ...]:
+    """How many modalities can be given; see `MultimodalVAE.trained_sizes`."""
+    observed = self.config.multimodal.observed_sizes
+    return self.spec.vae.trained_sizes(observed)
+
+  def check_trained(self, sizes: ArrayLike) -> None:
+    """Checks that the model has learned to encode so many modalities.
+
+    Args:
+      sizes: numbers of modalities, of one or more observations.
+
+    Raises:
+      UserError: one is not in `trained_sizes`.
+    """
+    other = np.setdiff1d(np.asarray(sizes, int), self.trained_sizes)
+    if not len(other):
+      return
+    config, m = self.config, len(self.names)
+    trained = " or ".join(map(str, self.trained_sizes))
+    raise UserError(
+      f"{other[0]} of {m} modalities are given, but multimodal.fusion="
+      f"{config.multimodal.fusion!r} with objective.name="
+      f"{config.objective.name!r} was trained on {trained} only, so its "
+      f"posterior given {other[0]} is arbitrary. Give {trained}, or train with "
+      "--config.objective.name=masked, with --config.data.missing=0.5 or with "
+      "another fusion, such as poe."
+    )
+
   def _observations(self, x: Observations) -> dict[str, np.ndarray]:
-    return arrays.observations(self.spec, x)
+    x = arrays.observations(self.spec, x)
+    self.check_trained(x[MASK].sum(axis=1))
+    return x
 
   # --- encode and decode ---------------------------------------------------
 
@@ -61,7 +92,8 @@ class MultimodalModel(LoadedModel):
     Raises:
       UserError: a modality that the model does not have, or none; arrays of
         different lengths, or of a wrong shape, type or range; a row of which
-        nothing is observed.
+        nothing is observed, or more or fewer modalities than in training, see
+        `check_trained`.
     """
     return super().encode(x)
 
@@ -131,7 +163,7 @@ class MultimodalModel(LoadedModel):
       UserError: as `encode`; a row that has none of the modalities in
         `from_`; a name that is not a modality, or nothing to generate.
     """
-    x = self._observations(x)
+    x = arrays.observations(self.spec, x)
     given = self._chosen("from_", from_, self._in(x))
     rest = tuple(k for k in self.names if k not in given)
     to = self._chosen("to", to, rest)
@@ -140,8 +172,9 @@ class MultimodalModel(LoadedModel):
         "All modalities are given, so there is nothing to generate; choose "
         f"from_ or to among {', '.join(self.names)}."
       )
-    z = self._latents(self._only(x, given, "from_"), key)
-    return self._decode(z, to)
+    x = self._only(x, given, "from_")
+    self.check_trained(x[MASK].sum(axis=1))
+    return self._decode(self._latents(x, key), to)
 
   def impute(
     self,
@@ -290,7 +323,7 @@ class MultimodalModel(LoadedModel):
         `of`; a modality that is in both; a posterior without a finite bound.
     """
     key = jax.random.key(0) if key is None else key
-    x = self._observations(x)
+    x = arrays.observations(self.spec, x)
     given = self._chosen("given", given, ())
     rest = tuple(k for k in self._in(x) if k not in given)
     of = self._chosen("of", of, rest)
@@ -302,7 +335,8 @@ class MultimodalModel(LoadedModel):
       )
     target = self._only(x, of, "of")
     if not given:
+      self.check_trained(target[MASK].sum(axis=1))
       return self._likelihood.bounds(target, samples, key)["iwae"]
-    return self._likelihood.predictive(
-      self._only(x, given, "given"), target, samples, key
-    )
+    source = self._only(x, given, "given")
+    self.check_trained(source[MASK].sum(axis=1))
+    return self._likelihood.predictive(source, target, samples, key)

@@ -181,6 +181,9 @@ class Fusion(nn.Module):
 
   # Whether `head` maps the pooled features; others have one for each modality.
   of_features: ClassVar[bool] = False
+  # Whether a formula defines the posterior of every subset. Otherwise it is
+  # learned, and arbitrary for subsets that are not in training.
+  any_subset: ClassVar[bool] = False
   # The keys of `config.multimodal` that it reads.
   keys: ClassVar[tuple[str, ...]] = ()
 
@@ -207,6 +210,7 @@ class Fusion(nn.Module):
 class OfPosteriors(Fusion):
   """A formula that combines one Gaussian for each modality."""
 
+  any_subset: ClassVar[bool] = True
   # (mu, logvar, mask) -> posterior
   formula: ClassVar[Callable[..., Posterior]]
   result: ClassVar[type[Posterior]]

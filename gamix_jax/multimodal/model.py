@@ -1,6 +1,6 @@
 """A VAE of several modalities, any of which may be missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import einops
@@ -80,6 +80,23 @@ class MultimodalVAE(nn.Module):
     if self.posterior_type.separate:
       return latent * m
     return latent + (0 if self.private is None else self.private.latent * m)
+
+  def trained_sizes(self, observed: Sequence[int]) -> tuple[int, ...]:
+    """How many modalities can be given to the encoder after a training.
+
+    Args:
+      observed: how many modalities the training observations had; empty if
+        that is unknown.
+
+    Returns:
+      1, 2, ..., m, or the sizes that training has seen, if the posterior of
+      others is arbitrary.
+    """
+    if self.fusion.any_subset or not observed:
+      return tuple(range(1, len(self.names) + 1))
+    if self.subsets not in ("", "all"):
+      return tuple(range(1, max(observed) + 1))
+    return tuple(sorted(observed))
 
   def _features(self, x: Observations, train: bool) -> dict[str, jax.Array]:
     mask = x[MASK]

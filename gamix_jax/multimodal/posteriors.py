@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gamix_jax.posterior import Posterior, base
 from gamix_jax.posterior.mixture import Mixture
@@ -13,6 +13,20 @@ from gamix_jax.posterior.mixture import Mixture
 # Instead of -inf for components that do not exist: exp of it is exactly 0, and
 # it has no NaN in its gradient.
 EXCLUDED = -1e9
+
+
+def _of_components(
+  mu: Float[Array, "b k d"],
+  logvar: Float[Array, "b k d"],
+  which: Int[Array, "n b m"],
+  eps: Float[Array, "n b m d"],
+) -> Float[Array, "n b m d"]:
+  """Draws from the components `which` of N(mu, diag e^logvar)."""
+
+  def chosen(leaf):
+    return jnp.take_along_axis(leaf[None], which[..., None], axis=2)
+
+  return chosen(mu) + jnp.exp(chosen(logvar) / 2) * eps
 
 
 @struct.dataclass
@@ -39,15 +53,10 @@ class RandomComponent(Mixture):
     choose, noise = jax.random.split(key)
     if eps is None:
       eps = jax.random.normal(noise, self.noise_shape(n), self.mu.dtype)
-    b, _, d = self.mu.shape
+    b = len(self.mu)
     which = jax.random.categorical(choose, self.logits, shape=(n, b))
-    which = jnp.broadcast_to(which[:, :, None, None], (n, b, 1, d))
-
-    def chosen(leaf):
-      return jnp.take_along_axis(leaf[None], which, axis=2)[:, :, 0]
-
-    z = chosen(self.mu) + jnp.exp(chosen(self.logvar) / 2) * eps
-    return z, jnp.full((n, b), 1 / n, z.dtype)
+    z = _of_components(self.mu, self.logvar, which[..., None], eps[:, :, None])
+    return z[:, :, 0], jnp.full((n, b), 1 / n, z.dtype)
 
   def stratified(self) -> Mixture:
     return Mixture(self.logits, self.mu, self.logvar)
@@ -106,13 +115,9 @@ class Separate(Posterior):
     # For missing modalities the latents of one that is observed, at random.
     logits = jnp.where(self.mask > 0, 0.0, EXCLUDED)
     other = jax.random.categorical(choose, logits[:, None], shape=(n, b, m))
-    source = jnp.where(self.mask[None] > 0, jnp.arange(m), other)[..., None]
-
-    def chosen(leaf):
-      return jnp.take_along_axis(leaf[None], source, axis=2)
-
+    which = jnp.where(self.mask[None] > 0, jnp.arange(m), other)
     mu, logvar = self._or_prior(self.mu), self._or_prior(self.logvar)
-    z = chosen(mu) + jnp.exp(chosen(logvar) / 2) * eps
+    z = _of_components(mu, logvar, which, eps)
     return z.reshape(n, b, -1), jnp.full((n, b), 1 / n, z.dtype)
 
   def _or_prior(self, leaf: jax.Array) -> jax.Array:

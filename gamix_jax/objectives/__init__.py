@@ -106,15 +106,16 @@ def check_fit(config: ConfigDict, family: type[Posterior]) -> None:
   if several:
     named = f"multimodal.fusion={config.multimodal.fusion!r} with {named}"
   objective = OBJECTIVES.choose(name)
-  if not objective.accepts(family):
+
+  def fits(objective: type[Objective]) -> bool:
+    right = objective.several if several else not objective.subsets
+    return right and objective.accepts(family)
+
+  if not fits(objective):
     if section.name == "epanechnikov":  # the one family of several priors
       prior = section.epanechnikov.prior
       named += f" with posterior.epanechnikov.prior={prior!r}"
-    fit = [
-      k
-      for k, o in OBJECTIVES.items()
-      if o.accepts(family) and (several or not o.subsets)
-    ]
+    fit = [k for k, o in OBJECTIVES.items() if fits(o)]
     raise UserError(
       f"objective.name={name!r} is not defined for {named}; use one of "
       f"{', '.join(fit)}."

@@ -38,6 +38,7 @@ class Objective:
     additive: whether the mean of its terms over parts of a batch has the
       expectation of its terms of the whole batch, so that gradients can be
       accumulated over parts.
+    several: whether it is defined for several modalities.
     settings: its own config keys with defaults, `objective.<name>.<key>`; also
       fields of the class.
   """
@@ -52,6 +53,7 @@ class Objective:
   subsets: ClassVar[bool] = False
   of_discriminator: ClassVar[tuple[str, ...]] = ()
   additive: ClassVar[bool] = False
+  several: ClassVar[bool] = True
   settings: ClassVar[dict[str, Any]] = {}
 
   @property

@@ -96,12 +96,11 @@ class AnalyticELBO(Objective):
   terms = ("recon", "kl")
   ramped = ("kl",)
   additive = True
+  several = False
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
     wrong = []
-    if config.data.modalities:
-      wrong.append("a single modality (--config.data.modalities='()')")
     if config.model.decoder != "linear":
       wrong.append("--config.model.decoder=linear")
     if not all(isinstance(m.likelihood, Normal) for m in modalities.values()):

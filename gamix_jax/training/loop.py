@@ -184,7 +184,7 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   train_set = data.open_dataset(config.data, "train", config.seed)
   test_set = data.open_dataset(config.data, "test", config.seed)
   if spec.multimodal:
-    _check_observed(train_set)
+    _note_observed(config, spec, train_set)
   fingerprint = data.fingerprint(train_set, test_set)
 
   with (
@@ -260,8 +260,10 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   return eval_metrics
 
 
-def _check_observed(train_set: data.MultimodalDataset) -> None:
-  """Checks that every modality can be learned.
+def _note_observed(
+  config: ConfigDict, spec: step.TrainSpec, train_set: data.MultimodalDataset
+) -> None:
+  """Writes to the config which subsets of the modalities are trained.
 
   Raises:
     UserError: one is missing in all training observations.
@@ -273,6 +275,16 @@ def _check_observed(train_set: data.MultimodalDataset) -> None:
         "training observations, so it cannot be learned; leave it out of "
         "data.modalities."
       )
+  sizes = np.unique(train_set.mask.sum(axis=1)).astype(int).tolist()
+  config.multimodal.observed_sizes = tuple(sizes)
+  trained = spec.vae.trained_sizes(sizes)
+  if len(trained) < len(spec.modalities):
+    _print_main(
+      f"Note: multimodal.fusion={config.multimodal.fusion} is trained only "
+      f"for {' or '.join(map(str, trained))} of {len(spec.modalities)} "
+      "modalities. To encode other subsets, use another objective, such as "
+      "masked, or data.missing."
+    )
 
 
 def _make_absolute(section: ConfigDict) -> None:

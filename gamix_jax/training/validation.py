@@ -68,6 +68,8 @@ class Validator:
   def numbers(self, state: TrainState) -> dict[str, float]:
     """Computes `eval/<metric>`: means over up to `eval_images` held-out images.
 
+    They have even distances in the split, as those of `compare`.
+
     The metrics are mae, psnr, elbo, iwae, kl, population_kl_gaussian,
     mutual_information and active_units; `metrics.specs` describes them. Here:
 
@@ -91,13 +93,12 @@ class Validator:
     batches = data.eval_batches(
       self._dataset,
       batch_size=size,
+      at_most=self._config.eval_images,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
     outputs: list[dict[str, Any]] = []
     for i, batch in enumerate(batches):
-      if i * size >= self._config.eval_images:
-        break
       names = (*self._spec.batch_shapes(1), "valid")
       global_batch = mesh.global_batch(
         self._layout.mesh, {k: batch[k] for k in names}
@@ -111,9 +112,7 @@ class Validator:
       out = jax.device_get(out)
       real = out.pop("valid") > 0
       outputs.append(jax.tree.map(lambda v, real=real: v[real], out))
-    per_image = jax.tree.map(
-      lambda *v: np.concatenate(v)[: self._config.eval_images], *outputs
-    )
+    per_image = jax.tree.map(lambda *v: np.concatenate(v), *outputs)
     mean, var = per_image.pop("mean"), per_image.pop("var")
     posterior = per_image.pop("posterior")
     values = {

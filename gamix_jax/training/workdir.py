@@ -51,6 +51,7 @@ def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
     {key: (old value, new value)}.
   """
   differing = configs.differences(old, new)
+  differing.pop("multimodal.observed_sizes", None)  # it follows from the data
   before, now = old.data.fingerprint, new.data.fingerprint
   if now == data.ANY_FINGERPRINT or not (before and now):
     differing.pop("data.fingerprint", None)
