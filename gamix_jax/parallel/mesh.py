@@ -9,7 +9,7 @@ a run may be continued with another `mesh.fsdp`.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,10 @@ from gamix_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 
 
-def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
-  """Creates a mesh [data, fsdp] of all devices of all hosts.
+def create_mesh(
+  batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Creates a mesh [data, fsdp] of devices.
 
   The devices of a host are adjacent. Each host then loads a contiguous part of
   the batch (`data.batches`) for its own devices, so that a batch has the same
@@ -30,11 +32,18 @@ def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
   host, a copy of the state is stored within one host, where communication is
   fastest.
 
+  Args:
+    batch_size: of the global batch.
+    fsdp: the length of the axis that states are sharded over.
+    devices: by default all devices of all hosts.
+
   Raises:
     UserError: the number of devices does not divide the batch size, or `fsdp`
       does not divide the number of devices.
   """
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  if devices is None:
+    devices = jax.devices()
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if batch_size % count:
     below = batch_size // count * count
