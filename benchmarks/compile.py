@@ -121,7 +121,8 @@ def measure(
     "flops_by_hand": flops.per_image(c)["total"]
     * (c.data.batch_size // target.chips),
     "bytes": cost.get("bytes accessed"),
-    "memory": jax_step.program_memory(compiled),
+    "memory": jax_step.program_memory(compiled)
+    | {"peak": compiled.memory_analysis().peak_memory_in_bytes},
     "products": [
       kind._asdict() | {"count": n} for kind, n in products.read(hlo).items()
     ],

@@ -23,6 +23,7 @@ FLOORS = (
     "streams",
     "cpu",
     "parallel",
+    "layers",
   ),
   (
     "data",
