@@ -17,7 +17,9 @@ shards over F devices, on N devices:
 
 plus the moments and statistics (`beside`). On the CPU, XLA compiles a
 reduce-scatter to an all-reduce followed by slices: the same bytes, but a ring
-would send twice as many.
+would send twice as many. A CPU's program also computes in float32 and sends
+float32 where a TPU's sends bfloat16; `benchmarks.compile` prints this table for
+the program of a TPU or GPU.
 """
 
 import itertools
@@ -233,12 +235,19 @@ def _table(
   fsdp: int, operations: list[collectives.Collective], expected: CommCost
 ):
   """Yields the Markdown lines of one sharding plan."""
-  yield from table(list(rows(operations)), f"fsdp={fsdp}")
-  gathered = total(operations, "all-gather")
-  reduced = total(operations, "all-reduce") + total(
-    operations, "reduce-scatter"
-  )
+  found = list(rows(operations))
+  yield from table(found, f"fsdp={fsdp}")
   yield ""
+  yield from summary(found, expected)
+  yield ""
+
+
+def summary(found: list[Row], expected: CommCost) -> Iterator[str]:
+  """Yields two lines: the bytes summed and gathered, and the expected ones."""
+  gathered = sum(r.bytes for r in found if r.kind == "all-gather")
+  reduced = sum(
+    r.bytes for r in found if r.kind in ("all-reduce", "reduce-scatter")
+  )
   yield (
     f"Summed: {reduced:,} bytes; expected: up to {expected.reduced:,}"
     f" = gradient {expected.gradient:,}"
@@ -251,7 +260,6 @@ def _table(
     + f" (off by {reduced - expected.reduced:+,})."
   )
   yield f"Gathered: {gathered:,} bytes; expected: {expected.spread:,}."
-  yield ""
 
 
 def define() -> None:

@@ -197,8 +197,12 @@ def _collectives(results: dict[str, Any]) -> list[str]:
   rows = results["collectives"]
   if not rows:
     return ["No collectives.", ""]
+  found = [communication.Row(**row) for row in rows]
+  law = communication.CommCost(**results["law"])
   return [
-    *communication.table([communication.Row(**r) for r in rows], "collective"),
+    *communication.table(found, "collective"),
+    "",
+    *communication.summary(found, law),
     "",
   ]
 
