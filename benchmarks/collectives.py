@@ -36,7 +36,8 @@ class Collective:
     bytes: of the complete arrays: before a scatter, after a gather.
     group: the number of devices in each replica group.
     times: executions per step; None inside a loop of unknown trip count.
-    source: the operation's `op_name` in the program.
+    sources: the `op_name` in the program of the operation, and of each of its
+      operands; "" if there is none.
   """
 
   kind: str
@@ -44,7 +45,7 @@ class Collective:
   bytes: int
   group: int
   times: int | None
-  source: str
+  sources: tuple[str, ...]
 
   @property
   def arrays(self) -> int:
@@ -59,16 +60,15 @@ class Collective:
 
   @property
   def what(self) -> str:
-    """What a training step sends by it.
-
-    Of arrays that the compiler has combined, the program names the source of
-    one; it combines those of a kind.
-    """
+    """What a training step sends by it, by the names of what is sent."""
     if self.kind == "all-gather":
       return "parameters"
-    if self.kind == "reduce-scatter" or "transpose(" in self.source:
+    if self.kind == "reduce-scatter":
       return "gradients"
-    return "moments, statistics, metrics"
+    backward = {"transpose(" in source for source in self.sources if source}
+    names = {True: "gradients", False: "moments, statistics, metrics"}
+    known = ", ".join(names[b] for b in sorted(backward, reverse=True))
+    return known or "not named"
 
   @property
   def sent(self) -> float:
@@ -126,7 +126,8 @@ def read(text: str, devices: int) -> list[Collective]:
     name = op.op.removesuffix("-done")
     if name not in KINDS:
       continue
-    line = op.line if name == op.op else program.lines[op.operands[0]]
+    start = op if name == op.op else program[op.operands[0]]
+    line = start.line
     # A TPU's program repeats one that overlaps with several fusions in each.
     if channel := _CHANNEL.search(line):
       if (name, channel[1]) in channels:
@@ -139,6 +140,6 @@ def read(text: str, devices: int) -> list[Collective]:
       size *= group
     if op.computation.startswith("all-reduce-scatter"):  # a TPU's
       name = "reduce-scatter"
-    source = hlo.source(line)
-    found.append(Collective(name, shapes, size, group, op.times, source))
+    sources = (start.source, *map(program.source, start.operands))
+    found.append(Collective(name, shapes, size, group, op.times, sources))
   return found

@@ -197,8 +197,8 @@ def rows(operations: list[collectives.Collective]) -> Iterator[Row]:
   unknown = [o for o in operations if o.times is None]
   if unknown:
     raise UserError(
-      f"{unknown[0].kind} from {unknown[0].source} is in a loop whose length "
-      "the program's text does not say; its bytes cannot be counted."
+      f"{unknown[0].kind} from {unknown[0].sources[0]} is in a loop whose "
+      "length the program's text does not say; its bytes cannot be counted."
     )
 
   def key(op):

@@ -40,46 +40,49 @@ class Instruction:
   operands: tuple[str, ...]
   line: str
   computation: str
-  times: int | None
+  times: int | None = 1
 
   @property
   def source(self) -> str:
-    """The operation's name in the traced program."""
-    return source(self.line)
-
-
-def source(line: str) -> str:
-  """Returns the `op_name` in an instruction's text, "" if it has none."""
-  found = _SOURCE.search(line)
-  return found[1] if found else ""
+    """The operation's `op_name` in the traced program, "" if it has none."""
+    found = _SOURCE.search(self.line)
+    return found[1] if found else ""
 
 
 class Program:
-  """The instructions of a program.
-
-  Attributes:
-    types: {name: output type} of all instructions.
-    lines: {name: text} of all instructions.
-  """
+  """The instructions of a program; `program[name]` is one of them."""
 
   def __init__(self, text: str):
     """`text` is that of `jax.jit(...).lower(...).compile().as_text()`."""
-    self._computations: dict[str, list[tuple]] = {}
-    self.types: dict[str, str] = {}
-    self.lines: dict[str, str] = {}
-    self._entry = name = ""
+    self._computations: dict[str, list[Instruction]] = {}
+    self._named: dict[str, Instruction] = {}
+    self._entry = computation = ""
     for line in text.splitlines():
       if head := _COMPUTATION.match(line):
-        name = head[2]
-        self._computations[name] = []
-        self._entry = name if head[1] else self._entry
-      elif name and (found := _INSTRUCTION.match(line)):
-        own, kind, op, operands = found.groups()
+        computation = head[2]
+        self._computations[computation] = []
+        self._entry = computation if head[1] else self._entry
+      elif computation and (found := _INSTRUCTION.match(line)):
+        name, kind, op, operands = found.groups()
         if op == "custom-call" and (target := _TARGET.search(line)):
           op = target[1]
         names = tuple(re.findall(r"%([\w.-]+)", operands))
-        self._computations[name].append((own, kind, op, names, line))
-        self.types[own], self.lines[own] = kind, line
+        self._named[name] = Instruction(
+          name, kind, op, names, line, computation
+        )
+        self._computations[computation].append(self._named[name])
+
+  def __getitem__(self, name: str) -> Instruction:
+    return self._named[name]
+
+  def source(self, name: str) -> str:
+    """Returns the source of a value, if need be that of the tuple it is in."""
+    found = self._named.get(name)
+    if found is None:
+      return ""
+    if found.op == "get-tuple-element":
+      return found.source or self.source(found.operands[0])
+    return found.source
 
   def run(self) -> Iterator[Instruction]:
     """Yields what one run executes, in the order of the text.
@@ -88,17 +91,17 @@ class Program:
     """
     yield from self._walk(self._entry, 1)
 
-  def _walk(self, name: str, times: int | None) -> Iterator[Instruction]:
-    for own, kind, op, operands, line in self._computations[name]:
-      yield Instruction(own, kind, op, operands, line, name, times)
+  def _walk(self, computation: str, times: int | None) -> Iterator[Instruction]:
+    for found in self._computations[computation]:
+      yield dataclasses.replace(found, times=times)
       inner = times
-      if op == "while":
-        trips = _TRIPS.search(line)
+      if found.op == "while":
+        trips = _TRIPS.search(found.line)
         inner = times * int(trips[1]) if trips and times else None
-      if op.endswith(("-update", "-done")):
+      if found.op.endswith(("-update", "-done")):
         continue  # what was started was called then
-      called = _CALLED.findall(line)
-      for branches in _BRANCHES.findall(line):
+      called = _CALLED.findall(found.line)
+      for branches in _BRANCHES.findall(found.line):
         called += re.findall(r"[\w.-]+", branches)
       for other in called:
         yield from self._walk(other, inner)

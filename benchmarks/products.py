@@ -42,7 +42,7 @@ def read(text: str) -> dict[Kind, int]:
     what = "convolution" if op.op.startswith(_CONVOLUTIONS) else "product"
     if op.source.endswith("dot_general"):
       what = "product"
-    types = [program.types[name] for name in op.operands[:2]]
+    types = [program[name].type for name in op.operands[:2]]
     operands = sorted({_element(t) for t in types})
     found[Kind(what, ", ".join(operands), _element(op.type))] += 1
   return dict(sorted(found.items()))

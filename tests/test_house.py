@@ -15,6 +15,7 @@ FLOORS = (
   (
     "errors",
     "files",
+    "hardware",
     "marks",
     "paths",
     "registry",

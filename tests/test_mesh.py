@@ -136,7 +136,7 @@ def test_collectives_of_a_text():
     ("reduce-scatter", 1): (4, 1, 32, 24.0),
     ("all-reduce", 2): (2, 1, 16, 16.0),
   }
-  assert by_name["all-reduce", 2].source == "jit(f)/sum"
+  assert by_name["all-reduce", 2].sources == ("jit(f)/sum", "", "")
   assert [
     r[:3] for r in communication.rows([o for o in by_name.values() if o.times])
   ] == [
@@ -159,6 +159,9 @@ HloModule jit_f
 
 %add (x: f32[], y: f32[]) -> f32[] {
   ROOT %sum = f32[] add(%x, %y)
+}
+
+%nothing (q: f32[8,8]) -> (f32[3], f32[3]) {
 }
 
 %first (p: bf16[2,8]) -> bf16[8,8] {
@@ -189,6 +192,12 @@ ENTRY %main (p: bf16[2,8], q: f32[8,8]) -> bf16[8,8] {
   """replica_groups=[1,4]<=[4], to_apply=%add, """
   """metadata={op_name="jit(f)/transpose(jvp(VAE))/reduce_sum"}
   %done.2 = f32[8]{0} all-reduce-done(%start.2)
+  %m = (f32[3]{0}, f32[3]{0}) fusion(%q), calls=%nothing, """
+  """metadata={op_name="jit(f)/jvp(VAE)/reduce_sum"}
+  %m.1 = f32[3]{0} get-tuple-element(%m), index=1
+  %ar.4 = (f32[8]{0}, f32[3]{0}) all-reduce(%done.2, %m.1), channel_id=8, """
+  """replica_groups=[1,4]<=[4], to_apply=%add, """
+  """metadata={op_name="jit(f)/transpose(jvp(VAE))/reduce_sum"}
 }
 """
 )
@@ -201,11 +210,12 @@ def test_collectives_that_overlap_are_counted_once():
     ("reduce-scatter", "f32", 256, 4, "gradients"),
     ("all-gather", "f32", 32, 4, "parameters"),
     ("all-reduce", "f32", 32, 4, "gradients"),
+    ("all-reduce", "f32", 44, 4, "gradients, moments, statistics, metrics"),
   ]
   assert all(o.times == 1 for o in found)
   # The compiler says of a reduce-scatter that it is an all-reduce and a slice;
   # it sends half of that.
-  assert [o.sent for o in found] == [96, 192, 24, 48]
+  assert [o.sent for o in found] == [96, 192, 24, 48, 66]
 
 
 @pytest.mark.slow
