@@ -180,8 +180,8 @@ def report(results: dict[str, Any], chip: targets.Chip) -> str:
     lines.append(f"traffic       {results['bytes'] / 1e9:,.4g} GB{prefetch}")
   memory = results["memory"]
   lines.append(
-    f"memory        {memory['program'] / 1e6:,.0f} MB of "
-    f"{chip.memory / 1e6:,.0f}: state and batch "
+    f"memory        {memory['peak'] / 1e6:,.0f} MB at its peak, of "
+    f"{chip.memory / 1e6:,.0f}; allocated: state and batch "
     f"{memory['arguments'] / 1e6:,.0f}, temporary "
     f"{memory['temporary'] / 1e6:,.0f}"
   )

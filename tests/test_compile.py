@@ -116,7 +116,7 @@ def results(**changes):
     "flops": 197e9,  # 1 ms of a v5e
     "flops_by_hand": 190e9,
     "bytes": 1638e6,  # 2 ms
-    "memory": {"program": 3e9, "arguments": 1e9, "temporary": 2e9},
+    "memory": {"peak": 2.5e9, "arguments": 1e9, "temporary": 2e9},
     "products": [
       {"what": "product", "operands": "f32", "output": "f32", "count": 3}
     ],
@@ -137,6 +137,7 @@ def test_the_bound_of_a_step():
   assert "Bound, not a measurement" in text
   assert "at most 4,000 images/s a chip, 1.6e+04 in all" in text
   assert "3 of f32 to f32" in text
+  assert "2,500 MB at its peak, of 16,000" in text
   assert "| all-reduce | 4 | 1 | 2 | f32 | 1,000,000 | 1,500,000 |" in text
   assert "Summed: 1,000,000 bytes; expected: up to 950,000" in text
   at_default = compile.bound(results(level="default"), chip)
