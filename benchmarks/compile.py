@@ -154,7 +154,7 @@ def report(results: dict[str, Any], chip: targets.Chip) -> str:
   lines = [
     f"{h}x{w}x{channels}, {results['dtype']}, {results['per_chip']} images a "
     f"chip, {results['batch']:,} in all, mesh.fsdp={results['fsdp']}; for "
-    f"{results['topology']}, {results['chips']} chips; level "
+    f"{results['topology']}; level "
     f"{results['level']}, JAX {results['jax']}, compiled in "
     f"{results['compile_cpu_seconds']:.0f} CPU-seconds",
     "",
@@ -214,6 +214,8 @@ def _bound(results: dict[str, Any], chip: targets.Chip) -> list[str]:
   seconds = parts[largest]
   rate = results["per_chip"] / seconds
   shown = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in parts.items())
+  if "memory" not in parts:
+    shown += "; without its memory traffic, which is not known"
   return [
     f"Bound, not a measurement: at the published peaks ({chip.source}) a step "
     f"takes at least {1e3 * seconds:.3g} ms, by its {largest} ({shown}): at "

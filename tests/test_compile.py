@@ -147,6 +147,7 @@ def test_the_bound_of_a_step():
   text = compile.report(unknown, chip)
   assert "counted by hand; the compiler gives no count" in text
   assert "No collectives" in text
+  assert "without its memory traffic, which is not known" in text
 
 
 # ---------------------------------------------------------- a real compiler
