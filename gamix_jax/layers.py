@@ -99,4 +99,4 @@ def _add_bias(layer: nn.Module, x: jax.Array, init: Any) -> jax.Array:
   if not layer.use_bias:
     return x
   bias = layer.param("bias", init, (layer.features,), layer.param_dtype)
-  return x + float32_sums.broadcast(bias, x)
+  return float32_sums.add_bias(x, bias)

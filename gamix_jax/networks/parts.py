@@ -93,9 +93,7 @@ class Affine(nn.Module):
     var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
     gain = scale * jax.lax.rsqrt(var.value + EPSILON)
     shift = bias - mean.value * gain
-    x = x.astype(self.dtype)
-    gain, shift = (float32_sums.broadcast(v, x) for v in (gain, shift))
-    return x * gain + shift
+    return float32_sums.affine(x.astype(self.dtype), gain, shift)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

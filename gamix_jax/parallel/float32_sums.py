@@ -169,29 +169,58 @@ def _backward(op, to_kernel, residuals, g):
 _summed.defvjp(_forward, _backward)
 
 
-def broadcast(param: jax.Array, x: jax.Array) -> jax.Array:
-  """A parameter [c] in the shape [..., c] and the type of x.
-
-  Its gradient is summed in the parameter's type.
-  """
-  if x.dtype == param.dtype:  # JAX sums in this type, too
-    return jnp.expand_dims(param, tuple(range(x.ndim - 1)))
-  return _broadcast(x.shape, x.dtype, param.dtype, param)
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """x [..., c] plus a bias [c], in the type of x."""
+  if x.dtype == bias.dtype:  # JAX sums in this type, too
+    return x + _expand(bias, x)
+  return _biased(x, bias)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _broadcast(shape, dtype, summed, param):
-  del summed
-  return jnp.broadcast_to(param.astype(dtype), shape)
+def affine(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
+  """x [..., c] times a gain [c] plus a shift [c], in the type of x."""
+  if x.dtype == gain.dtype:
+    return x * _expand(gain, x) + _expand(shift, x)
+  return add_bias(_scaled(x, gain), shift)
 
 
-def _broadcast_forward(shape, dtype, summed, param):
-  return _broadcast(shape, dtype, summed, param), None
+def _expand(param, x):
+  """A parameter [c] in the type of x [..., c], with as many axes."""
+  return jnp.expand_dims(param.astype(x.dtype), tuple(range(x.ndim - 1)))
 
 
-def _broadcast_backward(shape, dtype, summed, _, g):
-  del shape, dtype
-  return (jnp.sum(g, tuple(range(g.ndim - 1)), dtype=summed),)
+def _sum(x, param):
+  """Sums all axes but the last, in the type of a parameter."""
+  return jnp.sum(x, tuple(range(x.ndim - 1)), dtype=param.dtype)
 
 
-_broadcast.defvjp(_broadcast_forward, _broadcast_backward)
+@jax.custom_vjp
+def _biased(x, bias):
+  return x + _expand(bias, x)
+
+
+def _biased_forward(x, bias):
+  return _biased(x, bias), bias
+
+
+def _biased_backward(bias, g):
+  return g, _sum(g, bias)
+
+
+_biased.defvjp(_biased_forward, _biased_backward)
+
+
+@jax.custom_vjp
+def _scaled(x, gain):
+  return x * _expand(gain, x)
+
+
+def _scaled_forward(x, gain):
+  return _scaled(x, gain), (x, gain)
+
+
+def _scaled_backward(residuals, g):
+  x, gain = residuals
+  return g * _expand(gain, g), _sum(g * x, gain)
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
