@@ -1,9 +1,10 @@
-"""Parses the collective operations of a compiled program from its HLO text."""
+"""Finds the collective operations of a compiled program in its HLO text."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+
+from benchmarks import hlo
 
 KINDS = (
   "all-reduce",
@@ -12,17 +13,6 @@ KINDS = (
   "all-to-all",
   "collective-permute",
 )
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_OP = re.compile(
-  rf"^ +(?:ROOT )?%?([\w.-]+) = (.*?) ({'|'.join(KINDS)})(\S*)\("
-)
-_CALLED = re.compile(
-  r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)="
-  r"%?([\w.-]+)"
-)
-_BRANCHES = re.compile(r"\bbranch_computations=\{(.*?)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # [2,4]<=[8]: two groups of four. {{0,1},{2,3}}: two listed groups of two.
 # mesh['a'=2,'b'=4], device_ids=(...) {'b'}: along the named axes of a mesh, or
 # along a part of one, {'b':(1)2}.
@@ -31,6 +21,7 @@ _GROUPS = re.compile(
   r"|mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\})"
 )
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ALONG = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 
@@ -42,26 +33,42 @@ class Collective:
     kind: one of KINDS.
     arrays: the number of arrays.
     shapes: the output shapes, as in the HLO text: `f32[3,3,128,128]`.
+    bytes: of the complete arrays: before a scatter, after a gather.
     group: the number of devices in each replica group.
     times: executions per step; None inside a loop of unknown trip count.
-    source: the operation's `op_name` in the program.
+    sources: the `op_name` in the program of the operation, and of each of its
+      operands; "" if there is none.
   """
 
   kind: str
   shapes: tuple[str, ...]
+  bytes: int
   group: int
   times: int | None
-  source: str
+  sources: tuple[str, ...]
 
   @property
   def arrays(self) -> int:
     return len(self.shapes)
 
   @property
-  def bytes(self) -> int:
-    """Bytes of the complete arrays: before a scatter, after a gather."""
-    found = sum(map(_bytes, self.shapes))
-    return found * self.group if self.kind == "reduce-scatter" else found
+  def dtype(self) -> str:
+    """The element type, or types: "f32", "bf16, f32"."""
+    return ", ".join(
+      sorted({hlo.ARRAY.fullmatch(shape)[1] for shape in self.shapes})
+    )
+
+  @property
+  def what(self) -> str:
+    """What a training step sends by it, by the names of what is sent."""
+    if self.kind == "all-gather":
+      return "parameters"
+    if self.kind == "reduce-scatter":
+      return "gradients"
+    backward = {"transpose(" in source for source in self.sources if source}
+    names = {True: "gradients", False: "moments, statistics, metrics"}
+    known = ", ".join(names[b] for b in sorted(backward, reverse=True))
+    return known or "not named"
 
   @property
   def sent(self) -> float:
@@ -78,7 +85,7 @@ class Collective:
 
 
 def _bytes(shape: str) -> int:
-  kind, dims = _ARRAY.fullmatch(shape).groups()
+  kind, dims = hlo.ARRAY.fullmatch(shape).groups()
   bits = re.search(r"\d+", kind)  # f32, bf16, s8; pred has no number
   size = math.prod(int(d) for d in dims.split(",") if d)
   return size * max(1, int(bits[0]) // 8 if bits else 1)
@@ -102,20 +109,6 @@ def _group(line: str, devices: int) -> int:
   )
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Returns the lines of each computation, and the name of the entry."""
-  found: dict[str, list[str]] = {}
-  entry = name = ""
-  for line in text.splitlines():
-    if head := _COMPUTATION.match(line):
-      name = head[2]
-      found[name] = []
-      entry = name if head[1] else entry
-    elif name:
-      found[name].append(line)
-  return found, entry
-
-
 def read(text: str, devices: int) -> list[Collective]:
   """Returns the collectives that one run of a program executes.
 
@@ -124,33 +117,29 @@ def read(text: str, devices: int) -> list[Collective]:
     devices: the total number, for operations that list no groups.
 
   Raises:
-    ValueError: if an operation is asynchronous, as on GPUs and TPUs (these
-      come in pairs, and the first has other shapes), or if its groups have an
-      unknown format.
+    ValueError: if an operation's replica groups have an unknown format.
   """
-  computations, entry = _computations(text)
-  return list(_walk(computations, entry, 1, devices))
-
-
-def _walk(computations, name, times, devices) -> Iterator[Collective]:
-  for line in computations[name]:
-    if op := _OP.match(line):
-      if op[4]:
-        raise ValueError(f"{op[3]}{op[4]} is asynchronous: {line[:100]}")
-      source = re.search(r'op_name="([^"]*)"', line)
-      yield Collective(
-        op[3],
-        tuple(f"{k}[{d}]" for k, d in _ARRAY.findall(op[2])),
-        _group(line, devices),
-        times,
-        source[1] if source else "",
-      )
-    inner = times
-    if " while(" in line:
-      trips = _TRIPS.search(line)
-      inner = times * int(trips[1]) if trips and times else None
-    called = _CALLED.findall(line)
-    for branches in _BRANCHES.findall(line):
-      called += re.findall(r"[\w.-]+", branches)
-    for other in called:
-      yield from _walk(computations, other, inner, devices)
+  program = hlo.Program(text)
+  found, channels = [], set()
+  for op in program.run():
+    # Of an asynchronous pair the second has the result's shapes.
+    name = op.op.removesuffix("-done")
+    if name not in KINDS:
+      continue
+    start = op if name == op.op else program[op.operands[0]]
+    line = start.line
+    # A TPU's program repeats one that overlaps with several fusions in each.
+    if channel := _CHANNEL.search(line):
+      if (name, channel[1]) in channels:
+        continue
+      channels.add((name, channel[1]))
+    group = _group(line, devices)
+    shapes = tuple(f"{k}[{d}]" for k, d in hlo.ARRAY.findall(op.type))
+    size = sum(map(_bytes, shapes))
+    if name == "reduce-scatter":
+      size *= group
+    if op.computation.startswith("all-reduce-scatter"):  # a TPU's
+      name = "reduce-scatter"
+    sources = (start.source, *map(program.source, start.operands))
+    found.append(Collective(name, shapes, size, group, op.times, sources))
+  return found

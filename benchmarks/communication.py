@@ -17,7 +17,9 @@ shards over F devices, on N devices:
 
 plus the moments and statistics (`beside`). On the CPU, XLA compiles a
 reduce-scatter to an all-reduce followed by slices: the same bytes, but a ring
-would send twice as many.
+would send twice as many. A CPU's program also computes in float32 and sends
+float32 where a TPU's sends bfloat16; `benchmarks.compile` prints this table for
+the program of a TPU or GPU.
 """
 
 import itertools
@@ -107,6 +109,36 @@ def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
   return CommCost(gradient, spread, parts, beside(c, state))
 
 
+def lower(c: ConfigDict, grid: Any, **options: Any) -> tuple[Any, CommCost]:
+  """Lowers a config's training step for a mesh; returns the expected cost, too.
+
+  Args:
+    c: a checked config.
+    grid: the mesh; its devices need not be there.
+    **options: for `jax.jit`.
+
+  Returns:
+    What `jax.jit(...).lower(...)` returns, and the cost.
+  """
+  from functools import partial  # noqa: PLC0415
+
+  import jax  # noqa: PLC0415
+
+  from gamix_jax import build, step  # noqa: PLC0415
+  from gamix_jax.parallel import mesh  # noqa: PLC0415
+
+  spec = build.train_spec(c)
+  layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
+  state = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
+  sharding = mesh.batch_sharding(grid)
+  batch = {
+    name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+    for name, v in spec.batch_shapes(c.data.batch_size).items()
+  }
+  lowered = step.jit_train_step(spec, layout, **options).lower(state, batch)
+  return lowered, law(c, layout, state)
+
+
 def measured(
   c: ConfigDict, fsdp: int, devices: int, **options: Any
 ) -> tuple[list[collectives.Collective], CommCost]:
@@ -118,29 +150,13 @@ def measured(
     devices: must be JAX's device count.
     **options: for `jax.jit`.
   """
-  from functools import partial  # noqa: PLC0415
-
-  import jax  # noqa: PLC0415
-  import numpy as np  # noqa: PLC0415
-
-  from gamix_jax import build, step  # noqa: PLC0415
   from gamix_jax.parallel import mesh  # noqa: PLC0415
 
-  spec = build.train_spec(c)
   grid = mesh.create_mesh(c.data.batch_size, fsdp)
   if grid.size != devices:
     raise UserError(f"JAX has {grid.size} devices, not --devices={devices}.")
-  layout = mesh.ShardingPlan(grid, c.mesh.fsdp_min_size)
-  state = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
-  shape = (c.data.batch_size, *config.image_shape(c))
-  image = jax.ShapeDtypeStruct(
-    shape, np.uint8, sharding=mesh.batch_sharding(grid)
-  )
-  lowered = step.jit_train_step(spec, layout, **options).lower(
-    state, {"image": image}
-  )
-  operations = collectives.read(lowered.compile().as_text(), devices)
-  return operations, law(c, layout, state)
+  lowered, expected = lower(c, grid, **options)
+  return collectives.read(lowered.compile().as_text(), devices), expected
 
 
 def total(operations: list[collectives.Collective], kind: str) -> int:
@@ -148,21 +164,70 @@ def total(operations: list[collectives.Collective], kind: str) -> int:
   return sum(o.bytes * o.times for o in operations if o.kind == kind)
 
 
-def rows(operations: list[collectives.Collective]) -> Iterator[tuple]:
-  """Yields (kind, devices, operations, arrays, bytes, sent) of each kind."""
+class Row(NamedTuple):
+  """All operations of a kind, among as many devices and of the same types.
+
+  Attributes:
+    kind: one of `collectives.KINDS`.
+    group: the number of devices that take part.
+    operations: per step; of combined arrays one.
+    arrays: per step.
+    bytes: of complete arrays, per step.
+    sent: bytes that a device sends per step, if they form a ring.
+    dtype: the element types.
+    what: what is sent.
+  """
+
+  kind: str
+  group: int
+  operations: int
+  arrays: int
+  bytes: int
+  sent: float
+  dtype: str
+  what: str
+
+
+def rows(operations: list[collectives.Collective]) -> Iterator[Row]:
+  """Yields the rows of a table.
+
+  Raises:
+    UserError: if it is not known how often an operation is executed.
+  """
+  unknown = [o for o in operations if o.times is None]
+  if unknown:
+    raise UserError(
+      f"{unknown[0].kind} from {unknown[0].sources[0]} is in a loop whose "
+      "length the program's text does not say; its bytes cannot be counted."
+    )
 
   def key(op):
-    return collectives.KINDS.index(op.kind), -op.group
+    return collectives.KINDS.index(op.kind), -op.group, op.what, op.dtype
 
   for _, same in itertools.groupby(sorted(operations, key=key), key):
     ops = list(same)
-    yield (
+    yield Row(
       ops[0].kind,
       ops[0].group,
       sum(o.times for o in ops),
       sum(o.arrays * o.times for o in ops),
       sum(o.bytes * o.times for o in ops),
       sum(o.sent * o.times for o in ops),
+      ops[0].dtype,
+      ops[0].what,
+    )
+
+
+def table(found: list[Row], head: str) -> Iterator[str]:
+  """Yields the lines of a Markdown table of rows."""
+  yield (
+    f"| {head} | among | operations | arrays | type | bytes | ring sends | of |"
+  )
+  yield "|---|---|---|---|---|---|---|---|"
+  for row in found:
+    yield (
+      f"| {row.kind} | {row.group} | {row.operations} | {row.arrays} "
+      f"| {row.dtype} | {row.bytes:,} | {row.sent:,.0f} | {row.what} |"
     )
 
 
@@ -170,21 +235,19 @@ def _table(
   fsdp: int, operations: list[collectives.Collective], expected: CommCost
 ):
   """Yields the Markdown lines of one sharding plan."""
-  unknown = [o for o in operations if o.times is None]
-  if unknown:
-    raise UserError(
-      f"{unknown[0].kind} from {unknown[0].source} is in a loop whose length "
-      "the program's text does not say; its bytes cannot be counted."
-    )
-  yield f"| fsdp={fsdp} | among | operations | arrays | bytes | ring sends |"
-  yield "|---|---|---|---|---|---|"
-  for kind, group, ops, arrays, size, sent in rows(operations):
-    yield f"| {kind} | {group} | {ops} | {arrays} | {size:,} | {sent:,.0f} |"
-  gathered = total(operations, "all-gather")
-  reduced = total(operations, "all-reduce") + total(
-    operations, "reduce-scatter"
-  )
+  found = list(rows(operations))
+  yield from table(found, f"fsdp={fsdp}")
   yield ""
+  yield from summary(found, expected)
+  yield ""
+
+
+def summary(found: list[Row], expected: CommCost) -> Iterator[str]:
+  """Yields two lines: the bytes summed and gathered, and the expected ones."""
+  gathered = sum(r.bytes for r in found if r.kind == "all-gather")
+  reduced = sum(
+    r.bytes for r in found if r.kind in ("all-reduce", "reduce-scatter")
+  )
   yield (
     f"Summed: {reduced:,} bytes; expected: up to {expected.reduced:,}"
     f" = gradient {expected.gradient:,}"
@@ -197,7 +260,6 @@ def _table(
     + f" (off by {reduced - expected.reduced:+,})."
   )
   yield f"Gathered: {gathered:,} bytes; expected: {expected.spread:,}."
-  yield ""
 
 
 def define() -> None:

@@ -27,8 +27,13 @@ def check(config: ConfigDict) -> None:
   """Checks that the FLOPs of a config's networks can be counted.
 
   Raises:
-    UserError: if the encoder or the decoder is not one of COUNTED.
+    UserError: if the encoder or the decoder is not one of COUNTED, or the
+      config has several modalities.
   """
+  if config.data.modalities:
+    raise UserError(
+      "data.modalities: FLOPs can be counted only for images, without it."
+    )
   for name in ("encoder", "decoder"):
     if config.model[name] not in COUNTED:
       raise UserError(

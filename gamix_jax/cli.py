@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gamix_jax import config as configs
-from gamix_jax import paths, save_errors, situations, streams
+from gamix_jax import hardware, paths, save_errors, situations, streams
 from gamix_jax.config import ConfigDict
 from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
@@ -279,6 +280,22 @@ def _configure_logging() -> None:
   logging.getLogger("gamix_jax").setLevel(logging.INFO)
 
 
+def leave_libtpu_alone() -> None:
+  """Keeps JAX from starting libtpu on a machine without a TPU.
+
+  libtpu would print warnings about what is missing.
+  """
+  variable = "JAX_PLATFORMS"
+  if os.environ.get(variable) or not hardware.only_cpu():
+    return
+  if find_spec("libtpu") is None:
+    return
+  os.environ[variable] = "cpu"
+  jax = sys.modules.get("jax")
+  if jax and not jax.config.jax_platforms:  # it has read the variable
+    jax.config.update("jax_platforms", "cpu")
+
+
 def run(
   main: Callable[[], None],
   argv: Sequence[str] | None = None,
@@ -300,6 +317,7 @@ def run(
     return 0
   _configure_logging()
   save_errors.silence_orbax()
+  leave_libtpu_alone()
   try:
     parse(argv, define)
     main()

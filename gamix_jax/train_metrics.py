@@ -61,7 +61,10 @@ def code(output: VAEOutput, modalities: Modalities) -> dict[str, jax.Array]:
     if mask is not None:  # missing observations are constant
       there = mask[:, list(modalities).index(name)]
       x = jnp.where(expand_trailing(there, x.ndim) > 0, x, 0)
-    return jnp.sum(jnp.var(x, axis=0))
+    # On several devices only the mean image and a number are summed over them;
+    # jnp.var would also sum an image of squares.
+    centred = x - jnp.mean(x, axis=0)[None]
+    return jnp.sum(jnp.square(centred)) / len(x)
 
   def residual(name):
     x = output.x[name]

@@ -24,7 +24,7 @@ from program import ANY_LENGTH, ROOT, SMALL, noise, numbers, rows, save
 from test_resume import EVERY, RICH, arrays
 
 import gamix_jax
-from gamix_jax import cli, config, data
+from gamix_jax import cli, config, data, hardware
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
 from gamix_jax.files import PART
@@ -423,7 +423,7 @@ def initialize_calls(monkeypatch):
     "JOB_COMPLETION_INDEX",
   ):
     monkeypatch.delenv(name, raising=False)
-  monkeypatch.setattr(distributed, "_on_tpu", lambda: False)
+  monkeypatch.setattr(hardware, "has_tpu", lambda: False)
   return calls
 
 
@@ -452,7 +452,7 @@ def test_found_in_a_slurm_step_and_on_a_tpu(initialize_calls, monkeypatch):
   assert initialize_calls == []
   monkeypatch.setenv("SLURM_NTASKS", "2")
   distributed.initialize()
-  monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
+  monkeypatch.setattr(hardware, "has_tpu", lambda: True)
   monkeypatch.setenv("SLURM_NTASKS", "1")
   distributed.initialize()
   assert initialize_calls == [(None, None, None)] * 2

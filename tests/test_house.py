@@ -15,6 +15,7 @@ FLOORS = (
   (
     "errors",
     "files",
+    "hardware",
     "marks",
     "paths",
     "locate",
@@ -24,6 +25,7 @@ FLOORS = (
     "streams",
     "cpu",
     "parallel",
+    "layers",
   ),
   (
     "data",

@@ -1,11 +1,13 @@
 """Freed memory is kept, judged by the pages that the kernel has to clear."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from program import ROOT
 
+from gamix_jax import cli, hardware
 from gamix_jax.config import base, to_json
 from gamix_jax.cpu import malloc
 
@@ -72,26 +74,62 @@ def test_a_block_is_cleared_once():
   assert faults("keep") < faults() / 2
 
 
-def test_only_where_jax_will_run_on_a_cpu(monkeypatch):
+@pytest.fixture
+def machine(monkeypatch):
+  """Sets what JAX would find; returns a function that does."""
+  monkeypatch.delitem(sys.modules, "jax")
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+
+  def has(*, plugins=(), libtpu=False, chips=()):
+    spec = {"libtpu": libtpu or None}.get
+    monkeypatch.setattr(hardware, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(hardware, "find_spec", spec)
+    monkeypatch.setattr(cli, "find_spec", spec)
+    glob = {"/dev/accel[0-9]*": list(chips)}.get
+    monkeypatch.setattr(hardware.glob, "glob", lambda path: glob(path, []))
+
+  has()
+  return has
+
+
+def test_only_where_jax_will_run_on_a_cpu(monkeypatch, machine):
   """If the platform is set to CPU, or if JAX could find nothing else."""
   monkeypatch.setattr(malloc, "disable_malloc_trim", lambda layer: True)
-  monkeypatch.setattr(malloc, "find_spec", lambda name: None)
-  monkeypatch.setattr(malloc, "entry_points", lambda group: ())
-  monkeypatch.delitem(sys.modules, "jax")
   variable = "JAX_PLATFORMS"
-
-  monkeypatch.delenv(variable, raising=False)
   assert malloc.keep_freed_on_cpu(1)
-  monkeypatch.setattr(malloc, "entry_points", lambda group: ("cuda",))
+  machine(plugins=("cuda",))
   assert not malloc.keep_freed_on_cpu(1)
   monkeypatch.setenv(variable, "cpu")
   assert malloc.keep_freed_on_cpu(1)
-  monkeypatch.setattr(malloc, "entry_points", lambda group: ())
+  machine()
   monkeypatch.setenv(variable, "cuda,cpu")
   assert not malloc.keep_freed_on_cpu(1)
   monkeypatch.delenv(variable)
-  monkeypatch.setattr(malloc, "find_spec", lambda name: name == "libtpu")
+  machine(libtpu=True, chips=("/dev/accel0",))
   assert not malloc.keep_freed_on_cpu(1)
+  # libtpu is installed without a TPU to compile programs for one.
+  machine(libtpu=True)
+  assert malloc.keep_freed_on_cpu(1)
+
+
+@pytest.mark.parametrize(
+  ("there", "before", "after"),
+  [
+    (dict(libtpu=True), None, "cpu"),
+    (dict(libtpu=True, chips=("/dev/accel0",)), None, None),
+    (dict(libtpu=True, plugins=("cuda",)), None, None),
+    (dict(libtpu=True), "tpu", "tpu"),
+    (dict(), None, None),
+  ],
+)
+def test_commands_do_not_start_libtpu_in_vain(
+  monkeypatch, machine, there, before, after
+):
+  machine(**there)
+  # Undone at the end, also if the command sets it.
+  monkeypatch.setitem(os.environ, "JAX_PLATFORMS", before or "")
+  cli.leave_libtpu_alone()
+  assert os.environ["JAX_PLATFORMS"] == (after or "")
 
 
 COMMAND = """

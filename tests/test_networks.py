@@ -33,6 +33,7 @@ from benchmarks import flops
 from gamix_jax import build, config, step
 from gamix_jax.cpu import convolutions
 from gamix_jax.errors import UserError
+from gamix_jax.layers import ConvTranspose
 from gamix_jax.networks import (
   NORMS,
   ConvEncoder,
@@ -41,7 +42,6 @@ from gamix_jax.networks import (
 )
 from gamix_jax.networks.parts import (
   Affine,
-  ConvTranspose,
   Norm,
   depth_to_space,
   groups,

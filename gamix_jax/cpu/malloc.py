@@ -14,8 +14,8 @@ which for small arrays costs more than it saves.
 import ctypes
 import os
 import sys
-from importlib.metadata import entry_points
-from importlib.util import find_spec
+
+from gamix_jax import hardware
 
 # {parameter of mallopt: value}; the numbers are those of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -52,8 +52,8 @@ def disable_malloc_trim(layer: int) -> bool:
 def keep_freed_on_cpu(layer: int) -> bool:
   """Calls `disable_malloc_trim` if JAX will run on a CPU.
 
-  Call it before JAX starts. If no platform is set and JAX could find one other
-  than the CPU, the platform is not known yet and this does nothing.
+  Call it before JAX starts. If no platform is set and JAX has a plugin for
+  another one, the platform is not known yet and this does nothing.
   """
   return _will_be_cpu() and disable_malloc_trim(layer)
 
@@ -65,9 +65,4 @@ def _will_be_cpu() -> bool:
   )
   if platforms:
     return platforms.split(",")[0] == "cpu"
-  # JAX finds other platforms as plugins (entry points or the namespace package
-  # jax_plugins) or through libtpu.
-  modules = ("jax_plugins", "libtpu")
-  return not entry_points(group="jax_plugins") and not any(
-    map(find_spec, modules)
-  )
+  return hardware.only_cpu()

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gamix_jax.config import ConfigDict
-from gamix_jax.networks.parts import GLOROT, Decoder, Encoder
+from gamix_jax.layers import GLOROT
+from gamix_jax.networks.parts import Decoder, Encoder
+from gamix_jax.parallel import float32_sums
 from gamix_jax.posterior.base import promote_f32
 
 
@@ -55,5 +57,5 @@ class LinearDecoder(Decoder):
     phi = self.param("kernel", GLOROT, shape, self.param_dtype)
     if square:
       return (z @ jnp.square(phi)).reshape(-1, *self.image_shape)
-    x_hat = z.astype(self.dtype) @ phi.astype(self.dtype)
+    x_hat = float32_sums.product(z.astype(self.dtype), phi)
     return promote_f32(x_hat).reshape(-1, *self.image_shape)

@@ -14,13 +14,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
-from gamix_jax.cpu import convolutions
 from gamix_jax.errors import UserError
-from gamix_jax.posterior.base import expand_leading, promote_f32
+from gamix_jax.layers import Conv, ConvTranspose, Dense
+from gamix_jax.parallel import float32_sums
+from gamix_jax.posterior.base import promote_f32
 
 EPSILON = 1e-3  # of every normalisation, Keras' default
 MOMENTUM = 0.99  # of the moving statistics, Keras' default
-GLOROT = nn.initializers.glorot_uniform()
 INPUT_NORMS = ("layer", "none")
 NORMS = ("affine", "batch", "group", "none")
 
@@ -93,43 +93,7 @@ class Affine(nn.Module):
     var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
     gain = scale * jax.lax.rsqrt(var.value + EPSILON)
     shift = bias - mean.value * gain
-    gain, shift = (
-      expand_leading(v.astype(self.dtype), x.ndim) for v in (gain, shift)
-    )
-    return x * gain + shift
-
-
-def glorot(gain: float = 1.0) -> nn.initializers.Initializer:
-  """Glorot uniform initial weights, multiplied by `gain`."""
-  return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
-
-
-class ConvTranspose(nn.Module):
-  """3x3, stride 2, SAME; the kernel is [3, 3, c_out, c_in] as in Keras.
-
-  An output pixel gets 9/4 of the kernel's 9 taps on average, so Glorot's
-  initial weights halve the signal. A gain of 2 keeps its size.
-  """
-
-  features: int
-  gain: float
-  use_bias: bool
-  dtype: jnp.dtype
-  param_dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (3, 3, self.features, x.shape[-1])
-    kernel = self.param("kernel", glorot(self.gain), shape, self.param_dtype)
-    x = convolutions.conv_transpose(
-      x.astype(self.dtype), kernel.astype(self.dtype)
-    )
-    if not self.use_bias:
-      return x
-    bias = self.param(
-      "bias", nn.initializers.zeros, shape[2:3], self.param_dtype
-    )
-    return x + expand_leading(bias.astype(self.dtype), x.ndim)
+    return float32_sums.affine(x.astype(self.dtype), gain, shift)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -154,14 +118,12 @@ class NetworkModule(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  def conv(self, features: int, size: int, name: str, **kwargs) -> nn.Conv:
-    return nn.Conv(
+  def conv(self, features: int, size: int, name: str, **kwargs) -> Conv:
+    return Conv(
       features,
-      (size, size),
+      size,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      kernel_init=GLOROT,
-      conv_general_dilated=convolutions.conv,
       name=name,
       **kwargs,
     )
@@ -174,12 +136,11 @@ class NetworkModule(nn.Module):
     """Whether a layer before a normalisation has a bias; `batch` cancels it."""
     return self.norm != "batch"
 
-  def dense(self, features: int, name: str, **kwargs) -> nn.Dense:
-    return nn.Dense(
+  def dense(self, features: int, name: str, **kwargs) -> Dense:
+    return Dense(
       features,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      kernel_init=GLOROT,
       name=name,
       **kwargs,
     )

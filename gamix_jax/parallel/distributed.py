@@ -5,8 +5,6 @@ that communicate must be called by all processes, in the same order; in a
 single-process run they are free.
 """
 
-import glob
-import importlib.util
 import json
 import os
 import sys
@@ -18,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gamix_jax import hardware
 from gamix_jax.errors import UserError
 
 _MESSAGE_BYTES = 1 << 16
@@ -66,7 +65,7 @@ def initialize(
     given = _from_job()
   if None not in given:
     _check(*given)
-  elif not (multihost or _in_slurm_step() or _on_tpu()):
+  elif not (multihost or _in_slurm_step() or hardware.has_tpu()):
     return
   done = threading.Event()
   threading.Thread(target=_watch, args=(done, given[0]), daemon=True).start()
@@ -123,12 +122,6 @@ def _from_job() -> tuple[str | None, int | None, int | None]:
 def _in_slurm_step() -> bool:
   env = os.environ
   return "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1
-
-
-def _on_tpu() -> bool:
-  """Whether this machine has TPU chips and libtpu is installed."""
-  chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-  return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _watch(done: threading.Event, coordinator: str | None) -> None:

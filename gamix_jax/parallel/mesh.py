@@ -9,7 +9,7 @@ a run may be continued with another `mesh.fsdp`.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,13 @@ from gamix_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 
 
-def create_mesh(batch_size: int, fsdp: int = 1, accumulate: int = 1) -> Mesh:
-  """Creates a mesh [data, fsdp] of all devices of all hosts.
+def create_mesh(
+  batch_size: int,
+  fsdp: int = 1,
+  accumulate: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Creates a mesh [data, fsdp] of devices.
 
   The devices of a host are adjacent. Each host then loads a contiguous part of
   the batch (`data.batches`) for its own devices, so that a batch has the same
@@ -35,12 +40,15 @@ def create_mesh(batch_size: int, fsdp: int = 1, accumulate: int = 1) -> Mesh:
     fsdp: devices that each copy of the state is sharded over.
     accumulate: the parts of a batch that are processed one after the other;
       each is sharded over all devices.
+    devices: by default all devices of all hosts.
 
   Raises:
     UserError: the number of devices does not divide the batch size (or that of
       a part), or `fsdp` does not divide the number of devices.
   """
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  if devices is None:
+    devices = jax.devices()
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if batch_size % (multiple := count * accumulate):
     below = batch_size // multiple * multiple

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
+from gamix_jax.layers import Dense
 
 # exp(20 / 2) and exp(-30 / 2) and sums of them stay within float32's range. The
 # same bounds as in the autoencoders of latent diffusion.
@@ -192,11 +193,10 @@ def dense(
   ordered by position.
   """
   *grid, _ = features.shape[1:]
-  linear = nn.Dense(
+  linear = Dense(
     outputs // math.prod(grid),
     dtype=head.dtype,
     param_dtype=head.param_dtype,
-    kernel_init=nn.initializers.glorot_uniform(),
     bias_init=nn.initializers.constant(bias),
     name=name,
   )

@@ -19,11 +19,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
+from gamix_jax.layers import Dense
 from gamix_jax.posterior import base
 from gamix_jax.registry import check_choice
 
@@ -253,12 +253,11 @@ class PoissonHead(base.Head):
       )
 
   def setup(self) -> None:
-    self.log_residual = nn.Dense(
+    self.log_residual = Dense(
       self.latent,
       use_bias=self.bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      kernel_init=nn.initializers.glorot_uniform(),
     )
     self.log_prior_rate = self.param(
       "log_prior_rate", self._initial, (self.latent,), self.param_dtype
