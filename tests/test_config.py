@@ -163,6 +163,7 @@ ELSEWHERE = {
   "eval_every": "test_main",
   "eval_images": "test_validation",
   "eval_draws": "test_validation",
+  "multimodal.observed_sizes": "test_generate_multimodal",
 }
 
 
