@@ -159,6 +159,7 @@ ELSEWHERE = {
   "preset": "test_presets",
   "preset_weights.": "test_presets",
   "profile": "test_profile",
+  "track": "test_trackers",
   "log_every": "test_main",
   "eval_every": "test_main",
   "eval_images": "test_validation",
