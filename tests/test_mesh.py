@@ -310,7 +310,7 @@ def devices(hosts, each):
 )
 def test_refused(batch, fsdp, message):
   with pytest.raises(UserError, match=message):
-    mesh.create_mesh(batch, fsdp, devices(2, 4))
+    mesh.create_mesh(batch, fsdp, devices=devices(2, 4))
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
