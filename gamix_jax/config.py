@@ -2,7 +2,7 @@
 
 `base()` is locked and serves as the schema: config files change its values, and
 a misspelt key is an error. The defaults are those of the published run (the
-reference's repository, as run; see docs/objective.md).
+reference's repository, as run; see docs/differences.md).
 """
 
 import difflib
