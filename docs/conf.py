@@ -91,10 +91,12 @@ copy_documents()
 
 # ------------------------------------------------------------ reference
 
+smartquotes = False  # flags begin with two hyphens
 default_role = "literal"  # of `names` in docstrings
 autodoc_default_options = {
   "members": True,
   "member-order": "bysource",
+  "special-members": "__call__",
   "exclude-members": "replace",  # of every flax.struct.dataclass
 }
 autodoc_typehints = "description"
@@ -155,12 +157,14 @@ def read_page(app, docname: str, source: list[str]) -> None:
 
 def read_signature(app, what, name, obj, options, arguments, returns):
   """Leaves out what all Flax modules have, and how types print themselves."""
+  if not arguments:
+    return None
   for pattern, new in (
     (r", parent=<flax[^>]*>, name=None", ""),
     (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
     (r"<function (?:[\w.]*\.)?(\w+)[^>]*>", r"\1"),
   ):
-    arguments = re.sub(pattern, new, arguments or "")
+    arguments = re.sub(pattern, new, arguments)
   return arguments, returns
 
 

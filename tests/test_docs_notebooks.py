@@ -20,7 +20,7 @@ from program import ROOT
 FOLDER = ROOT / "docs" / "notebooks"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.ipynb"))
 # The quickest ones; the others are slow tests. All share compiled programs.
-DEFAULT = ("first_training", "own_posterior", "population")
+DEFAULT = ("first_training", "population")
 TIMEOUT = 300  # seconds a cell
 
 
