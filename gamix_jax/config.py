@@ -2,7 +2,7 @@
 
 `base()` is locked and serves as the schema: config files change its values, and
 a misspelt key is an error. The defaults are those of the published run (the
-reference's repository, as run; see docs/objective.md).
+reference's repository, as run; see docs/differences.md).
 """
 
 import difflib
@@ -554,7 +554,8 @@ def _types(config: ConfigDict) -> dict[str, tuple[type, bool]]:
 def _has_type(value: Any, kind: type) -> bool:
   """Whether a JSON value other than null is valid for a key of this type."""
   if kind is object:
-    return any(_has_type(value, k) for k in (float, str, tuple))
+    values = value if isinstance(value, list) else [value]
+    return all(_has_type(v, float) or _has_type(v, str) for v in values)
   if kind is tuple:
     return isinstance(value, list) and all(
       _has_type(v, int) or _has_type(v, str) for v in value

@@ -416,6 +416,7 @@ def test_json_round_trip():
     config.base(),
     small(
       data__image_size=(8, 12),
+      data__range=(-0.5, 0.5),
       weights__kl=0.5,
       weights__recon=None,
       model__input_norm="none",

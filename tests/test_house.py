@@ -177,7 +177,12 @@ def test_tensorflow_stays_out_and_a_second_start_compiles_nothing(
 
 
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*")))
+DOCUMENTS = (
+  README,
+  ROOT / "CHANGELOG.md",
+  *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "docs").glob("[an]*/*.md")),  # api, notebooks
+)
 LINKED = (*DOCUMENTS, ROOT / "launch" / "README.md")
 CI = (ROOT / ".ci" / "run").read_text()
 every_document = pytest.mark.parametrize(
@@ -223,10 +228,16 @@ def test_readme_two_commands_are_those_of_ci():
 
 
 def test_every_document_is_linked_from_the_readme():
-  found = set(
-    re.findall(r"\]\((docs/\w+\.md|CHANGELOG\.md)", README.read_text())
-  )
-  assert found == {str(p.relative_to(ROOT)) for p in DOCUMENTS} - {"README.md"}
+  """By itself, or through docs/index.md and the pages that this links to."""
+  found, new = set(), {README}
+  while new:
+    found |= new
+    linked = set()
+    for path in new:
+      for link in re.findall(r"\]\(([\w./]+\.md)", path.read_text()):
+        linked.add((path.parent / link).resolve())
+    new = linked - found
+  assert set(DOCUMENTS) <= found
 
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
