@@ -164,6 +164,28 @@ def test_digits_are_legible(name):
   assert (guess == test.labels()).mean() > 0.9
 
 
+def test_translated_digits_are_smaller_and_in_random_places():
+  """The ink lies in a box of 12 pixels that is anywhere in the view."""
+  plain = opened("polydigits")
+  small = opened("polydigits?translated=1")
+  np.testing.assert_array_equal(small.digits, plain.digits)
+  assert small.fingerprint() != plain.fingerprint()
+  for name in small.names:
+    shown = ink(small.arrays[name], name)
+    first, last = [], []
+    for axis in (1, 2):
+      rows = shown.any(3 - axis)
+      first.append(rows.argmax(1))
+      last.append(15 - rows[:, ::-1].argmax(1))
+    high, wide = np.subtract(last, first) + 1
+    assert 8 < high.max() <= 12
+    assert 8 < wide.max() <= 12
+    # A digit as high as its box tells the place, of which there are 5.
+    tall = first[0][high >= 11]
+    assert np.bincount(tall, minlength=5)[:5].min() > 0.05 * len(tall)
+    assert shown.mean() < 0.85 * ink(plain.arrays[name], name).mean()
+
+
 def test_backgrounds_leave_the_inverted_digit_legible():
   for view in range(backgrounds.VIEWS):
     drawn = backgrounds.drawn(view).astype(int)
@@ -380,8 +402,9 @@ def test_without_modalities_the_message_has_them(source, entries):
 @pytest.mark.parametrize(
   ("source", "changes", "words"),
   [
-    ("polydigits:8", {}, "takes nothing after it"),
-    ("polydigits?views=2", {}, "takes nothing after it"),
+    ("polydigits:8", {}, "no option '8'"),
+    ("polydigits?views=2", {}, "translated (a whole number from 0 to 1; 0)"),
+    ("polydigits?translated=2", {}, "must be a whole number from 0 to 1"),
     ("polydigits", {"modalities": ("m5 16x16x3 l1",)}, "it has m0, m1, m2"),
     ("polymnist", {}, "needs images after it"),
     ("polymnist:?translated=1", {}, "needs images after it"),
