@@ -264,16 +264,16 @@ def losses(
   terms, info, objective_state = spec.objective(output, state.objective)
   metrics = train_metrics.posterior(output.q) | info
   metrics |= train_metrics.code(output, spec.modalities)
+  disc_stats, disc_terms = {}, {}
   if spec.code_disc is not None:
+    disc_terms = spec.objective.discriminator_terms(output)
     metrics |= train_metrics.code_logits(*output.code_logits, output.w)
-  disc_stats = {}
-  disc_terms = spec.objective.discriminator_terms(output)
   if spec.disc is not None:
     x_hat = spec.image.likelihood.mean(output.x_hat[IMAGE])
     real, fake, disc_stats = _discriminate(
       spec, params[1], state.disc, output.x[IMAGE], x_hat, dropout
     )
-    disc_terms = disc_terms | spec.adversarial(real, fake, output.w)
+    disc_terms |= spec.adversarial(real, fake, output.w)
     terms["adversarial"] = disc_terms.pop("adversarial")
     metrics |= train_metrics.logits(real, fake, output.w)
   vae_loss = weighted_sum(terms, spec.weights.vae_at(state.step))

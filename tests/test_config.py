@@ -151,6 +151,8 @@ INITIAL = (
 ELSEWHERE = {
   "data.": "test_data_*: sources, decoding, batches",
   "checkpoint.": "test_checkpoint, test_main",
+  "track": "test_trackers",
+  "multimodal.observed_sizes": "test_generate_multimodal",
   "mesh.": "test_mesh: state shardings",
   "guard.": "test_main: the run ends",
   "extensions": "test_extensions",

@@ -312,9 +312,9 @@ def test_tcvae_by_hand(kind):
 def test_tcvae_needs_the_number_of_images():
   c = alone(flat_config, **peer_cases.changes("tcvae"))
   assert build.train_spec(c).objective.images == 50
-  for n in (0, 7):
-    c.objective.tcvae.images = n
-    with pytest.raises(UserError, match=f"tcvae.images={n}.*=60000"):
+  for number in (0, 7):
+    c.objective.tcvae.images = number
+    with pytest.raises(UserError, match=f"tcvae.images={number}.*=60000"):
       build.train_spec(c)
 
 
