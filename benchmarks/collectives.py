@@ -21,7 +21,7 @@ _GROUPS = re.compile(
   r"|mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\})"
 )
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
-_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_CHAIN = re.compile(r'\bchain_id="(\d+)"')
 _ALONG = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 
@@ -120,7 +120,7 @@ def read(text: str, devices: int) -> list[Collective]:
     ValueError: if an operation's replica groups have an unknown format.
   """
   program = hlo.Program(text)
-  found, channels = [], set()
+  found, chains = [], set()
   for op in program.run():
     # Of an asynchronous pair the second has the result's shapes.
     name = op.op.removesuffix("-done")
@@ -128,13 +128,15 @@ def read(text: str, devices: int) -> list[Collective]:
       continue
     start = op if name == op.op else program[op.operands[0]]
     line = start.line
-    # A TPU's program repeats one that overlaps with several fusions in each.
-    if channel := _CHANNEL.search(line):
-      if (name, channel[1]) in channels:
-        continue
-      channels.add((name, channel[1]))
     group = _group(line, devices)
     shapes = tuple(f"{k}[{d}]" for k, d in hlo.ARRAY.findall(op.type))
+    # A TPU's program repeats one that overlaps with several fusions in each,
+    # with the same chain. Channels do not tell them apart: combined ones share
+    # one.
+    if chain := _CHAIN.search(line):
+      if chain[1] in chains:
+        continue
+      chains.add(chain[1])
     size = sum(map(_bytes, shapes))
     if name == "reduce-scatter":
       size *= group

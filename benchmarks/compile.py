@@ -94,7 +94,9 @@ def measure(
   if level != "default":
     jax.config.update("jax_optimization_level", level)
   devices = targets.devices(target)
-  grid = mesh.create_mesh(c.data.batch_size, c.mesh.fsdp, devices=devices)
+  grid = mesh.create_mesh(
+    c.data.batch_size, c.mesh.fsdp, c.optim.accumulate, devices
+  )
   with progress("tracing the step"):
     lowered, law = communication.lower(c, grid)
   start = time.process_time()

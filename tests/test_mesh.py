@@ -166,12 +166,14 @@ HloModule jit_f
 
 %first (p: bf16[2,8]) -> bf16[8,8] {
   ROOT %ag.1 = bf16[8,8]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=4, """ + (
-  """replica_groups=[1,4]<=[4], dimensions={0}
+  """replica_groups=[1,4]<=[4], dimensions={0}, """
+  """frontend_attributes={chain_id="0"}
 }
 
 %async_collective_fusion.1 (p: bf16[2,8]) -> bf16[8,8] {
   ROOT %ag.2 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=4, """
-  """replica_groups=[1,4]<=[4], dimensions={0}
+  """replica_groups=[1,4]<=[4], dimensions={0}, """
+  """frontend_attributes={chain_id="0"}
 }
 
 %all-reduce-scatter.1 (p: f32[8,8]) -> f32[2,8] {
@@ -195,7 +197,7 @@ ENTRY %main (p: bf16[2,8], q: f32[8,8]) -> bf16[8,8] {
   %m = (f32[3]{0}, f32[3]{0}) fusion(%q), calls=%nothing, """
   """metadata={op_name="jit(f)/jvp(VAE)/reduce_sum"}
   %m.1 = f32[3]{0} get-tuple-element(%m), index=1
-  %ar.4 = (f32[8]{0}, f32[3]{0}) all-reduce(%done.2, %m.1), channel_id=8, """
+  %ar.4 = (f32[8]{0}, f32[3]{0}) all-reduce(%done.2, %m.1), channel_id=7, """
   """replica_groups=[1,4]<=[4], to_apply=%add, """
   """metadata={op_name="jit(f)/transpose(jvp(VAE))/reduce_sum"}
 }
