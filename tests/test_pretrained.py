@@ -4,16 +4,18 @@ import os
 import re
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import yaml
-from program import ROOT, assert_refused
+from program import ROOT
 
 import gamix_jax
 from gamix_jax import data, locate, paths
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import eval_inputs, settings
 from gamix_jax.inference.fitting import read_images, read_observations
+from gamix_jax.training import loop
 
 NAMES = locate.pretrained_names()
 # Of the data sets that are not built in: their folders in GAMIX_DATA.
@@ -102,9 +104,12 @@ def test_names_that_are_refused():
   assert paths.resolve("./pretrained:digits").name == "pretrained:digits"
 
 
-def test_training_does_not_go_to_a_name(program):
-  ran = program.run("--workdir=pretrained:digits")
-  assert_refused(ran, "pretrained:digits", "folder")
+def test_training_does_not_go_to_a_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("pretrained:digits", "hf:somebody/digits"):
+    with pytest.raises(UserError, match="a folder or file is needed"):
+      loop.train(conftest.flat(), name)
+  assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------- nothing is written into it
