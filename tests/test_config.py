@@ -161,12 +161,10 @@ ELSEWHERE = {
   "preset": "test_presets",
   "preset_weights.": "test_presets",
   "profile": "test_profile",
-  "track": "test_trackers",
   "log_every": "test_main",
   "eval_every": "test_main",
   "eval_images": "test_validation",
   "eval_draws": "test_validation",
-  "multimodal.observed_sizes": "test_generate_multimodal",
 }
 
 
