@@ -19,8 +19,8 @@ from program import ROOT
 
 FOLDER = ROOT / "docs" / "notebooks"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.ipynb"))
-# The quickest ones; the others are slow tests. All share compiled programs.
-DEFAULT = ("first_training", "population")
+# The quickest; the others are slow tests. All share compiled programs.
+DEFAULT = ("first_training",)
 TIMEOUT = 300  # seconds a cell
 
 

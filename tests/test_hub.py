@@ -339,6 +339,7 @@ def test_a_missing_package_is_named(monkeypatch):
     gamix_jax.load("hf:somebody/squares")
 
 
+@pytest.mark.slow
 def test_command(cache, program, tmp_path):
   """As a user has it: by environment variables, and without a network."""
   ran = program.run(

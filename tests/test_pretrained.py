@@ -119,6 +119,7 @@ def contents():
   return {p: p.stat().st_mtime_ns for p in sorted(locate.PRETRAINED.rglob("*"))}
 
 
+@pytest.mark.slow
 def test_commands_write_beside_the_current_folder(program, tmp_path):
   before = contents()
 
