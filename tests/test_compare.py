@@ -718,7 +718,7 @@ def test_missing_results_are_computed(program, folder):
   before = (folder / "compare.csv").read_bytes()
   run = folder / "epanechnikov_evae" / "seed1"
   (run / "results.json").unlink()
-  ran = compare(program, *words(folder))
+  ran = compare(program, *words(folder), "--sources=gmm")
   assert ended_well(ran) == [("4", "epanechnikov/evae", "1")]
   assert "Continuing at step 3." in ran.stdout
   assert (folder / "compare.csv").read_bytes() == before

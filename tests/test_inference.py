@@ -151,7 +151,7 @@ def test_few_images_do_not_pay_for_a_whole_chunk(run, images, caplog):
 def test_documented_example(flat_run):
   """Runs every line of the Python block of docs/inference.md."""
   text = (Path(__file__).parents[1] / "docs" / "inference.md").read_text()
-  (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+  block, *_ = re.findall(r"```python\n(.*?)```", text, re.S)
   assert '"runs/digits"' in block
   block = block.replace('"runs/digits"', f"{str(flat_run)!r}, batch_size=16")
   images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)

@@ -463,7 +463,7 @@ def test_documented_example(polydigits, held_out):
   public = {n for n in dir(gamix_jax.MultimodalModel) if not n.startswith("_")}
   assert public - called == {
     *("fitted", "check_source", "bounds", "default_source", "names"),
-    *("with_prior", "draw_latents"),
+    *("with_prior", "draw_latents", "trained_sizes", "check_trained"),
   }
 
 

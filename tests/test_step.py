@@ -221,14 +221,17 @@ def test_start_delay_and_ramp():
   np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
 
 
+LATE_START = {"adversarial__disc_start": 3, "adversarial__gen_delay": 2}
 RAMPED = {  # for every term that may have one, a config with it
   "population_kl": flat,
   "collapse_penalty": flat,
   "kl": partial(elbo, flat),
   "kernel": partial(flat, **EVAE),
-  "adversarial": partial(
-    flat, adversarial__disc_start=3, adversarial__gen_delay=2
-  ),
+  "adversarial": partial(flat, **LATE_START),
+  **{
+    term: partial(flat, **(LATE_START | peer_cases.changes(name)))
+    for term, name in peer_cases.TERMS.items()
+  },
 }
 
 
@@ -239,12 +242,12 @@ def test_every_key_of_a_ramp_is_tested():
 
 @pytest.mark.parametrize("term", RAMPED)
 def test_a_ramp_grows_from_0_to_the_weight(term):
-  """At step 0, n - 1, n and later, as in NumPy; `adversarial` starts late."""
+  """At step 0, n - 1, n and later, as in NumPy; adversarial ones start late."""
   n, weight = 6, 12.0
   c = RAMPED[term](**{f"ramp__{term}": n})
   c.weights[term] = weight
   spec = build.train_spec(c)
-  begin = 5 if term == "adversarial" else 0
+  begin = 5 if "adversarial" in term else 0
   for t in (0, 4, 5, n - 1, n, n + begin - 1, n + begin, 3 * n):
     weights = spec.weights.vae_at(jnp.asarray(t, jnp.int32))
     share = np.interp(t + 1, [begin, begin + n], [0, 1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gamix_jax import plots
+from gamix_jax.config import PEER_TERMS
 from gamix_jax.plots import named
 from gamix_jax.training import writer
 from gamix_jax.training.progress import HELD_OUT
@@ -12,13 +13,12 @@ from gamix_jax.training.progress import HELD_OUT
 # Terms that share an axis, since their values are of similar size.
 AXES = {
   "reconstruction error": ("vae/recon",),
-  "KL and collapse, nats": (
+  "KL, collapse and other terms of codes": (
     *("vae/population_kl", "vae/collapse_penalty", "posterior/kl"),
+    *(f"vae/{term}" for term in PEER_TERMS if term != "code_adversarial"),
   ),
-  "discriminator, nats per patch": (
-    "vae/adversarial",
-    "disc/real",
-    "disc/fake",
+  "discriminator, nats per patch or code": (
+    *("vae/adversarial", "vae/code_adversarial", "disc/real", "disc/fake"),
   ),
 }
 PICTURES = ("reconstructions", "samples")
