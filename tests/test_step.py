@@ -229,7 +229,11 @@ RAMPED = {  # for every term that may have one, a config with it
   "kernel": partial(flat, **EVAE),
   "adversarial": partial(flat, **LATE_START),
   **{
-    term: partial(flat, **(LATE_START | peer_cases.changes(name)))
+    term: partial(
+      *(alone, flat),
+      **peer_cases.changes(name),
+      **(LATE_START if term == "code_adversarial" else {}),
+    )
     for term, name in peer_cases.TERMS.items()
   },
 }
