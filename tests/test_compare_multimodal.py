@@ -455,7 +455,10 @@ def test_a_damaged_result_is_not_used(compared):
       "sum_pooling/masked,poe_as_released/mixture_bound",
       {"exact_log_likelihood", "log_likelihood_gap", "iwae"},
     ),
-    ("ivae", "attention:2/masked", {"mcc_weak", "mcc_strong"}),
+    pytest.param(
+      *("ivae", "attention:2/masked", {"mcc_weak", "mcc_strong"}),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_command_without_images(program, tmp_path, name, families, wanted):

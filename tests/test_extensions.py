@@ -64,7 +64,16 @@ def test_every_example_has_a_command():
   assert len(MODULES) == 5
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+QUICK = ("capacity", "grid", "laplace")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+    for n in sorted(MODULES)
+  ],
+)
 def test_an_example_trains_and_opens(program, tmp_path, name):
   (tmp_path / f"{name}.py").write_text(MODULES[name])
   run = tmp_path / "run"

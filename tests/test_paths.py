@@ -61,6 +61,7 @@ EVALUATION = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_its_images(program, places):
   """Evaluated and resumed from elsewhere, with moved and replaced images."""
   here, there = places / "here", places / "there"
