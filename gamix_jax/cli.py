@@ -28,7 +28,7 @@ from gamix_jax import hardware, paths, save_errors, situations, streams
 from gamix_jax.config import ConfigDict
 from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
-from gamix_jax.locate import locate
+from gamix_jax.locate import Location
 
 PACKAGE = Path(__file__).parent
 # Next to the package in a checkout, inside it in an installed wheel.
@@ -423,14 +423,14 @@ def define_data() -> None:
   config_flags.DEFINE_config_dict("config", c.lock())
 
 
-def keep_freed_memory(workdir: str) -> None:
+def keep_freed_memory(where: Location) -> None:
   """Keeps memory that a model frees between batches, on a CPU; see `malloc`.
 
   Call it before JAX starts its threads.
 
   Args:
-    workdir: of the run, or another name of a model. If its config cannot be
-      read this does nothing; `inference.load` then reports the error.
+    where: the model is. If its config cannot be read this does nothing;
+      `inference.load` then reports the error.
   """
   from gamix_jax import modality  # noqa: PLC0415
   from gamix_jax.inference.device import default_batch_size  # noqa: PLC0415
@@ -438,7 +438,7 @@ def keep_freed_memory(workdir: str) -> None:
   from gamix_jax.networks import layer_bytes  # noqa: PLC0415
 
   with contextlib.suppress(UserError):
-    config = saved_config(locate(workdir).folder)
+    config = saved_config(where.folder)
     batch_size = default_batch_size(modality.of_config(config))
     malloc.keep_freed_on_cpu(layer_bytes(config, batch_size))
 

@@ -41,17 +41,20 @@ class Location:
     return self.folder == self.output
 
 
-def locate(name: str | os.PathLike[str]) -> Location:
+def locate(name: str | os.PathLike[str] | Location) -> Location:
   """Finds the model of a name; downloads one of the hub if necessary.
 
   Args:
-    name: see the module. A folder whose name begins like this is `./hf:x`.
+    name: see the module. A folder whose name begins like this is `./hf:x`. A
+      location is returned as it is, so that a command asks the hub once.
 
   Raises:
     UserError: this package has no such model; or there is none on the hub, or
       it cannot be reached and the model is not in the local cache, or
       huggingface_hub is missing. A folder may not exist.
   """
+  if isinstance(name, Location):
+    return name
   text = os.fspath(name)
   kind, colon, rest = str(text).partition(":")
   if not colon or kind not in paths.MODEL_KINDS:

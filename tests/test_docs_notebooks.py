@@ -3,18 +3,15 @@
 A real kernel runs every cell of each in an empty folder, as on Colab.
 """
 
-import base64
 import importlib.util
-import io
 import re
 import subprocess
 import sys
 
 import nbclient
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
+from outputs import images, text
 from program import ROOT
 
 FOLDER = ROOT / "docs" / "notebooks"
@@ -30,24 +27,6 @@ def read(name):
 
 def code(book):
   return {c.id: c for c in book.cells if c.cell_type == "code"}
-
-
-def text(cell):
-  """Returns what a cell has printed and shown as text."""
-  return "\n".join(
-    o["text"] if o.output_type == "stream" else o.data.get("text/plain", "")
-    for o in cell.outputs
-  )
-
-
-def images(cell):
-  """Returns the pictures in a cell's output."""
-  found = [o.get("data", {}).get("image/png") for o in cell.outputs]
-  return [
-    np.asarray(Image.open(io.BytesIO(base64.b64decode(x))))
-    for x in found
-    if x is not None
-  ]
 
 
 # ------------------------------------------------------------ as committed

@@ -13,7 +13,16 @@ from program import ROOT
 from scipy import special, stats
 
 import gamix_jax
-from gamix_jax import build, cli, config, data, export, inference, presets
+from gamix_jax import (
+  build,
+  cli,
+  config,
+  data,
+  export,
+  inference,
+  locate,
+  presets,
+)
 from gamix_jax.cpu import malloc
 from gamix_jax.errors import UserError
 from gamix_jax.export import serialize, signatures
@@ -553,7 +562,7 @@ def test_batches_go_with_the_size_of_all_images(tmp_path, monkeypatch):
   for entries in (NUMBERS, MIXED):
     text = config.to_json(settings("poe", entries))
     (tmp_path / "config.json").write_text(text)
-    cli.keep_freed_memory(str(tmp_path))
+    cli.keep_freed_memory(locate.locate(tmp_path))
   # One without images has no large layer.
   assert kept[0] == 0 and kept[1] == 4 * 256 * 12
 

@@ -3,7 +3,6 @@
 A real kernel runs every cell with nbclient, in the fast mode: three tiny steps.
 """
 
-import base64
 import inspect
 import io
 import json
@@ -22,6 +21,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from outputs import images, text
 from PIL import Image
 from program import ROOT, SMALL, rows
 
@@ -42,24 +42,6 @@ def read(name):
 
 def cells(book, kind="code"):
   return {c.id: c for c in book.cells if c.cell_type == kind}
-
-
-def text(cell):
-  """Returns what a cell has printed and shown as text."""
-  return "\n".join(
-    o["text"] if o.output_type == "stream" else o.data.get("text/plain", "")
-    for o in cell.outputs
-  )
-
-
-def images(cell):
-  """Returns the pictures in a cell's output."""
-  found = [o.get("data", {}).get("image/png") for o in cell.outputs]
-  return [
-    np.asarray(Image.open(io.BytesIO(base64.b64decode(x))))
-    for x in found
-    if x is not None
-  ]
 
 
 # ------------------------------------------------------------ as committed

@@ -14,35 +14,10 @@ import numpy as np
 
 from gamix_jax.data.formatting import printable
 from gamix_jax.errors import UserError
-from gamix_jax.paths import resolve
 
+EXAMPLE = "npz:/path/to/images.npz"  # of data.source, for messages
 IMAGES_HELP = "Write it with numpy.savez(path, images=..., labels=...)."
 _MAX_RATIO = 1100  # of an array to its compressed size in a zip file
-
-
-def find_file(path: str) -> Path:
-  """The archive at a path.
-
-  Raises:
-    UserError: there is no such file.
-  """
-  if not path:
-    raise UserError(
-      "data.source=npz: names no file."
-      " Give one with --config.data.source=npz:/path/to/images.npz"
-    )
-  file = resolve(path)
-  try:
-    if file.is_file():
-      return file
-    there = file.exists()
-  except (OSError, ValueError):  # a name too long, a NUL in it
-    there = False
-  what = "is no file" if there else "does not exist"
-  raise UserError(
-    f"The file {printable(file)} {what}."
-    " Give one with --config.data.source=npz:/path/to/images.npz"
-  )
 
 
 def read_archive(

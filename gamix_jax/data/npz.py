@@ -22,6 +22,7 @@ import numpy as np
 
 from gamix_jax.data import archive, levels
 from gamix_jax.data import labels as labels_lib
+from gamix_jax.data.find_file import find_file
 from gamix_jax.data.formatting import listed, printable
 from gamix_jax.data.settings import Settings, is_range
 from gamix_jax.data.source import ArraySource, hash_split
@@ -49,7 +50,7 @@ class Npz(ArraySource):
       UserError: it is missing or no archive, or the arrays are not images.
     """
     del seed
-    file = archive.find_file(path)
+    file = find_file(path, "npz", archive.EXAMPLE)
     where = printable(file)
     entries = archive.read_archive(
       file, _WANTED, single="images", usage=archive.IMAGES_HELP

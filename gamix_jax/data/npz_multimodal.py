@@ -31,6 +31,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gamix_jax.data import archive, levels, npz
+from gamix_jax.data.find_file import find_file
 from gamix_jax.data.formatting import listed, printable
 from gamix_jax.data.modalities import ModalitySpec
 from gamix_jax.data.multimodal import MultimodalArrays
@@ -59,7 +60,7 @@ class MultimodalNpz(MultimodalArrays):
         `data.modalities`.
     """
     del seed
-    file = archive.find_file(path)
+    file = find_file(path, "npz", archive.EXAMPLE)
     where = printable(file)
     specs = settings.modality_specs
     entries = archive.read_archive(

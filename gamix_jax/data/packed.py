@@ -229,31 +229,6 @@ def unwrapped(names: Sequence[str]) -> int:
   return common.rfind("/") + 1
 
 
-def find_file(path: str, source: str, example: str) -> Path:
-  """The archive at a path.
-
-  Args:
-    path: as given.
-    source: its name in `data.source`, for messages.
-    example: what to give, for messages.
-
-  Raises:
-    UserError: there is no such file.
-  """
-  usage = f"Give one with --config.data.source={example}"
-  if not path:
-    raise UserError(f"data.source={source}: names no file. {usage}")
-  file = paths.resolve(path)
-  try:
-    if file.is_file():
-      return file
-    there = file.exists()
-  except (OSError, ValueError):  # a name too long, a NUL in it
-    there = False
-  what = "is no file" if there else "does not exist"
-  raise UserError(f"The file {printable(file)} {what}. {usage}")
-
-
 def unreadable(path: Path, e: OSError) -> UserError:
   """The error for an archive that cannot be read."""
   return UserError(f"Cannot read {printable(path)}: {e.strerror or e}.")

@@ -14,13 +14,13 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+from gamix_jax.data.find_file import find_file
 from gamix_jax.data.formatting import printable
 from gamix_jax.data.image_files import Head, users_files
 from gamix_jax.data.packed import (
   Listing,
   PackedSource,
   Place,
-  find_file,
   head_in,
   is_image_member,
   listing_of,

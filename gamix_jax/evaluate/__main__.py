@@ -35,7 +35,8 @@ def main() -> None:
     raise UserError("--workdir is missing; --help shows the command.")
   settings.check(given.config)
   cli.use_compilation_cache()
-  cli.keep_freed_memory(given.workdir)
+  where = locate(given.workdir)
+  cli.keep_freed_memory(where)
   from gamix_jax.evaluate import (  # noqa: PLC0415
     eval_inputs,
     multimodal,
@@ -51,13 +52,13 @@ def main() -> None:
   def say(line: str) -> None:
     print(f"{duration(time.monotonic() - start):>12}  {line}", flush=True)
 
-  several = bool(saved_config(locate(given.workdir).folder).data.modalities)
+  several = bool(saved_config(where.folder).data.modalities)
   if several:
     settings.check_multimodal(given.config)
   say(f"opening {given.workdir}, {'classifiers' if several else 'features'}")
   opened = multimodal_inputs.open_run if several else eval_inputs.open_run
   inputs = opened(
-    given.workdir,
+    where,
     given.config.eval,
     data_now=given.config.data,
     which=given.which,

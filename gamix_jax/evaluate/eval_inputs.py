@@ -16,6 +16,7 @@ from gamix_jax import data, inference, metrics, pictures
 from gamix_jax.config import image_shape
 from gamix_jax.errors import UserError
 from gamix_jax.inference.fitting import read_images
+from gamix_jax.locate import Location
 from gamix_jax.posterior import Posterior
 
 CHUNK = 512  # images that are held as floats at a time
@@ -276,7 +277,7 @@ class EvalInputs:
 
 
 def open_run(
-  workdir: str | Path,
+  workdir: str | Path | Location,
   settings: ConfigDict,
   *,
   data_now: Mapping[str, str] | None = None,

@@ -18,6 +18,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.evaluate import classifiers, observations
 from gamix_jax.evaluate.classifiers import Classifiers
 from gamix_jax.evaluate.observations import Observations
+from gamix_jax.locate import Location
 from gamix_jax.posterior import Posterior
 
 CLASSIFIER_ROWS = 20_000  # training observations for the classifiers, at most
@@ -104,7 +105,7 @@ class MultimodalInputs:
 
 
 def open_run(
-  workdir: str | Path,
+  workdir: str | Path | Location,
   settings: ConfigDict,
   *,
   data_now: Mapping[str, str] | None = None,

@@ -35,6 +35,7 @@ from absl import flags
 
 from gamix_jax import cli
 from gamix_jax.errors import UserError
+from gamix_jax.locate import locate
 from gamix_jax.registry import check_choice
 
 # The flags of each kind of picture, in addition to the common ones.
@@ -78,12 +79,13 @@ def main() -> None:
   given = flags.FLAGS
   _check(given)
   cli.use_compilation_cache()
-  cli.keep_freed_memory(given.workdir)
+  where = locate(given.workdir)
+  cli.keep_freed_memory(where)
   from gamix_jax.generate import renderers  # noqa: PLC0415  (flags come first)
 
   options = {name: given[name].value for name in USES[given.what]}
   renderers.make(
-    given.workdir,
+    where,
     given.what,
     given.out,
     data=given.config.data,

@@ -13,6 +13,7 @@ from gamix_jax.generate.options import number, sampler
 from gamix_jax.generate.output import Out, check_out
 from gamix_jax.inference import latents
 from gamix_jax.inference.fitting import FITTED
+from gamix_jax.locate import Location
 from gamix_jax.plots import ImageGrid, named
 from gamix_jax.step import to_float
 
@@ -26,7 +27,7 @@ WALK_STEPS = 12  # frames from stop to stop
 
 
 def make(
-  workdir: str,
+  workdir: str | Location,
   what: str,
   out: str,
   *,

@@ -14,7 +14,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.inference import safetensors_io
 from gamix_jax.inference.model import Model
 from gamix_jax.inference.multimodal import MultimodalModel
-from gamix_jax.locate import locate
+from gamix_jax.locate import Location, locate
 from gamix_jax.registry import check_choice
 from gamix_jax.step import init
 
@@ -22,7 +22,7 @@ WHICH = ("ema", "raw")
 
 
 def load(
-  workdir: str | os.PathLike[str],
+  workdir: str | os.PathLike[str] | Location,
   which: str = "ema",
   step: int | None = None,
   *,
