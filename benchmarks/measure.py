@@ -125,11 +125,7 @@ def _torch(config, results: dict, compiled: bool, layout: str, agree: bool):
 
   from benchmarks import torch_baseline, torch_check  # noqa: PLC0415
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  if (device == "cuda") != (jax.default_backend() == "gpu"):
-    raise RuntimeError(
-      f"PyTorch would run on {device} and JAX on {jax.default_backend()}."
-    )
+  device = torch_baseline.same_device()
   plain = torch_baseline.Options(device, layout)
   if agree:
     say("comparing with PyTorch, in float64")

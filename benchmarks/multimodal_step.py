@@ -78,6 +78,7 @@ def measure(c: config.ConfigDict, steps: int) -> dict:
   from benchmarks import (  # noqa: PLC0415
     jax_step,
     timing,
+    torch_baseline,
     torch_multimodal,
   )
   from benchmarks.measure import say  # noqa: PLC0415
@@ -87,6 +88,7 @@ def measure(c: config.ConfigDict, steps: int) -> dict:
   torch.set_num_threads(cores)  # XLA uses all cores, too
   ours = jax_step.JaxStep(c)
   torch_multimodal.check(c, ours.spec.modalities)
+  device = torch_baseline.same_device()
   say("comparing with PyTorch, in float64")
   agreement = torch_multimodal.compare(c)
   say("compiling the step")
@@ -96,7 +98,9 @@ def measure(c: config.ConfigDict, steps: int) -> dict:
   ours.compile()
   runners = {OURS: ours.run}
   for name, last in ((LAST, True), (FIRST, False)):
-    runners[name], count = torch_multimodal.runner(c, ours.spec, state, last)
+    runners[name], count = torch_multimodal.runner(
+      c, ours.spec, state, last, device
+    )
   parameters = sum(v.size for v in jax.tree.leaves(state.vae.params))
   if parameters != count:
     raise RuntimeError(f"{parameters} parameters here, {count} in PyTorch")

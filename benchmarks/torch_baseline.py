@@ -360,6 +360,26 @@ def flat(names: list[str], values) -> dict:
   return {k: v.detach().cpu().numpy() for k, v in pairs}
 
 
+def same_device() -> str:
+  """Returns PyTorch's name of the device that JAX uses, cpu or cuda.
+
+  Raises:
+    RuntimeError: if PyTorch would run on another kind of device.
+  """
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  if (device == "cuda") != (jax.default_backend() == "gpu"):
+    raise RuntimeError(
+      f"PyTorch would run on {device} and JAX on {jax.default_backend()}."
+    )
+  return device
+
+
+def use_tensor_cores() -> None:
+  """Sets a GPU's products to TF32, as JAX does, and picks convolutions."""
+  torch.backends.cudnn.benchmark = True
+  torch.set_float32_matmul_precision("high")
+
+
 def runner(config: ConfigDict, options: Options, notes: dict) -> Callable:
   """Returns a function that runs n steps from our initial weights on one batch.
 
@@ -368,9 +388,8 @@ def runner(config: ConfigDict, options: Options, notes: dict) -> Callable:
     options: how to run it; falls back to eager mode if compiling fails.
     notes: a dict that notes on compiling are written to.
   """
-  if options.device == "cuda":  # as in JAX, and as usual in PyTorch
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+  if options.device == "cuda":
+    use_tensor_cores()
     torch.cuda.reset_peak_memory_stats()
   state = jax.jit(functools.partial(step.init, build.train_spec(config)))()
   twin = Twin(config, options)

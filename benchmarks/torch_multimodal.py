@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import images
+from benchmarks.torch_baseline import use_tensor_cores
 from benchmarks.torch_check import LIMITS, STEPS, MismatchError, shaken, worst
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict, from_json, to_json
@@ -197,15 +198,20 @@ class Step:
   """The model, its optimiser and one training step."""
 
   def __init__(
-    self, config: ConfigDict, modalities: Modalities, channels_last: bool
+    self,
+    config: ConfigDict,
+    modalities: Modalities,
+    channels_last: bool,
+    device: str = "cpu",
   ):
-    """Builds the networks, with PyTorch's initial weights."""
+    """Builds the networks on a device, with PyTorch's initial weights."""
+    self.device = device
     self.dtype = torch.float64 if config.dtype == "float64" else torch.float32
     self.layout = (
       torch.channels_last if channels_last else torch.contiguous_format
     )
     self.model = MMVM(config, modalities).to(
-      dtype=self.dtype, memory_format=self.layout
+      device=device, dtype=self.dtype, memory_format=self.layout
     )
     o = config.optim.vae
     self.optimizer = torch.optim.Adam(
@@ -220,6 +226,7 @@ class Step:
     """uint8 [b, h, w, c] of each modality -> flipped, [b, c, h, w]."""
     return {
       k: torch.from_numpy(np.ascontiguousarray(batch[k][:, ::-1, ::-1]))
+      .to(self.device)
       .permute(0, 3, 1, 2)
       .contiguous(memory_format=self.layout)
       for k in self.model.encoders
@@ -247,6 +254,11 @@ class Step:
     """Copies parameters from `table`."""
     state = {k: torch.from_numpy(v) for k, v in arrays.items()}
     self.model.load_state_dict(state)
+
+  def wait(self) -> None:
+    """Waits for the device."""
+    if self.device == "cuda":
+      torch.cuda.synchronize()
 
 
 # ------------------------------------------------------------ our weights
@@ -455,7 +467,11 @@ def _given(
 
 
 def runner(
-  config: ConfigDict, spec: TrainSpec, state: step.TrainState, last: bool
+  config: ConfigDict,
+  spec: TrainSpec,
+  state: step.TrainState,
+  last: bool,
+  device: str = "cpu",
 ) -> tuple[Callable[[int], None], int]:
   """Returns a function that runs n steps, and the number of parameters.
 
@@ -464,13 +480,17 @@ def runner(
     spec: of it.
     state: with the initial weights.
     last: whether images are channels-last in memory.
+    device: "cpu" or "cuda".
   """
-  theirs = Step(config, spec.modalities, channels_last=last)
+  if device == "cuda":
+    use_tensor_cores()
+  theirs = Step(config, spec.modalities, channels_last=last, device=device)
   theirs.load(table(config, spec.modalities, state.vae.params))
   batch = theirs.held(batch_of(spec, config.data.batch_size, 0))
 
   def run(n: int) -> None:
     for _ in range(n):
       theirs(batch)
+    theirs.wait()
 
   return run, sum(p.numel() for p in theirs.model.parameters())
