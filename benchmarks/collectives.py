@@ -84,13 +84,6 @@ class Collective:
     return rounds * (n - 1) / n * self.bytes
 
 
-def _bytes(shape: str) -> int:
-  kind, dims = hlo.ARRAY.fullmatch(shape).groups()
-  bits = re.search(r"\d+", kind)  # f32, bf16, s8; pred has no number
-  size = math.prod(int(d) for d in dims.split(",") if d)
-  return size * max(1, int(bits[0]) // 8 if bits else 1)
-
-
 def _group(line: str, devices: int) -> int:
   """Returns the size of a replica group."""
   found = _GROUPS.search(line)
@@ -137,7 +130,7 @@ def read(text: str, devices: int) -> list[Collective]:
       if chain[1] in chains:
         continue
       chains.add(chain[1])
-    size = sum(map(_bytes, shapes))
+    size = hlo.nbytes(op.type)
     if name == "reduce-scatter":
       size *= group
     if op.computation.startswith("all-reduce-scatter"):  # a TPU's

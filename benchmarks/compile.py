@@ -18,7 +18,8 @@ real step is slower.
 
 XLA counts the bytes of a program at O0 as one expects. At the default level it
 also counts copies between a TPU's memories that overlap with computation, so
-there the bytes are too many for a bound.
+there the bytes are too many for a bound. For a GPU it counts none; those are
+added up from the program's text (`traffic`).
 """
 
 import contextlib
@@ -33,7 +34,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import collectives, communication, flops, products, targets
+from benchmarks import (
+  collectives,
+  communication,
+  flops,
+  products,
+  targets,
+  traffic,
+)
 from gamix_jax import cli, config, presets
 from gamix_jax.config import ConfigDict
 
@@ -108,6 +116,7 @@ def measure(
     Path(text).write_text(hlo)
   cost = compiled.cost_analysis() or {}
   found = collectives.read(hlo, target.chips)
+  moved = cost.get("bytes accessed")
   return {
     "topology": target.name,
     "chips": target.chips,
@@ -123,7 +132,8 @@ def measure(
     # As XLA does, without products with padding.
     "flops_by_hand": flops.per_image(c, edges=True)["total"]
     * (c.data.batch_size // target.chips),
-    "bytes": cost.get("bytes accessed"),
+    "bytes": traffic.read(hlo) if moved is None else moved,
+    "bytes_by": "kernels" if moved is None else "compiler",
     "memory": jax_step.program_memory(compiled)
     | {"peak": compiled.memory_analysis().peak_memory_in_bytes},
     "products": [
@@ -137,12 +147,11 @@ def measure(
 def bound(results: dict[str, Any], chip: targets.Chip) -> dict[str, float]:
   """Returns the least seconds of a step at the chip's published peaks, by part.
 
-  Memory is left out if the program's bytes are not known, or are not those of
-  O0.
+  Memory is left out if the compiler's count of bytes is not that of O0.
   """
   used = results["flops"] or results["flops_by_hand"]
   parts = {"compute": used / chip.flops}
-  if results["bytes"] and results["level"] == "O0":
+  if results["bytes_by"] == "kernels" or results["level"] == "O0":
     parts["memory"] = results["bytes"] / chip.bandwidth
   sent = sum(row["sent"] for row in results["collectives"])
   if sent:
@@ -175,11 +184,12 @@ def report(results: dict[str, Any], chip: targets.Chip) -> str:
       f"compute       {by_hand / 1e9:,.4g} GFLOP, counted by hand; the "
       "compiler gives no count"
     )
-  if results["bytes"]:
-    prefetch = (
-      "" if results["level"] == "O0" else ", copies that overlap included"
-    )
-    lines.append(f"traffic       {results['bytes'] / 1e9:,.4g} GB{prefetch}")
+  note = ""
+  if results["bytes_by"] == "kernels":
+    note = ", the operands and outputs of its kernels"
+  elif results["level"] != "O0":
+    note = ", copies that overlap included"
+  lines.append(f"traffic       {results['bytes'] / 1e9:,.4g} GB{note}")
   memory = results["memory"]
   lines.append(
     f"memory        {memory['peak'] / 1e6:,.0f} MB at its peak, of "
@@ -217,7 +227,7 @@ def _bound(results: dict[str, Any], chip: targets.Chip) -> list[str]:
   rate = results["per_chip"] / seconds
   shown = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in parts.items())
   if "memory" not in parts:
-    shown += "; without its memory traffic, which is not known"
+    shown += "; without its memory traffic, which O0 counts"
   return [
     f"Bound, not a measurement: at the published peaks ({chip.source}) a step "
     f"takes at least {1e3 * seconds:.3g} ms, by its {largest} ({shown}): at "

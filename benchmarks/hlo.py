@@ -1,6 +1,7 @@
 """Reads the instructions of a compiled program from its HLO text."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -18,6 +19,19 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{(.*?)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# What they call is executed; what a fusion, a reduction or another operation
+# calls says what one kernel computes.
+_CONTROL = ("while", "conditional", "call")
+
+
+def nbytes(kind: str) -> int:
+  """Returns the bytes of an array or a tuple of arrays, given its type."""
+  total = 0
+  for element, dims in ARRAY.findall(kind):
+    bits = re.search(r"\d+", element)  # f32, bf16, s8; pred has no number
+    size = max(1, int(bits[0]) // 8 if bits else 1)
+    total += size * math.prod(int(d) for d in dims.split(",") if d)
+  return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +105,18 @@ class Program:
     """
     yield from self._walk(self._entry, 1)
 
-  def _walk(self, computation: str, times: int | None) -> Iterator[Instruction]:
+  def kernels(self) -> Iterator[Instruction]:
+    """Yields what `run` does, without the insides of fusions and the like."""
+    for found in self._walk(self._entry, 1, _CONTROL):
+      if found.op not in _CONTROL:
+        yield found
+
+  def _walk(
+    self,
+    computation: str,
+    times: int | None,
+    into: tuple[str, ...] | None = None,
+  ) -> Iterator[Instruction]:
     for found in self._computations[computation]:
       yield dataclasses.replace(found, times=times)
       inner = times
@@ -100,8 +125,10 @@ class Program:
         inner = times * int(trips[1]) if trips and times else None
       if found.op.endswith(("-update", "-done")):
         continue  # what was started was called then
+      if into is not None and found.op not in into:
+        continue
       called = _CALLED.findall(found.line)
       for branches in _BRANCHES.findall(found.line):
         called += re.findall(r"[\w.-]+", branches)
       for other in called:
-        yield from self._walk(other, inner)
+        yield from self._walk(other, inner, into)

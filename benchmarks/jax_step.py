@@ -90,13 +90,10 @@ class JaxStep:
       self.state, metrics = function(self.state, self.batch)
     jax.block_until_ready((self.state, metrics))
 
-  def memory(self) -> dict[str, int]:
-    """Returns bytes of the compiled program and the device's peak, if known."""
-    found = program_memory(self.compiled)
-    stats = self.devices.devices.flat[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-      found["device_peak"] = stats["peak_bytes_in_use"]
-    return found
+  def device_peak(self) -> int:
+    """Returns the device's peak bytes in use so far, 0 if it is not known."""
+    stats = self.devices.devices.flat[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", 0)
 
 
 class Eager:

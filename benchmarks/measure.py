@@ -81,6 +81,7 @@ def measure(
   if only != "torch":
     say("loading the step" if cached else "compiling the step")
     ours = jax_step.JaxStep(config)
+    before = ours.device_peak()
     ours.begin()
     ours.compile()
     if cached and not ours.from_cache:
@@ -97,12 +98,14 @@ def measure(
     }
   if only != "torch":
     results["compile"] = ours.seconds | {"cached": ours.from_cache}
-    results["memory"] = ours.memory()
-    if against == "torch":  # the peak may be that of the comparison
-      results["memory"].pop("device_peak", None)
-    cost = ours.compiled.cost_analysis()
-    results["program_flop"] = cost["flops"]
-    results["program_bytes"] = cost["bytes accessed"]
+    results["memory"] = jax_step.program_memory(ours.compiled)
+    peak = ours.device_peak()
+    # It does not rise if the comparison with PyTorch used more.
+    if peak > before:
+      results["memory"]["device_peak"] = peak
+    cost = ours.compiled.cost_analysis() or {}
+    results["program_flop"] = cost.get("flops")
+    results["program_bytes"] = cost.get("bytes accessed")
   if "torch" in results and device.platform == "gpu":
     results["torch"]["peak"] = f"{_torch_peak() / 2**20:.0f} MiB"
   results["memory"] = results.get("memory", {}) | {
@@ -221,12 +224,12 @@ def _rest(results: dict) -> list[str]:
   ]
   if "compile" in results:
     seconds = results["compile"]
-    traffic = results["program_bytes"]
-    rate = traffic / results["rows"][OURS]["median"]
-    out.append(
-      f"Traffic     {traffic / 1e9:.3g} GB/step as counted by XLA, "
-      f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of the ceiling"
-    )
+    if traffic := results["program_bytes"]:
+      rate = traffic / results["rows"][OURS]["median"]
+      out.append(
+        f"Traffic     {traffic / 1e9:.3g} GB/step as counted by XLA, "
+        f"{rate / 1e9:.3g} GB/s, {rate / ceilings['copy']:.0%} of the ceiling"
+      )
     out.append(
       f"{'Loading' if seconds['cached'] else 'Compiling':<12}"
       f"{seconds['compile']:.1f} s after {seconds['trace']:.1f} s of tracing"

@@ -95,6 +95,26 @@ class ConvTranspose(nn.Module):
     return _add_bias(self, x, ZEROS)
 
 
+def self_attention(heads: int, dtype: Any, param_dtype: Any) -> nn.Module:
+  """Flax's attention among the vectors [..., m, n]; takes a mask, too.
+
+  Its linear maps are `float32_sums.product` in `dtype`. The rest is in
+  `param_dtype`, and so is the result.
+  """
+
+  def dot_general(x, kernel, dimensions, precision=None):
+    del precision
+    (summed, _), _ = dimensions
+    return float32_sums.product(x.astype(dtype), kernel, axes=len(summed))
+
+  return nn.MultiHeadDotProductAttention(
+    heads,
+    param_dtype=param_dtype,
+    qkv_dot_general=dot_general,
+    out_dot_general=dot_general,
+  )
+
+
 def _add_bias(layer: nn.Module, x: jax.Array, init: Any) -> jax.Array:
   if not layer.use_bias:
     return x

@@ -4,10 +4,12 @@ import importlib.util
 import json
 import subprocess
 
+import jax
+import jax.numpy as jnp
 import pytest
 from program import ROOT, assert_refused
 
-from benchmarks import communication, compile, products, targets
+from benchmarks import communication, compile, products, targets, traffic
 from gamix_jax.errors import UserError
 
 # ---------------------------------------------------------- targets
@@ -98,6 +100,34 @@ def test_convolutions_and_products_by_type():
   }
 
 
+def test_traffic():
+  """A fusion counts as one kernel; its inside moves nothing."""
+  image, kernel = 2 * 8 * 8 * 4 * 2, 3 * 3 * 4 * 4 * 2
+  of_fusion = 2 * image + kernel
+  to_float32 = kernel + image + 2 * kernel
+  of_library = kernel + 9 + 2 * image
+  products = 2 * (4 * 4 + 2 * 2 * 4 * 4)
+  want = of_fusion + to_float32 + of_library + products
+  assert traffic.read(TEXT) == want
+
+
+def test_traffic_of_a_real_program():
+  """Of a loop: as often as it runs. XLA's own count of both is near."""
+
+  def twice(x, w):
+    return jnp.tanh(x @ w) @ w
+
+  def loop(x, w):
+    return jax.lax.fori_loop(0, 5, lambda _, x: twice(x, w), x)
+
+  x, w = jnp.ones((64, 128)), jnp.ones((128, 128))
+  once, five = (jax.jit(f).lower(x, w).compile() for f in (twice, loop))
+  got = traffic.read(once.as_text())
+  assert got == pytest.approx(once.cost_analysis()["bytes accessed"], rel=0.1)
+  assert got >= 4 * (2 * 64 * 128 + 2 * (64 * 128 + 128 * 128) + 2 * 64 * 128)
+  assert 5 * got <= traffic.read(five.as_text()) <= 6 * got
+
+
 def results(**changes):
   row = communication.Row(
     *("all-reduce", 4, 1, 2, 1_000_000, 1.5e6, "f32", "gradients")
@@ -116,6 +146,7 @@ def results(**changes):
     "flops": 197e9,  # 1 ms of a v5e
     "flops_by_hand": 190e9,
     "bytes": 1638e6,  # 2 ms
+    "bytes_by": "compiler",
     "memory": {"peak": 2.5e9, "arguments": 1e9, "temporary": 2e9},
     "products": [
       {"what": "product", "operands": "f32", "output": "f32", "count": 3}
@@ -142,12 +173,17 @@ def test_the_bound_of_a_step():
   assert "Summed: 1,000,000 bytes; expected: up to 950,000" in text
   at_default = compile.bound(results(level="default"), chip)
   assert "memory" not in at_default
-  unknown = results(flops=None, bytes=None, collectives=[])
-  assert compile.bound(unknown, chip) == pytest.approx({"compute": 190 / 197e3})
-  text = compile.report(unknown, chip)
+  assert "which O0 counts" in compile.report(results(level="default"), chip)
+  of_gpu = results(
+    flops=None, bytes_by="kernels", collectives=[], level="default"
+  )
+  assert compile.bound(of_gpu, chip) == pytest.approx(
+    {"compute": 190 / 197e3, "memory": 2e-3}
+  )
+  text = compile.report(of_gpu, chip)
   assert "counted by hand; the compiler gives no count" in text
+  assert "1.638 GB, the operands and outputs of its kernels" in text
   assert "No collectives" in text
-  assert "without its memory traffic, which is not known" in text
 
 
 # ---------------------------------------------------------- a real compiler

@@ -13,7 +13,10 @@ from conftest import jit
 
 from gamix_jax import layers
 from gamix_jax.cpu import convolutions
+from gamix_jax.multimodal import FUSIONS
+from gamix_jax.networks import CodeDiscriminator
 from gamix_jax.parallel import float32_sums
+from gamix_jax.posterior import GaussianHead
 
 RNG = np.random.default_rng(0)
 
@@ -98,12 +101,88 @@ def test_a_layer_and_its_gradients(name):
     limit = 2e-2 * np.max(np.abs(b))  # bfloat16 has 8 bits
     np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=limit)
   assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(to_params))
-  traced = jax.jit(partial(gradients, layer)).trace(x)
+  assert_summed_in_float32(partial(gradients, layer), params, x)
+
+
+def assert_summed_in_float32(gradients, params, *args):
+  """In a TPU's program, the gradient to every kernel of the parameters is."""
+  traced = jax.jit(gradients).trace(*args)
   text = traced.lower(lowering_platforms=("tpu",)).as_text()
-  shape = "x".join(map(str, params["params"]["kernel"].shape))
-  # The gradient to the kernel: products of bfloat16, with a float32 result.
-  assert "xbf16>) -> tensor<" + shape + "xf32>" in text
-  assert f"tensor<{shape}xbf16>) -> tensor<{shape}xf32>" not in text
+  kernels = [
+    v
+    for path, v in jax.tree.leaves_with_path(params)
+    if path[-1].key == "kernel"
+  ]
+  assert kernels
+  for kernel in kernels:
+    shape = "x".join(map(str, kernel.shape))
+    # Products of bfloat16, with a float32 result.
+    assert f"xbf16>) -> tensor<{shape}xf32>" in text
+    assert f"tensor<{shape}xbf16>) -> tensor<{shape}xf32>" not in text
+
+
+def of_features(name, kind):
+  """(module, arguments) of a fusion of two modalities, the second missing."""
+  head = GaussianHead(3, **kind)
+  one = FUSIONS[name](("a", "b"), head, width=16, layers=1, heads=2)
+  features = {"a": bfloat16(6, 5)[0], "b": bfloat16(6, 7)[0]}
+  return one, (features, jnp.asarray([[1, 1], [1, 0]] * 3, jnp.bfloat16))
+
+
+def of_codes(kind):
+  """(module, arguments) of the discriminator of codes."""
+  return CodeDiscriminator(9, 2, **kind), (bfloat16(2, 6, 5)[0],)
+
+
+@pytest.mark.parametrize(
+  "case",
+  [
+    partial(of_features, "sum_pooling"),
+    partial(of_features, "attention"),
+    of_codes,
+  ],
+  ids=["sum_pooling", "attention", "codes"],
+)
+def test_modules_of_several_layers(case):
+  kind = dict(dtype=jnp.bfloat16, param_dtype=jnp.float32)
+  module, args = case(kind)
+  params = jit(module.init)(jax.random.key(0), *args)
+
+  def total(of):
+    def loss(params):
+      leaves = jax.tree.leaves(of.apply(params, *args))
+      return sum(jnp.sum(jnp.square(v)) for v in leaves)
+
+    return jax.value_and_grad(loss)
+
+  value, got = jit(total(module))(params)
+  assert_summed_in_float32(total(module), params, params)
+  exact, _ = case(dict(dtype=jnp.float32, param_dtype=jnp.float32))
+  want_value, want = jit(total(exact))(params)
+  np.testing.assert_allclose(value, want_value, rtol=2e-2)
+  # The gradient to the bias of attention's keys is 0 but for rounding.
+  limit = 5e-2 * max(np.max(np.abs(b)) for b in jax.tree.leaves(want))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=limit)
+
+
+def test_a_product_over_two_axes():
+  x, x64 = bfloat16(2, 6, 3, 4)
+  g, g64 = bfloat16(2, 6, 5)
+  kernel, k64 = bfloat16(3, 4, 5)
+  product = partial(float32_sums.product, axes=2)
+  y, pullback = jax.vjp(product, x, kernel.astype(jnp.float32))
+  assert y.dtype == jnp.bfloat16
+  want = np.einsum("bmhd,hdn->bmn", x64, k64)
+  np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=1e-2)
+  to_x, to_kernel = pullback(g)
+  want = np.einsum("bmn,hdn->bmhd", g64, k64)
+  limit = 1e-2 * np.max(np.abs(want))
+  np.testing.assert_allclose(np.asarray(to_x, np.float64), want, atol=limit)
+  want = np.einsum("bmhd,bmn->hdn", x64, g64)
+  limit = 1e-2 * np.max(np.abs(want))
+  np.testing.assert_allclose(to_kernel, want, atol=limit)
 
 
 def test_a_sum_over_many_images():

@@ -26,6 +26,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gamix_jax.errors import UserError
+from gamix_jax.layers import Dense, self_attention
 from gamix_jax.multimodal.posteriors import (
   EXCLUDED,
   RandomComponent,
@@ -307,15 +308,15 @@ class OfFeatures(Fusion):
   def family(cls, head: Head) -> type[Posterior]:
     return head.posterior_type
 
-  def dense(self, name: str | None = None) -> nn.Dense:
-    return nn.Dense(
+  def dense(self) -> Dense:
+    return Dense(
       self.width,
       dtype=self.head.dtype,
       param_dtype=self.head.param_dtype,
-      name=name,
+      kernel_init=nn.initializers.lecun_normal(),
     )
 
-  def mlp(self) -> list[nn.Dense]:
+  def mlp(self) -> list[Dense]:
     return [self.dense() for _ in range(2)]
 
   def setup(self) -> None:
@@ -379,8 +380,7 @@ class SelfAttention(OfFeatures):
       )
     kind = dict(dtype=self.head.dtype, param_dtype=self.head.param_dtype)
     self.attention = [
-      nn.MultiHeadDotProductAttention(self.heads, **kind)
-      for _ in range(self.layers)
+      self_attention(self.heads, **kind) for _ in range(self.layers)
     ]
     self.hidden = [self.mlp() for _ in range(self.layers)]
     self.norms = [nn.LayerNorm(**kind) for _ in range(2 * self.layers + 1)]
@@ -394,12 +394,13 @@ class SelfAttention(OfFeatures):
     norms = iter(self.norms)
     for attention, hidden in zip(self.attention, self.hidden, strict=True):
       normed = next(norms)(h)
-      h = h + _masked(attention(normed, mask=pairs), mask)
+      attended = attention(normed, mask=pairs).astype(normed.dtype)
+      h = h + _masked(attended, mask)
       h = h + _masked(_through(hidden, next(norms)(h)), mask)
     return jnp.sum(_masked(next(norms)(h), mask), axis=1)
 
 
-def _through(layers: Sequence[nn.Dense], h: jax.Array) -> jax.Array:
+def _through(layers: Sequence[Dense], h: jax.Array) -> jax.Array:
   """Dense layers, each followed by a leaky ReLU."""
   for layer in layers:
     h = nn.leaky_relu(layer(h))

@@ -9,6 +9,7 @@ number of pixels.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -17,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gamix_jax.config import ConfigDict
+from gamix_jax.layers import Dense
 from gamix_jax.networks.parts import (
   Decoder,
   Encoder,
@@ -130,7 +132,12 @@ class CodeDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, z: Float[Array, "... d"]) -> Float[Array, "..."]:
-    kind = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = partial(
+      Dense,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      kernel_init=nn.initializers.lecun_normal(),
+    )
     for i in range(self.layers):
-      z = nn.relu(nn.Dense(self.width, name=f"dense{i}", **kind)(z))
-    return promote_f32(nn.Dense(1, name="out", **kind)(z))[..., 0]
+      z = nn.relu(dense(self.width, name=f"dense{i}")(z))
+    return promote_f32(dense(1, name="out")(z))[..., 0]

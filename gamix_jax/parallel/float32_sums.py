@@ -18,28 +18,30 @@ from jax import lax
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """x @ kernel, in the type of x.
+def product(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+  """`jnp.tensordot(x, kernel, axes)`, in the type of x.
 
   Args:
-    x: [..., n].
-    kernel: [n, m].
+    x: [..., *n].
+    kernel: [*n, *m].
+    axes: how many `n` there are.
 
   Returns:
-    [..., m].
+    [..., *m].
   """
 
   def to_kernel(x, g, dtype):
-    rows = tuple(range(x.ndim - 1))
+    rows = tuple(range(x.ndim - axes))
     return lax.dot_general(
       x, g, ((rows, rows), ((), ())), preferred_element_type=dtype
     )
 
-  return _linear(_product, to_kernel, x, kernel)
+  return _linear(partial(_product, axes), to_kernel, x, kernel)
 
 
-def _product(x, kernel):
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+def _product(axes, x, kernel):
+  summed = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
+  return lax.dot_general(x, kernel, (summed, ((), ())))
 
 
 def convolution(
