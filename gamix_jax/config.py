@@ -75,6 +75,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.test_fraction = 0.2  # held out by hash, if there is no test split
   c.data.max_corrupt_fraction = 0.01  # maximum fraction of unreadable files
   c.data.exclude_labels = ()  # classes to leave out of training: "(3,)", names
+  # half, box: the encoder sees a part of the image, see occlusion.py; or none
+  c.data.occlude = "none"
   c.data.range = _any("auto")  # (black, white) of npz and idx; auto: detected
   c.data.max_pixels = 1 << 28  # larger image files are left out
   # one entry a modality, as "m0 28x28x3 l1"; see data/modalities.py; (): images
