@@ -31,8 +31,8 @@ from gamix_jax.parallel.mesh import ShardingPlan, replicated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Folded into the key of a step: for an objective's own draws, for the draws of
-# the prior that its discriminator sees, and for what is hidden from the encoder.
+# Folded into the key of a step: for an objective's own draws, for draws of the
+# prior that its discriminator sees, and for what is hidden from the encoder.
 OBJECTIVE_KEY, PRIOR_KEY, HIDDEN_KEY = 2, 3, 4
 CODE = "code"  # the parameters of the discriminator of codes, among its others
 
