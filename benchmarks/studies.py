@@ -16,12 +16,16 @@
 --steps=N            instead of the study's own
 --tiny               a few steps on few images, to try it
 
-A part that was stopped continues; finished runs are not repeated. Tables need
-the `results.json` of the runs alone.
+A part that was stopped continues; finished runs are not repeated. Parts can be
+run by several processes at the same time. So that all are judged by the same
+classifiers, copy the `classifier-*.npz` of a first part to DIR before the
+others start. Tables need the `results.json` of the runs alone.
 """
 
 import dataclasses
 import json
+import re
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +41,7 @@ from gamix_jax.registry import check_choice
 SEEDS = 3
 CLASSES = 10
 DRAWS = 8  # of one component, as many as the largest mixture decodes
+FLOOR = 0.5  # posterior.mixture.min_weight
 # population_kl and collapse_penalty of `configs/mnist.py`.
 WEIGHTS = "@population_kl=10@collapse_penalty=0.3"
 
@@ -67,6 +72,8 @@ def occlusion() -> dict[str, Part]:
   families = [f"mixture:{k}/{o}" for k in (1, 4, 8) for o in ("selbo", "siwae")]
   families += [f"mixture:{k}/gamix:quadratic{WEIGHTS}" for k in (1, 4, 8)]
   families += [f"mixture:{k}/gamix_mixture:quadratic{WEIGHTS}" for k in (4, 8)]
+  with_floor = ("mixture:4/selbo", "mixture:8/selbo")
+  with_floor += tuple(f for f in families if re.match("mixture:[48]/gamix:", f))
   several = ("mixture:1/siwae", f"mixture:1/gamix_mixture:quadratic{WEIGHTS}")
   parts = {}
   for seed in range(SEEDS):
@@ -76,9 +83,13 @@ def occlusion() -> dict[str, Part]:
         parts[f"{name}_{kind}_s{seed}"] = Part(
           name, tuple(families), keys, seed, (name, kind)
         )
-        keys = keys | {"objective.num_samples": DRAWS}
         parts[f"{name}_{kind}_draws_s{seed}"] = Part(
-          name, several, keys, seed, (name, kind, f"{DRAWS} draws")
+          *(name, several, keys | {"objective.num_samples": DRAWS}, seed),
+          (name, kind, f"{DRAWS} draws"),
+        )
+        parts[f"{name}_{kind}_floor_s{seed}"] = Part(
+          *(name, with_floor, keys | {"posterior.mixture.min_weight": FLOOR}),
+          *(seed, (name, kind, f"min_weight {FLOOR}")),
         )
   return parts
 
@@ -185,7 +196,11 @@ def run(
   from gamix_jax.compare.loop import compare  # noqa: PLC0415
 
   c = change(config(study, part, folders))
-  compare(c, part.families, 1, root / study / name, part.sources)
+  folder = root / study / name
+  folder.mkdir(parents=True, exist_ok=True)
+  for file in root.glob("classifier-*.npz"):  # one judge for all parts
+    shutil.copy(file, folder)
+  compare(c, part.families, 1, folder, part.sources)
 
 
 def results(root: Path, study: str) -> dict[tuple[str, ...], list[Any]]:
