@@ -24,7 +24,6 @@ others start. Tables need the `results.json` of the runs alone.
 
 import dataclasses
 import json
-import re
 import shutil
 import statistics
 import sys
@@ -41,6 +40,7 @@ from gamix_jax.registry import check_choice
 SEEDS = 3
 CLASSES = 10
 DRAWS = 8  # of one component, as many as the largest mixture decodes
+OBJECTIVES = ("selbo", "siwae", "gamix", "gamix_mixture")
 FLOOR = 0.5  # posterior.mixture.min_weight
 # population_kl and collapse_penalty of `configs/mnist.py`.
 WEIGHTS = "@population_kl=10@collapse_penalty=0.3"
@@ -69,29 +69,34 @@ class Part:
 
 def occlusion() -> dict[str, Part]:
   """Half on both data sets with all seeds; box with one."""
-  families = [f"mixture:{k}/{o}" for k in (1, 4, 8) for o in ("selbo", "siwae")]
-  families += [f"mixture:{k}/gamix:quadratic{WEIGHTS}" for k in (1, 4, 8)]
-  families += [f"mixture:{k}/gamix_mixture:quadratic{WEIGHTS}" for k in (4, 8)]
-  with_floor = ("mixture:4/selbo", "mixture:8/selbo")
-  with_floor += tuple(f for f in families if re.match("mixture:[48]/gamix:", f))
-  several = ("mixture:1/siwae", f"mixture:1/gamix_mixture:quadratic{WEIGHTS}")
-  parts = {}
+  parts: dict[str, Part] = {}
+  whole, floor = {}, {"posterior.mixture.min_weight": FLOOR}
+  draws = {"objective.num_samples": DRAWS}
   for seed in range(SEEDS):
     for kind in ("half", "box") if seed == 0 else ("half",):
-      for name in ("mnist", "fashion"):
-        keys = {"data.occlude": kind}
-        parts[f"{name}_{kind}_s{seed}"] = Part(
-          name, tuple(families), keys, seed, (name, kind)
-        )
-        parts[f"{name}_{kind}_draws_s{seed}"] = Part(
-          *(name, several, keys | {"objective.num_samples": DRAWS}, seed),
-          (name, kind, f"{DRAWS} draws"),
-        )
-        parts[f"{name}_{kind}_floor_s{seed}"] = Part(
-          *(name, with_floor, keys | {"posterior.mixture.min_weight": FLOOR}),
-          *(seed, (name, kind, f"min_weight {FLOOR}")),
-        )
+      for data in ("mnist", "fashion"):
+        for end, families, keys in (
+          ("k1", _mixtures(1, "selbo", "siwae", "gamix"), whole),
+          ("k4", _mixtures(4, *OBJECTIVES), whole),
+          ("k8", _mixtures(8, *OBJECTIVES), whole),
+          ("draws", _mixtures(1, "siwae", "gamix_mixture"), draws),
+          ("floor4", _mixtures(4, "selbo", "gamix"), floor),
+          ("floor8", _mixtures(8, "selbo", "gamix"), floor),
+        ):
+          parts[f"{data}_{kind}_{end}_s{seed}"] = Part(
+            *(data, families, keys | {"data.occlude": kind}, seed),
+            (data, kind, *(f"{k.split('.')[-1]} {v}" for k, v in keys.items())),
+          )
   return parts
+
+
+def _mixtures(components: int, *objectives: str) -> tuple[str, ...]:
+  """Families of `compare`."""
+  return tuple(
+    f"mixture:{components}/{o}"
+    + (f":quadratic{WEIGHTS}" if o.startswith("gamix") else "")
+    for o in objectives
+  )
 
 
 def anomalies() -> dict[str, Part]:
