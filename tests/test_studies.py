@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from benchmarks import studies
 from program import ROOT
 
+from benchmarks import studies
 from gamix_jax.compare.families import folder_name
 
 
