@@ -64,6 +64,7 @@ def train_spec(config: ConfigDict) -> TrainSpec:
     dtype=param_dtype,
     seed=config.seed,
     accumulate=config.optim.accumulate,
+    occlude=config.data.occlude,
   )
 
 

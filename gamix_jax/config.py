@@ -75,6 +75,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.test_fraction = 0.2  # held out by hash, if there is no test split
   c.data.max_corrupt_fraction = 0.01  # maximum fraction of unreadable files
   c.data.exclude_labels = ()  # classes to leave out of training: "(3,)", names
+  # half, box: the encoder sees a part of the image, see occlusion.py; or none
+  c.data.occlude = "none"
   c.data.range = _any("auto")  # (black, white) of npz and idx; auto: detected
   c.data.max_pixels = 1 << 28  # larger image files are left out
   # one entry a modality, as "m0 28x28x3 l1"; see data/modalities.py; (): images
@@ -144,9 +146,9 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
 
   c.objective = ConfigDict()
-  # elbo, exact, selbo, siwae, evae; ae, rae_l2, wae_mmd, cwae, swae, sigreg,
-  # vicreg, dip1, dip2, tcvae, aae; of several modalities also mmvm,
-  # mmvm_population, masked, mixture_bound, tc
+  # gamix_mixture, elbo, exact, selbo, siwae, evae; ae, rae_l2, wae_mmd, cwae,
+  # swae, sigreg, vicreg, dip1, dip2, tcvae, aae; of several modalities also
+  # mmvm, mmvm_population, masked, mixture_bound, tc
   c.objective.name = "gamix"
   c.objective.population = "means"  # full, debiased, quadratic
   c.objective.reconstruction = "l1"  # l2, bernoulli

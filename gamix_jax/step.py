@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from gamix_jax import train_metrics
+from gamix_jax import occlusion, train_metrics
 from gamix_jax.modality import IMAGE, MASK, Modalities, Modality, to_float
 from gamix_jax.multimodal import MultimodalVAE
 from gamix_jax.networks import VAEOutput
@@ -31,9 +31,9 @@ from gamix_jax.parallel.mesh import ShardingPlan, replicated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Folded into the key of a step: for an objective's own draws, and for the
-# draws of the prior that its discriminator sees.
-OBJECTIVE_KEY, PRIOR_KEY = 2, 3
+# Folded into the key of a step: for an objective's own draws, for draws of the
+# prior that its discriminator sees, and for what is hidden from the encoder.
+OBJECTIVE_KEY, PRIOR_KEY, HIDDEN_KEY = 2, 3, 4
 CODE = "code"  # the parameters of the discriminator of codes, among its others
 
 
@@ -89,6 +89,7 @@ class TrainSpec:
     code_disc: an objective's own discriminator of codes, or None.
     accumulate: parts of a batch that are processed one after the other; their
       mean gradient makes the update.
+    occlude: what is hidden from the encoder: "none", "half" or "box".
   """
 
   modalities: Modalities
@@ -105,6 +106,7 @@ class TrainSpec:
   seed: int
   code_disc: nn.Module | None = None
   accumulate: int = 1
+  occlude: str = occlusion.NONE
 
   @property
   def image(self) -> Modality:
@@ -122,9 +124,44 @@ class TrainSpec:
     return isinstance(self.vae, MultimodalVAE)
 
   def observations(self, batch: Batch) -> dict[str, jax.Array]:
-    """The modalities of a batch, and its mask if it has one, as floats."""
+    """The modalities of a batch, and its mask if it has one, as floats.
+
+    With the entry "hidden" if the batch has it.
+    """
     names = [*self.modalities, *([MASK] if self.multimodal else [])]
-    return {k: to_float(batch[k], self.dtype) for k in names}
+    x = {k: to_float(batch[k], self.dtype) for k in names}
+    if occlusion.HIDDEN in batch:
+      x[occlusion.HIDDEN] = batch[occlusion.HIDDEN]
+    return x
+
+  def occluded(
+    self,
+    batch: Batch,
+    number: jax.Array | int = 0,
+    key: jax.Array | None = None,
+  ) -> Batch:
+    """The batch with the entry "hidden", if the run has it; see `occlusion`.
+
+    Args:
+      batch: with the entry "image".
+      number: of the batch, among batches of the same size.
+      key: of the draws; see `hidden`.
+    """
+    if self.occlude == occlusion.NONE:
+      return batch
+    size = len(batch[IMAGE])
+    rows = number * size + jnp.arange(size)
+    return {**batch, occlusion.HIDDEN: self.hidden(rows, key)}
+
+  def hidden(self, rows: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """What is hidden of the images with these numbers, int [b, 4].
+
+    Args:
+      rows: int [b].
+      key: of the draws; None: those that are used outside training.
+    """
+    key = jax.random.key(0) if key is None else key
+    return occlusion.draw_rows(self.occlude, key, rows, self.image.shape)
 
   def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What `observations` reads from a batch of a size."""
@@ -241,6 +278,7 @@ def losses(
   if part is not None:
     key = jax.random.fold_in(key, part)
   noise, dropout = jax.random.split(key)
+  batch = spec.occluded(batch, key=jax.random.fold_in(key, HIDDEN_KEY))
   output, vae_stats = _apply(
     spec.vae,
     params[0],
@@ -482,13 +520,13 @@ def eval_step(
     draws: draws of z per image (and component), for the two bounds.
     params: of the VAE, raw or averaged.
     batch_stats: of the VAE.
-    batch: as in `losses`; "step", which selects the PRNG key. Other entries
-      are returned as they are.
+    batch: as in `losses`; "step", its number, which selects the PRNG key.
+      Other entries are returned as they are.
 
   Returns:
     Those of `train_metrics.held_out`, and "posterior", q(z | x).
   """
-  x = spec.observations(batch)
+  x = spec.observations(spec.occluded(batch, batch["step"]))
   key = jax.random.fold_in(spec.key(batch["step"]), 1)
   bound = spec.vae.bind({"params": params, "batch_stats": batch_stats})
   posterior = bound.encode(x)

@@ -33,6 +33,7 @@ FLOORS = (
     "posterior",
     "likelihood",
     "modality",
+    "occlusion",
     "checkpoint",
     "pictures",
     "plots",

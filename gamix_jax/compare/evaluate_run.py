@@ -28,7 +28,7 @@ from gamix_jax.training import loop, workdir
 from gamix_jax.training.writer import rows
 
 RESULTS = "results.json"
-FORMAT = 3  # of that file; runs with another format are evaluated again
+FORMAT = 4  # of that file; runs with another format are evaluated again
 EXAMPLES = 8
 BOUNDS = ("elbo", "iwae")  # taken from the last validation of the training
 SAMPLES_KEY = 20  # the same for every family and seed
@@ -156,15 +156,28 @@ def _judge(
   sources: Collection[str],
 ) -> tuple[dict[str, float], dict[str, Any], inference.Model]:
   """Returns the numbers of a run of images, its protocol, and the model."""
+  eval_config = settings.base().eval
+  train_set = data.open_dataset(config.data, "train", config.seed)
   test_set = data.open_dataset(config.data, "test", config.seed)
-  images = eval_inputs.spread_images(test_set, config.eval_images)
+  known, unseen = eval_inputs.known_and_unseen(test_set)
+  images = eval_inputs.spread_images(test_set, config.eval_images, known)
   model = inference.load(folder)
-  inputs = EvalInputs(model, settings.base().eval, features, images)
+  inputs = EvalInputs(
+    model,
+    eval_config,
+    features,
+    images,
+    train=eval_inputs.random_images(
+      train_set, eval_config.train_images, eval_config.seed
+    ),
+    unseen=eval_inputs.spread_images(test_set, config.eval_images, unseen)
+    if len(unseen)
+    else None,
+    excluded=eval_inputs.excluded_names(test_set),
+  )
   values = _measure(inputs, folder, sources)
-  section = config.data.copy_and_resolve_references()
-  section.cache = "none"  # images are only counted
   protocol = {
-    "train_images": len(data.open_dataset(section, "train", config.seed)),
+    "train_images": len(train_set),
     "held_out_images": images.total,
     "used_images": len(images),
     "features": features.protocol["features"],
@@ -188,6 +201,9 @@ def _measure(
     z = model.draw_latents(jax.random.key(SAMPLES_KEY), n, source=source)
     measured.samples(source, z)
   measured.latents(jax.random.key(SURGERY_KEY), at_most=None)
+  measured.completions()
+  measured.anomalies()
+  measured.probes()
   examples = {k: x[:EXAMPLES] for k, x in measured.shown.items()}
   strip = np.concatenate([examples["reconstructions"], examples["prior"]])
   pictures.save_png(folder / STRIP, pictures.grid(strip, len(strip)))

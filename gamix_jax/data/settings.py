@@ -10,6 +10,7 @@ from gamix_jax.errors import UserError
 
 RESIZES = ("area", "linear", "cubic", "nearest")
 MISSING_BY = ("random", "value")
+OCCLUDE = ("none", "half", "box")
 # Typed by users who mean to turn data.cache off or on. A folder with such a
 # name can be given as ./None.
 NOT_FOLDERS = (
@@ -51,6 +52,8 @@ class Settings:
     max_corrupt_fraction: share of the source's files that may be unreadable.
     exclude_labels: classes, by name or number, that are left out of the
       training split; the test split has them.
+    occlude: the part of an image that the encoder does not see: "none", "half"
+      or "box"; see `occlusion`. Prepared images are whole.
     range: (black, white) of the numbers in `npz:` and `idx:`. "auto": judged
       by the numbers, which must leave no doubt; see `levels`.
     max_pixels: largest height times width of an image file. A larger one counts
@@ -78,6 +81,7 @@ class Settings:
   test_fraction: float = 0.2
   max_corrupt_fraction: float = 0.01
   exclude_labels: tuple[int | str, ...] = ()
+  occlude: str = "none"
   range: str | tuple[float, float] = "auto"
   max_pixels: int = 1 << 28
   modalities: tuple[str, ...] = ()
@@ -159,6 +163,7 @@ class Settings:
       and all(_is_int(k) or isinstance(k, str) for k in self.exclude_labels),
       "a tuple of classes, such as (3,)",
     )
+    check("occlude", self.occlude in OCCLUDE, "one of " + ", ".join(OCCLUDE))
     check(
       "range",
       self.range == "auto" or _is_range(self.range),
@@ -186,6 +191,12 @@ class Settings:
   def _check_modalities(self) -> None:
     """Raises UserError for wrong modalities, and keys that need or bar them."""
     if modalities_lib.parse(self.modalities):
+      if self.occlude != "none":
+        raise UserError(
+          f"data.occlude={self.occlude!r} is for images; of several modalities"
+          " whole ones can be missing, see data.missing. Remove it:"
+          " --config.data.occlude=none"
+        )
       if self.flip:
         raise UserError(
           "data.flip=True mirrors images, but the modalities of an observation"

@@ -47,11 +47,36 @@ class Images:
     return self.labels.min() >= 0 and len(np.unique(self.labels)) > 1
 
 
-def spread_images(dataset: data.Dataset, at_most: int) -> Images:
-  """Images at even distances in a data set, or all of them."""
-  n = len(dataset)
-  x, labels = read_images(dataset, data.spread_rows(n, at_most))
-  return Images(x, labels.astype(np.int64), n)
+def spread_images(
+  dataset: data.Dataset, at_most: int, among: np.ndarray | None = None
+) -> Images:
+  """Images at even distances in a data set, or all of them.
+
+  Args:
+    dataset: to choose from.
+    at_most: how many.
+    among: the indices to choose from; all if left out.
+  """
+  among = np.arange(len(dataset)) if among is None else among
+  rows = among[data.spread_rows(len(among), at_most)]
+  x, labels = read_images(dataset, rows)
+  return Images(x, labels.astype(np.int64), len(among))
+
+
+def known_and_unseen(
+  dataset: data.Dataset,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the classes that were trained on, and of the excluded ones."""
+  if not dataset.excluded:
+    return np.arange(len(dataset)), np.arange(0)
+  is_excluded = np.isin(dataset.labels(), dataset.excluded)
+  return np.flatnonzero(~is_excluded), np.flatnonzero(is_excluded)
+
+
+def excluded_names(dataset: data.Dataset) -> list[str]:
+  """The classes that were not trained on, by name where they have names."""
+  names = dataset.label_names
+  return [names[k] if names else str(k) for k in dataset.excluded]
 
 
 def random_images(
@@ -308,10 +333,7 @@ def open_run(
   train = data.open_dataset(config.data, "train", config.seed)
   train_images = random_images(train, settings.train_images, settings.seed)
   judged = {"test": test, "train": train}[split]
-  known, unseen = None, np.arange(0)
-  if judged.excluded:
-    is_excluded = np.isin(judged.labels(), judged.excluded)
-    known, unseen = np.flatnonzero(~is_excluded), np.flatnonzero(is_excluded)
+  known, unseen = known_and_unseen(judged)
   take = partial(random_images, judged, seed=settings.seed)
   images = take(settings.images, among=known)
   features = choose_features(settings, train_images, model.workdir / "eval")
@@ -319,7 +341,6 @@ def open_run(
     features.protocol["features, accuracy"] = _accuracy(
       features.extract, images
     )
-  names = test.label_names
   return EvalInputs(
     model,
     settings,
@@ -328,7 +349,7 @@ def open_run(
     split=split,
     train=train_images,
     unseen=take(settings.bound_images, among=unseen) if len(unseen) else None,
-    excluded=[names[k] if names else str(k) for k in test.excluded],
+    excluded=excluded_names(test),
   )
 
 

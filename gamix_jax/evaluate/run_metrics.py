@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from gamix_jax import metrics, pictures
+from gamix_jax import metrics, occlusion, pictures
 from gamix_jax.errors import UserError
+from gamix_jax.evaluate import completions
 from gamix_jax.evaluate.eval_inputs import EvalInputs, ImageStats
 from gamix_jax.evaluate.results import Results
 from gamix_jax.inference.fitting import FITTED
@@ -20,7 +21,7 @@ PIXELS = "8 bits a channel"
 # For the pieces of the KL every draw is compared with every posterior.
 SURGERY_IMAGES = 2_000
 # Keys of the random draws; the sources of samples have 0, 1, ...
-BOUNDS_KEY, SURGERY_KEY = 10, 11
+BOUNDS_KEY, SURGERY_KEY, COMPLETIONS_KEY = 10, 11, 12
 
 
 class EvalRun:
@@ -303,6 +304,17 @@ class EvalRun:
       reason += f"; raise eval.images to {d + 1} or more"
     self.numbers.missing([name], reason, images=n)
 
+  # --- incomplete images ---------------------------------------------------
+
+  def completions(self) -> None:
+    """Of a model with `data.occlude`: draws of what it did not see."""
+    inputs = self.inputs
+    if inputs.model.spec.occlude == occlusion.NONE:
+      return
+    self._say("completions of what the encoder does not see")
+    key = inputs.key(COMPLETIONS_KEY)
+    completions.measure(inputs, key, self.numbers)
+
   # --- uses of the codes ---------------------------------------------------
 
   def anomalies(self) -> None:
@@ -394,6 +406,7 @@ def evaluate(
   run.all_samples()
   run.bounds()
   run.latents(inputs.key(SURGERY_KEY))
+  run.completions()
   run.anomalies()
   run.probes()
   return run

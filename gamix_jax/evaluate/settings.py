@@ -8,7 +8,8 @@ from gamix_jax.registry import check_choice
 
 FEATURES = ("auto", "classifier", "random", "inception")
 POSITIVE = (
-  *("images", "train_images", "bound_images", "draws", "classifier_steps"),
+  *("images", "train_images", "bound_images", "draws", "completions"),
+  "classifier_steps",
 )
 SOURCES = ("prior", "population", "gmm", "two_stage", "vamp")
 
@@ -22,6 +23,7 @@ def base() -> ConfigDict:
   e.train_images = 5_000  # for samplers, classifier, probes; at most
   e.bound_images = 1_000  # of the held-out images, for bounds and AUROC
   e.draws = 32  # of z an image (of a mixture: of each component), for bounds
+  e.completions = 16  # draws of z an image, of runs with data.occlude
   e.sources = ("prior", "population", "gmm")  # of samples; two_stage, vamp
   e.features = "auto"  # inception with its file, else classifier with labels,
   #   else random; or one of these

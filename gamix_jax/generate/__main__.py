@@ -6,6 +6,8 @@
        interpolation    from one image to another, one row per pair
        traversal        an image, moved along one or two latents
        components       each posterior component of an image, decoded
+       completions      images of which the encoder sees a part, and what each
+                        posterior component and --n draws make of them
        map              the codes of held-out images in 2D, coloured by label
        walk             an animation from sample to sample; .gif or .mp4
                         of runs of several modalities:
@@ -47,6 +49,7 @@ USES = {
   "interpolation": ("images", "steps", "path"),
   "traversal": ("images", "dims", "span", "steps"),
   "components": ("images",),
+  "completions": ("n", "images", "seed"),
   "map": ("n", "method", "seed"),
   "walk": ("n", "images", "steps", "stops", "fps", *SAMPLING_FLAGS),
 }

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from gamix_jax import inference, paths, plots
+from gamix_jax import inference, occlusion, paths, plots
 from gamix_jax.errors import UserError
 from gamix_jax.generate import animation, folder, multimodal, select_images
 from gamix_jax.generate.options import number, sampler
@@ -23,6 +24,7 @@ COLUMNS = 8
 INTERPOLATION_STEPS = 6  # as published
 TRAVERSAL_STEPS = 9
 COMPONENT_IMAGES = 4  # images whose components are shown
+COMPLETED_IMAGES, COMPLETIONS = 8, 4  # images, and draws of each
 WALK_STEPS = 12  # frames from stop to stop
 
 
@@ -195,6 +197,34 @@ def components(model, out, *, images) -> None:
   out.write(grids, title)
 
 
+def completions(model, out, *, n, images, seed) -> None:
+  """Renders what a model makes of what it does not see."""
+  if model.spec.occlude == occlusion.NONE:
+    raise UserError(
+      "This model was trained on whole images; --what=completions needs one "
+      "that was trained with data.occlude=half or box."
+    )
+  n = number("n", n, COMPLETIONS)
+  if images:
+    x, names = select_images.images(model.config, images)
+  else:
+    x, _, _ = select_images.first(model.config, COMPLETED_IMAGES)
+    names = [str(i) for i in range(len(x))]
+  q, seen = model.encode(x), model.seen(x)
+  weights, mu, _ = (np.asarray(v) for v in q.components())
+  of_means = model.decode(mu)
+  drawn = model.complete(x, n, key=jax.random.key(seed))
+  grids = []
+  for i, name in enumerate(names):
+    row = [_as_pixels(x[i : i + 1]), seen[i : i + 1], of_means[i], drawn[:, i]]
+    labels = ["image", "seen", *(f"{p:.2f}" for p in weights[i])]
+    labels += ["draws", *[""] * (n - 1)]
+    grids.append(ImageGrid(np.concatenate(row)[None], labels, [name]))
+  out.protocol |= {"n": n, "weights": weights.tolist()}
+  title = "Images, what the encoder sees, each component's mean with its weight"
+  out.write(grids, f"{title}, and {n} draws")
+
+
 def mapped(model, out, *, n, method, seed) -> None:
   """Renders the posterior means of held-out images in 2D."""
   n = number("n", n, MAP_POINTS, 4)
@@ -250,6 +280,7 @@ RENDERERS = {
   "interpolation": interpolation,
   "traversal": traversal,
   "components": components,
+  "completions": completions,
   "map": mapped,
   "walk": walk,
 }

@@ -74,6 +74,24 @@ def single(spec: TrainSpec, x: ArrayLike, what: str) -> np.ndarray:
   return x
 
 
+def hidden(spec: TrainSpec, boxes: ArrayLike, b: int) -> np.ndarray:
+  """Validates rectangles of b images and returns them as int32 [b, 4].
+
+  Raises:
+    UserError: another shape or type, or one that is not inside its image.
+  """
+  boxes = np.asarray(boxes)
+  h, w, _ = spec.image.shape
+  if boxes.shape != (b, 4) or boxes.dtype.kind not in "iu":
+    raise UserError(
+      f"hidden has shape {boxes.shape} and dtype {boxes.dtype}; it must be int "
+      f"[{b}, 4]: first row, first column, height, width."
+    )
+  if (boxes < 0).any() or (boxes[:, :2] + boxes[:, 2:] > (h, w)).any():
+    raise UserError(f"hidden has a rectangle that leaves an image of {h}x{w}.")
+  return boxes.astype(np.int32)
+
+
 def latents(z: ArrayLike, latent: int, dtype: Any) -> np.ndarray:
   """Validates latents [..., d].
 

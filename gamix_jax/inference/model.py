@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gamix_jax import occlusion
 from gamix_jax.errors import UserError
 from gamix_jax.inference import arrays, latents
 from gamix_jax.inference.base import LoadedModel
 from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.occlusion import HIDDEN
 from gamix_jax.posterior import Posterior
 from gamix_jax.registry import check_choice
 
@@ -20,18 +23,31 @@ class Model(LoadedModel):
   """A trained model of images; `load` returns one.
 
   The attributes are those of `LoadedModel`.
+
+  A model that was trained with `data.occlude` takes whole images and hides a
+  part of each from its encoder, which depends only on the image's place in the
+  array; see `seen`. `encode` can be told what to hide.
   """
 
-  def _observations(self, x: ArrayLike) -> dict[str, np.ndarray]:
-    return {IMAGE: arrays.batch(self.spec, x)}
+  def _observations(
+    self, x: ArrayLike, hidden: ArrayLike | None = None
+  ) -> dict[str, np.ndarray]:
+    x = {IMAGE: arrays.batch(self.spec, x)}
+    if hidden is None:
+      return jax.device_get(self.spec.occluded(x))
+    return x | {HIDDEN: arrays.hidden(self.spec, hidden, len(x[IMAGE]))}
 
   # --- encode and decode ---------------------------------------------------
 
-  def encode(self, x: ArrayLike) -> Posterior:
+  def encode(self, x: ArrayLike, hidden: ArrayLike | None = None) -> Posterior:
     """Computes the posterior q(z | x) of images.
 
     Args:
       x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
+      hidden: what the encoder does not see, int [b, 4]: first row, first
+        column, height and width of a rectangle; zeros: nothing. Default: of a
+        model that was trained with `data.occlude` what `seen` hides, else
+        nothing.
 
     Returns:
       The posterior of b images (b = 1 for a single image): a pytree of JAX
@@ -41,7 +57,37 @@ class Model(LoadedModel):
     Raises:
       UserError: if shape, dtype or range is wrong, or a value is not finite.
     """
-    return super().encode(x)
+    q = self._device.encode(self._observations(x, hidden))
+    return jax.tree.map(jnp.asarray, q)
+
+  def hidden(self, rows: ArrayLike) -> np.ndarray:
+    """What is hidden of the images in these rows of an array, see `encode`.
+
+    Returns:
+      int [b, 4]; zeros for a model that was not trained with `data.occlude`.
+    """
+    rows = np.asarray(rows)
+    if self.spec.occlude == occlusion.NONE:
+      return np.zeros((len(rows), 4), np.int32)
+    return np.asarray(self.spec.hidden(rows))
+
+  def seen(self, x: ArrayLike) -> np.ndarray:
+    """Images as the encoder sees them: what is hidden is grey, 0.
+
+    Args:
+      x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
+
+    Returns:
+      Images of x's shape, in [-1, 1].
+
+    Raises:
+      UserError: as `encode`.
+    """
+    of = self._observations(x)
+    images = np.asarray(to_float(of[IMAGE]))
+    if HIDDEN in of:
+      images = np.asarray(occlusion.hide(images, of[HIDDEN]))
+    return images.reshape(np.shape(x))
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
     """Decodes latents to images.
@@ -99,6 +145,31 @@ class Model(LoadedModel):
       UserError: as `encode`.
     """
     return self.decode(self.encode(x).mean()).reshape(np.shape(x))
+
+  def complete(
+    self, x: ArrayLike, n: int, *, key: jax.Array | None = None
+  ) -> np.ndarray:
+    """Decodes independent draws of q(z | x).
+
+    Of a model that was trained with `data.occlude` these are n completions of
+    each image.
+
+    Args:
+      x: [b, h, w, c] or one [h, w, c]; uint8 or floats in [-1, 1].
+      n: number of draws of each image.
+      key: of the draws; default: a fixed key.
+
+    Returns:
+      [n, *x.shape], in [-1, 1].
+
+    Raises:
+      UserError: as `encode`, or if n < 1.
+    """
+    if n < 1:
+      raise UserError(f"n={n} must be 1 or more.")
+    key = jax.random.key(0) if key is None else key
+    z = self.encode(x).independent(key, n)
+    return self.decode(np.asarray(z)).reshape(n, *np.shape(x))
 
   # --- new images ----------------------------------------------------------
 

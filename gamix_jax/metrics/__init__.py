@@ -6,12 +6,18 @@ features    features of a fixed random network, or of Inception
 classifier  features of a small network that learned the data's own labels
 distances   of two sets of features: Frechet, kernel, precision and recall
 latent      the pieces of the ELBO, bits per dimension, how the code is used
+completions several completions of incomplete images
 codes       AUROC of anomaly scores; accuracy of classifiers on the codes
 mcc         how well latents are the true sources, where these are known
 """
 
 from gamix_jax.metrics.classifier import classifier_features
 from gamix_jax.metrics.codes import auroc, knn, linear_probe
+from gamix_jax.metrics.completions import (
+  completion_errors,
+  diversity,
+  effective_number,
+)
 from gamix_jax.metrics.distances import (
   ENOUGH_IMAGES,
   frechet_distance,
@@ -58,6 +64,9 @@ __all__ = [
   "bits_per_dim",
   "by_activity",
   "classifier_features",
+  "completion_errors",
+  "diversity",
+  "effective_number",
   "frechet_distance",
   "inception_features",
   "kernel_distance",

@@ -280,7 +280,9 @@ def mixture_report(
 
   Returns:
     `effective_components`, 1 to k: exp of the weights' entropy, mean over
-    images. `collapsed_components`, 0 to 1: the share of the components'
+    images. `components_in_use`, 1 to k: exp of the entropy of the weights' mean
+    over images; a component that is used for a few images counts here only.
+    `collapsed_components`, 0 to 1: the share of the components'
     variances under 0.01, each component with its weight.
   """
   weights, var = np.asarray(weights, np.float64), np.asarray(var)
@@ -288,6 +290,9 @@ def mixture_report(
   collapsed = (var < COLLAPSED_VARIANCE).mean(axis=2)
   return {
     "effective_components": float(np.mean(np.exp(entropy))),
+    "components_in_use": float(
+      np.exp(scipy.special.entr(weights.mean(axis=0)).sum())
+    ),
     "collapsed_components": float(np.mean(np.sum(weights * collapsed, axis=1))),
   }
 

@@ -367,6 +367,13 @@ METRICS = (
     "of a mixture: exp of the entropy of an image's weights, mean over images",
   ),
   MetricSpec(
+    "components_in_use",
+    "Latents",
+    "components in use",
+    "of a mixture: exp of the entropy of the weights' mean over images; where "
+    "it is above `effective_components`, different images use different ones",
+  ),
+  MetricSpec(
     "(population|lifetime)_sparseness",
     "Latents",
     r"\1 sparseness",
@@ -381,6 +388,74 @@ METRICS = (
     "weak up to an affine map, which is fitted on half of the observations; "
     "strong up to permutation and scale",
     better="higher",
+  ),
+  MetricSpec(
+    "completion_mae",
+    "Completions",
+    "error of a completion",
+    "mean absolute error of a draw, where the encoder sees nothing; pixels in "
+    "[-1, 1]",
+    unit="of [-1, 1]",
+    better="lower",
+  ),
+  MetricSpec(
+    "completion_mae_best",
+    "Completions",
+    "error of the best completion",
+    "the same of the best of an image's draws",
+    unit="of [-1, 1]",
+    better="lower",
+  ),
+  MetricSpec(
+    "visible_mae",
+    "Completions",
+    "error where visible",
+    "mean absolute error of a draw, where the encoder sees the image",
+    unit="of [-1, 1]",
+    better="lower",
+  ),
+  MetricSpec(
+    "completion_diversity",
+    "Completions",
+    "diversity of completions",
+    "mean absolute difference of two draws, where the encoder sees nothing",
+    unit="of [-1, 1]",
+  ),
+  MetricSpec(
+    "completion_classes",
+    "Completions",
+    "classes of completions",
+    "exp of the entropy of the classes of an image's draws, for the features' "
+    "classifier",
+  ),
+  MetricSpec(
+    "completion_right",
+    "Completions",
+    "right completions",
+    "share of the draws that have the image's class for the classifier",
+    better="higher",
+  ),
+  MetricSpec(
+    "completion_covers",
+    "Completions",
+    "class covered",
+    "share of the images of which one draw or more has the image's class",
+    better="higher",
+  ),
+  MetricSpec(
+    "component_diversity",
+    "Completions",
+    "diversity of components",
+    "of a mixture: mean absolute difference of the decoded means of two "
+    "components, by their weights, where the encoder sees nothing",
+    unit="of [-1, 1]",
+  ),
+  MetricSpec(
+    "component_classes",
+    "Completions",
+    "classes of components",
+    "of a mixture: exp of the entropy of the classes of the components' "
+    "decoded means, by their weights",
   ),
   MetricSpec(
     "auroc_(.*)",

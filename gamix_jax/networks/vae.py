@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
+from gamix_jax import occlusion
 from gamix_jax.modality import IMAGE
 from gamix_jax.networks.parts import Decoder, Encoder
 from gamix_jax.posterior import Head, Mixture, Posterior, prior
@@ -22,7 +23,8 @@ class VAEOutput:
   """The result of one forward pass of a VAE, from which objectives compute.
 
   Attributes:
-    x: observations by modality, [b, ...], floats; images in [-1, 1].
+    x: observations by modality, [b, ...], floats; images in [-1, 1]. With the
+      entry "hidden", q is of what is not hidden.
     q: their posterior.
     z: draws [s, b, d], with weights w [s, b] that sum to 1 over s.
     w: see z.
@@ -75,8 +77,11 @@ class VAE(nn.Module):
     return self.posterior.latent
 
   def encode(self, x: Observations, train: bool = False) -> Posterior:
-    """Observations [b, ...] -> q(z | x)."""
-    return self._encode(x[self.modality], train)
+    """Observations [b, ...] -> q(z | x); with "hidden" of the other pixels."""
+    image = x[self.modality]
+    if occlusion.HIDDEN in x:
+      image = occlusion.hide(image, x[occlusion.HIDDEN])
+    return self._encode(image, train)
 
   def _encode(self, x: jax.Array, train: bool = False) -> Posterior:
     h = self.encoder(x, train)

@@ -26,7 +26,7 @@ from gamix_jax.objectives.covariances import DIP1, DIP2, VICReg
 from gamix_jax.objectives.draws import CWAE, SWAE, WAEMMD, SIGReg
 from gamix_jax.objectives.elbo import ELBO, AnalyticELBO
 from gamix_jax.objectives.evae import EVAE
-from gamix_jax.objectives.gamix import Gamix, collapse_penalty
+from gamix_jax.objectives.gamix import Gamix, GamixMixture, collapse_penalty
 from gamix_jax.objectives.mmvm import MMVM, MMVMPopulation
 from gamix_jax.objectives.siwae import SIWAE
 from gamix_jax.objectives.subsets import TC, Masked, MixtureBound
@@ -48,6 +48,7 @@ class _Objectives(Registry[type[Objective]]):
 
 OBJECTIVES = _Objectives("objective.name")
 OBJECTIVES.register("gamix", Gamix)
+OBJECTIVES.register("gamix_mixture", GamixMixture)
 OBJECTIVES.register("elbo", ELBO)
 OBJECTIVES.register("selbo", ELBO)
 OBJECTIVES.register("exact", AnalyticELBO)
@@ -156,6 +157,7 @@ __all__ = [
   "AdversarialLoss",
   "AnalyticELBO",
   "Gamix",
+  "GamixMixture",
   "MMVMPopulation",
   "Masked",
   "MixtureBound",

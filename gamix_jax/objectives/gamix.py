@@ -70,6 +70,29 @@ class Gamix(Objective):
     return terms, info, state
 
 
+@dataclasses.dataclass(frozen=True)
+class GamixMixture(Gamix):
+  """GAMIX with the likelihood of the whole mixture in place of each draw's.
+
+      recon    -1/r mean_i ln sum_s w_si exp(-r error(x_i, x_hat_si))
+
+  with r = weights.recon, so r recon is -ln sum_s w_si p(x_i | z_si) up to a
+  constant.
+
+  The mean error over components is linear in their weights, so it is smallest
+  with all of the weight on one component, and with every component at the same
+  guess. Here one component that is right is enough, so that components that
+  complete an image in different ways pay. With one draw of one component it is
+  `Gamix`. Compare `SIWAE`, which has the prior and the entropy in the sum, too.
+  """
+
+  def recon(self, output: VAEOutput) -> jax.Array:
+    """The term `recon`; at most that of `Gamix`."""
+    log_p = -self.recon_weight * self.errors(output)
+    log_mean = jax.nn.logsumexp(log_p, axis=0, b=output.w)
+    return -jnp.mean(log_mean) / self.recon_weight
+
+
 def collapse_penalty(q: Posterior) -> jax.Array:
   """mean_i sum_k pi_ik 1/2 sum_d ( sigma^2 - 1 - ln sigma^2 ), nats, []."""
   weights, _, var = q.components()

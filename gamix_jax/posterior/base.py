@@ -86,6 +86,16 @@ class Posterior:
     """The shape of the standard noise for n draws."""
     raise NotImplementedError
 
+  def independent(self, key: jax.Array, n: int) -> Float[Array, "n b d"]:
+    """n independent draws of each q(z | x), without weights or gradient."""
+    of_draws, of_component = jax.random.split(key)
+    z, w = self.sample(of_draws, n)
+    z = einops.rearrange(z, "(n k) b d -> n k b d", n=n)
+    log_weights = jnp.log(einops.rearrange(w, "(n k) b -> n k b", n=n))
+    k = jax.random.categorical(of_component, log_weights, axis=1)
+    z = jnp.take_along_axis(z, k[:, None, :, None], axis=1)[:, 0]
+    return jax.lax.stop_gradient(z)
+
   def stratified(self) -> "Posterior":
     """The same q(z | x), of which `sample` draws from every component."""
     return self

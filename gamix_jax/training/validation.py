@@ -8,7 +8,8 @@ import numpy as np
 
 from gamix_jax import data, metrics, pictures
 from gamix_jax.config import ConfigDict
-from gamix_jax.modality import IMAGE, to_float
+from gamix_jax.modality import IMAGE
+from gamix_jax.occlusion import HIDDEN, hide
 from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
@@ -139,7 +140,8 @@ class Validator:
   def panels(self, state: TrainState) -> dict[str, np.ndarray]:
     """Returns pictures, uint8 [h, w, c], by name.
 
-    reconstructions: rows of originals with their reconstructions below.
+    reconstructions: rows of originals, as the encoder sees them, with their
+      reconstructions below.
     samples: decoded from draws of the prior.
     interpolation: linear, between the codes of held-out images.
 
@@ -150,7 +152,7 @@ class Validator:
     )
     if self._spec.multimodal:
       return multimodal_panels.panels(self._spec, self._pictured, out)
-    x = np.asarray(to_float(self._pictured[IMAGE]))
+    x = out.pop("seen")
     return {
       "reconstructions": pictures.grid(
         pictures.pairs(x, out["reconstructions"], GRID_COLUMNS), GRID_COLUMNS
@@ -169,7 +171,8 @@ class Validator:
     if spec.multimodal:
       return multimodal_panels.compute(spec, params, batch_stats, batch)
     vae = spec.vae.bind({"params": params, "batch_stats": batch_stats})
-    mean = vae.encode(spec.observations(batch)).mean()
+    x = spec.observations(spec.occluded(batch))
+    mean = vae.encode(x).mean()
     # The same latents every time, so that pictures can be compared.
     z = vae.prior_draws(jax.random.fold_in(spec.key(0), 2), NUM_SAMPLES)
     t = jnp.linspace(0, 1, INTERPOLATION_STEPS, dtype=mean.dtype)[None, :, None]
@@ -181,7 +184,11 @@ class Validator:
     x_hat = vae.decode(jnp.concatenate(list(latents.values())))[IMAGE]
     image = spec.image.likelihood.mean(x_hat)
     stops = np.cumsum([len(v) for v in latents.values()])
-    return dict(zip(latents, jnp.split(image, stops[:-1]), strict=True))
+    shown = dict(zip(latents, jnp.split(image, stops[:-1]), strict=True))
+    seen = x[IMAGE].astype(jnp.float32)
+    if HIDDEN in x:
+      seen = hide(seen, x[HIDDEN])
+    return shown | {"seen": seen}
 
 
 def _mean_where_there(values: np.ndarray) -> float:
