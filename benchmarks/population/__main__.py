@@ -5,7 +5,8 @@
 --size=28                     height and width; images are grey
 --network=mlp                 the fully connected 784-200-200-200-8 network of
                               arXiv:1805.09235, or resnet, the preset base
---methods=vae,wae_mmd         default: all; see benchmarks/population/methods.py
+--methods=vae,wae_mmd         default: all, or those of the figure over batch
+                              sizes; see benchmarks/population/methods.py
 --seeds=5                     final runs of each method
 --batch=128                   images of a step
 --sweep_epochs=5 --epochs=20  passes over the training images of the runs that
@@ -21,10 +22,10 @@
 --report                      writes the tables from the folder, trains nothing
 --tiny                        built-in digits and seconds, to try the command
 
-Each method's weight is chosen from five on a sixth of the training images, which
-no run trains on: the lowest sum of the Frechet distances of reconstructions and
-of samples. The test split judges the final runs only. Several processes with the
-same command and folder share the work.
+Each method's weight is chosen from five on a sixth of the training images,
+which no run trains on: the lowest sum of the Frechet distances of
+reconstructions and of samples. The test split judges the final runs only.
+Several processes with the same command and folder share the work.
 """
 
 import sys
@@ -33,6 +34,7 @@ from absl import flags
 
 from gamix_jax import cli, paths
 from gamix_jax.errors import UserError
+from gamix_jax.registry import check_choice
 
 TINY = {
   "source": "digits",
@@ -78,17 +80,19 @@ def main() -> None:
         given[key].value = value
   out = paths.resolve(given.out)
   from benchmarks.population import plan, report  # noqa: PLC0415  (JAX)
+  from benchmarks.population.methods import (  # noqa: PLC0415
+    BATCH_METHODS,
+    METHODS,
+  )
 
   if given.report:
     print(report.write(out), flush=True)
     return
   settings = _settings(plan)
-  methods = given.methods or list(plan.METHODS)
-  for name in methods:
-    if name not in plan.METHODS:
-      raise UserError(
-        f"--methods={name} must be one of {', '.join(plan.METHODS)}."
-      )
+  all_methods = BATCH_METHODS if given.batches else METHODS
+  names = given.methods or list(all_methods)
+  for name in names:
+    check_choice("--methods", name, METHODS)
   if not all(v.isdecimal() and int(v) >= 2 for v in given.batches):
     raise UserError(
       f"--batches={','.join(given.batches)} must be numbers of 2 or more."
@@ -96,9 +100,9 @@ def main() -> None:
   cli.use_compilation_cache()
   bench = plan.Bench(settings, out, given.stack, _say)
   if given.batches:
-    bench.batches(list(map(int, given.batches)), given.seeds, methods)
+    bench.batches(names, list(map(int, given.batches)), given.seeds)
   else:
-    bench.methods(methods, given.seeds)
+    bench.methods(names, given.seeds)
   print(report.write(out), flush=True)
 
 
@@ -111,15 +115,15 @@ def _settings(plan):
   given = flags.FLAGS
   if not given.source:
     raise UserError(
-      "--source is missing, such as --source=idx:/data/mnist; --tiny needs none."
+      "--source is missing, such as --source=idx:/data/mnist; --tiny needs "
+      "none."
     )
   numbers = ("size", "seeds", "batch", "sweep_epochs", "epochs", "judged")
   for key in numbers:
     if given[key].value < 1:
       raise UserError(f"--{key}={given[key].value} must be 1 or more.")
   for source in given.sources:
-    if source not in ("gmm", "two_stage"):
-      raise UserError(f"--sources={source} must be gmm or two_stage.")
+    check_choice("--sources", source, ("gmm", "two_stage"))
   from gamix_jax import data  # noqa: PLC0415
 
   return plan.Settings(

@@ -29,7 +29,7 @@ from benchmarks.population.images import (
   training_parts,
 )
 from benchmarks.population.judge import Judge
-from benchmarks.population.methods import BATCH_METHODS, METHODS, config_of
+from benchmarks.population.methods import METHODS, config_of
 from benchmarks.population.training import Trained, Trainer, order
 from gamix_jax import build, files, pictures
 from gamix_jax.config import ConfigDict
@@ -189,88 +189,94 @@ class Bench:
 
   def methods(self, names: Sequence[str], seeds: int) -> None:
     """Sweeps, chooses and does the final runs of methods."""
-    for name in names:
-      with _claim(self._out / name) as mine:
-        if mine:
-          self._sweep(name)
-          self._final(name, seeds)
+    mine = [name for name in names if self._sweep(name)]
+    # Those of this process first: their programs are compiled.
+    for name in sorted(names, key=lambda n: n not in mine):
+      weight, s = self._wait_for_choice(name), self._settings
+      self._do(
+        [
+          Run(name, "final", weight, seed, s.batch, s.epochs)
+          for seed in range(seeds)
+        ]
+      )
 
-  def batches(self, sizes: Sequence[int], seeds: int, names) -> None:
+  def batches(
+    self, names: Sequence[str], sizes: Sequence[int], seeds: int
+  ) -> None:
     """Does the runs of other batch sizes, with the weights chosen by sweeps."""
+    epochs = self._settings.epochs
     for name in names:
-      if name not in BATCH_METHODS:
-        continue
       weight = self._wait_for_choice(name)
       for size in sizes:
-        with _claim(self._out / name / f"batch_{size}") as mine:
-          if mine:
-            epochs = self._settings.epochs
-            self._do(
-              [
-                Run(name, "batch", weight, seed, size, epochs)
-                for seed in range(seeds)
-              ]
-            )
+        self._do(
+          [
+            Run(name, "batch", weight, seed, size, epochs)
+            for seed in range(seeds)
+          ]
+        )
 
   def _wait_for_choice(self, name: str) -> float:
     """Returns the chosen weight, after a sweep here or by another process."""
     while (weight := choose(self._out, name)) is None:
-      with _claim(self._out / name) as mine:
-        if mine:
-          self._sweep(name)
-      if not mine:
+      if not self._sweep(name):
         time.sleep(WAIT)
     return weight
 
-  def _sweep(self, name: str) -> None:
-    s = self._settings
-    self._do(
-      [
-        Run(name, "sweep", weight, 0, s.batch, s.sweep_epochs)
-        for weight in METHODS[name].weights
-      ]
-    )
+  def _sweep(self, name: str) -> bool:
+    """Sweeps a method that no other process sweeps; whether anything was done.
 
-  def _final(self, name: str, seeds: int) -> None:
-    s, weight = self._settings, choose(self._out, name)
-    self._do(
-      [
-        Run(name, "final", weight, seed, s.batch, s.epochs)
-        for seed in range(seeds)
-      ]
-    )
-
-  def _do(self, runs: Sequence[Run]) -> None:
-    """Trains and judges those of the runs that are not finished.
-
-    They differ in weight and seed only.
+    One process does all of it, since the runs share a program.
     """
-    todo = [r for r in runs if not (self._out / r.folder / RESULT).is_file()]
-    for group in [todo] if self._stack else [[r] for r in todo]:
-      if not group:
+    s = self._settings
+    with _claim(self._out / name) as mine:
+      return mine and self._do(
+        [
+          Run(name, "sweep", weight, 0, s.batch, s.sweep_epochs)
+          for weight in METHODS[name].weights
+        ]
+      )
+
+  def _do(self, runs: Sequence[Run]) -> bool:
+    """Does runs that differ in weight and seed only; whether any was left.
+
+    Finished runs, and those that another process does, are left out.
+    """
+    done = False
+    for group in [runs] if self._stack else [[r] for r in runs]:
+      if not self._left(group):
         continue
-      steps = group[0].epochs * (len(self._train) // group[0].batch)
-      if not steps:
-        raise UserError(
-          f"A batch of {group[0].batch} is larger than the {len(self._train)} "
-          "training images."
-        )
-      configs = [self._run_config(r, steps) for r in group]
-      specs = [build.train_spec(c) for c in configs]
-      started = time.perf_counter()
-      trained = self._trainer(group[0], specs[0])(
-        specs,
-        [order(len(self._train), r.batch, steps, r.seed) for r in group],
+      with _claim(self._out / group[0].folder) as mine:
+        if mine and (left := self._left(group)):
+          self._train_and_judge(left)
+          done = True
+    return done
+
+  def _left(self, runs: Sequence[Run]) -> list[Run]:
+    """The runs that are not finished."""
+    return [r for r in runs if not (self._out / r.folder / RESULT).is_file()]
+
+  def _train_and_judge(self, runs: Sequence[Run]) -> None:
+    first, n = runs[0], len(self._train)
+    steps = first.epochs * (n // first.batch)
+    if not steps:
+      raise UserError(
+        f"A batch of {first.batch} is larger than the {n} training images."
       )
-      seconds = time.perf_counter() - started
-      self._say(
-        f"{group[0].method}: {len(group)} run(s) of {steps} steps in "
-        f"{seconds:.1f} s, {trained[0].sec_per_step * 1e3:.3g} ms a step"
-      )
-      for run, config, spec, found in zip(
-        group, configs, specs, trained, strict=True
-      ):
-        self._keep(run, config, spec, found)
+    configs = [self._run_config(r, steps) for r in runs]
+    specs = [build.train_spec(c) for c in configs]
+    started = time.perf_counter()
+    trained = self._trainer(first, specs[0])(
+      specs, [order(n, r.batch, steps, r.seed) for r in runs]
+    )
+    seconds = time.perf_counter() - started
+    self._say(
+      f"{first.method}: {len(runs)} of {steps} steps in {seconds:.1f} s, "
+      f"{trained[0].sec_per_step * 1e3:.3g} ms a step"
+    )
+    for run, config, spec, found in zip(
+      runs, configs, specs, trained, strict=True
+    ):
+      self._keep(run, config, spec, found)
 
   def _run_config(self, run: Run, steps: int) -> ConfigDict:
     config = self._config(
@@ -301,6 +307,7 @@ class Bench:
       model, sources.get(run.phase, ("prior",)), complete
     )
     numbers["sec_per_step"] = trained.sec_per_step
+    numbers["skipped_updates"] = trained.skipped
     folder = self._out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     if complete and run.seed == 0:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gamix_jax import step
-from gamix_jax.errors import UserError
 from gamix_jax.modality import IMAGE
 from gamix_jax.step import TrainSpec
 
@@ -27,11 +26,13 @@ class Trained(NamedTuple):
     params: averaged parameters.
     batch_stats: batch statistics.
     sec_per_step: seconds a step, without compilation.
+    skipped: updates that were left out, since they were not finite.
   """
 
   params: Any
   batch_stats: Any
   sec_per_step: float
+  skipped: int
 
 
 def order(images: int, batch: int, steps: int, seed: int) -> np.ndarray:
@@ -99,9 +100,6 @@ class Trainer:
     Args:
       specs: of the runs.
       rows: the batches of each, see `order`.
-
-    Raises:
-      UserError: if an update of a run was not finite.
     """
     runs = [
       (r, np.uint32(s.seed), jax.tree.map(jnp.float32, _weights(s)))
@@ -119,12 +117,9 @@ class Trainer:
       if not self._stack:
         out = jax.tree.map(lambda v: np.asarray(v)[None], out)
       for i in range(len(out[-1])):
-        params, stats, bad = jax.tree.map(lambda v, i=i: v[i], out)
-        if bad:
-          raise UserError(
-            f"{int(bad)} updates were not finite; lower the weights."
-          )
-        found.append(Trained(params, stats, seconds / len(out[-1])))
+        params, stats, skipped = jax.tree.map(lambda v, i=i: v[i], out)
+        each = seconds / len(out[-1])
+        found.append(Trained(params, stats, each, int(skipped)))
     return found
 
 
