@@ -90,12 +90,17 @@ def test_too_few_images_to_judge():
     images.judged(few, 1000)
 
 
-def test_sweeps_do_not_read_the_test_split(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+  out = tmp_path_factory.mktemp("bench")
+  return plan.Bench(DIGITS, out, False, lambda line: None)
+
+
+def test_sweeps_do_not_read_the_test_split(bench, monkeypatch):
   def read(config):
     raise AssertionError("the test split was read")
 
   monkeypatch.setattr(plan, "test_images", read)
-  bench = plan.Bench(DIGITS, tmp_path, False, lambda line: None)
   bench._judge("sweep")
   for phase in ("final", "batch"):
     with pytest.raises(AssertionError, match="test split"):
@@ -276,9 +281,9 @@ def test_the_command(program, tmp_path):
     assert (tmp_path / "table.md").read_text() in second.stdout
 
 
-def test_another_process_is_left_alone(tmp_path):
+def test_another_process_is_left_alone(bench):
   """A method that another process has locked is not swept here."""
-  lock = tmp_path / "vae"
+  lock = bench.out / "vae"
   code = (
     "import sys; from pathlib import Path; from gamix_jax.files import Lock\n"
     "folder = Path(sys.argv[1]); folder.mkdir()\n"
@@ -289,11 +294,10 @@ def test_another_process_is_left_alone(tmp_path):
   pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   with subprocess.Popen(argv, cwd=ROOT, **pipes) as other:
     assert other.stdout.readline() == "locked\n"
-    bench = plan.Bench(DIGITS, tmp_path, False, lambda line: None)
     assert not bench._sweep("vae")
     other.stdin.close()
     assert other.wait() == 0
-  assert list(plan.results(tmp_path)) == []
+  assert list(plan.results(bench.out)) == []
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Method:
 def _gamix(population: str) -> Method:
   return Method(
     "gamix",
-    (10.0, 30.0, 100.0, 300.0, 1000.0),
+    (3.0, 10.0, 30.0, 100.0, 300.0),
     {"population_kl": 1.0},
     {"collapse_penalty": 0.3},
     posterior="gaussian",
@@ -66,9 +66,9 @@ METHODS = {
   ),
   "cwae": Method("cwae", (1.0, 3.0, 10.0, 30.0, 100.0), {"cramer_wold": 1.0}),
   "swae": Method(
-    "swae", (10.0, 30.0, 100.0, 300.0, 1000.0), {"sliced_wasserstein": 1.0}
+    "swae", (1.0, 3.0, 10.0, 30.0, 100.0), {"sliced_wasserstein": 1.0}
   ),
-  "sigreg": Method("sigreg", (1.0, 3.0, 10.0, 30.0, 100.0), {"sigreg": 1.0}),
+  "sigreg": Method("sigreg", (0.1, 0.3, 1.0, 3.0, 10.0), {"sigreg": 1.0}),
   "vicreg": Method(
     "vicreg",
     (1.0, 3.0, 10.0, 30.0, 100.0),

@@ -143,7 +143,11 @@ def choose(out: Path, method: str) -> float | None:
 
 
 class Bench:
-  """Trains and judges runs in an output folder."""
+  """Trains and judges runs in an output folder.
+
+  Attributes:
+    out: the folder.
+  """
 
   def __init__(
     self,
@@ -164,7 +168,7 @@ class Bench:
       UserError: if the data cannot be read, or as `Settings.check`.
     """
     settings.check(out)
-    self._settings, self._out, self._stack = settings, out, stack
+    self._settings, self.out, self._stack = settings, out, stack
     self._say = say
     self._train, self._validation = training_parts(self._config("ae", 0.0))
     self._features = features(self._train, out)
@@ -217,7 +221,7 @@ class Bench:
 
   def _wait_for_choice(self, name: str) -> float:
     """Returns the chosen weight, after a sweep here or by another process."""
-    while (weight := choose(self._out, name)) is None:
+    while (weight := choose(self.out, name)) is None:
       if not self._sweep(name):
         time.sleep(WAIT)
     return weight
@@ -228,7 +232,7 @@ class Bench:
     One process does all of it, since the runs share a program.
     """
     s = self._settings
-    with _claim(self._out / name) as mine:
+    with _claim(self.out / name) as mine:
       return mine and self._do(
         [
           Run(name, "sweep", weight, 0, s.batch, s.sweep_epochs)
@@ -245,7 +249,7 @@ class Bench:
     for group in [runs] if self._stack else [[r] for r in runs]:
       if not self._left(group):
         continue
-      with _claim(self._out / group[0].folder) as mine:
+      with _claim(self.out / group[0].folder) as mine:
         if mine and (left := self._left(group)):
           self._train_and_judge(left)
           done = True
@@ -253,7 +257,7 @@ class Bench:
 
   def _left(self, runs: Sequence[Run]) -> list[Run]:
     """The runs that are not finished."""
-    return [r for r in runs if not (self._out / r.folder / RESULT).is_file()]
+    return [r for r in runs if not (self.out / r.folder / RESULT).is_file()]
 
   def _train_and_judge(self, runs: Sequence[Run]) -> None:
     first, n = runs[0], len(self._train)
@@ -308,7 +312,7 @@ class Bench:
     )
     numbers["sec_per_step"] = trained.sec_per_step
     numbers["skipped_updates"] = trained.skipped
-    folder = self._out / run.folder
+    folder = self.out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     if complete and run.seed == 0:
       pictures.save_png(folder / PICTURE, picture)
