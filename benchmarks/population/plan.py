@@ -1,0 +1,351 @@
+"""Which runs there are, who does them, and which weight is chosen.
+
+    sweep   a run for each tried weight, seed 0, judged on validation images
+    final   runs of several seeds with the chosen weight, judged on test images
+    batch   the same with other batch sizes and as many images seen
+
+The chosen weight has the lowest sum of two Frechet distances on the validation
+images: of reconstructions, and of samples from the source that the method is
+meant for (`Method.sampler`).
+
+A finished run is a file. Several processes can share an output folder: each
+takes a method that no other one has locked.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.population.images import (
+  features,
+  judged,
+  test_images,
+  training_parts,
+)
+from benchmarks.population.judge import Judge
+from benchmarks.population.methods import METHODS, config_of
+from benchmarks.population.training import Trained, Trainer, order
+from gamix_jax import build, files, pictures
+from gamix_jax.config import ConfigDict
+from gamix_jax.errors import UserError
+from gamix_jax.inference import Model
+
+RESULT, PICTURE, PROTOCOL = "result.json", "images.png", "protocol.json"
+FORMAT = 1  # of these files
+PHASES = ("sweep", "final", "batch")
+WAIT = 1.0  # seconds between looks at what another process does
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all runs of an output folder share.
+
+  Attributes:
+    source: `data.source`.
+    size: height and width of the images.
+    network: "mlp" or "resnet".
+    batch: images of a step, but for the runs of other batch sizes.
+    sweep_epochs: passes over the training images of a run of the sweep.
+    epochs: the same of all other runs.
+    judged: held-out images, and samples, that a run is judged on.
+    sources: latent sources of the final runs beside the prior.
+  """
+
+  source: str
+  size: int
+  network: str
+  batch: int
+  sweep_epochs: int
+  epochs: int
+  judged: int
+  sources: tuple[str, ...]
+
+  def check(self, out: Path) -> None:
+    """Writes the settings to the output folder, or compares them.
+
+    Raises:
+      UserError: if the folder has runs with other settings.
+    """
+    mine = json.loads(json.dumps(dataclasses.asdict(self)))
+    out.mkdir(parents=True, exist_ok=True)
+    with files.exclusive(out / ".protocol"):
+      theirs = read_settings(out)
+      if theirs is None:
+        files.write_text(out / PROTOCOL, json.dumps(mine, indent=1) + "\n")
+        return
+    different = [k for k in mine if mine[k] != theirs.get(k)]
+    if different:
+      raise UserError(
+        f"{out} has runs with other values of {', '.join(different)}: "
+        f"{', '.join(str(theirs.get(k)) for k in different)}. Use them, or "
+        "another --out."
+      )
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+  """Returns the settings of an output folder; None if it has none."""
+  file = out / PROTOCOL
+  return json.loads(file.read_text()) if file.is_file() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run.
+
+  Attributes:
+    method: its name.
+    phase: "sweep", "final" or "batch".
+    weight: the value of the regulariser's weight.
+    seed: of initial weights, batches and noise.
+    batch: images of a step.
+    epochs: passes over the training images.
+  """
+
+  method: str
+  phase: str
+  weight: float
+  seed: int
+  batch: int
+  epochs: int
+
+  @property
+  def folder(self) -> str:
+    """The run's folder in the output folder."""
+    name = f"{self.phase}_w{self.weight:g}_b{self.batch}_s{self.seed}"
+    return f"{self.method}/{name}"
+
+
+def results(out: Path) -> Iterator[dict[str, Any]]:
+  """Yields the results of all finished runs, in the order of their names."""
+  for file in sorted(out.glob(f"*/*/{RESULT}")):
+    found = json.loads(file.read_text())
+    if found.get("format") == FORMAT and found["method"] in METHODS:
+      yield found
+
+
+def choose(out: Path, method: str) -> float | None:
+  """Returns the chosen weight of a method; None before its sweep is done."""
+  found = {
+    r["weight"]: r["numbers"]
+    for r in results(out)
+    if r["method"] == method and r["phase"] == "sweep"
+  }
+  if set(METHODS[method].weights) - found.keys():
+    return None
+  fd = f"fd_{METHODS[method].sampler}"
+  return min(found, key=lambda w: found[w]["fd_reconstructions"] + found[w][fd])
+
+
+class Bench:
+  """Trains and judges runs in an output folder.
+
+  Attributes:
+    out: the folder.
+  """
+
+  def __init__(
+    self,
+    settings: Settings,
+    out: Path,
+    stack: bool,
+    say: Callable[[str], None],
+  ):
+    """Reads the training images and trains or reads the classifier.
+
+    Args:
+      settings: of all runs.
+      out: the output folder.
+      stack: see `Trainer`.
+      say: called with a line for each run.
+
+    Raises:
+      UserError: if the data cannot be read, or as `Settings.check`.
+    """
+    settings.check(out)
+    self._settings, self.out, self._stack = settings, out, stack
+    self._say = say
+    self._train, self._validation = training_parts(self._config("ae", 0.0))
+    self._features = features(self._train, out)
+    self._trainers: dict[Any, Trainer] = {}
+    self._judges: dict[str, Judge] = {}
+
+  def _judge(self, phase: str) -> Judge:
+    """The judge of a phase; the test split is read for final runs only."""
+    part = "validation" if phase == "sweep" else "test"
+    if part not in self._judges:
+      images = self._validation
+      if part == "test":
+        images = test_images(self._config("ae", 0.0))
+      used = judged(images, self._settings.judged)
+      self._judges[part] = Judge(self._features, used, self._train)
+    return self._judges[part]
+
+  def _config(self, method: str, weight: float, **changes: Any) -> ConfigDict:
+    s = self._settings
+    keys = {"batch": s.batch, "steps": 1, "images": 2**31} | changes
+    return config_of(method, weight, s.network, s.source, s.size, **keys)
+
+  def methods(self, names: Sequence[str], seeds: int) -> None:
+    """Sweeps, chooses and does the final runs of methods."""
+    mine = [name for name in names if self._sweep(name)]
+    # Those of this process first: their programs are compiled.
+    for name in sorted(names, key=lambda n: n not in mine):
+      weight, s = self._wait_for_choice(name), self._settings
+      self._do(
+        [
+          Run(name, "final", weight, seed, s.batch, s.epochs)
+          for seed in range(seeds)
+        ]
+      )
+
+  def batches(
+    self, names: Sequence[str], sizes: Sequence[int], seeds: int
+  ) -> None:
+    """Does the runs of other batch sizes, with the weights chosen by sweeps."""
+    epochs = self._settings.epochs
+    for name in names:
+      weight = self._wait_for_choice(name)
+      for size in sizes:
+        self._do(
+          [
+            Run(name, "batch", weight, seed, size, epochs)
+            for seed in range(seeds)
+          ]
+        )
+
+  def _wait_for_choice(self, name: str) -> float:
+    """Returns the chosen weight, after a sweep here or by another process."""
+    while (weight := choose(self.out, name)) is None:
+      if not self._sweep(name):
+        time.sleep(WAIT)
+    return weight
+
+  def _sweep(self, name: str) -> bool:
+    """Sweeps a method that no other process sweeps; whether anything was done.
+
+    One process does all of it, since the runs share a program.
+    """
+    s = self._settings
+    with _claim(self.out / name) as mine:
+      return mine and self._do(
+        [
+          Run(name, "sweep", weight, 0, s.batch, s.sweep_epochs)
+          for weight in METHODS[name].weights
+        ]
+      )
+
+  def _do(self, runs: Sequence[Run]) -> bool:
+    """Does runs that differ in weight and seed only; whether any was left.
+
+    Finished runs, and those that another process does, are left out.
+    """
+    done = False
+    for group in [runs] if self._stack else [[r] for r in runs]:
+      if not self._left(group):
+        continue
+      with _claim(self.out / group[0].folder) as mine:
+        if mine and (left := self._left(group)):
+          self._train_and_judge(left)
+          done = True
+    return done
+
+  def _left(self, runs: Sequence[Run]) -> list[Run]:
+    """The runs that are not finished."""
+    return [r for r in runs if not (self.out / r.folder / RESULT).is_file()]
+
+  def _train_and_judge(self, runs: Sequence[Run]) -> None:
+    first, n = runs[0], len(self._train)
+    steps = first.epochs * (n // first.batch)
+    if not steps:
+      raise UserError(
+        f"A batch of {first.batch} is larger than the {n} training images."
+      )
+    configs = [self._run_config(r, steps) for r in runs]
+    specs = [build.train_spec(c) for c in configs]
+    started = time.perf_counter()
+    trained = self._trainer(first, specs[0])(
+      specs, [order(n, r.batch, steps, r.seed) for r in runs]
+    )
+    seconds = time.perf_counter() - started
+    self._say(
+      f"{first.method}: {len(runs)} of {steps} steps in {seconds:.1f} s, "
+      f"{trained[0].sec_per_step * 1e3:.3g} ms a step"
+    )
+    for run, config, spec, found in zip(
+      runs, configs, specs, trained, strict=True
+    ):
+      self._keep(run, config, spec, found)
+
+  def _run_config(self, run: Run, steps: int) -> ConfigDict:
+    config = self._config(
+      run.method,
+      run.weight,
+      batch=run.batch,
+      steps=steps,
+      images=len(self._train),
+    )
+    config.seed = run.seed
+    return config
+
+  def _trainer(self, run: Run, spec) -> Trainer:
+    key = run.method, run.batch, run.epochs
+    if key not in self._trainers:
+      self._trainers = {key: Trainer(spec, self._train.x, self._stack)}
+    return self._trainers[key]
+
+  def _keep(self, run: Run, config: ConfigDict, spec, trained: Trained) -> None:
+    """Judges a run and writes its result and its picture."""
+    started = time.perf_counter()
+    complete = run.phase == "final"
+    vae = {"params": trained.params, "batch_stats": trained.batch_stats}
+    model = Model(config, spec, config.steps, vae, {})
+    own = METHODS[run.method].sampler
+    sources = {"final": ("prior", *self._settings.sources), "sweep": (own,)}
+    numbers, picture = self._judge(run.phase)(
+      model, sources.get(run.phase, ("prior",)), complete
+    )
+    numbers["sec_per_step"] = trained.sec_per_step
+    numbers["skipped_updates"] = trained.skipped
+    folder = self.out / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if complete and run.seed == 0:
+      pictures.save_png(folder / PICTURE, picture)
+    result = {
+      "format": FORMAT,
+      **dataclasses.asdict(run),
+      "steps": config.steps,
+      "weights": {
+        k: float(v) for k, v in config.weights.items() if v is not None
+      },
+      "numbers": numbers,
+      "train_images": len(self._train),
+      "features": self._features.name,
+      "features_sha256": self._features.sha256,
+      "jax": jax.__version__,
+      "device": jax.devices()[0].device_kind,
+    }
+    files.write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    self._say(
+      f"{run.folder}: "
+      + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items() if k[:2] == "fd")
+      + f"; judged in {time.perf_counter() - started:.1f} s"
+    )
+
+
+@contextlib.contextmanager
+def _claim(folder: Path) -> Iterator[bool]:
+  """Locks a folder; yields False if another process has locked it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with files.Lock(folder) as lock:
+    try:
+      lock.acquire()
+      mine = True
+    except UserError:
+      mine = False
+    yield mine

@@ -1,0 +1,127 @@
+"""Trains runs that differ in their weights and seeds with one program.
+
+The step is `gamix_jax.step`, as in `python -m gamix_jax.main`. What is left out
+is what a run of seconds does not need: checkpoints, logs, validation. The
+images are on the device, and weights and seeds are arguments of the program.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gamix_jax import step
+from gamix_jax.modality import IMAGE
+from gamix_jax.step import TrainSpec
+
+
+class Trained(NamedTuple):
+  """A trained VAE.
+
+  Attributes:
+    params: averaged parameters.
+    batch_stats: batch statistics.
+    sec_per_step: seconds a step, without compilation.
+    skipped: updates that were left out, since they were not finite.
+  """
+
+  params: Any
+  batch_stats: Any
+  sec_per_step: float
+  skipped: int
+
+
+def order(images: int, batch: int, steps: int, seed: int) -> np.ndarray:
+  """Returns the rows of every batch, int32 [steps, batch].
+
+  Each epoch is a new permutation of all images, without what does not fill a
+  batch.
+  """
+  rng = np.random.Generator(np.random.PCG64(seed))
+  each = images // batch
+  epochs = [
+    rng.permutation(images)[: each * batch] for _ in range(-(-steps // each))
+  ]
+  rows = np.concatenate(epochs).reshape(-1, batch)
+  return rows[:steps].astype(np.int32)
+
+
+class Trainer:
+  """The program of a method: from weights, seeds and batches to parameters."""
+
+  def __init__(self, spec: TrainSpec, images: np.ndarray, stack: bool):
+    """Puts the images on the device.
+
+    Args:
+      spec: of the method; its seed and weights are replaced.
+      images: uint8 [n, h, w, c].
+      stack: whether runs are trained side by side, as one program; faster on a
+        GPU that one run does not fill.
+    """
+    self._spec, self._stack = spec, stack
+    self._images = jax.device_put(images)
+    self._compiled: dict[Any, Any] = {}
+
+  def _run(self, images, rows, seed, weights):
+    """Trains one run; all but `images` may have a leading axis of runs."""
+    of_vae, of_disc = weights
+    spec = dataclasses.replace(
+      self._spec,
+      seed=seed,
+      weights=dataclasses.replace(self._spec.weights, vae=of_vae, disc=of_disc),
+    )
+
+    def body(state, rows):
+      state, _ = step.train_step(spec, state, {IMAGE: images[rows]})
+      return state, None
+
+    state, _ = jax.lax.scan(body, step.init(spec), rows)
+    return state.ema, state.vae.batch_stats, state.nonfinite[0]
+
+  def _program(self, *args):
+    shapes = jax.tree.map(lambda v: (v.shape, v.dtype.name), args)
+    key = str(shapes)
+    if key not in self._compiled:
+      function = self._run
+      if self._stack:
+        function = jax.vmap(function, in_axes=(None, 0, 0, 0))
+      self._compiled[key] = jax.jit(function).lower(*args).compile()
+    return self._compiled[key]
+
+  def __call__(
+    self, specs: Sequence[TrainSpec], rows: Sequence[np.ndarray]
+  ) -> list[Trained]:
+    """Trains runs whose specs differ in seed and weights only.
+
+    Args:
+      specs: of the runs.
+      rows: the batches of each, see `order`.
+    """
+    runs = [
+      (r, np.uint32(s.seed), jax.tree.map(jnp.float32, _weights(s)))
+      for s, r in zip(specs, rows, strict=True)
+    ]
+    if self._stack:
+      runs = [jax.tree.map(lambda *v: np.stack(v), *runs)]
+    found = []
+    for run in runs:
+      args = jax.device_put((self._images, *run))
+      program = self._program(*args)
+      started = time.perf_counter()
+      out = jax.device_get(program(*args))
+      seconds = (time.perf_counter() - started) / rows[0].shape[0]
+      if not self._stack:
+        out = jax.tree.map(lambda v: np.asarray(v)[None], out)
+      for i in range(len(out[-1])):
+        params, stats, skipped = jax.tree.map(lambda v, i=i: v[i], out)
+        each = seconds / len(out[-1])
+        found.append(Trained(params, stats, each, int(skipped)))
+    return found
+
+
+def _weights(spec: TrainSpec) -> tuple[dict[str, float], dict[str, float]]:
+  return spec.weights.vae, spec.weights.disc

@@ -1,0 +1,314 @@
+"""The population bench: honest splits, one rule of choice, correct tables."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from program import ROOT, assert_refused
+from sklearn.datasets import load_digits
+
+from benchmarks.population import images, methods, plan, report, training
+from gamix_jax import build, step
+from gamix_jax.errors import UserError
+from gamix_jax.modality import IMAGE
+
+# From ml_collections, which loads the config files.
+LOADING = "ignore:the load_module:DeprecationWarning"
+pytestmark = pytest.mark.filterwarnings(LOADING)
+
+DIGITS = plan.Settings("digits", 8, "mlp", 64, 1, 2, 150, ("gmm",))
+
+
+def digits_config(name="vae", weight=1.0, **changes):
+  keys = dict(batch=64, steps=3, images=1221) | changes
+  return methods.config_of(name, weight, "mlp", "digits", 8, **keys)
+
+
+# ----------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_is_a_config(name):
+  """Of both networks; the swept terms have the tried weight, others not."""
+  method = methods.METHODS[name]
+  assert len(method.weights) in (1, 5)
+  assert sorted(set(method.weights)) == list(method.weights)
+  for network in methods.NETWORKS:
+    first, last = (
+      methods.config_of(
+        *(name, weight, network, "synthetic", 28),
+        batch=128,
+        steps=1950,
+        images=50_000,
+      )
+      for weight in (method.weights[0], method.weights[-1])
+    )
+    build.train_spec(first)
+    changed = {k for k, v in first.weights.items() if v != last.weights[k]}
+    moved = len(method.weights) > 1
+    assert changed == (set(method.terms) if moved else set())
+    assert first.weights.recon == 784  # nats of a Bernoulli image
+    if network == "mlp":
+      assert first.model.latent == 8
+      assert first.model.encoder_features == (200, 200, 200)
+
+
+def test_unknown_network():
+  with pytest.raises(UserError, match="--network=cnn must be one of mlp"):
+    methods.config_of(
+      *("vae", 1.0, "cnn", "digits", 8), batch=64, steps=1, images=100
+    )
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_validation_is_a_part_of_the_training_split():
+  """Compared with scikit-learn's own digits, and with the test split."""
+  train, held_out = images.training_parts(digits_config())
+  test = images.test_images(digits_config())
+  parts = [[x.tobytes() for x in p.x] for p in (train, held_out, test)]
+  assert len(parts[1]) == (len(parts[0]) + len(parts[1])) // 6
+  together = sorted(b for p in parts for b in p)
+  digits = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+  assert together == sorted(x.tobytes() for x in digits)
+  again = images.training_parts(digits_config())[1]
+  np.testing.assert_array_equal(again.x, held_out.x)
+  config = digits_config()
+  config.seed = 5
+  np.testing.assert_array_equal(images.training_parts(config)[1].x, held_out.x)
+
+
+def test_too_few_images_to_judge():
+  few = images.Images(np.zeros((99, 8, 8, 1), np.uint8), np.zeros(99, int))
+  with pytest.raises(UserError, match="there are 99"):
+    images.judged(few, 1000)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+  out = tmp_path_factory.mktemp("bench")
+  return plan.Bench(DIGITS, out, False, lambda line: None)
+
+
+def test_sweeps_do_not_read_the_test_split(bench, monkeypatch):
+  def read(config):
+    raise AssertionError("the test split was read")
+
+  monkeypatch.setattr(plan, "test_images", read)
+  bench._judge("sweep")
+  for phase in ("final", "batch"):
+    with pytest.raises(AssertionError, match="test split"):
+      bench._judge(phase)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_order_is_of_epochs():
+  rows = training.order(10, 3, 7, seed=1)
+  assert rows.shape == (7, 3)
+  for epoch in (rows[:3], rows[3:6]):
+    assert len(set(epoch.ravel())) == 9
+  assert set(rows.ravel()) <= set(range(10))
+  assert (rows != training.order(10, 3, 7, seed=2)).any()
+
+
+def test_a_program_trains_as_the_step_does(monkeypatch):
+  """Two runs side by side, against the step of `gamix_jax.main`, one by one."""
+  monkeypatch.setattr(methods, "MLP_WIDTHS", (16,))
+  x = images.test_images(digits_config()).x
+  specs = []
+  for weight, seed in ((0.5, 0), (4.0, 3)):
+    config = digits_config("beta_vae", weight)
+    config.seed = seed
+    specs.append(build.train_spec(config))
+  rows = [training.order(len(x), 64, 3, seed) for seed in (0, 3)]
+  both = training.Trainer(specs[0], x, stack=True)(specs, rows)
+  assert both[0].sec_per_step == both[1].sec_per_step > 0
+  for spec, batches, found in zip(specs, rows, both, strict=True):
+    state = jax.jit(lambda s=spec: step.init(s))()
+    one_step = jax.jit(lambda state, b, s=spec: step.train_step(s, state, b))
+    for r in batches:
+      state, metrics = one_step(state, {IMAGE: x[r]})
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      found.params,
+      jax.device_get(state.ema),
+    )
+    assert found.skipped == metrics["nonfinite/total"] == 0
+  single = training.Trainer(specs[0], x, stack=False)(specs[1:], rows[1:])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    single[0].params,
+    both[1].params,
+  )
+
+
+# ------------------------------------------------------ choice and reports
+
+
+def result(method, phase, weight, seed=0, batch=128, **numbers):
+  run = plan.Run(method, phase, weight, seed, batch, 2)
+  found = {"format": plan.FORMAT, **dataclasses.asdict(run), "steps": 10}
+  found |= {"train_images": 100, "features": "f", "features_sha256": "abc"}
+  return found | {"jax": "1", "device": "cpu", "numbers": numbers}
+
+
+def write(out, *found):
+  for r in found:
+    run = plan.Run(**{f.name: r[f.name] for f in dataclasses.fields(plan.Run)})
+    folder = out / run.folder
+    folder.mkdir(parents=True)
+    (folder / plan.RESULT).write_text(json.dumps(r))
+
+
+def test_the_rule_of_choice(tmp_path):
+  """The lowest sum, with the source of samples that a method is meant for."""
+  fd = {10.0: (1, 3), 30.0: (2, 1.5), 100.0: (0.5, 3.2), 300.0: (3, 1)}
+  for weight, (a, b) in fd.items():
+    assert plan.choose(tmp_path, "wae_mmd") is None
+    numbers = dict(fd_reconstructions=a, fd_prior=b)
+    write(tmp_path, result("wae_mmd", "sweep", weight, **numbers))
+  last = dict(fd_reconstructions=4, fd_prior=4)
+  write(tmp_path, result("wae_mmd", "sweep", 1000.0, **last))
+  # Final runs, judged on test images, choose nothing.
+  best = dict(fd_reconstructions=0, fd_prior=0)
+  write(tmp_path, result("wae_mmd", "final", 10.0, **best))
+  assert plan.choose(tmp_path, "wae_mmd") == 30
+  for i, weight in enumerate(methods.METHODS["rae_l2"].weights):
+    own = dict(fd_reconstructions=1, fd_prior=5 - i, fd_gmm=i + 1)
+    write(tmp_path, result("rae_l2", "sweep", weight, **own))
+  assert plan.choose(tmp_path, "rae_l2") == methods.METHODS["rae_l2"].weights[0]
+
+
+def test_ties_are_within_two_standard_errors():
+  rng = np.random.default_rng(0)
+  base = rng.normal(size=5)
+  error = np.std(base, ddof=1) / math.sqrt(5)
+  of_difference = math.sqrt(2) * error
+  values = {
+    "best": base,
+    "near": base + 1.99 * of_difference,
+    "far": base + 2.01 * of_difference,
+  }
+  values = {k: v.tolist() for k, v in values.items()}
+  assert report.tied(values) == {"best", "near"}
+  assert report.tied({"a": [1.0], "b": [1.0], "c": [1.1]}) == {"a", "b"}
+  assert report.tied({"a": []}) == set()
+
+
+def test_tables_are_of_the_results(tmp_path):
+  with pytest.raises(UserError, match="no finished runs"):
+    report.write(tmp_path)
+  DIGITS.check(tmp_path)
+  rng = np.random.default_rng(1)
+  values = {}
+  for m in ("vae", "wae_mmd"):
+    for seed in range(3):
+      numbers = dict(zip(report.DISTANCES, rng.uniform(1, 2, 5), strict=True))
+      numbers |= {f"{k}_prior": 0.25 for k in report.SHARES}
+      values[m, seed] = numbers["fd_prior"]
+      write(tmp_path, result(m, "final", 10.0, seed, **numbers))
+  for batch in (8, 32):
+    for seed in range(2):
+      numbers = dict(fd_reconstructions=batch / 10, fd_prior=seed + 1.0)
+      write(tmp_path, result("sigreg", "batch", 3.0, seed, batch, **numbers))
+  text = report.write(tmp_path)
+  assert text == (tmp_path / "table.md").read_text()
+  for m in ("vae", "wae_mmd"):
+    own = np.array([values[m, seed] for seed in range(3)])
+    shown = f"{own.mean():.3f}"
+    error = f"± {own.std(ddof=1) / math.sqrt(3):.3f}"
+    (line,) = (
+      x for x in text.splitlines() if f"`{m}`" in x and "0.25" not in x
+    )
+    assert shown in line
+    assert error in line
+    assert ("(at the end)" in line) == (m == "wae_mmd")
+  assert "| `sigreg` | fd, prior | 1.500 ± 0.500 | 1.500 ± 0.500 |" in text
+  rows = (tmp_path / "runs.csv").read_text().splitlines()
+  assert len(rows) == 1 + 6 + 4
+  assert (tmp_path / "batches.png").stat().st_size > 10_000
+
+
+def test_other_settings_are_refused(tmp_path):
+  DIGITS.check(tmp_path)
+  DIGITS.check(tmp_path)
+  with pytest.raises(UserError, match=r"other values of epochs: 2"):
+    dataclasses.replace(DIGITS, epochs=3).check(tmp_path)
+
+
+# ------------------------------------------------------------- the command
+
+
+def run(program, *flags):
+  return subprocess.run(
+    program.argv(*flags, module="benchmarks.population"),
+    env=program.env(),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=600,
+  )
+
+
+def test_the_command(program, tmp_path):
+  """It sweeps and finishes; the same command and --report repeat nothing."""
+  flags = ("--tiny", "--methods=rae_l2", "--sources=gmm", f"--out={tmp_path}")
+  ran = run(program, *flags)
+  assert ran.returncode == 0, ran.stderr
+  found = list(plan.results(tmp_path))
+  assert sorted(r["phase"] for r in found) == ["final"] * 2 + ["sweep"] * 5
+  for r in found:
+    assert r["weights"]["code_norm"] == r["weight"]
+    assert r["weights"]["decoder_norm"] == pytest.approx(r["weight"] / 1000)
+    assert np.isfinite(list(r["numbers"].values())).all()
+    assert ("coverage_prior" in r["numbers"]) == (r["phase"] == "final")
+  chosen = plan.choose(tmp_path, "rae_l2")
+  assert {r["weight"] for r in found if r["phase"] == "final"} == {chosen}
+  assert (tmp_path / "table.md").read_text() in ran.stdout
+  for again in (flags, ("--report", f"--out={tmp_path}")):
+    second = run(program, *again)
+    assert second.returncode == 0, second.stderr
+    assert "ms a step" not in second.stdout
+    assert (tmp_path / "table.md").read_text() in second.stdout
+
+
+def test_another_process_is_left_alone(bench):
+  """A method that another process has locked is not swept here."""
+  lock = bench.out / "vae"
+  code = (
+    "import sys; from pathlib import Path; from gamix_jax.files import Lock\n"
+    "folder = Path(sys.argv[1]); folder.mkdir()\n"
+    "with Lock(folder) as lock:\n"
+    "  lock.acquire(); print('locked', flush=True); sys.stdin.read()"
+  )
+  argv = [sys.executable, "-c", code, str(lock)]
+  pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  with subprocess.Popen(argv, cwd=ROOT, **pipes) as other:
+    assert other.stdout.readline() == "locked\n"
+    assert not bench._sweep("vae")
+    other.stdin.close()
+    assert other.wait() == 0
+  assert list(plan.results(bench.out)) == []
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    ((), ("--source",)),
+    (("--source=digits", "--methods=vea"), ("--methods", "vae")),
+    (("--source=digits", "--batches=1"), ("--batches=1", "2 or more")),
+    (("--source=digits", "--epochs=0"), ("--epochs=0",)),
+    (("--source=digits", "--sources=vamp"), ("--sources", "gmm")),
+  ],
+)
+def test_wrong_flags(program, flags, words):
+  assert_refused(run(program, *flags), *words)
