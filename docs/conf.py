@@ -97,7 +97,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True  # fields of dataclasses are attributes already
 napoleon_use_rtype = False
-SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
+SECTIONS = (
+  *("Args:", "Attributes:", "Example:", "Raises:", "Returns:", "Yields:"),
+)
 
 
 def plain(line: str) -> str:
@@ -117,7 +119,7 @@ def read_docstring(app, what, name, obj, options, lines: list[str]) -> None:
   for line in lines:
     indented = line[:1] == " "
     if line and not indented:
-      section, block = line in SECTIONS, False
+      section, block = line in SECTIONS, line == "Example:"
     if indented and not section and not block and not out[-1]:
       out += ["::", ""]
       block = True

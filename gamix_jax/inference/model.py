@@ -40,6 +40,14 @@ class Model(LoadedModel):
 
     Raises:
       UserError: if shape, dtype or range is wrong, or a value is not finite.
+
+    Example:
+      >>> q = model.encode(images)
+      >>> type(q).__name__, q.mean().shape
+      ('Gaussian', (8, 10))
+      >>> z, weights = q.sample(key, 4)  # four draws of each posterior
+      >>> z.shape
+      (4, 8, 10)
     """
     return super().encode(x)
 
@@ -56,6 +64,10 @@ class Model(LoadedModel):
 
     Raises:
       UserError: if shape or dtype is wrong, or a value is not finite.
+
+    Example:
+      >>> model.decode(np.zeros((2, 4, 10))).shape
+      (2, 4, 16, 16, 1)
     """
     latent = self.spec.vae.latent
     z = arrays.latents(z, latent, self.spec.dtype)
@@ -97,6 +109,11 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `encode`.
+
+    Example:
+      >>> error = np.abs(model.reconstruct(images) - (images / 127.5 - 1))
+      >>> bool(error.mean() < 0.15)
+      True
     """
     return self.decode(self.encode(x).mean()).reshape(np.shape(x))
 
@@ -123,6 +140,11 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `draw_latents`.
+
+    Example:
+      >>> new = model.sample(key, 16)
+      >>> new.shape, bool((np.abs(new) <= 1).all())
+      ((16, 16, 16, 1), True)
     """
     return self.decode(
       self.draw_latents(key, n, source=source, temperature=temperature)
@@ -147,6 +169,11 @@ class Model(LoadedModel):
     Raises:
       UserError: as `encode`, if x0 or x1 has several images, if steps < 2, or
         if the path is unknown.
+
+    Example:
+      >>> row = model.interpolate(images[0], images[1], 8, path="spherical")
+      >>> row.shape
+      (8, 16, 16, 1)
     """
     ends = [self.encode(x).mean() for x in (x0, x1)]
     a, b = map(len, ends)
@@ -180,6 +207,10 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `encode` and `latents.around`; several images.
+
+    Example:
+      >>> model.traverse(images[0], (0, 1), span=20, steps=4).shape
+      (4, 4, 16, 16, 1)
     """
     q = self.encode(arrays.single(self.spec, image, "A traversal"))
     return self.decode(latents.around(q, dims, span, steps))
