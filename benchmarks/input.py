@@ -11,6 +11,7 @@ all rows in turn; the table shows medians. The row of `hf` needs
 """
 
 import argparse
+import gzip
 import importlib.util
 import io
 import os
@@ -29,7 +30,10 @@ from PIL import Image
 
 from gamix_jax import data
 
-SOURCES = ("digits", "synthetic", "npz", "folder", "zip", "tar", "hf", "tfds")
+SOURCES = (
+  *("digits", "synthetic", "npz", "idx"),
+  *("folder", "zip", "tar", "hf", "tfds"),
+)
 CACHES = ("none", "memory", "folder")
 WARMUP_BATCHES = 3  # warm-up batches, not timed
 CELEBA_SIZE = (218, 178)  # height, width
@@ -103,6 +107,17 @@ def write_npz(place: Path, n: int, size: int) -> str:
   return f"npz:{place / 'images.npz'}"
 
 
+def write_idx(place: Path, n: int, size: int) -> str:
+  """Writes n grey images as MNIST's; returns the value of data.source."""
+  folder = place / "idx"
+  folder.mkdir()
+  images = np.stack([picture(i, (size, size))[..., 0] for i in range(n)])
+  header = np.array([0x0803, *images.shape], ">u4").tobytes()
+  with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb") as file:
+    file.write(header + images.tobytes())
+  return f"idx:{folder}"
+
+
 def write_tfds(place: Path, n: int) -> str:
   """Writes n records with a TFDS builder; returns the value of data.source."""
   os.environ["TFDS_DATA_DIR"] = str(place / "tfds")
@@ -141,6 +156,7 @@ def write(name: str, place: Path, options: argparse.Namespace) -> str:
     "digits": lambda: "digits",
     "synthetic": lambda: f"synthetic:{options.number}",
     "npz": lambda: write_npz(place, options.number, options.size),
+    "idx": lambda: write_idx(place, options.number, options.size),
     "folder": lambda: write_folder(place, options.number),
     "zip": lambda: write_zip(place, options.number),
     "tar": lambda: write_tar(place, options.number),

@@ -1,8 +1,7 @@
 """The documentation site: sphinx-build -W docs docs/_build.
 
-Needs pip install -e '.[docs]'. Notebooks are executed, and their outputs kept
-in docs/_build/.jupyter_cache; `-D nb_execution_mode=off` leaves them without
-outputs, and GAMIX_NB_FAST=1 shortens their trainings.
+Needs pip install -e '.[docs]'. Notebooks are shown with the outputs that they
+have; docs/execute.py executes them and writes these.
 """
 
 import os
@@ -32,13 +31,8 @@ nitpicky = False  # docstrings name arrays and types of many libraries
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as on GitHub: [text](page.md#heading)
-# Notebooks are executed outside of the source folder, on the CPU.
-nb_execution_mode = "cache"
-nb_execution_in_temp = True
-nb_execution_timeout = 900  # seconds a cell
-nb_execution_raise_on_error = True
+nb_execution_mode = "off"  # they have their outputs; see execute.py
 nb_merge_streams = True
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Documents of the repository that pages link to: copied to docs/repository,
 # which git ignores, when the site is built.
@@ -103,7 +97,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True  # fields of dataclasses are attributes already
 napoleon_use_rtype = False
-SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
+SECTIONS = (
+  *("Args:", "Attributes:", "Example:", "Raises:", "Returns:", "Yields:"),
+)
 
 
 def plain(line: str) -> str:
@@ -123,7 +119,7 @@ def read_docstring(app, what, name, obj, options, lines: list[str]) -> None:
   for line in lines:
     indented = line[:1] == " "
     if line and not indented:
-      section, block = line in SECTIONS, False
+      section, block = line in SECTIONS, line == "Example:"
     if indented and not section and not block and not out[-1]:
       out += ["::", ""]
       block = True

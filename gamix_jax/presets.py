@@ -106,6 +106,12 @@ def complete(config: ConfigDict) -> ConfigDict:
   Raises:
     UserError: from `config.check`; if there is no such preset; if a key has no
       value and there is no preset to choose one.
+
+  Example:
+    >>> c = ours(config.base(), "small")
+    >>> c.data.update(source="digits", image_size=16, channels=1)
+    >>> c.model.encoder, complete(c).model.encoder
+    (None, 'conv')
   """
   configs.check_keys(config)
   if config.preset:

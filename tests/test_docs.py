@@ -5,16 +5,23 @@ does not see. test_house.py checks links, keys and commands.
 """
 
 import ast
+import doctest
+import importlib
+import pkgutil
 import re
 import tomllib
 import urllib.error
 import urllib.request
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 from program import ROOT
 
 import gamix_jax
+from gamix_jax import config, data, posterior
 
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "gamix_jax"
@@ -88,6 +95,60 @@ def test_every_picture_has_its_command():
   assert sorted(shown) == sorted(there)
   for section in text.split("\n## ")[1:]:
     assert "```bash\npython -m " in section, section.splitlines()[0]
+
+
+# ------------------------------------------------------------ examples
+
+
+@pytest.fixture(scope="module")
+def names(quick):
+  """What the examples of the reference may use."""
+  model = gamix_jax.load("pretrained:digits")
+  held_out = data.open_dataset(model.config.data, "test")
+  return {
+    "config": config,
+    "gamix_jax": gamix_jax,
+    "Gaussian": posterior.Gaussian,
+    "images": np.stack([held_out[i]["image"] for i in range(8)]),
+    "jax": jax,
+    "jnp": jnp,
+    "key": jax.random.key(0),
+    "model": model,
+    "np": np,
+  }
+
+
+def test_examples_of_the_reference(names):
+  """In docstrings: what is after >>> gives what is below it."""
+  finder, found = doctest.DocTestFinder(exclude_empty=True), {}
+  for info in pkgutil.walk_packages(gamix_jax.__path__, "gamix_jax."):
+    # Commands define flags when they are imported.
+    path = ROOT.joinpath(*info.name.split("."))
+    path = path / "__init__.py" if info.ispkg else path.with_suffix(".py")
+    if ">>>" in path.read_text():
+      module = importlib.import_module(info.name)
+      tests = finder.find(module, globs=vars(module) | names)
+      found |= {test.name: test for test in tests if test.examples}
+  assert "gamix_jax.inference.load.load" in found and len(found) > 10
+  for test in found.values():
+    said = []
+    runner = doctest.DocTestRunner(verbose=False)
+    runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
+def test_the_readmes_model(quick):
+  """The Python block of the README, line by line, with its shapes."""
+  text = (ROOT / "README.md").read_text()
+  (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+  assert sum(map(bool, block.splitlines())) <= 12
+  space = {}
+  exec(compile(block, "README.md", "exec"), space)
+  shape = (8, 16, 16, 1)
+  assert space["images"].shape == space["x_hat"].shape == shape
+  assert space["row"].shape == shape
+  assert space["new"].shape == (16, 16, 16, 1)
+  assert space["bound"].shape == (8,)
 
 
 # ------------------------------------------------------------ the package

@@ -158,6 +158,13 @@ def open_dataset(
 
   Raises:
     UserError: whatever the user can fix, in one or two lines.
+
+  Example:
+    >>> c = config.base().data
+    >>> c.update(source="digits", image_size=16, channels=1)
+    >>> held_out = open_dataset(c, "test")
+    >>> len(held_out), held_out[0]["image"].shape, held_out[0]["image"].dtype
+    (332, (16, 16, 1), dtype('uint8'))
   """
   if split not in ("train", "test"):
     raise ValueError(f"split must be train or test, not {split!r}")

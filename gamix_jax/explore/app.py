@@ -10,6 +10,7 @@ from gamix_jax.explore import multimodal_page
 from gamix_jax.explore.components import NEWEST_ONLY, gradio, with_message
 from gamix_jax.explore.multimodal_view import MultimodalView
 from gamix_jax.explore.view import MAX_BYTES, SPAN, View
+from gamix_jax.plots import named
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_TEMPERATURE = 1.5
@@ -48,7 +49,7 @@ def _lay_out(view: View) -> SimpleNamespace:
 
   config = view.model.config
   gr.Markdown(
-    f"### {config.data.source}: {config.posterior.name}, "
+    f"### {named(view.model.workdir.name)}: {config.posterior.name}, "
     f"{config.model.latent} latents, step {view.model.step}"
   )
   ui.message = gr.Markdown(elem_id="message")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from gamix_jax.explore.components import NEWEST_ONLY, gradio, with_message
 from gamix_jax.explore.multimodal_view import MultimodalView, columns_html
+from gamix_jax.plots import named
 
 MAX_TEMPERATURE = 1.5
 
@@ -14,7 +15,7 @@ def build(view: MultimodalView) -> None:
   names = list(view.model.names)
   config = view.model.config
   gr.Markdown(
-    f"### {config.data.source}: {', '.join(names)}; "
+    f"### {named(view.model.workdir.name)}: {', '.join(names)}; "
     f"{config.multimodal.fusion}, {config.objective.name}, step "
     f"{view.model.step}"
   )

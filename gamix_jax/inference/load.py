@@ -51,6 +51,11 @@ def load(
     UserError: as `locate`, if there is no run, no complete checkpoint or none
       of that step, if a later version of gamix_jax wrote the run, or if
       `which` or `batch_size` is invalid.
+
+  Example:
+    >>> model = gamix_jax.load("pretrained:digits")
+    >>> model.step, model.config.objective.name, model.config.model.latent
+    (6000, 'gamix', 10)
   """
   check_choice("which", which, WHICH)
   where = locate(workdir)

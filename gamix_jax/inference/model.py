@@ -56,6 +56,14 @@ class Model(LoadedModel):
 
     Raises:
       UserError: if shape, dtype or range is wrong, or a value is not finite.
+
+    Example:
+      >>> q = model.encode(images)
+      >>> type(q).__name__, q.mean().shape
+      ('Gaussian', (8, 10))
+      >>> z, weights = q.sample(key, 4)  # four draws of each posterior
+      >>> z.shape
+      (4, 8, 10)
     """
     q = self._device.encode(self._observations(x, hidden))
     return jax.tree.map(jnp.asarray, q)
@@ -102,6 +110,10 @@ class Model(LoadedModel):
 
     Raises:
       UserError: if shape or dtype is wrong, or a value is not finite.
+
+    Example:
+      >>> model.decode(np.zeros((2, 4, 10))).shape
+      (2, 4, 16, 16, 1)
     """
     latent = self.spec.vae.latent
     z = arrays.latents(z, latent, self.spec.dtype)
@@ -143,6 +155,11 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `encode`.
+
+    Example:
+      >>> error = np.abs(model.reconstruct(images) - (images / 127.5 - 1))
+      >>> bool(error.mean() < 0.15)
+      True
     """
     return self.decode(self.encode(x).mean()).reshape(np.shape(x))
 
@@ -194,6 +211,11 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `draw_latents`.
+
+    Example:
+      >>> new = model.sample(key, 16)
+      >>> new.shape, bool((np.abs(new) <= 1).all())
+      ((16, 16, 16, 1), True)
     """
     return self.decode(
       self.draw_latents(key, n, source=source, temperature=temperature)
@@ -218,6 +240,11 @@ class Model(LoadedModel):
     Raises:
       UserError: as `encode`, if x0 or x1 has several images, if steps < 2, or
         if the path is unknown.
+
+    Example:
+      >>> row = model.interpolate(images[0], images[1], 8, path="spherical")
+      >>> row.shape
+      (8, 16, 16, 1)
     """
     ends = [self.encode(x).mean() for x in (x0, x1)]
     a, b = map(len, ends)
@@ -251,6 +278,10 @@ class Model(LoadedModel):
 
     Raises:
       UserError: as `encode` and `latents.around`; several images.
+
+    Example:
+      >>> model.traverse(images[0], (0, 1), span=20, steps=4).shape
+      (4, 4, 16, 16, 1)
     """
     q = self.encode(arrays.single(self.spec, image, "A traversal"))
     return self.decode(latents.around(q, dims, span, steps))

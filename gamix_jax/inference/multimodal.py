@@ -162,6 +162,13 @@ class MultimodalModel(LoadedModel):
     Raises:
       UserError: as `encode`; a row that has none of the modalities in
         `from_`; a name that is not a modality, or nothing to generate.
+
+    Example:
+      >>> five = gamix_jax.load("pretrained:polydigits")
+      >>> grey = np.zeros((2, 16, 16, 3))
+      >>> views = five.translate({"m0": grey}, to=("m1", "m4"))
+      >>> {name: x_hat.shape for name, x_hat in views.items()}
+      {'m1': (2, 16, 16, 3), 'm4': (2, 16, 16, 3)}
     """
     x = arrays.observations(self.spec, x)
     given = self._chosen("from_", from_, self._in(x))

@@ -75,6 +75,11 @@ def psnr(
 
   Raises:
     UserError: the images differ in shape.
+
+  Example:
+    >>> black, grey = np.full((1, 4, 4, 1), -1.0), np.zeros((1, 4, 4, 1))
+    >>> psnr(black, grey).round(2).tolist()
+    [6.02]
   """
   x, y = _pair(x, y)
   square = np.square(x - y).mean(axis=(1, 2, 3))
