@@ -14,6 +14,9 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 
 CLASSIFIED = 20_000  # training images that the classifier learns from, at most
+# Its steps, for this many images: right on 96 % of MNIST. The 400 steps of
+# `evaluate` are right on 81 %.
+CLASSIFIER_STEPS = 4_000
 VALIDATION = 6  # one image in so many is held out for validation
 LEAST = 100  # images that a judge needs
 
@@ -78,10 +81,11 @@ def features(train: Images, folder: Path) -> metrics.classifier_features:
   Raises:
     UserError: if the images have no labels.
   """
+  steps = CLASSIFIER_STEPS * min(len(train), CLASSIFIED) // CLASSIFIED
   folder.mkdir(parents=True, exist_ok=True)
   with files.exclusive(folder / ".classifier"):
     return metrics.classifier_features(
-      train.x[:CLASSIFIED], train.labels[:CLASSIFIED], 0, folder
+      train.x[:CLASSIFIED], train.labels[:CLASSIFIED], 0, folder, steps
     )
 
 

@@ -14,6 +14,8 @@
 --sources=gmm,two_stage      also judge samples from these latent sources,
                              fitted to each model: population, gmm, two_stage;
                              samples of the prior always are
+--classifier_steps=4000      of training the classifier whose features judge;
+                             default: as evaluate
 --seeds=3                    runs per family, with config.seed, +1, +2
 --workdir=runs/compare       output folder: compare.md, compare.csv,
                              compare.png, front.png (reconstruction against
@@ -55,13 +57,23 @@ def main() -> None:
 
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = paths.resolve(given.workdir or f"runs/compare_{name}")
-  compare(given.config, given.families, given.seeds, workdir, given.sources)
+  compare(
+    given.config,
+    given.families,
+    given.seeds,
+    workdir,
+    given.sources,
+    given.classifier_steps,
+  )
 
 
 if __name__ == "__main__":
   flags.DEFINE_list("families", None, "The families to compare.")
   flags.DEFINE_list("sources", [], "Further sources of latents.")
   flags.DEFINE_integer("seeds", 3, "Runs per family.")
+  flags.DEFINE_integer(
+    "classifier_steps", 0, "Of the judge's training.", lower_bound=0
+  )
   flags.DEFINE_string("workdir", None, "Output folder.")
   config_flags.DEFINE_config_file("config", None, "A config file.")
   sys.exit(cli.start(main, __doc__))

@@ -79,7 +79,9 @@ def finished(
   return result | {"numbers": values}
 
 
-def features(config: ConfigDict, cache: Path) -> Features | Classifiers:
+def features(
+  config: ConfigDict, cache: Path, classifier_steps: int = 0
+) -> Features | Classifiers:
   """Returns the image features that `evaluate` uses by default.
 
   Of several modalities, their classifiers.
@@ -87,6 +89,7 @@ def features(config: ConfigDict, cache: Path) -> Features | Classifiers:
   Args:
     config: the config of any run; all have the same data.
     cache: the folder where a trained classifier is saved.
+    classifier_steps: see `eval.classifier_steps`; of images only.
 
   Raises:
     UserError: as `data.open_dataset`.
@@ -94,6 +97,7 @@ def features(config: ConfigDict, cache: Path) -> Features | Classifiers:
   if config.data.modalities:
     return multimodal_run.classifiers(config, cache)
   eval_config = settings.base().eval
+  eval_config.classifier_steps = classifier_steps
   train_set = data.open_dataset(config.data, "train", config.seed)
   images = eval_inputs.random_images(
     train_set, eval_config.train_images, eval_config.seed

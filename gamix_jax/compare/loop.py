@@ -57,6 +57,7 @@ def compare(
   seeds: int,
   root: Path,
   sources: Sequence[str] = (),
+  classifier_steps: int = 0,
 ) -> None:
   """Trains and evaluates all unfinished runs; writes the report.
 
@@ -69,6 +70,8 @@ def compare(
     seeds: see `planned`.
     root: see `planned`.
     sources: of `FITTED`, beside the prior, that samples are judged from.
+    classifier_steps: of training the classifier of images whose features
+      judge; 0: as many as `evaluate` does.
 
   Raises:
     UserError: as `planned` and `training.loop.train`, or, before any training,
@@ -83,7 +86,7 @@ def compare(
   with Lock(root) as lock:
     root.mkdir(parents=True, exist_ok=True)
     lock.acquire()
-    _run_all(config, families, runs, root, tuple(sources))
+    _run_all(config, families, runs, root, tuple(sources), classifier_steps)
 
 
 def _check_sources(sources: Sequence[str], runs: Runs) -> None:
@@ -121,11 +124,14 @@ def _run_all(
   runs: Runs,
   root: Path,
   sources: tuple[str, ...],
+  classifier_steps: int,
 ) -> None:
   done = {k: evaluate_run.finished(*run, sources) for k, run in runs.items()}
   shared = presets.complete(config.copy_and_resolve_references())
   write = multimodal_report.write if config.data.modalities else report.write
-  features = None if all(done.values()) else evaluate_run.features(shared, root)
+  features = None
+  if not all(done.values()):
+    features = evaluate_run.features(shared, root, classifier_steps)
   for i, ((spec, seed), run) in enumerate(runs.items(), 1):
     if done[spec, seed]:
       continue

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gamix_jax import metrics, pictures
 from gamix_jax.evaluate.observations import Observations
+from gamix_jax.evaluate.settings import STEPS_EACH
 from gamix_jax.modality import Modalities, Modality
 
 CHUNK = 1024  # observations that are classified at a time
@@ -52,7 +53,7 @@ class OfImages(Classifier):
     cache: Path,
   ):
     """Trains it, or reads it from the folder `cache`; see `train`."""
-    steps = settings.classifier_steps
+    steps = settings.classifier_steps or STEPS_EACH
     self._network = metrics.classifier_features(
       x, labels, settings.seed, cache, steps
     )

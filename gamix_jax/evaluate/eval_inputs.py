@@ -15,6 +15,7 @@ import gamix_jax
 from gamix_jax import data, inference, metrics, pictures
 from gamix_jax.config import image_shape
 from gamix_jax.errors import UserError
+from gamix_jax.evaluate.settings import STEPS
 from gamix_jax.inference.fitting import read_images
 from gamix_jax.locate import Location
 from gamix_jax.posterior import Posterior
@@ -222,7 +223,11 @@ def _extractor(settings: ConfigDict, train: Images, cache: Path) -> Any:
     kind = "classifier" if train.labelled else "random"
   if kind == "classifier":
     return metrics.classifier_features(
-      train.x, train.labels, settings.seed, cache
+      train.x,
+      train.labels,
+      settings.seed,
+      cache,
+      settings.classifier_steps or STEPS,
     )
   return metrics.random_features(train.x.shape[1:], 0)
 

@@ -9,8 +9,10 @@ from gamix_jax.registry import check_choice
 FEATURES = ("auto", "classifier", "random", "inception")
 POSITIVE = (
   *("images", "train_images", "bound_images", "draws", "completions"),
-  "classifier_steps",
 )
+# Steps of a classifier of images, and of each of several modalities: those have
+# backgrounds and places to overlook, which takes longer.
+STEPS, STEPS_EACH = 400, 2_000
 SOURCES = ("prior", "population", "gmm", "two_stage", "vamp")
 
 
@@ -27,9 +29,7 @@ def base() -> ConfigDict:
   e.sources = ("prior", "population", "gmm")  # of samples; two_stage, vamp
   e.features = "auto"  # inception with its file, else classifier with labels,
   #   else random; or one of these
-  # Of several modalities: steps of the classifiers. They have backgrounds and
-  # places to overlook, which takes longer than on images of one kind.
-  e.classifier_steps = 2_000
+  e.classifier_steps = 0  # of their training; 0: STEPS, or STEPS_EACH
   e.inception_weights = ""  # a file; nothing is downloaded
   e.seed = 0  # which images, draws, samples, fits
   c.data = cli.data_now()
@@ -62,6 +62,11 @@ def check(config: ConfigDict) -> None:
   for key in POSITIVE:
     if e[key] < 1:
       raise UserError(f"eval.{key}={e[key]} must be 1 or more.")
+  if e.classifier_steps < 0:
+    raise UserError(
+      f"eval.classifier_steps={e.classifier_steps} must be 0, which chooses, "
+      "or more."
+    )
   if not 0 <= e.seed < 2**32:
     raise UserError(f"eval.seed={e.seed} must be from 0 to 2^32 - 1.")
   check_choice("eval.features", e.features, FEATURES)
