@@ -111,7 +111,7 @@ def test_rows_of_held_out_images_do_not_depend_on_the_batch():
   spec = build.train_spec(occluded(data__occlude="half"))
   of = {n: {"image": np.zeros((n, 4, 4, 1), np.uint8)} for n in (3, 12)}
   parts = [spec.occluded(of[3], i)["hidden"] for i in range(4)]
-  whole = spec.occluded(of[12])["hidden"]
+  whole = np.asarray(spec.occluded(of[12])["hidden"])
   np.testing.assert_array_equal(np.concatenate(parts), whole)
   np.testing.assert_array_equal(spec.hidden(np.array([7, 2])), whole[[7, 2]])
 
