@@ -41,7 +41,7 @@ SEEDS = 3
 CLASSES = 10
 DRAWS = 8  # of one component, as many as the largest mixture decodes
 OBJECTIVES = ("selbo", "siwae", "gamix", "gamix_mixture")
-FLOOR, EVEN = 0.5, 0.95  # posterior.mixture.min_weight
+FLOOR = 0.5  # posterior.mixture.min_weight
 # population_kl and collapse_penalty of `configs/mnist.py`.
 WEIGHTS = "@population_kl=10@collapse_penalty=0.3"
 
@@ -72,7 +72,6 @@ def occlusion() -> dict[str, Part]:
   parts: dict[str, Part] = {}
   whole: dict[str, Any] = {}
   floor = {"posterior.mixture.min_weight": FLOOR}
-  even = {"posterior.mixture.min_weight": EVEN}
   draws = {"objective.num_samples": DRAWS}
   for seed in range(SEEDS):
     for kind in ("half", "box") if seed == 0 else ("half",):
@@ -84,8 +83,6 @@ def occlusion() -> dict[str, Part]:
           ("draws", _mixtures(1, "siwae", "gamix_mixture"), draws),
           ("floor4", _mixtures(4, "selbo", "gamix"), floor),
           ("floor8", _mixtures(8, "selbo", "gamix"), floor),
-          ("even4", _mixtures(4, "gamix_mixture"), even),
-          ("even8", _mixtures(8, "gamix_mixture"), even),
         ):
           parts[f"{data}_{kind}_{end}_s{seed}"] = Part(
             *(data, families, keys | {"data.occlude": kind}, seed),

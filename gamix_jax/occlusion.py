@@ -13,6 +13,8 @@ depend on (seed, step), elsewhere on the image's place in its batch or array
 alone, so that all models are judged with the same ones.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -50,6 +52,7 @@ def draw(
   return jnp.concatenate([first, size])
 
 
+@functools.partial(jax.jit, static_argnames=("kind", "shape"))
 def draw_rows(
   kind: str, key: jax.Array, rows: Int[Array, " b"], shape: tuple[int, int, int]
 ) -> Int[Array, "b 4"]:

@@ -13,13 +13,14 @@ import scipy.stats
 from conftest import alone, elbo, flat, jit, modalities, output, run_of
 
 import gamix_jax
-from gamix_jax import build, metrics, objectives, occlusion, step
+from gamix_jax import build, metrics, objectives, occlusion, plots, step
 from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate import completions, eval_inputs, settings
 from gamix_jax.evaluate.eval_inputs import EvalInputs, Features, Images
 from gamix_jax.evaluate.results import Results
 from gamix_jax.export import signatures
+from gamix_jax.generate import renderers, select_images
 from gamix_jax.posterior import Gaussian, Mixture
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -111,7 +112,7 @@ def test_rows_of_held_out_images_do_not_depend_on_the_batch():
   spec = build.train_spec(occluded(data__occlude="half"))
   of = {n: {"image": np.zeros((n, 4, 4, 1), np.uint8)} for n in (3, 12)}
   parts = [spec.occluded(of[3], i)["hidden"] for i in range(4)]
-  whole = spec.occluded(of[12])["hidden"]
+  whole = np.asarray(spec.occluded(of[12])["hidden"])
   np.testing.assert_array_equal(np.concatenate(parts), whole)
   np.testing.assert_array_equal(spec.hidden(np.array([7, 2])), whole[[7, 2]])
 
@@ -204,6 +205,41 @@ def test_independent_draws_have_the_mixtures_moments():
   np.testing.assert_allclose(z.var(0), np.exp(one.logvar), rtol=0.05)
 
 
+# ---------------------------------------------------------- pictures
+
+
+def test_a_picture_of_completions(folder, model, tmp_path, monkeypatch):
+  shown = []
+  monkeypatch.setattr(
+    plots, "image_grids", lambda path, grids, *words: shown.extend(grids)
+  )
+  asked = dict(n=2, images=("7", "0"), seed=3)
+  renderers.make(str(folder), "completions", str(tmp_path / "a.png"), **asked)
+  x, _ = select_images.images(model.config, ("7", "0"))
+  drawn = model.complete(x, 2, key=jax.random.key(3))
+  assert [g.images.shape for g in shown] == [(1, 7, 4, 4, 1)] * 2
+  for i, grid in enumerate(shown):
+    whole, seen, *_, first, second = grid.images[0]
+    np.testing.assert_allclose(whole, x[i] / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(seen, model.seen(x)[i], atol=1e-6)
+    np.testing.assert_allclose([first, second], drawn[:, i], atol=1e-5)
+    weights = np.asarray(model.encode(x).components()[0])[i]
+    assert list(grid.columns[2:5]) == [f"{v:.2f}" for v in weights]
+
+
+def test_a_model_of_whole_images_has_no_completions(tmp_path):
+  config = occluded(data__occlude="none", data__source="digits")
+  state = conftest.state_of(build.train_spec(config))
+  conftest.save_run(tmp_path / "run", config, state)
+  with pytest.raises(UserError, match=r"data\.occlude=half or box"):
+    renderers.make(
+      str(tmp_path / "run"),
+      "completions",
+      str(tmp_path / "a.png"),
+      **dict(n=None, images=None, seed=0),
+    )
+
+
 # ---------------------------------------------------------- what is refused
 
 
@@ -245,6 +281,32 @@ def test_gamix_with_the_mixtures_likelihood():
   assert recon(mixture, x_hat, w) < recon(plain, x_hat, w)
   one = x_hat[:1], np.ones((1, 4))
   assert recon(mixture, *one) == pytest.approx(recon(plain, *one), rel=1e-6)
+
+
+def test_the_population_is_of_the_components_that_were_right():
+  """Their shares of the likelihood, in float64; two draws of each component."""
+  rng = np.random.default_rng(0)
+  x = rng.uniform(-1, 1, (5, 2, 2, 1))
+  x_hat = rng.normal(size=(6, *x.shape))
+  logits, mu, logvar = (rng.normal(size=(5, 3, *d)) for d in ((), (4,), (4,)))
+  q = Mixture(*(jnp.asarray(v, jnp.float32) for v in (logits, mu, logvar)))
+  pi = scipy.special.softmax(logits, axis=1)
+  w = np.concatenate([pi.T, pi.T]) / 2
+  error = np.square(x - x_hat).mean((2, 3, 4))
+  share = scipy.special.softmax(np.log(w) - 9 * error, axis=0)
+  share = share[:3] + share[3:]
+  shape = modalities("l2", x.shape[1:])
+  mixture = objectives.GamixMixture(shape, 2, 9.0, population="means")
+  arrays = [jnp.asarray(v, jnp.float32) for v in (x, w, x_hat)]
+  given = output(arrays[0], q, None, arrays[1], arrays[2])
+  terms, _, _ = jit(lambda: mixture(given, {}))()
+  mean = np.einsum("kb,bkd->d", share, mu) / 5
+  var = np.einsum("kb,bkd->d", share, np.square(mu - mean)) / 5
+  kl = 0.5 * np.sum(np.square(mean) + var - 1 - np.log(var))
+  assert float(terms["population_kl"]) == pytest.approx(kl, rel=1e-4)
+  each = 0.5 * np.sum(np.exp(logvar) - 1 - logvar, axis=-1)
+  penalty = np.sum(share.T * each) / 5
+  assert float(terms["collapse_penalty"]) == pytest.approx(penalty, rel=1e-4)
 
 
 def test_only_the_mixtures_likelihood_keeps_two_guesses_apart():

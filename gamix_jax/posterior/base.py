@@ -6,6 +6,7 @@ is the population of the paper (arXiv:2309.13160); its moments are computed from
 `Posterior.components`.
 """
 
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -86,6 +87,7 @@ class Posterior:
     """The shape of the standard noise for n draws."""
     raise NotImplementedError
 
+  @functools.partial(jax.jit, static_argnames="n")
   def independent(self, key: jax.Array, n: int) -> Float[Array, "n b d"]:
     """n independent draws of each q(z | x), without weights or gradient."""
     of_draws, of_component = jax.random.split(key)
