@@ -44,7 +44,7 @@ class Method:
 def _gamix(population: str) -> Method:
   return Method(
     "gamix",
-    (3.0, 10.0, 30.0, 100.0, 300.0),
+    (1.0, 3.0, 10.0, 30.0, 100.0),
     {"population_kl": 1.0},
     {"collapse_penalty": 0.3},
     posterior="gaussian",
