@@ -27,7 +27,7 @@ from PIL import Image
 FOLDER = Path(__file__).parent / "notebooks"
 COLAB = "/content"  # the current folder there; replaces the one used here
 TIMEOUT = 3600  # seconds a cell
-COLORS = 64
+COLORS = 128
 
 
 def code_hash(book: nbformat.NotebookNode) -> str:
