@@ -250,15 +250,7 @@ def test_other_settings_are_refused(tmp_path):
 
 
 def run(program, *flags):
-  return subprocess.run(
-    program.argv(*flags, module="benchmarks.population"),
-    env=program.env(),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=600,
-  )
+  return program.forked(*flags, module="benchmarks.population")
 
 
 def test_the_command(program, tmp_path):

@@ -71,19 +71,19 @@ METHODS = {
   "sigreg": Method("sigreg", (0.1, 0.3, 1.0, 3.0, 10.0), {"sigreg": 1.0}),
   "vicreg": Method(
     "vicreg",
-    (1.0, 3.0, 10.0, 30.0, 100.0),
+    (0.3, 1.0, 3.0, 10.0, 30.0),
     {"covariance": 1.0, "variance": 25.0},
     sampler="gmm",
   ),
   "dip1": Method(
     "dip1",
-    (1.0, 3.0, 10.0, 30.0, 100.0),
+    (0.3, 1.0, 3.0, 10.0, 30.0),
     {"covariance": 1.0, "variance": 10.0},
     posterior="gaussian",
   ),
   "dip2": Method(
     "dip2",
-    (1.0, 3.0, 10.0, 30.0, 100.0),
+    (0.3, 1.0, 3.0, 10.0, 30.0),
     {"covariance": 1.0, "variance": 1.0},
     posterior="gaussian",
   ),
@@ -94,12 +94,10 @@ METHODS = {
     {"mutual_information": 1.0, "dimension_kl": 1.0},
     posterior="gaussian",
   ),
-  "aae": Method(
-    "aae", (1.0, 3.0, 10.0, 30.0, 100.0), {"code_adversarial": 1.0}
-  ),
+  "aae": Method("aae", (0.03, 0.1, 0.3, 1.0, 3.0), {"code_adversarial": 1.0}),
   "rae_l2": Method(
     "rae_l2",
-    (0.01, 0.1, 0.3, 1.0, 3.0),
+    (0.01, 0.03, 0.1, 0.3, 1.0),
     {"code_norm": 1.0, "decoder_norm": 1e-3},
     sampler="gmm",
   ),
