@@ -108,6 +108,22 @@ def test_sweeps_do_not_read_the_test_split(bench, monkeypatch):
       bench._judge(phase)
 
 
+@pytest.mark.parametrize("stack", [False, True])
+def test_all_methods_once_before_any_twice(bench, monkeypatch, stack):
+  done = []
+  monkeypatch.setattr(bench, "_stack", stack)
+  monkeypatch.setattr(bench, "_sweep", lambda name: name == "wae_mmd")
+  monkeypatch.setattr(bench, "_wait_for_choice", lambda name: 3.0)
+  monkeypatch.setattr(bench, "_do", done.append)
+  bench.methods(["vae", "wae_mmd"], 2)
+  found = [[(r.method, r.seed) for r in runs] for runs in done]
+  first, second = ("wae_mmd", 0), ("vae", 0)  # what it swept itself is first
+  if stack:
+    assert found == [[first, ("wae_mmd", 1)], [second, ("vae", 1)]]
+  else:
+    assert found == [[first], [second], [("wae_mmd", 1)], [("vae", 1)]]
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -179,8 +195,9 @@ def test_the_rule_of_choice(tmp_path):
     write(tmp_path, result("wae_mmd", "sweep", weight, **numbers))
   last = dict(fd_reconstructions=4, fd_prior=4)
   write(tmp_path, result("wae_mmd", "sweep", 1000.0, **last))
-  # Final runs, judged on test images, choose nothing.
+  # Weights that are not tried any more and final runs choose nothing.
   best = dict(fd_reconstructions=0, fd_prior=0)
+  write(tmp_path, result("wae_mmd", "sweep", 7.0, **best))
   write(tmp_path, result("wae_mmd", "final", 10.0, **best))
   assert plan.choose(tmp_path, "wae_mmd") == 30
   for i, weight in enumerate(methods.METHODS["rae_l2"].weights):

@@ -134,7 +134,9 @@ def choose(out: Path, method: str) -> float | None:
   found = {
     r["weight"]: r["numbers"]
     for r in results(out)
-    if r["method"] == method and r["phase"] == "sweep"
+    if r["method"] == method
+    and r["phase"] == "sweep"
+    and r["weight"] in METHODS[method].weights
   }
   if set(METHODS[method].weights) - found.keys():
     return None
@@ -172,6 +174,7 @@ class Bench:
     self._say = say
     self._train, self._validation = training_parts(self._config("ae", 0.0))
     self._features = features(self._train, out)
+    self._on_device = jax.device_put(self._train.x)
     self._trainers: dict[Any, Trainer] = {}
     self._judges: dict[str, Judge] = {}
 
@@ -194,15 +197,19 @@ class Bench:
   def methods(self, names: Sequence[str], seeds: int) -> None:
     """Sweeps, chooses and does the final runs of methods."""
     mine = [name for name in names if self._sweep(name)]
-    # Those of this process first: their programs are compiled.
-    for name in sorted(names, key=lambda n: n not in mine):
-      weight, s = self._wait_for_choice(name), self._settings
-      self._do(
-        [
-          Run(name, "final", weight, seed, s.batch, s.epochs)
-          for seed in range(seeds)
-        ]
-      )
+    # Those of this process first: their programs are compiled. All methods
+    # once before any of them twice, unless their seeds are one program.
+    ordered = sorted(names, key=lambda name: name not in mine)
+    every = range(seeds)
+    for group in [every] if self._stack else [[seed] for seed in every]:
+      for name in ordered:
+        weight, s = self._wait_for_choice(name), self._settings
+        self._do(
+          [
+            Run(name, "final", weight, seed, s.batch, s.epochs)
+            for seed in group
+          ]
+        )
 
   def batches(
     self, names: Sequence[str], sizes: Sequence[int], seeds: int
@@ -296,7 +303,7 @@ class Bench:
   def _trainer(self, run: Run, spec) -> Trainer:
     key = run.method, run.batch, run.epochs
     if key not in self._trainers:
-      self._trainers = {key: Trainer(spec, self._train.x, self._stack)}
+      self._trainers[key] = Trainer(spec, self._on_device, self._stack)
     return self._trainers[key]
 
   def _keep(self, run: Run, config: ConfigDict, spec, trained: Trained) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gamix_jax import step
 from gamix_jax.modality import IMAGE
@@ -53,8 +54,8 @@ def order(images: int, batch: int, steps: int, seed: int) -> np.ndarray:
 class Trainer:
   """The program of a method: from weights, seeds and batches to parameters."""
 
-  def __init__(self, spec: TrainSpec, images: np.ndarray, stack: bool):
-    """Puts the images on the device.
+  def __init__(self, spec: TrainSpec, images: ArrayLike, stack: bool):
+    """Compiles nothing yet.
 
     Args:
       spec: of the method; its seed and weights are replaced.
