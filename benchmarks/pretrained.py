@@ -75,10 +75,10 @@ MNIST (Y. LeCun, C. Cortes and C. J. C. Burges), 60,000 images for training and
 
 ## Machine
 
-One core of a shared cloud CPU, 1,219 seconds of its time:
-`python -m gamix_jax.main --config=configs/mnist.py`, with JAX 0.10.2 and a
-development version of gamix_jax 0.1.0 in which some keys of the same values had
-other names.
+One NVIDIA H200 that trained several models at once, 4:01 minutes, with
+`JAX_DEFAULT_MATMUL_PRECISION=float32` and JAX 0.11.2:
+`python -m gamix_jax.main --config=configs/mnist.py`. On one CPU core it takes
+about 20 minutes. The numbers below were computed on a CPU.
 """,
   ),
   "fashion_mnist": export.Facts(
@@ -90,6 +90,13 @@ other names.
 
 Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, arXiv:1708.07747; MIT
 licence), 60,000 images for training and 10,000 held out.
+
+## Machine
+
+One NVIDIA H200 that trained several models at once, 5:32 minutes, with
+`JAX_DEFAULT_MATMUL_PRECISION=float32` and JAX 0.11.2:
+`python -m gamix_jax.main --config=configs/fashion_mnist.py`. On one CPU core it
+takes about 30 minutes. The numbers below were computed on a CPU.
 """,
   ),
 }
