@@ -20,6 +20,7 @@ from gamix_jax import config as configs
 from gamix_jax.errors import UserError
 from gamix_jax.export import card
 from gamix_jax.locate import PRETRAINED
+from gamix_jax.training.workdir import RESUMABLE_KEYS
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Of the run.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run, evaluated.")
@@ -118,7 +119,9 @@ def main() -> None:
     raise UserError(f"--config={file}: there are no notes on it in FACTS.")
   model = inference.load(WORKDIR.value)
   saved = configs.differences(model.config, config)
-  other = saved.keys() - {"data.source", "data.fingerprint"}
+  # What may change while a run continues does not change its weights.
+  free = {"data.source", "data.fingerprint", *RESUMABLE_KEYS}
+  other = saved.keys() - free
   if other or model.step != config.steps:
     raise UserError(
       f"{WORKDIR.value} is not a finished run of {file}: it is at step "
