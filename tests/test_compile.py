@@ -104,7 +104,7 @@ def test_traffic():
   """A fusion counts as one kernel; its inside moves nothing."""
   image, kernel = 2 * 8 * 8 * 4 * 2, 3 * 3 * 4 * 4 * 2
   of_fusion = 2 * image + kernel
-  to_float32 = kernel + image + 2 * kernel
+  to_float32 = 2 * image + 2 * kernel
   of_library = kernel + 9 + 2 * image
   products = 2 * (4 * 4 + 2 * 2 * 4 * 4)
   want = of_fusion + to_float32 + of_library + products
