@@ -732,6 +732,7 @@ def test_other_config_is_refused_at_once(program, folder):
   assert (folder / "compare.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_features_are_those_of_evaluate(program, tmp_path):
   """Images with labels: the same classifier, trained once for all runs.
 

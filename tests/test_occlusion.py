@@ -171,6 +171,7 @@ def test_bounds_are_of_the_whole_image(model, images):
   np.testing.assert_allclose(got["elbo"], elbo_, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_completions_are_draws(model, images):
   z = np.asarray(model.encode(images).independent(jax.random.key(3), 5))
   got = model.complete(images, 5, key=jax.random.key(3))
@@ -180,6 +181,7 @@ def test_completions_are_draws(model, images):
     model.complete(images, 0)
 
 
+@pytest.mark.slow
 def test_an_exported_encoder_hides_nothing(model):
   """Its user has incomplete images."""
   part = signatures.part(model, "encoder")
@@ -208,6 +210,7 @@ def test_independent_draws_have_the_mixtures_moments():
 # ---------------------------------------------------------- pictures
 
 
+@pytest.mark.slow
 def test_a_picture_of_completions(folder, model, tmp_path, monkeypatch):
   shown = []
   monkeypatch.setattr(
@@ -446,6 +449,7 @@ def test_completions_are_measured(model, images, monkeypatch):
   }
 
 
+@pytest.mark.slow
 def test_without_a_classifier_there_are_no_classes(model, images):
   eval_settings = settings.base().eval.copy_and_resolve_references()
   eval_settings.completions = 2

@@ -136,6 +136,7 @@ def test_order_is_of_epochs():
   assert (rows != training.order(10, 3, 7, seed=2)).any()
 
 
+@pytest.mark.slow
 def test_a_program_trains_as_the_step_does(monkeypatch):
   """Two runs side by side; the second against the step, one by one."""
   monkeypatch.setattr(methods, "MLP_WIDTHS", (16,))
@@ -270,6 +271,7 @@ def run(program, *flags):
   return program.forked(*flags, module="benchmarks.population")
 
 
+@pytest.mark.slow
 def test_the_command(program, tmp_path):
   """It sweeps and finishes; the same command and --report repeat nothing."""
   flags = ("--tiny", "--methods=rae_l2", "--sources=gmm", f"--out={tmp_path}")

@@ -53,6 +53,7 @@ def sides(out):
   return found, found["rows"][f"digits_{SECONDS}"]
 
 
+@pytest.mark.slow
 def test_budget_is_kept(tiny):
   _, out = tiny
   found, of = sides(out)
@@ -74,6 +75,7 @@ def test_budget_is_kept(tiny):
     assert of["peer"]["0"]["parameters"] > run["parameters"]
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_stored_images(tiny):
   """The MAE recomputed from scikit-learn's digits, with the same held out."""
   ran, out = tiny
@@ -104,6 +106,7 @@ def test_metrics_are_those_of_the_stored_images(tiny):
   assert (out / "quality.md").read_text() in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_same_command_repeats_nothing(program, tiny):
   first, out = tiny
   before = sides(out)
@@ -114,6 +117,7 @@ def test_the_same_command_repeats_nothing(program, tiny):
   assert sides(out) == before
 
 
+@pytest.mark.slow
 def test_a_run_with_other_settings_is_refused(tiny):
   file = tiny[1] / f"digits_{SECONDS}" / "ours_s0.json"
   was = json.loads(file.read_text())
