@@ -10,12 +10,21 @@ import sys
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from program import QUICK, ROOT, assert_refused
 from sklearn.datasets import load_digits
 
-from benchmarks.population import images, methods, plan, report, training
+from benchmarks.population import (
+  images,
+  judge,
+  methods,
+  plan,
+  report,
+  training,
+)
 from gamix_jax import build, step
 from gamix_jax.errors import UserError
+from gamix_jax.inference import Model
 from gamix_jax.modality import IMAGE
 
 # From ml_collections, which loads the config files.
@@ -167,6 +176,60 @@ def test_a_program_trains_as_the_step_does(monkeypatch):
     *(v.params["encoder"] for v in (first, second)),
   )
   assert max(jax.tree.leaves(apart)) > 1e-3
+
+
+# ------------------------------------------------------------------- judge
+
+
+class Thirds:
+  """Means of the rows of an image in three parts; official by its own word."""
+
+  official = True
+
+  def __call__(self, x):
+    parts = np.array_split(x[..., 0], 3, axis=1)
+    return np.stack([p.mean(axis=(1, 2)) for p in parts], axis=1)
+
+
+def frechet(a, b):
+  """By scipy's square root of a matrix."""
+  s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+  root = scipy.linalg.sqrtm(s @ t).real
+  means = a.mean(axis=0) - b.mean(axis=0)
+  return means @ means + np.trace(s + t - 2 * root)
+
+
+def test_what_is_measured(monkeypatch):
+  """Of an untrained model, against numpy and scipy."""
+  monkeypatch.setattr(methods, "MLP_WIDTHS", (16,))
+  config = digits_config()
+  spec = build.train_spec(config)
+  state = jax.jit(lambda: step.init(spec), compiler_options=QUICK)()
+  vae = {"params": state.ema, "batch_stats": {}}
+  model = Model(config, spec, 0, vae, {})
+  held_out = images.judged(images.test_images(config), 150)
+  own = Thirds()
+  of = judge.Judge(own, held_out, held_out, inception=own)
+  numbers, _ = of(model, ("prior",), complete=True)
+  real = held_out.x / 127.5 - 1
+
+  def in_8_bits(x):
+    return np.round((x + 1) * 127.5) / 127.5 - 1
+
+  made = in_8_bits(model.reconstruct(held_out.x))
+  assert numbers["mae"] == pytest.approx(np.abs(made - real).mean(), rel=1e-4)
+  drawn = model.draw_latents(jax.random.key(judge.SAMPLES_KEY), 150)
+  for kind, x in (
+    ("reconstructions", made),
+    ("prior", in_8_bits(model.decode(drawn))),
+  ):
+    wanted = frechet(own(x), own(real))
+    assert numbers[f"fd_{kind}"] == pytest.approx(wanted, rel=1e-3)
+    assert numbers[f"fid_{kind}"] == numbers[f"fd_{kind}"]
+  kl = numbers["mutual_information"] + numbers["population_kl"]
+  assert numbers["kl"] == pytest.approx(kl)
+  short, _ = of(model, ("prior",), complete=False)
+  assert set(short) == {"mae", "fd_reconstructions", "fd_prior"}
 
 
 # ------------------------------------------------------ choice and reports

@@ -13,6 +13,8 @@
                               choose a weight, and of all others
 --judged=2000                 held-out images, and samples, that judge a run
 --sources=gmm,two_stage       latent sources of the final runs beside the prior
+--inception_weights=FILE      a FID of final runs, beside the features of a
+                              classifier; see gamix_jax.evaluate
 --batches=8,32,128,512        runs of other batch sizes instead, with the
                               weights chosen before and as many images seen
 --stack                       the runs of a method side by side in one program:
@@ -60,6 +62,7 @@ def define() -> None:
   number("epochs", 20, "")
   number("judged", 2_000, "")
   flags.DEFINE_list("sources", ["gmm", "two_stage"], "")
+  text("inception_weights", "", "")
   flags.DEFINE_list("batches", [], "")
   flags.DEFINE_bool("stack", False, "")
   text("out", "runs/population", "")
@@ -98,7 +101,7 @@ def main() -> None:
       f"--batches={','.join(given.batches)} must be numbers of 2 or more."
     )
   cli.use_compilation_cache()
-  bench = plan.Bench(settings, out, given.stack, _say)
+  bench = plan.Bench(settings, out, given.stack, _say, given.inception_weights)
   if given.batches:
     bench.batches(names, list(map(int, given.batches)), given.seeds)
   else:

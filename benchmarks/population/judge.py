@@ -24,6 +24,7 @@ class Judge:
     features: metrics.classifier_features,
     held_out: Images,
     train: Images,
+    inception: metrics.inception_features | None = None,
   ):
     """Computes the features of the held-out images.
 
@@ -31,11 +32,16 @@ class Judge:
       features: of images.
       held_out: that models are judged on.
       train: that samplers are fitted to.
+      inception: for a FID of complete judgements; None: there is none.
     """
-    self._features, self._held_out = features, held_out
+    self._held_out = held_out
     self._train = train.x[:FITTED_TO]
     self._x = pictures.to_float(held_out.x)
-    self._real = features(self._x)
+    self._features = {"fd": features}
+    if inception is not None:
+      name = "fid" if inception.official else f"fd_{inception.name}"
+      self._features[name] = inception
+    self._real = {k: f(self._x) for k, f in self._features.items()}
 
   def __call__(
     self, model: Model, sources: Sequence[str], complete: bool
@@ -54,32 +60,41 @@ class Judge:
     """
     n = len(self._held_out)
     q = model.encode(self._held_out.x)
-    made, features = self._decoded(model, np.asarray(q.mean()))
-    numbers = {
-      "mae": float(np.abs(made - self._x).mean(dtype=np.float64)),
-      "fd_reconstructions": metrics.frechet_distance(features, self._real),
-    }
+    made = _decoded(model, np.asarray(q.mean()))
+    error = np.abs(made - self._x).mean(dtype=np.float64)
+    numbers = {"mae": float(error)}
+    numbers |= self._distances("reconstructions", made, complete)[0]
     rows = [self._x[:SHOWN], made[:SHOWN]]
     if set(sources) - {"prior"}:
       model.fit_samplers(self._train, two_stage="two_stage" in sources)
     for source in sources:
       z = model.draw_latents(jax.random.key(SAMPLES_KEY), n, source=source)
-      made, features = self._decoded(model, z)
-      numbers[f"fd_{source}"] = metrics.frechet_distance(features, self._real)
+      made = _decoded(model, z)
+      distances, features = self._distances(source, made, complete)
+      numbers |= distances
       rows.append(made[:SHOWN])
       if complete:
-        found = metrics.prdc(self._real, features)
+        found = metrics.prdc(self._real["fd"], features)
         numbers |= {f"{k}_{source}": v for k, v in found.items()}
     if complete:
       numbers |= _of_codes(q)
     return numbers, pictures.grid(np.concatenate(rows), SHOWN)
 
-  def _decoded(
-    self, model: Model, z: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes latents to images of 8 bits; returns them and their features."""
-    x = pictures.to_float(pictures.to_uint8(model.decode(z)))
-    return x, self._features(x)
+  def _distances(
+    self, kind: str, x: np.ndarray, complete: bool
+  ) -> tuple[Numbers, np.ndarray]:
+    """Frechet distances of images, and their classifier features."""
+    names = list(self._features) if complete else ["fd"]
+    features = {name: self._features[name](x) for name in names}
+    return {
+      f"{name}_{kind}": metrics.frechet_distance(v, self._real[name])
+      for name, v in features.items()
+    }, features["fd"]
+
+
+def _decoded(model: Model, z: np.ndarray) -> np.ndarray:
+  """Decodes latents to images of 8 bits, in [-1, 1]."""
+  return pictures.to_float(pictures.to_uint8(model.decode(z)))
 
 
 def _of_codes(q) -> Numbers:

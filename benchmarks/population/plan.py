@@ -31,7 +31,7 @@ from benchmarks.population.images import (
 from benchmarks.population.judge import Judge
 from benchmarks.population.methods import METHODS, config_of
 from benchmarks.population.training import Trained, Trainer, order
-from gamix_jax import build, files, pictures
+from gamix_jax import build, files, metrics, pictures
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
@@ -157,6 +157,7 @@ class Bench:
     out: Path,
     stack: bool,
     say: Callable[[str], None],
+    inception: str = "",
   ):
     """Reads the training images and trains or reads the classifier.
 
@@ -165,10 +166,16 @@ class Bench:
       out: the output folder.
       stack: see `Trainer`.
       say: called with a line for each run.
+      inception: a file of Inception's weights, for a FID of final runs that
+        are not finished yet; "": there is none.
 
     Raises:
-      UserError: if the data cannot be read, or as `Settings.check`.
+      UserError: if the data or the weights cannot be read, or as
+        `Settings.check`.
     """
+    self._inception = None
+    if inception:
+      self._inception = metrics.inception_features(inception)
     settings.check(out)
     self._settings, self.out, self._stack = settings, out, stack
     self._say = say
@@ -186,7 +193,9 @@ class Bench:
       if part == "test":
         images = test_images(self._config("ae", 0.0))
       used = judged(images, self._settings.judged)
-      self._judges[part] = Judge(self._features, used, self._train)
+      self._judges[part] = Judge(
+        self._features, used, self._train, self._inception
+      )
     return self._judges[part]
 
   def _config(self, method: str, weight: float, **changes: Any) -> ConfigDict:

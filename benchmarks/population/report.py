@@ -28,6 +28,10 @@ DISTANCES = {
   "fd_gmm": ("fd, `gmm`", 3),
   "fd_two_stage": ("fd, `two_stage`", 3),
 }
+FIDS = {
+  f"fid_{k}": (f"FID, {k}", 2)
+  for k in ("reconstructions", "prior", "gmm", "two_stage")
+}
 CODES = {
   "population_kl": ("population KL, nats", 3),
   "population_kl_gaussian": ("of its moments", 3),
@@ -89,7 +93,7 @@ def _main_table(finals: Results) -> str:
   there = [m for m in METHODS if any(r["method"] == m for r in finals)]
   columns = {
     k: v
-    for k, v in (DISTANCES | CODES).items()
+    for k, v in (DISTANCES | FIDS | CODES).items()
     if any(k in r["numbers"] for r in finals)
   }
   best = {
