@@ -102,6 +102,7 @@ def test_what_it_refuses(changes, words):
     build.train_spec(small(**(dict(optim__accumulate=2) | changes)))
 
 
+@pytest.mark.slow
 def test_a_run_continues(program, tmp_path):
   """At the command line, as if it had not stopped."""
   flags = [f for f in SMALL if "population" not in f]

@@ -134,7 +134,8 @@ def test_report(judged, numbers):
   folder, output = judged
   text = (folder / "eval" / "report.md").read_text()
   titles = re.findall(r"^## (.*)$", text, re.M)
-  others = ("Training", "Translations")  # of compare, of several modalities
+  # Of compare, of several modalities, of runs with data.occlude.
+  others = ("Training", "Translations", "Completions")
   assert titles == [s for s in specs.SECTIONS if s not in others]
   pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
   assert len(pictures) == 6
@@ -147,6 +148,7 @@ def test_report(judged, numbers):
   assert "Laplace noise of scale 2" in text
 
 
+@pytest.mark.slow
 def test_fewer_images_than_latents(judged, program, tmp_path):
   """Neighbours and a covariance need more: reasons for both, and a report."""
   folder = tmp_path / "run"

@@ -23,6 +23,10 @@ FAMILIES = {
     MIXTURE | dict(posterior__mixture__min_weight=0.1),
     dict(population_kl=1.0, collapse_penalty=1.0),
   ),
+  "mixture/gamix_mixture": (
+    MIXTURE,
+    dict(population_kl=1.0, collapse_penalty=1.0),
+  ),
   "mixture/selbo": (MIXTURE, dict(kl=1.0)),
   "mixture/siwae": (MIXTURE | dict(objective__num_samples=2), dict(kl=1.0)),
   "epanechnikov/elbo": (EPANECHNIKOV, dict(kl=1.0)),

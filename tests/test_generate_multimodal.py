@@ -299,6 +299,7 @@ def test_command(program, polydigits, tmp_path):
   assert_refused(command("--what=map"), "map", "translations")
 
 
+@pytest.mark.slow
 def test_a_subset_that_was_never_trained(program, tmp_path):
   """Attention, of which an ELBO of complete observations trains one set."""
   flag = f"--workdir={tmp_path}/run"

@@ -437,6 +437,7 @@ def command(*flags):
   )
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, workdirs):
   run, saved = tmp_path / "run", workdirs / "start" / "config.json"
   done = command(

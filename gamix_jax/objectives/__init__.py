@@ -48,12 +48,12 @@ class _Objectives(Registry[type[Objective]]):
 
 OBJECTIVES = _Objectives("objective.name")
 OBJECTIVES.register("gamix", Gamix)
-OBJECTIVES.register("gamix_mixture", GamixMixture)
 OBJECTIVES.register("elbo", ELBO)
 OBJECTIVES.register("selbo", ELBO)
 OBJECTIVES.register("exact", AnalyticELBO)
 OBJECTIVES.register("siwae", SIWAE)
 OBJECTIVES.register("evae", EVAE)
+OBJECTIVES.register("gamix_mixture", GamixMixture)
 OBJECTIVES.register("ae", AE)
 OBJECTIVES.register("rae_l2", RAEL2)
 OBJECTIVES.register("wae_mmd", WAEMMD)
