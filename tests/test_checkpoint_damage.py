@@ -97,7 +97,11 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
+@pytest.mark.parametrize(
+  "summed",
+  [pytest.param(True, marks=pytest.mark.slow), False],
+  ids=["summed", ""],
+)
 @pytest.mark.parametrize("what", LOST)
 def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
   """With checksums that match the remaining files; the step before is used."""

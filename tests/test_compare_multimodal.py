@@ -76,6 +76,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_family_config(spec):
   """Weights, the variant, and nothing else; a beta of 2 in the config."""
@@ -409,6 +410,7 @@ def test_report(compared):
   assert kept == compared
 
 
+@pytest.mark.slow
 def test_again_trains_nothing_and_a_lost_result_comes_back(compared, capsys):
   before = (compared / report.CSV).read_bytes()
   loop.compare(quarters_config(), FAMILIES, 1, compared)

@@ -166,9 +166,8 @@ NEW = dict(
 )
 
 
-@pytest.mark.parametrize(
-  ("n", "same"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "same"), [(1, False), (2, True)])
 def test_pictures_of_few_images(tmp_path, n, same):
   run = make(
     tmp_path / "a",

@@ -307,7 +307,7 @@ def test_weights_that_are_refused(model, exported, tmp_path):
   refused("damaged.*checksum")
   file.write_bytes(data[: len(data) // 2])
   refused("damaged")
-  for damaged in damages(data, 40):
+  for damaged in damages(data, 15):
     if damaged != data:
       file.write_bytes(damaged)
       refused("damaged|not written by|another model")

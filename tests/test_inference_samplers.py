@@ -98,6 +98,7 @@ def test_bic_finds_the_clusters():
   np.testing.assert_allclose(half[~half_right].std(0), 0.25, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_second_vae_finds_the_clusters(monkeypatch):
   monkeypatch.setattr(two_stage, "STEPS", 800)
   found = samplers.fit(clusters(), 0, 1, {}, second_stage=True)

@@ -188,6 +188,7 @@ def test_matches_torch_fidelity(digits):
 # ------------------------------------------------------------- features
 
 
+@pytest.mark.slow
 def test_classifier_features(digits, tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(metrics.classifier, "STEPS", 80)
   images = np.rint(digits[0] * 255).astype(np.uint8).reshape(-1, 8, 8, 1)

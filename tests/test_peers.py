@@ -410,14 +410,8 @@ def test_free_bits_by_hand():
 # ---------------------------------------------------------- whole runs
 
 
-# The others take as long and share all of the way but the terms.
-QUICK = ("aae",)
-
-
-@pytest.mark.parametrize(
-  "name",
-  [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RUNS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_continues_and_is_evaluated(program, tmp_path, name):
   """Three steps at the command line, the last one after a restart."""
   run = tmp_path / "run"

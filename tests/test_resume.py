@@ -193,6 +193,7 @@ def killed_run(program, folder, rng):
   return moments
 
 
+@pytest.mark.slow
 @of("many")
 def test_kills(runs, program, tmp_path):
   """KILLS kills, at least one of them in a save, then on to the last step."""
