@@ -33,7 +33,7 @@ from typing import Any
 
 from absl import flags
 
-from gamix_jax import cli
+from gamix_jax import cli, files
 from gamix_jax.errors import UserError
 from gamix_jax.registry import check_choice
 
@@ -303,7 +303,7 @@ def main() -> None:
   if not found:
     raise UserError(f"{root / given.study} has no finished run.")
   file = root / f"{given.study}.md"
-  file.write_text(table(found, given.study))
+  files.write_text(file, table(found, given.study))
   print(f"Written: {file}")
 
 

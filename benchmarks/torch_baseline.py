@@ -350,8 +350,7 @@ class Twin:
 
   def wait(self) -> None:
     """Waits for the device."""
-    if self.options.device == "cuda":
-      torch.cuda.synchronize()
+    wait(self.options.device)
 
 
 def flat(names: list[str], values) -> dict:
@@ -372,6 +371,12 @@ def same_device() -> str:
       f"PyTorch would run on {device} and JAX on {jax.default_backend()}."
     )
   return device
+
+
+def wait(device: str) -> None:
+  """Waits until a device, cpu or cuda, has done what it was given."""
+  if device == "cuda":
+    torch.cuda.synchronize()
 
 
 def use_tensor_cores() -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import images
-from benchmarks.torch_baseline import use_tensor_cores
+from benchmarks.torch_baseline import use_tensor_cores, wait
 from benchmarks.torch_check import LIMITS, STEPS, MismatchError, shaken, worst
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict, from_json, to_json
@@ -255,11 +255,6 @@ class Step:
     state = {k: torch.from_numpy(v) for k, v in arrays.items()}
     self.model.load_state_dict(state)
 
-  def wait(self) -> None:
-    """Waits for the device."""
-    if self.device == "cuda":
-      torch.cuda.synchronize()
-
 
 # ------------------------------------------------------------ our weights
 
@@ -491,6 +486,6 @@ def runner(
   def run(n: int) -> None:
     for _ in range(n):
       theirs(batch)
-    theirs.wait()
+    wait(device)
 
   return run, sum(p.numel() for p in theirs.model.parameters())

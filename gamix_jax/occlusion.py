@@ -14,6 +14,7 @@ alone, so that all models are judged with the same ones.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -79,3 +80,13 @@ def hide(
   """Images in [-1, 1] whose hidden pixels are grey, 0."""
   inside = mask(hidden, x.shape[1:]) > 0
   return jnp.where(inside, jnp.asarray(FILL, x.dtype), x)
+
+
+def seen(x: Mapping[str, jax.Array], image: str) -> Float[Array, "b h w c"]:
+  """The images of observations as the encoder sees them.
+
+  Args:
+    x: images in [-1, 1], and "hidden" if a part of them is.
+    image: the entry of the images.
+  """
+  return hide(x[image], x[HIDDEN]) if HIDDEN in x else x[image]

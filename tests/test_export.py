@@ -288,7 +288,10 @@ def test_a_model_without_a_discriminator(tmp_path):
     again.discriminate(x)
 
 
-def test_weights_that_are_refused(model, exported, tmp_path):
+@pytest.mark.parametrize(
+  "times", [15, pytest.param(100, marks=pytest.mark.slow)]
+)
+def test_weights_that_are_refused(model, exported, tmp_path, times):
   for kwargs, words in (
     ({"which": "raw"}, "which='ema'"),
     ({"step": 4}, "only step 5"),
@@ -307,7 +310,7 @@ def test_weights_that_are_refused(model, exported, tmp_path):
   refused("damaged.*checksum")
   file.write_bytes(data[: len(data) // 2])
   refused("damaged")
-  for damaged in damages(data, 15):
+  for damaged in damages(data, times):
     if damaged != data:
       file.write_bytes(damaged)
       refused("damaged|not written by|another model")

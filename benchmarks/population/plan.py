@@ -121,9 +121,9 @@ class Run:
     return f"{self.method}/{name}"
 
 
-def results(out: Path) -> Iterator[dict[str, Any]]:
-  """Yields the results of all finished runs, in the order of their names."""
-  for file in sorted(out.glob(f"*/*/{RESULT}")):
+def results(out: Path, method: str = "*") -> Iterator[dict[str, Any]]:
+  """Yields the results of finished runs, in the order of their names."""
+  for file in sorted(out.glob(f"{method}/*/{RESULT}")):
     found = json.loads(file.read_text())
     if found.get("format") == FORMAT and found["method"] in METHODS:
       yield found
@@ -133,10 +133,8 @@ def choose(out: Path, method: str) -> float | None:
   """Returns the chosen weight of a method; None before its sweep is done."""
   found = {
     r["weight"]: r["numbers"]
-    for r in results(out)
-    if r["method"] == method
-    and r["phase"] == "sweep"
-    and r["weight"] in METHODS[method].weights
+    for r in results(out, method)
+    if r["phase"] == "sweep" and r["weight"] in METHODS[method].weights
   }
   if set(METHODS[method].weights) - found.keys():
     return None

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import math
-import statistics
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.population import plan
 from benchmarks.population.methods import METHODS
-from gamix_jax import files, plots
+from gamix_jax import files, metrics, plots
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate.report import markdown_table
 
@@ -45,39 +45,30 @@ FIGURE_PANELS = ("fd_reconstructions", "fd_prior")
 Results = Sequence[dict[str, Any]]
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-  """Returns the mean and its standard error, NaN of a single value."""
-  if len(values) == 1:
-    return values[0], math.nan
-  return (
-    statistics.fmean(values),
-    statistics.stdev(values) / math.sqrt(len(values)),
-  )
-
-
 def tied(values: dict[str, Sequence[float]]) -> set[str]:
   """Returns the names of the lowest mean, and of those tied with it.
 
   Tied is a difference of at most two standard errors of the difference.
   """
-  found = {k: mean_and_error(v) for k, v in values.items() if v}
+  found = {k: metrics.mean_and_error(v) for k, v in values.items() if v}
   if not found:
     return set()
-  best, error = min(found.values())
+  best, error = min(found.values(), key=operator.itemgetter(0))
   return {
     k
     for k, (mean, own) in found.items()
-    if mean == best or mean - best <= 2 * math.hypot(own, error)
+    if mean == best
+    or (None not in (own, error) and mean - best <= 2 * math.hypot(own, error))
   }
 
 
 def _cell(values: Sequence[float], digits: int, bold: bool = False) -> str:
   if not values:
     return "-"
-  mean, error = mean_and_error(values)
+  mean, error = metrics.mean_and_error(values)
   text = f"{mean:.{digits}f}"
   text = f"**{text}**" if bold else text
-  return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
+  return text if error is None else f"{text} ± {error:.{digits}f}"
 
 
 def _values(runs: Results, method: str, name: str) -> list[float]:
@@ -88,9 +79,15 @@ def _values(runs: Results, method: str, name: str) -> list[float]:
   ]
 
 
+def _methods(runs: Results) -> list[str]:
+  """The methods that have runs, in the order of `METHODS`."""
+  there = {r["method"] for r in runs}
+  return [m for m in METHODS if m in there]
+
+
 def _main_table(finals: Results) -> str:
   """Distances and codes, a row per method."""
-  there = [m for m in METHODS if any(r["method"] == m for r in finals)]
+  there = _methods(finals)
   columns = {
     k: v
     for k, v in (DISTANCES | FIDS | CODES).items()
@@ -117,7 +114,7 @@ def _main_table(finals: Results) -> str:
 
 def _shares_table(finals: Results) -> str:
   """Precision, recall, density and coverage of samples."""
-  there = [m for m in METHODS if any(r["method"] == m for r in finals)]
+  there = _methods(finals)
   sources = [
     s
     for s in ("prior", "gmm", "two_stage")
@@ -187,11 +184,13 @@ def _figure(batches: Results, path: Path) -> None:
         continue
       for ax, name in zip(axes, FIGURE_PANELS, strict=True):
         found = [
-          mean_and_error(_values([r for r in runs if r["batch"] == b], m, name))
+          metrics.mean_and_error(
+            _values([r for r in runs if r["batch"] == b], m, name)
+          )
           for b in sizes
         ]
         mean, error = zip(*found, strict=True)
-        error = [0 if math.isnan(e) else e for e in error]
+        error = [e or 0 for e in error]
         ax.errorbar(sizes, mean, error, marker=marker, capsize=3, label=m)
     for ax, name in zip(axes, FIGURE_PANELS, strict=True):
       ax.set_xscale("log", base=2)

@@ -92,8 +92,11 @@ class LoadedModel:
     Raises:
       UserError: if shape, dtype or range is wrong, or a value is not finite.
     """
-    q = self._device.encode(self._observations(x))
-    return jax.tree.map(jnp.asarray, q)
+    return self._posterior(self._observations(x))
+
+  def _posterior(self, x: dict[str, np.ndarray]) -> Posterior:
+    """q(z | x) of validated observations."""
+    return jax.tree.map(jnp.asarray, self._device.encode(x))
 
   def with_prior(self, q: Posterior) -> Posterior:
     """Returns q with `log_prior` and KL taken to this model's prior."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -65,8 +64,7 @@ class Model(LoadedModel):
       >>> z.shape
       (4, 8, 10)
     """
-    q = self._device.encode(self._observations(x, hidden))
-    return jax.tree.map(jnp.asarray, q)
+    return self._posterior(self._observations(x, hidden))
 
   def hidden(self, rows: ArrayLike) -> np.ndarray:
     """What is hidden of the images in these rows of an array, see `encode`.
@@ -92,10 +90,8 @@ class Model(LoadedModel):
       UserError: as `encode`.
     """
     of = self._observations(x)
-    images = np.asarray(to_float(of[IMAGE]))
-    if HIDDEN in of:
-      images = np.asarray(occlusion.hide(images, of[HIDDEN]))
-    return images.reshape(np.shape(x))
+    images = occlusion.seen(of | {IMAGE: to_float(of[IMAGE])}, IMAGE)
+    return np.asarray(images).reshape(np.shape(x))
 
   def decode(self, z: ArrayLike, *, raw: bool = False) -> np.ndarray:
     """Decodes latents to images.

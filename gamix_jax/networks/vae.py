@@ -78,10 +78,7 @@ class VAE(nn.Module):
 
   def encode(self, x: Observations, train: bool = False) -> Posterior:
     """Observations [b, ...] -> q(z | x); with "hidden" of the other pixels."""
-    image = x[self.modality]
-    if occlusion.HIDDEN in x:
-      image = occlusion.hide(image, x[occlusion.HIDDEN])
-    return self._encode(image, train)
+    return self._encode(occlusion.seen(x, self.modality), train)
 
   def _encode(self, x: jax.Array, train: bool = False) -> Posterior:
     h = self.encoder(x, train)

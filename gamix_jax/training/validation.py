@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamix_jax import data, metrics, pictures
+from gamix_jax import data, metrics, occlusion, pictures
 from gamix_jax.config import ConfigDict
 from gamix_jax.modality import IMAGE
-from gamix_jax.occlusion import HIDDEN, hide
 from gamix_jax.parallel import mesh
 from gamix_jax.posterior import Posterior
 from gamix_jax.step import TrainSpec, TrainState, eval_step
@@ -185,10 +184,7 @@ class Validator:
     image = spec.image.likelihood.mean(x_hat)
     stops = np.cumsum([len(v) for v in latents.values()])
     shown = dict(zip(latents, jnp.split(image, stops[:-1]), strict=True))
-    seen = x[IMAGE].astype(jnp.float32)
-    if HIDDEN in x:
-      seen = hide(seen, x[HIDDEN])
-    return shown | {"seen": seen}
+    return shown | {"seen": occlusion.seen(x, IMAGE).astype(jnp.float32)}
 
 
 def _mean_where_there(values: np.ndarray) -> float:
