@@ -31,12 +31,15 @@ from gamix_jax.modality import IMAGE
 LOADING = "ignore:the load_module:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(LOADING)
 
-DIGITS = plan.Settings("digits", 8, "mlp", 64, 1, 2, 150, ("gmm",))
+PROBLEM = {"source": "digits", "size": 8, "network": "mlp"}
+DIGITS = plan.Settings(
+  **PROBLEM, batch=64, sweep_epochs=1, epochs=2, judged=150, sources=("gmm",)
+)
 
 
 def digits_config(name="vae", weight=1.0, **changes):
   keys = dict(batch=64, steps=3, images=1221) | changes
-  return methods.config_of(name, weight, "mlp", "digits", 8, **keys)
+  return methods.config_of(name, weight, DIGITS, **keys)
 
 
 # ----------------------------------------------------------------- methods
@@ -51,7 +54,8 @@ def test_every_method_is_a_config(name):
   for network in methods.NETWORKS:
     first, last = (
       methods.config_of(
-        *(name, weight, network, "synthetic", 28),
+        *(name, weight),
+        methods.Problem(source="synthetic", size=28, network=network),
         batch=128,
         steps=1950,
         images=50_000,
@@ -68,11 +72,48 @@ def test_every_method_is_a_config(name):
       assert first.model.encoder_features == (200, 200, 200)
 
 
-def test_unknown_network():
-  with pytest.raises(UserError, match="--network=cnn must be one of mlp"):
-    methods.config_of(
-      *("vae", 1.0, "cnn", "digits", 8), batch=64, steps=1, images=100
+def test_the_problem_is_that_of_all_methods():
+  """Photographs with a discriminator, and more latents than the preset's."""
+  problem = methods.Problem(
+    source="synthetic",
+    size=64,
+    channels=3,
+    network="conv",
+    latent=96,
+    reconstruction="l1",
+    adversarial="hinge",
+  )
+  for name in ("vae", "gamix_debiased", "aae"):
+    config = methods.config_of(
+      name, 1.0, problem, batch=8, steps=100, images=50
     )
+    spec = build.train_spec(config)
+    assert spec.image.shape == (64, 64, 3)
+    assert config.model.encoder == config.model.decoder == "conv"
+    assert config.model.latent == 96
+    assert config.weights.recon == 64 * 64 * 3 / 2
+    assert config.weights.adversarial > 0
+    # That of codes learns from the start, and PatchGAN with it.
+    assert config.adversarial.disc_start == (0 if name == "aae" else 50)
+
+
+@pytest.mark.parametrize("key", ["network", "adversarial", "reconstruction"])
+def test_unknown_names(key):
+  with pytest.raises(UserError, match=f"--{key}='cnn'"):
+    dataclasses.replace(DIGITS, **{key: "cnn"})
+
+
+def test_settings_of_an_older_folder(tmp_path):
+  """They have no channels, latents or likelihood: those of then."""
+  DIGITS.check(tmp_path)
+  file = tmp_path / plan.PROTOCOL
+  settings = json.loads(file.read_text())
+  for key in ("channels", "latent", "reconstruction", "adversarial"):
+    del settings[key]
+  file.write_text(json.dumps(settings))
+  DIGITS.check(tmp_path)
+  with pytest.raises(UserError, match="other values of latent: 0"):
+    dataclasses.replace(DIGITS, latent=3).check(tmp_path)
 
 
 # ------------------------------------------------------------------ images

@@ -2,9 +2,14 @@
 
 --source=idx:/data/mnist      the images, a data.source with labels and a test
                               split
---size=28                     height and width; images are grey
+--size=28 --channels=1        of the images
 --network=mlp                 the fully connected 784-200-200-200-8 network of
-                              arXiv:1805.09235, or resnet, the preset base
+                              arXiv:1805.09235; conv, the preset small; or
+                              resnet, the preset base
+--latent=N                    instead of the network's number of latents
+--reconstruction=bernoulli    or another likelihood, such as l1
+--adversarial=none            hinge or bce: with a PatchGAN discriminator in the
+                              second half of the steps
 --methods=vae,wae_mmd         default: all, or those of the figure over batch
                               sizes; see benchmarks/population/methods.py
 --seeds=5                     final runs of each method
@@ -54,7 +59,11 @@ def define() -> None:
   text, number = flags.DEFINE_string, flags.DEFINE_integer
   text("source", None, "")
   number("size", 28, "")
+  number("channels", 1, "")
   text("network", "mlp", "")
+  number("latent", 0, "", lower_bound=0)
+  text("reconstruction", "bernoulli", "")
+  text("adversarial", "none", "")
   flags.DEFINE_list("methods", None, "")
   number("seeds", 5, "")
   number("batch", 128, "")
@@ -121,7 +130,8 @@ def _settings(plan):
       "--source is missing, such as --source=idx:/data/mnist; --tiny needs "
       "none."
     )
-  numbers = ("size", "seeds", "batch", "sweep_epochs", "epochs", "judged")
+  numbers = ("size", "channels", "seeds", "batch", "sweep_epochs", "epochs")
+  numbers = (*numbers, "judged")
   for key in numbers:
     if given[key].value < 1:
       raise UserError(f"--{key}={given[key].value} must be 1 or more.")
@@ -133,6 +143,9 @@ def _settings(plan):
     source=data.resolve_source(given.source),
     sources=tuple(given.sources),
     network=given.network,
+    latent=given.latent,
+    reconstruction=given.reconstruction,
+    adversarial=given.adversarial,
     **{k: given[k].value for k in numbers if k != "seeds"},
   )
 

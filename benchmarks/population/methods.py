@@ -11,11 +11,49 @@ from collections.abc import Mapping
 from gamix_jax import config as configs
 from gamix_jax import presets
 from gamix_jax.config import ConfigDict
-from gamix_jax.errors import UserError
+from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.registry import check_choice
 
-NETWORKS = ("mlp", "resnet")
+# The preset of each kind of network.
+NETWORKS = {"mlp": "small", "conv": "small", "resnet": "base"}
 # The network of the Cramer-Wold paper's experiments (arXiv:1805.09235).
 MLP_WIDTHS, MLP_LATENT = (200, 200, 200), 8
+ADVERSARIES = ("none", "hinge", "bce")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """What all methods have in common: images, networks and likelihood.
+
+  Attributes:
+    source: `data.source`.
+    size: height and width of the images.
+    channels: of the images.
+    network: "mlp", the fully connected network of arXiv:1805.09235; "conv", the
+      preset `small`; "resnet", the preset `base`.
+    latent: number of latents; 0: those of the network.
+    reconstruction: `objective.reconstruction`.
+    adversarial: `adversarial.loss` of a PatchGAN discriminator, which starts
+      after half of the steps, or "none".
+  """
+
+  source: str
+  size: int
+  network: str
+  channels: int = 1
+  latent: int = 0
+  reconstruction: str = "bernoulli"
+  adversarial: str = "none"
+
+  def __post_init__(self) -> None:
+    """Checks the names.
+
+    Raises:
+      UserError: if one is unknown.
+    """
+    check_choice("--network", self.network, NETWORKS)
+    check_choice("--adversarial", self.adversarial, ADVERSARIES)
+    check_choice("--reconstruction", self.reconstruction, LIKELIHOODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +151,7 @@ BATCH_METHODS = (
 def config_of(
   name: str,
   weight: float,
-  network: str,
-  source: str,
-  size: int,
+  problem: Problem,
   *,
   batch: int,
   steps: int,
@@ -126,9 +162,7 @@ def config_of(
   Args:
     name: of the method.
     weight: the tried value.
-    network: "mlp", the fully connected network, or "resnet", the preset `base`.
-    source: `data.source`.
-    size: height and width of the grey images.
+    problem: what all methods share.
     batch: images of a step.
     steps: of the run.
     images: the number of training images.
@@ -136,30 +170,28 @@ def config_of(
   Raises:
     UserError: if a value is invalid.
   """
-  if network not in NETWORKS:
-    raise UserError(
-      f"--network={network} must be one of {', '.join(NETWORKS)}."
-    )
   method = METHODS[name]
-  config = presets.ours(configs.base(), "small" if network == "mlp" else "base")
-  config.adversarial.loss = "none"
+  config = presets.ours(configs.base(), NETWORKS[problem.network])
+  config.adversarial.loss = problem.adversarial
   config.steps = steps
   config.data.update(
-    source=source,
-    image_size=size,
-    channels=1,
+    source=problem.source,
+    image_size=problem.size,
+    channels=problem.channels,
     batch_size=batch,
     flip=False,
     cache="memory",
   )
-  if network == "mlp":
+  if problem.network == "mlp":
     config.model.encoder = config.model.decoder = "mlp"
     config.model.encoder_features = config.model.decoder_features = MLP_WIDTHS
     config.model.latent = MLP_LATENT
+  if problem.latent:
+    config.model.latent = problem.latent
   config.posterior.name = method.posterior
   objective = config.objective
   objective.name, objective.population = method.objective, method.population
-  objective.reconstruction = "bernoulli"
+  objective.reconstruction = problem.reconstruction
   objective.tcvae.images = images
   for term, value in method.fixed.items():
     config.weights[term] = value

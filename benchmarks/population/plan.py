@@ -29,7 +29,7 @@ from benchmarks.population.images import (
   training_parts,
 )
 from benchmarks.population.judge import Judge
-from benchmarks.population.methods import METHODS, config_of
+from benchmarks.population.methods import METHODS, Problem, config_of
 from benchmarks.population.training import Trained, Trainer, order
 from gamix_jax import build, files, metrics, pictures
 from gamix_jax.config import ConfigDict
@@ -42,14 +42,11 @@ PHASES = ("sweep", "final", "batch")
 WAIT = 1.0  # seconds between looks at what another process does
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What all runs of an output folder share.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Problem):
+  """What all runs of an output folder share, beside the problem.
 
   Attributes:
-    source: `data.source`.
-    size: height and width of the images.
-    network: "mlp" or "resnet".
     batch: images of a step, but for the runs of other batch sizes.
     sweep_epochs: passes over the training images of a run of the sweep.
     epochs: the same of all other runs.
@@ -57,9 +54,6 @@ class Settings:
     sources: latent sources of the final runs beside the prior.
   """
 
-  source: str
-  size: int
-  network: str
   batch: int
   sweep_epochs: int
   epochs: int
@@ -89,9 +83,17 @@ class Settings:
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
-  """Returns the settings of an output folder; None if it has none."""
+  """Returns the settings of an output folder; None if it has none.
+
+  Those that the folder does not name, since it is older, have their defaults.
+  """
   file = out / PROTOCOL
-  return json.loads(file.read_text()) if file.is_file() else None
+  if not file.is_file():
+    return None
+  missing = dataclasses.MISSING
+  defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+  defaults = {k: v for k, v in defaults.items() if v is not missing}
+  return defaults | json.loads(file.read_text())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Bench:
   def _config(self, method: str, weight: float, **changes: Any) -> ConfigDict:
     s = self._settings
     keys = {"batch": s.batch, "steps": 1, "images": 2**31} | changes
-    return config_of(method, weight, s.network, s.source, s.size, **keys)
+    return config_of(method, weight, s, **keys)
 
   def methods(self, names: Sequence[str], seeds: int) -> None:
     """Sweeps, chooses and does the final runs of methods."""

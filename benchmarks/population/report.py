@@ -18,7 +18,8 @@ from gamix_jax import files, metrics, plots
 from gamix_jax.errors import UserError
 from gamix_jax.evaluate.report import markdown_table
 
-TABLE, CSV, FIGURE = "table.md", "runs.csv", "batches.png"
+TABLE, CSV = "table.md", "runs.csv"
+BATCHES, FRONT = "batches.png", "front.png"
 # Columns of the first table: number, title, digits. Lower is better in the
 # first ones.
 DISTANCES = {
@@ -204,14 +205,26 @@ def _figure(batches: Results, path: Path) -> None:
     plots.save(fig, path)
 
 
+def _front(sweeps: Results) -> list[plots.Point]:
+  """The tried weights of the methods that sample from N(0, I)."""
+  return [
+    plots.Point(m, f"{r['weight']:g}", [n["mae"]], [n["fd_prior"]])
+    for m in _methods(sweeps)
+    for r in sweeps
+    if r["method"] == m and "fd_prior" in (n := r["numbers"])
+  ]
+
+
 def _protocol(settings: dict[str, Any], runs: Results) -> Iterator[str]:
   """Sentences about what all runs share."""
   first = runs[0]
+  latents = settings["latent"] or "the network's number of"
   yield (
     f"Data: {settings['source']}, {first['train_images']} training images; "
-    f"network {settings['network']}; batch {settings['batch']}; sweeps of "
-    f"{settings['sweep_epochs']} epochs, final runs of {settings['epochs']}; "
-    "Bernoulli likelihood."
+    f"network {settings['network']}, {latents} latents; batch "
+    f"{settings['batch']}; sweeps of {settings['sweep_epochs']} epochs, final "
+    f"runs of {settings['epochs']}; likelihood {settings['reconstruction']}; "
+    f"discriminator: {settings['adversarial']}."
   )
   yield (
     f"Judged on {settings['judged']} images, as many samples; averaged "
@@ -237,7 +250,7 @@ def _csv(runs: Results) -> str:
 
 
 def write(out: Path) -> str:
-  """Writes table.md, runs.csv and batches.png; returns the Markdown.
+  """Writes table.md, runs.csv and figures; returns the Markdown.
 
   Args:
     out: the output folder of the bench.
@@ -254,10 +267,14 @@ def write(out: Path) -> str:
     parts += [_main_table(phases["final"]), _shares_table(phases["final"])]
   if phases["batch"]:
     parts.append(_batch_table(phases["batch"]))
-    with files.writing(out / FIGURE):
-      _figure(phases["batch"], out / FIGURE)
+    with files.writing(out / BATCHES):
+      _figure(phases["batch"], out / BATCHES)
   if phases["sweep"]:
     parts.append(_sweep_table(phases["sweep"]))
+    points = _front(phases["sweep"])
+    if points:
+      with files.writing(out / FRONT):
+        plots.front(out / FRONT, points, "fd of N(0, I) samples, validation")
   text = "\n\n".join(p.strip("\n") for p in parts) + "\n"
   files.write_text(out / TABLE, text)
   files.write_text(out / CSV, _csv(runs))
