@@ -79,12 +79,12 @@ class Method:
   sampler: str = "prior"
 
 
-def _gamix(population: str) -> Method:
+def _gamix(population: str, collapse_penalty: float = 0.3) -> Method:
   return Method(
     "gamix",
     (1.0, 3.0, 10.0, 30.0, 100.0),
     {"population_kl": 1.0},
-    {"collapse_penalty": 0.3},
+    {"collapse_penalty": collapse_penalty},
     posterior="gaussian",
     population=population,
   )
@@ -99,6 +99,8 @@ METHODS = {
   "gamix_full": _gamix("full"),
   "gamix_debiased": _gamix("debiased"),
   "gamix_quadratic": _gamix("quadratic"),
+  # 0.03 of 0.3, 0.03 and 0.01, by the sums on MNIST's validation images.
+  "gamix_kernel": _gamix("kernel", 0.03),
   "wae_mmd": Method(
     "wae_mmd", (10.0, 30.0, 100.0, 300.0, 1000.0), {"mmd": 1.0}
   ),
@@ -143,7 +145,7 @@ METHODS = {
 }
 # Those of the figure over batch sizes.
 BATCH_METHODS = (
-  *("gamix_means", "gamix_debiased", "gamix_quadratic"),
+  *("gamix_means", "gamix_debiased", "gamix_quadratic", "gamix_kernel"),
   *("wae_mmd", "sigreg"),
 )
 

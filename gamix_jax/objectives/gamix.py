@@ -45,8 +45,8 @@ class Gamix(Objective):
 
   @property
   def additive(self) -> bool:
-    """Only `quadratic` is unbiased for any batch size."""
-    return self.population == "quadratic"
+    """Whether its form is unbiased for any batch size."""
+    return population.FORMS[self.population].unbiased
 
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:
@@ -62,7 +62,7 @@ class Gamix(Objective):
   def __call__(
     self, output: VAEOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:
-    kl, info = population.population_kl(output.q, self.population)
+    kl, info = population.population_kl(output.q, self.population, output.key)
     terms = {
       "recon": self.recon(output),
       "population_kl": kl,
