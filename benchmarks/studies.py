@@ -5,14 +5,12 @@
                      Fashion-MNIST
         anomalies    the AUROC of each class of MNIST that was held out of the
                      training, of GAMIX and of the standard VAE
-        vae          GAMIX and the standard VAE on four sets of images
 --list               prints the parts of the study
 --part=NAME          trains and judges this part; default: all, one by one
 --tables             writes the tables of what is finished, and trains nothing
 --out=runs/studies   each part is a folder DIR/<study>/<part>, see
                      `gamix_jax.compare`; tables go to DIR/<study>.md
---mnist=, --fashion=, --cifar=, --faces=
-                     folders: of the four idx files; of images by class
+--mnist=, --fashion= folders of the four idx files
 --steps=N            instead of the study's own
 --tiny               a few steps on few images, to try it
 
@@ -27,7 +25,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +41,10 @@ DRAWS = 8  # of one component, as many as the largest mixture decodes
 OBJECTIVES = ("selbo", "siwae", "gamix", "gamix_mixture")
 BOUND_DRAWS = 128  # of each image, for bounds, whatever the components
 FLOOR = 0.5  # posterior.mixture.min_weight
-# population_kl and collapse_penalty of `configs/mnist.py`.
+# population_kl and collapse_penalty of `configs/mnist.py`, and of `kernel` in
+# `benchmarks.population`.
 WEIGHTS = "@population_kl=10@collapse_penalty=0.3"
+WEIGHTS_KERNEL = "@population_kl=10@collapse_penalty=0.03"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Part:
     keys: differences from the study's config.
     seed: of all of them.
     row: what rows of the tables have in common with those of other seeds.
-    sources: of latents, see `gamix_jax.compare`.
   """
 
   data: str
@@ -65,7 +64,6 @@ class Part:
   keys: Mapping[str, Any]
   seed: int
   row: tuple[str, ...]
-  sources: tuple[str, ...] = ()
 
 
 def occlusion() -> dict[str, Part]:
@@ -106,7 +104,11 @@ def _mixtures(components: int, *objectives: str) -> tuple[str, ...]:
 
 def anomalies() -> dict[str, Part]:
   """Every class of MNIST held out once, with all seeds."""
-  families = ("gaussian/elbo", f"gaussian/gamix:quadratic{WEIGHTS}")
+  families = (
+    "gaussian/elbo",
+    f"gaussian/gamix:quadratic{WEIGHTS}",
+    f"gaussian/gamix:kernel{WEIGHTS_KERNEL}",
+  )
   return {
     f"class{c}_s{seed}": Part(
       *("mnist", families, {"data.exclude_labels": (c,)}, seed, (str(c),))
@@ -116,26 +118,11 @@ def anomalies() -> dict[str, Part]:
   }
 
 
-def vae() -> dict[str, Part]:
-  """Four sets of images with all seeds; convolutions."""
-  families = (
-    "gaussian/elbo",
-    "gaussian/gamix:means",
-    "gaussian/gamix:debiased",
-    f"gaussian/gamix:quadratic{WEIGHTS}",
-  )
-  return {
-    f"{name}_s{seed}": Part(name, families, {}, seed, (name,), ("gmm",))
-    for seed in range(SEEDS)
-    for name in ("mnist", "fashion", "cifar", "faces")
-  }
-
-
-STUDIES = {"occlusion": occlusion, "anomalies": anomalies, "vae": vae}
+STUDIES = {"occlusion": occlusion, "anomalies": anomalies}
 # Of the classifier: 400 steps, as `evaluate` has, are right on 4 of 5 digits.
 CLASSIFIER_STEPS = 4_000
-STEPS = {"occlusion": 4_000, "anomalies": 4_000, "vae": 6_000}
-# Columns of the tables: a metric's name, or its beginning.
+STEPS = {"occlusion": 4_000, "anomalies": 4_000}
+# Columns of the tables: names of metrics.
 COLUMNS = {
   "occlusion": (
     *("elbo", "iwae", "completion_mae", "completion_mae_best", "visible_mae"),
@@ -144,11 +131,6 @@ COLUMNS = {
     *("effective_components", "components_in_use", "sec_per_step"),
   ),
   "anomalies": ("auroc_reconstruction", "auroc_elbo", "mae"),
-  "vae": (
-    *("mae", "fd_*_reconstructions", "fd_*_prior", "fd_*_gmm", "elbo"),
-    *("precision_prior", "recall_prior", "density_prior", "coverage_prior"),
-    *("linear_probe", "knn", "active_units", "sec_per_step"),
-  ),
 }
 
 
@@ -166,20 +148,16 @@ def config(study: str, part: Part, folders: Mapping[str, str | None]) -> Any:
     raise UserError(f"--{part.data}=DIR is missing: it has the images.")
   c = configs.base()
   presets.ours(c, "small")
-  grey = part.data in ("mnist", "fashion")
-  c.data.source = f"{'idx' if grey else 'folder'}:{folder}"
-  c.data.image_size = 28 if grey else {"cifar": 32, "faces": 64}[part.data]
-  c.data.channels = 3 if part.data == "cifar" else 1
-  c.data.flip = not grey
+  c.data.source = f"idx:{folder}"
+  c.data.image_size, c.data.channels, c.data.flip = 28, 1, False
   c.data.batch_size = 128
   c.data.cache = "memory"
-  c.objective.reconstruction = "bernoulli" if grey else "l1"
+  c.objective.reconstruction = "bernoulli"
   c.steps = STEPS[study]
   c.log_every, c.eval_images, c.track = 200, 2_000, "none"
-  if study != "vae":
-    c.model.encoder = c.model.decoder = "mlp"
-    c.model.encoder_features = c.model.decoder_features = (256, 256)
-    c.model.latent = 16
+  c.model.encoder = c.model.decoder = "mlp"
+  c.model.encoder_features = c.model.decoder_features = (256, 256)
+  c.model.latent = 16
   for key, value in part.keys.items():
     configs.put(c, key, value)
   c.seed = part.seed
@@ -213,7 +191,7 @@ def run(
   for file in root.glob("classifier-*.npz"):  # one judge for all parts
     shutil.copy(file, folder)
   steps = min(CLASSIFIER_STEPS, 100 * c.steps)
-  compare(c, part.families, 1, folder, part.sources, steps)
+  compare(c, part.families, 1, folder, classifier_steps=steps)
 
 
 def results(root: Path, study: str) -> dict[tuple[str, ...], list[Any]]:
@@ -227,7 +205,7 @@ def results(root: Path, study: str) -> dict[tuple[str, ...], list[Any]]:
       path = folder / "results.json"
       if path.is_file():
         numbers = json.loads(path.read_bytes())["numbers"]
-        label = family.removesuffix(WEIGHTS)
+        label = family.partition("@")[0]
         found.setdefault((*part.row, label), []).append(numbers)
   return found
 
@@ -250,26 +228,15 @@ def table(found: Mapping[tuple[str, ...], list[Any]], study: str) -> str:
       ]
   names = COLUMNS[study]
   lines = [
-    [", ".join(row), *(cell(_values(v, name)) for name in names), str(len(v))]
+    [
+      ", ".join(row),
+      *(cell([n[name] for n in v if name in n]) for name in names),
+      str(len(v)),
+    ]
     for row, v in sorted(found.items())
   ]
   align = ["---", *["---:"] * (len(names) + 1)]
   return markdown_table(["run", *names, "seeds"], align, lines)
-
-
-def _values(numbers: Sequence[Mapping[str, float]], name: str) -> list[float]:
-  """A metric of several runs; `*` stands for the features' name."""
-  begin, _, end = name.partition("*")
-
-  def matches(key: str) -> bool:
-    return key.startswith(begin) and key.endswith(end) and len(key) > len(name)
-
-  return [
-    value
-    for each in numbers
-    for key, value in each.items()
-    if key == name or (end and matches(key))
-  ]
 
 
 def main() -> None:
@@ -290,7 +257,7 @@ def main() -> None:
     check_choice("--part", given.part, parts)
     chosen = {given.part: parts[given.part]}
   cli.use_compilation_cache()
-  folders = {k: given[k].value for k in ("mnist", "fashion", "cifar", "faces")}
+  folders = {k: given[k].value for k in ("mnist", "fashion")}
   for name, part in {} if given.tables else chosen.items():
     run(
       *(root, given.study, name, part),
@@ -313,8 +280,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("part", None, "The part to run.")
   flags.DEFINE_bool("tables", False, "Only write tables.")
   flags.DEFINE_string("out", "runs/studies", "Output folder.")
-  for flag in ("mnist", "fashion", "cifar", "faces"):
-    flags.DEFINE_string(flag, None, "A folder of images.")
+  for flag in ("mnist", "fashion"):
+    flags.DEFINE_string(flag, None, "A folder of idx files.")
   flags.DEFINE_integer("steps", None, "Of each run.")
   flags.DEFINE_bool("tiny", False, "A few steps.")
   sys.exit(cli.run(main, text=__doc__))

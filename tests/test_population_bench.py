@@ -13,6 +13,7 @@ import pytest
 import scipy.linalg
 from program import QUICK, ROOT, assert_refused
 from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.population import (
   images,
@@ -25,6 +26,7 @@ from benchmarks.population import (
 from gamix_jax import build, step
 from gamix_jax.errors import UserError
 from gamix_jax.inference import Model
+from gamix_jax.metrics.codes import NEIGHBOURS
 from gamix_jax.modality import IMAGE
 
 # From ml_collections, which loads the config files.
@@ -267,6 +269,13 @@ def test_what_is_measured(monkeypatch):
     wanted = frechet(own(x), own(real))
     assert numbers[f"fd_{kind}"] == pytest.approx(wanted, rel=1e-3)
     assert numbers[f"fid_{kind}"] == numbers[f"fd_{kind}"]
+  codes = np.asarray(model.encode(held_out.x).mean())
+  nearest = KNeighborsClassifier(NEIGHBOURS)
+  scaled = (codes - codes.mean(0)) / codes.std(0)
+  nearest.fit(scaled, held_out.labels)
+  right = np.mean(nearest.predict(scaled) == held_out.labels)
+  assert numbers["knn"] == pytest.approx(right)
+  assert 0.1 < numbers["linear_probe"] <= 1
   kl = numbers["mutual_information"] + numbers["population_kl"]
   assert numbers["kl"] == pytest.approx(kl)
   short, _ = of(model, ("prior",), complete=False)

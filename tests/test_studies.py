@@ -29,7 +29,7 @@ def test_parts_are_different_runs():
     runs = [(p.row, p.seed, f) for p in parts.values() for f in p.families]
     assert len(runs) == len(set(runs))
   assert len(studies.anomalies()) == 30
-  seeds = {p.seed for p in studies.vae().values()}
+  seeds = {p.seed for p in studies.anomalies().values()}
   assert seeds == {0, 1, 2}
 
 
@@ -64,12 +64,6 @@ def test_the_mean_over_classes_has_the_spread_of_seeds(tmp_path):
   )
   assert mean == pytest.approx(scores.mean(), abs=6e-5)
   assert sd == pytest.approx(scores.mean(axis=0).std(ddof=1), abs=6e-5)
-
-
-def test_columns_with_the_features_name():
-  numbers = [{"fd_classifier_prior": 1.0, "fd_classifier_gmm": 2.0}]
-  assert studies._values(numbers, "fd_*_prior") == [1.0]
-  assert studies._values(numbers, "mae") == []
 
 
 @pytest.mark.slow

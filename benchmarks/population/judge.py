@@ -10,7 +10,7 @@ from gamix_jax import metrics, pictures
 from gamix_jax.inference import Model
 
 SAMPLES_KEY, SURGERY_KEY = 20, 21  # the same for every run
-FITTED_TO = 10_000  # training images that samplers are fitted to, at most
+FITTED_TO = 10_000  # training images of samplers and probes, at most
 SHOWN = 16  # images of each kind in a picture
 
 Numbers = dict[str, float]
@@ -31,11 +31,11 @@ class Judge:
     Args:
       features: of images.
       held_out: that models are judged on.
-      train: that samplers are fitted to.
+      train: that samplers and probes are fitted to.
       inception: for a FID of complete judgements; None: there is none.
     """
     self._held_out = held_out
-    self._train = train.x[:FITTED_TO]
+    self._train = Images(train.x[:FITTED_TO], train.labels[:FITTED_TO])
     self._x = pictures.to_float(held_out.x)
     self._features = {"fd": features}
     if inception is not None:
@@ -66,7 +66,7 @@ class Judge:
     numbers |= self._distances("reconstructions", made, complete)[0]
     rows = [self._x[:SHOWN], made[:SHOWN]]
     if set(sources) - {"prior"}:
-      model.fit_samplers(self._train, two_stage="two_stage" in sources)
+      model.fit_samplers(self._train.x, two_stage="two_stage" in sources)
     for source in sources:
       z = model.draw_latents(jax.random.key(SAMPLES_KEY), n, source=source)
       made = _decoded(model, z)
@@ -77,8 +77,17 @@ class Judge:
         found = metrics.prdc(self._real["fd"], features)
         numbers |= {f"{k}_{source}": v for k, v in found.items()}
     if complete:
-      numbers |= _of_codes(q)
+      numbers |= _of_codes(q) | self._probes(model, np.asarray(q.mean()))
     return numbers, pictures.grid(np.concatenate(rows), SHOWN)
+
+  def _probes(self, model: Model, codes: np.ndarray) -> Numbers:
+    """How well labels can be predicted from the posterior's mean."""
+    train = np.asarray(model.encode(self._train.x).mean())
+    arrays = train, self._train.labels, codes, self._held_out.labels
+    return {
+      "linear_probe": metrics.linear_probe(*arrays).value,
+      "knn": metrics.knn(*arrays).value,
+    }
 
   def _distances(
     self, kind: str, x: np.ndarray, complete: bool

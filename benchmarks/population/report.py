@@ -38,6 +38,8 @@ CODES = {
   "population_kl_gaussian": ("of its moments", 3),
   "mutual_information": ("mutual information", 2),
   "active_units": ("active", 1),
+  "linear_probe": ("linear probe", 3),
+  "knn": ("k-NN", 3),
   "sec_per_step": ("s a step", 5),
 }
 SHARES = ("precision", "recall", "density", "coverage")
