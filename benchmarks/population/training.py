@@ -67,23 +67,51 @@ class Trainer:
     self._images = jax.device_put(images)
     self._compiled: dict[Any, Any] = {}
 
+  def _of(self, seed, weights) -> TrainSpec:
+    """The spec with a run's seed and weights, which may be traced."""
+    vae, disc = weights
+    own = dataclasses.replace(self._spec.weights, vae=vae, disc=disc)
+    return dataclasses.replace(self._spec, seed=seed, weights=own)
+
+  def _step(self, state, images, rows, seed, weights):
+    batch = {IMAGE: images[rows]}
+    return step.train_step(self._of(seed, weights), state, batch)[0]
+
   def _run(self, images, rows, seed, weights):
     """Trains one run; all but `images` may have a leading axis of runs."""
-    of_vae, of_disc = weights
-    spec = dataclasses.replace(
-      self._spec,
-      seed=seed,
-      weights=dataclasses.replace(self._spec.weights, vae=of_vae, disc=of_disc),
-    )
 
     def body(state, rows):
-      state, _ = step.train_step(spec, state, {IMAGE: images[rows]})
-      return state, None
+      return self._step(state, images, rows, seed, weights), None
 
-    state, _ = jax.lax.scan(body, step.init(spec), rows)
-    return state.ema, state.vae.batch_stats, state.nonfinite[0]
+    start = step.init(self._of(seed, weights))
+    return _result(jax.lax.scan(body, start, rows)[0])
+
+  def _step_by_step(self, images, rows, seed, weights):
+    """The same, with a compiled step.
+
+    XLA's loops run convolutions on a CPU a hundred times as slowly.
+    """
+    start, one = self._programs(images, rows, seed, weights)
+    state = start(seed, weights)
+    for r in np.asarray(rows):
+      state = one(state, images, r, seed, weights)
+    return _result(state)
+
+  def _programs(self, images, rows, seed, weights):
+    if "step" not in self._compiled:
+      start = jax.jit(lambda *args: step.init(self._of(*args)))
+      state = jax.eval_shape(start, seed, weights)
+      one = jax.jit(self._step, donate_argnums=0)
+      self._compiled["step"] = (
+        start.lower(seed, weights).compile(),
+        one.lower(state, images, rows[0], seed, weights).compile(),
+      )
+    return self._compiled["step"]
 
   def _program(self, *args):
+    if jax.default_backend() == "cpu" and not self._stack:
+      self._programs(*args)
+      return self._step_by_step
     shapes = jax.tree.map(lambda v: (v.shape, v.dtype.name), args)
     key = str(shapes)
     if key not in self._compiled:
@@ -122,6 +150,10 @@ class Trainer:
         each = seconds / len(out[-1])
         found.append(Trained(params, stats, each, int(skipped)))
     return found
+
+
+def _result(state):
+  return state.ema, state.vae.batch_stats, state.nonfinite[0]
 
 
 def _weights(spec: TrainSpec) -> tuple[dict[str, float], dict[str, float]]:

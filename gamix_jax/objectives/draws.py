@@ -10,7 +10,6 @@ mixture have different weights. Objectives and their terms:
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -84,38 +83,26 @@ def mmd(
     w: their weights, which sum to 1 over s.
     y: draws of N(0, I).
   """
-  b, d = y.shape
-  constants = [2 * d * s for s in SCALES]
-
-  def kernels(square):
-    return sum(c / (c + square) for c in constants)
-
-  own = pairs_of_images(z, w, kernels)
-  prior = pairs_of_images(y[None], jnp.ones((1, b), y.dtype), kernels)
-  square = _squared_distances(z.reshape(-1, d), y)
-  crossed = jnp.einsum("m,mn->", w.reshape(-1), kernels(square))
-  return own + prior - 2 * crossed / float(b) ** 2
-
-
-def pairs_of_images(
-  z: Float[Array, "s b d"],
-  w: Float[Array, "s b"],
-  kernel: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Mean of k(z_i, z_j) over pairs of different images i and j; [].
-
-  Args:
-    z: draws.
-    w: their weights, which sum to 1 over s.
-    kernel: k, of the squared distances.
-  """
   s, b, d = z.shape
   points, weights = z.reshape(s * b, d), w.reshape(s * b)
   image = jnp.arange(s * b) % b
   others = (image[:, None] != image[None]).astype(z.dtype)
-  values = kernel(_squared_distances(points, points)) * others
-  total = jnp.einsum("m,mn,n->", weights, values, weights)
-  return total / (float(b) * (b - 1))
+  own = jnp.einsum(
+    "m,mn,n->", weights, _multiquadrics(points, points) * others, weights
+  )
+  prior = jnp.sum(_multiquadrics(y, y) * (1 - jnp.eye(b, dtype=z.dtype)))
+  crossed = jnp.einsum("m,mn->", weights, _multiquadrics(points, y))
+  pairs = float(b) * (b - 1)
+  return (own + prior) / pairs - 2 * crossed / float(b) ** 2
+
+
+def _multiquadrics(
+  x: Float[Array, "m d"], y: Float[Array, "n d"]
+) -> Float[Array, "m n"]:
+  """The sum of the kernels."""
+  square = _squared_distances(x, y)
+  constants = [2 * x.shape[-1] * s for s in SCALES]
+  return sum(c / (c + square) for c in constants)
 
 
 def _squared_distances(

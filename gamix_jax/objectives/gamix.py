@@ -62,7 +62,7 @@ class Gamix(Objective):
   def __call__(
     self, output: VAEOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:
-    kl, info = population.population_kl(output.q, self.population, output.key)
+    kl, info = population.population_kl(output.q, self.population)
     terms = {
       "recon": self.recon(output),
       "population_kl": kl,

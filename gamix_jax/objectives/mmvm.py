@@ -150,9 +150,7 @@ class MMVMPopulation(MMVM):
     self, output: MultimodalOutput, state: State
   ) -> tuple[Terms, dict[str, jax.Array], State]:
     terms, info, state = super().__call__(output, state)
-    kl, of_population = population_of_each(
-      output.q, self.population, output.key
-    )
+    kl, of_population = population_of_each(output.q, self.population)
     terms["population_kl"] = kl
     terms["collapse_penalty"] = collapse_penalty(output.q)
     return terms, info | of_population, state
@@ -211,18 +209,13 @@ def pairwise_kl(
 
 
 def population_of_each(
-  q: Separate, form: str, key: jax.Array | None = None
+  q: Separate, form: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The sum of the population terms of the modalities' latents, in nats.
 
   Latents of different modalities belong together, so their correlations are
   not part of it. The posterior of a missing modality is replaced with a
   Gaussian of its mean and variance.
-
-  Args:
-    q: the posteriors of all modalities.
-    form: one of `population.FORMS`.
-    key: a typed PRNG key, for forms that draw.
 
   Returns:
     The term, and the metrics of `population.population_kl` of all latents.
@@ -231,8 +224,7 @@ def population_of_each(
   terms, infos = [], []
   for i in range(mean.shape[1]):
     one = Gaussian(mean[:, i], jnp.log(var[:, i]))
-    own = None if key is None else jax.random.fold_in(key, i)
-    kl, info = population.population_kl(one, form, own)
+    kl, info = population.population_kl(one, form)
     terms.append(kl)
     infos.append(info)
   return sum(terms), {
