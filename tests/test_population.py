@@ -328,15 +328,15 @@ def discrepancy(pi, mu, var, pairs):
   """The squared MMD, with expectations as sums over a fine grid."""
   n, d = len(mu), mu.shape[2]
   c = d / 5
-  v = np.array([0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8])
-  share = np.exp(-(v**2))
+  s = np.exp([-7.0, -6, -5, -4, -3, -2, -1, 0, 1])
+  share = np.sqrt(s) * np.exp(-s)
   x = np.linspace(-9, 9, 1801)
   of_x = np.exp(-(x**2) / 2)
   of_x /= of_x.sum()
 
   def expected(mean, spread):
     at = mean[:, None] + np.sqrt(spread)[:, None] * x
-    each = np.exp(-(v[:, None, None] ** 2) * at**2 / c) @ of_x
+    each = np.exp(-s[:, None, None] * at**2 / c) @ of_x
     return share @ np.prod(each, axis=1)
 
   def of_components(weights, means, spreads):
@@ -535,14 +535,16 @@ def test_float32_is_enough(form, kind):
 
 
 def test_the_kernels_shape():
-  """7 Gaussians sum to (1 + r^2 / c)^-1/2 and a constant, for 8 latents."""
-  r2 = np.linspace(0, 60, 300)[:, None]
-  wanted = (1 + r2[:, 0] / 1.6) ** -0.5
-  v = population.NODES
-  each = np.exp(-(v**2) - v**2 * r2 / (8 * population.KERNEL_WIDTH))
-  found = 0.4 * 2 / np.sqrt(np.pi) * each.sum(1)
-  off = found - wanted
-  assert np.ptp(off[r2[:, 0] < 30]) < 0.03
+  """Nine Gaussians sum to sqrt(pi) (1 + r^2 / c)^-1/2, up to a constant.
+
+  That of Gaussians which are wider still, and cancels in the discrepancy.
+  """
+  r2 = np.geomspace(1e-3, 300, 200)[:, None]
+  constant = 2 * np.exp(-7.5 / 2)
+  s = population.NODES
+  found = (np.sqrt(s) * np.exp(-s - s * r2)).sum(1)
+  ratio = (found + constant) * np.sqrt((1 + r2[:, 0]) / np.pi)
+  np.testing.assert_allclose(ratio, 1, atol=0.05)
 
 
 @pytest.mark.parametrize("b", [4, 16, 64])
