@@ -124,6 +124,11 @@ class TrainSpec:
     return dataclasses.replace(self, weights=weights, started=False)
 
   @property
+  def has_discriminator(self) -> bool:
+    """Whether the run has a discriminator, of images or of codes."""
+    return self.disc is not None or self.code_disc is not None
+
+  @property
   def image(self) -> Modality:
     """The modality that pictures and the discriminator use."""
     return self.modalities[IMAGE]

@@ -55,7 +55,7 @@ class Trainer:
 
     Nothing of a discriminator before its start, since it has not learned yet.
     """
-    if done <= self.spec.disc_start:
+    if self.spec.has_discriminator and done <= self.spec.disc_start:
       metrics = {k: v for k, v in metrics.items() if not _of_a_discriminator(k)}
     metrics = {k: np.asarray(v) for k, v in metrics.items()}
     scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
@@ -114,7 +114,7 @@ class Trainer:
       The step from here on, which is `train_step` if that of `begin` has it.
     """
     spec, first = self.spec, self.spec.disc_start
-    if not first or (spec.disc is None and spec.code_disc is None):
+    if not first or not spec.has_discriminator:
       return train_step
     text = f"{first}: the discriminator starts to learn"
     if (late := spec.weights.adversarial_start) > first:
