@@ -50,6 +50,10 @@ def fill(config: ConfigDict) -> None:
   put({f"weights.{k}": weights[k] for k in (*of_vae, *of_disc)})
   length = ramp_steps(config)
   ramped = objective.ramped
+  if config.adversarial.loss != "none":
+    # An untrained discriminator's gradient at full weight would spoil what was
+    # learned. Training it alone first (gen_delay) makes it too sure instead.
+    ramped = (*ramped, "adversarial")
   put({f"ramp.{k}": length if k in ramped else 0 for k in config.ramp})
 
 

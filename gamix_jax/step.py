@@ -7,7 +7,7 @@ one for the VAE's loss and one for the discriminator's, then both updates.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import einops
 import jax
@@ -90,6 +90,7 @@ class TrainSpec:
     accumulate: parts of a batch that are processed one after the other; their
       mean gradient makes the update.
     occlude: what is hidden from the encoder: "none", "half" or "box".
+    started: whether the discriminator of images is computed; see `at`.
   """
 
   modalities: Modalities
@@ -107,6 +108,25 @@ class TrainSpec:
   code_disc: nn.Module | None = None
   accumulate: int = 1
   occlude: str = occlusion.NONE
+  started: bool = True
+
+  def at(self, step: int) -> Self:
+    """What a step needs: before `disc_start`, no discriminator of images.
+
+    It has no effect on the VAE then, and a step without it is faster. Both
+    specs have the same state. With a discriminator of codes, both take part in
+    every step, since the objective's terms need that one.
+    """
+    if step >= self.disc_start or self.disc is None or self.code_disc:
+      return self
+    of_vae = {k: v for k, v in self.weights.vae.items() if k != "adversarial"}
+    weights = dataclasses.replace(self.weights, vae=of_vae, disc={})
+    return dataclasses.replace(self, weights=weights, started=False)
+
+  @property
+  def has_discriminator(self) -> bool:
+    """Whether the run has a discriminator, of images or of codes."""
+    return self.disc is not None or self.code_disc is not None
 
   @property
   def image(self) -> Modality:
@@ -306,7 +326,7 @@ def losses(
   if spec.code_disc is not None:
     disc_terms = spec.objective.discriminator_terms(output)
     metrics |= train_metrics.code_logits(*output.code_logits, output.w)
-  if spec.disc is not None:
+  if spec.disc is not None and spec.started:
     x_hat = spec.image.likelihood.mean(output.x_hat[IMAGE])
     real, fake, disc_stats = _discriminate(
       spec, params[1], state.disc, output.x[IMAGE], x_hat, dropout
@@ -444,7 +464,8 @@ def train_step(
 
   vae = _update(state.vae, spec.vae_optimizer, grads[0], vae_stats, vae_ok)
   disc = state.disc
-  if disc.params:
+  trained = bool(disc.params) and spec.started
+  if trained:
     started = state.step >= spec.disc_start
     disc = _update(
       disc, spec.disc_optimizer, grads[1], disc_stats, disc_ok & started
@@ -455,7 +476,7 @@ def train_step(
   )
   metrics |= {"vae/grad_norm": vae_norm, "nonfinite/total": nonfinite[0]}
   metrics["nonfinite/consecutive"] = nonfinite[1]
-  if disc.params:
+  if trained:
     metrics["disc/grad_norm"] = disc_norm
     metrics["disc/grad_ratio"] = disc_norm / (vae_norm + 1e-12)
   state = TrainState(

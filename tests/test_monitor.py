@@ -9,6 +9,7 @@ from gamix_jax import build, config
 from gamix_jax.training.monitor import (
   DEAD_AFTER,
   DEAD_AT_END,
+  SETTLING,
   WINDOW,
   HealthMonitor,
 )
@@ -36,10 +37,15 @@ POISSON = dict(posterior__name="poisson", posterior__initial_logvar=0.0)
 
 
 def lines_by_report(*scalars, adversarial=True, cached=False):
-  """Returns all lines, each with its report number (from 0)."""
+  """Returns all lines, each with its report number (from 0).
+
+  Reports are of each step from that on where a discriminator is judged.
+  """
   verdict = HealthMonitor(small() if adversarial else alone(), cached)
   return [
-    (i, line) for i, s in enumerate(scalars) for line in verdict.messages(i, s)
+    (i, line)
+    for i, s in enumerate(scalars)
+    for line in verdict.messages(SETTLING + i, s)
   ]
 
 
@@ -79,7 +85,7 @@ def test_a_verdict_is_printed_once_and_withdrawn_once(report, words):
   assert lines[0][0] == WINDOW - 1  # not from one batch
   for word in words:
     assert word in lines[0][1]
-  assert lines[0][1].startswith(f"{WINDOW - 1}: ")
+  assert lines[0][1].startswith(f"{SETTLING + WINDOW - 1}: ")
   assert 10 <= lines[1][0] < 10 + WINDOW
   assert lines[1][1].endswith(("any more.", "again."))
   assert 20 <= lines[2][0] < 20 + WINDOW
@@ -93,6 +99,24 @@ def test_sure_is_not_saturated():
   """All classified correctly, but with logits that leave a gradient."""
   near = SATURATED | {"disc/logits_real": 2.0, "disc/logits_fake": -2.0}
   assert lines_by_report(*[near] * 5) == []
+
+
+@pytest.mark.parametrize("bad", [BLIND, SATURATED], ids=["blind", "saturated"])
+@pytest.mark.parametrize("every", [100, 400, 5_000])
+def test_a_discriminator_is_judged_once_it_has_settled(bad, every):
+  """Not while it does not learn, learns alone, or has a small weight."""
+  c = small(
+    steps=100_000,
+    adversarial__disc_start=1_000,
+    adversarial__gen_delay=200,
+    ramp__adversarial=300,
+  )
+  untrained = {k: v for k, v in WELL.items() if not k.startswith("disc/")}
+  before = 1_000 // every
+  (line,) = lines_of(c, *[untrained] * before, *[bad] * 40, every=every)
+  settled = 1_000 + 200 + 300 + SETTLING
+  first = -(-settled // every) * every
+  assert line.startswith(f"{first + (WINDOW - 1) * every}: the discriminator")
 
 
 def test_without_a_discriminator_no_verdict_on_it():
@@ -123,8 +147,8 @@ def test_skipped_updates_are_counted():
     *[WELL | {"nonfinite/total": float(n)} for n in counts]
   )
   assert lines == [
-    (2, "2: 2 updates skipped, not finite."),
-    (4, "4: 3 updates skipped, not finite."),
+    (2, f"{SETTLING + 2}: 2 updates skipped, not finite."),
+    (4, f"{SETTLING + 4}: 3 updates skipped, not finite."),
   ]
 
 

@@ -103,7 +103,7 @@ def test_a_given_key_is_kept():
         "real",
         "fake",
       },
-      {"collapse_penalty"},
+      {"collapse_penalty", "adversarial"},
     ),
   ],
 )

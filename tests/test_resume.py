@@ -18,8 +18,8 @@ from gamix_jax import config
 from gamix_jax.checkpoint import Checkpoints
 
 # Everything a state can hold: components, batch statistics, both optimizers'
-# slots, a discriminator with dropout; and ramps, which depend on the state's
-# step.
+# slots, a discriminator with dropout, which starts late; and ramps, which
+# depend on the state's step.
 RICH = (
   *SMALL,
   "--config.posterior.name=mixture",
@@ -29,7 +29,7 @@ RICH = (
   "--config.objective.population=debiased",
   "--config.ramp.collapse_penalty=5",
   "--config.adversarial.loss=bce",
-  "--config.adversarial.disc_start=0",
+  "--config.adversarial.disc_start=1",
   "--config.adversarial.gen_delay=1",
   "--config.ramp.adversarial=3",
   "--config.data.flip=true",

@@ -24,6 +24,7 @@ from conftest import (
   run_of,
   small,
 )
+from program import rows
 from sklearn.datasets import load_digits
 
 from gamix_jax import build, config, objectives, step
@@ -31,6 +32,7 @@ from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import UserError
 from gamix_jax.modality import to_float
 from gamix_jax.networks import PatchDiscriminator
+from gamix_jax.training import loop
 
 BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
@@ -221,6 +223,83 @@ def test_start_delay_and_ramp():
   np.testing.assert_allclose(weights, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_a_step_before_the_start_computes_no_discriminator():
+  """The same step without it, which keeps it, whatever its weights are."""
+  run = run_of(LATE)
+  assert run.spec.at(2) is run.spec.at(9) is run.spec
+  early = jit(partial(step.train_step, run.spec.at(1)))
+  broken = jax.tree.map(lambda v: v * jnp.nan, run.state.disc.params)
+  state = run.state.replace(disc=run.state.disc.replace(params=broken))
+  wanted = run.state
+  for t in range(2):
+    batch = images(run.config, t)
+    state, metrics = early(state, batch)
+    wanted, of_all = run.step(wanted, batch)
+    shown = {k: v for k, v in of_all.items() if k in metrics}
+    assert_close(metrics | {"disc/loss": 0}, shown | {"disc/loss": 0}, 1e-5)
+    left_out = of_all.keys() - metrics.keys()
+    assert {k.partition("/")[0] for k in left_out} == {"vae", "disc"}
+    assert "vae/adversarial" in left_out and "vae/grad_norm" not in left_out
+  assert metrics["disc/loss"] == 0
+  assert_same(state.disc, run.state.disc.replace(params=broken))
+  rest = (v.replace(disc=None) for v in (state, wanted))
+  assert_close(*rest, 1e-5)
+
+
+def test_a_discriminator_of_codes_is_in_every_step():
+  """Its objective's terms need it."""
+  c = alone(flat, **peer_cases.changes("aae"), **LATE_START)
+  spec = build.train_spec(c)
+  assert spec.code_disc is not None and spec.at(0) is spec
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_starts_its_discriminator_late(
+  stop, quick, tmp_path, capsys, monkeypatch
+):
+  """It says so once, and continues from before the start, bit for bit."""
+  c = flat(
+    **{"steps": 4, "log_every": 1, "eval_every": 4, "eval_images": 4},
+    **{"checkpoint__every": 1, "checkpoint__keep_best": 0, "eval_draws": 1},
+    **{"adversarial__disc_start": 2, "adversarial__gen_delay": 1},
+    data__source="synthetic",
+  )
+  compiled, original = [], loop._compile
+
+  def compile_(spec, *args):
+    compiled.append(spec.started)
+    return original(spec, *args)
+
+  monkeypatch.setattr(loop, "_compile", compile_)
+  straight, halves = tmp_path / "straight", tmp_path / "halves"
+  loop.train(c.copy_and_resolve_references(), str(straight))
+  assert compiled == [False, True]
+  said = capsys.readouterr().out
+  lines = [line for line in said.splitlines() if " recon " in line]
+  shown = [[f" {k} " in x for k in OF_GAN] for x in lines]
+  assert shown == [[False] * 3] * 2 + [[True] * 3] * 2
+  text = "2: the discriminator starts to learn, and the VAE to learn from it at"
+  assert said.count(f"\n{text} 3.\n") == said.count("starts to learn") == 1
+  logged = [row for row in rows(straight) if "vae/recon" in row]
+  names = [{k for k in row if "disc/" in k or "advers" in k} for row in logged]
+  assert names[:2] == [set(), set()]
+  assert {"vae/adversarial", "disc/accuracy"} <= names[2] == names[3]
+
+  first = c.copy_and_resolve_references()
+  first.steps = stop
+  loop.train(first, str(halves))
+  compiled.clear()
+  loop.train(c, str(halves))
+  assert compiled == ([False, True] if stop < 2 else [True])
+  shape = jax.eval_shape(partial(step.init, build.train_spec(c)))
+  states = []
+  for folder in (straight, halves):
+    with Checkpoints(folder / "checkpoints", keep=9) as checkpoints:
+      states.append(checkpoints.restore(shape))
+  assert_same(*states)
+
+
+OF_GAN = ("adversarial", "real", "fake")
 LATE_START = {"adversarial__disc_start": 3, "adversarial__gen_delay": 2}
 RAMPED = {  # for every term that may have one, a config with it
   "population_kl": flat,

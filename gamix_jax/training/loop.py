@@ -51,7 +51,12 @@ class Trainer:
     return done % every == 0 or done == self.config.steps
 
   def report(self, done: int, metrics: dict[str, Any]) -> None:
-    """Logs scalars and histograms, and prints new warnings."""
+    """Logs scalars and histograms, and prints new warnings.
+
+    Nothing of a discriminator before its start, since it has not learned yet.
+    """
+    if self.spec.has_discriminator and done <= self.spec.disc_start:
+      metrics = {k: v for k, v in metrics.items() if not _of_a_discriminator(k)}
     metrics = {k: np.asarray(v) for k, v in metrics.items()}
     scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
     scalars |= self.progress.speed()
@@ -100,6 +105,26 @@ class Trainer:
       _check_weights(done, state)
     self.checkpoints.save(done, state, eval_metrics)
 
+  def start_discriminator(
+    self, train_step: Callable, state: step.TrainState, begin: int
+  ) -> Callable:
+    """Says that the discriminator starts to learn, if the run has one.
+
+    Returns:
+      The step from here on, which is `train_step` if that of `begin` has it.
+    """
+    spec, first = self.spec, self.spec.disc_start
+    if not first or not spec.has_discriminator:
+      return train_step
+    text = f"{first}: the discriminator starts to learn"
+    if (late := spec.weights.adversarial_start) > first:
+      text += f", and the VAE to learn from it at {late}"
+    self.progress.say(f"{text}.")
+    if spec.at(begin).started:
+      return train_step
+    with self.progress.paused():
+      return _compile(spec, self.config, state, self.layout)
+
   def run(
     self,
     train_step: Callable,
@@ -108,6 +133,12 @@ class Trainer:
     batches: Iterator[dict[str, np.ndarray]],
   ) -> dict[str, float]:
     """Runs the steps after `begin`.
+
+    Args:
+      train_step: compiled for `begin`.
+      state: of step `begin`.
+      begin: the number of steps done.
+      batches: from that step on.
 
     Returns:
       The metrics of the last evaluation; empty if a signal stopped the run.
@@ -121,6 +152,8 @@ class Trainer:
           batch = next(batches)
         batch = {name: batch[name] for name in self.spec.batch_shapes(1)}
         batch = mesh.global_batch(self.layout.mesh, batch)
+        if done - 1 == self.spec.disc_start:
+          train_step = self.start_discriminator(train_step, state, begin)
         state, metrics = train_step(state, batch)
       if self.profile.after(done, state):
         self.progress.say(f"The trace of steps {config.profile} is written.")
@@ -202,13 +235,20 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
     )
     abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
     _log_setup(path, config, spec, abstract, devices, train_set, test_set)
+
     # Compilation takes longest, so it runs in parallel with the other setup.
-    compiling = None
-    if (checkpoints.latest() or 0) < config.steps:
-      compiling = executor.submit(_compile, spec, config, abstract, layout)
+    def compile_for(done):
+      needed = spec.at(done)
+      return executor.submit(_compile, needed, config, abstract, layout)
+
+    newest, compiling = checkpoints.latest() or 0, None
+    if newest < config.steps:
+      compiling = compile_for(newest)
     begin, state = _restore_or_init(spec, checkpoints, abstract, layout)
-    if compiling is None and begin < config.steps:  # the newest is damaged
-      compiling = executor.submit(_compile, spec, config, abstract, layout)
+    # If the newest is damaged, the run may need another step.
+    other = spec.at(begin).started != spec.at(newest).started
+    if begin < config.steps and (compiling is None or other):
+      compiling = compile_for(begin)
     trainer = Trainer(
       config,
       spec,
@@ -292,6 +332,11 @@ def _make_absolute(section: ConfigDict) -> None:
   section.source = data.resolve_source(section.source)
   if section.cache not in ("none", "memory"):
     section.cache = str(paths.resolve(section.cache))
+
+
+def _of_a_discriminator(name: str) -> bool:
+  """Whether a metric is computed with a discriminator."""
+  return name.startswith(("disc/", "code/")) or name.endswith("adversarial")
 
 
 def _compile(spec, config, abstract, layout):

@@ -1,6 +1,7 @@
 """Warns when logged metrics show a problem: GAN, latent codes, or input."""
 
 import collections
+import math
 from collections.abc import Iterator, Mapping
 
 from gamix_jax import objectives, preset_values
@@ -14,6 +15,11 @@ BLIND_ACCURACY = 0.55  # chance level is 0.5
 SATURATED_ACCURACY = 0.98
 # Mean logit of real minus that of fake; the gradient is then about e^-6.
 SATURATED_GAP = 6.0
+# Steps after the VAE learns from a discriminator with its full weight, before
+# the discriminator is judged. An untrained one is blind. One that still trains
+# alone (adversarial.gen_delay) or against a small weight (ramp.adversarial) may
+# well tell everything apart, since the VAE hardly works against it yet.
+SETTLING = 500
 COLLAPSED_FRACTION = 0.5
 # Terms that widen single posteriors.
 WIDENING = ("collapse_penalty", "kl", "kernel", "mutual_information")
@@ -46,12 +52,14 @@ class HealthMonitor:
     """
     self._config, self._cached = config, cached
     self._window: collections.deque = collections.deque(maxlen=WINDOW)
+    self._steps: collections.deque = collections.deque(maxlen=WINDOW)
     self._last: dict[str, str] = {}
     self._skipped = 0.0
 
   def messages(self, done: int, scalars: Mapping[str, float]) -> list[str]:
     """Returns new messages for the user, given the scalars of step `done`."""
     self._window.append(scalars)
+    self._steps.append(done)
     lines = []
     if scalars["nonfinite/total"] > self._skipped:
       new = scalars["nonfinite/total"] - self._skipped
@@ -60,7 +68,8 @@ class HealthMonitor:
     checks = {}
     if len(self._window) == WINDOW:
       checks = {"variance": self._variance(), "data": self._data()}
-      if self._config.adversarial.loss != "none":
+      # All reports of the window must be of a discriminator that has settled.
+      if self._steps[0] >= self._judged_from():
         checks["gan"] = self._gan()
     ended = done >= max(self._config.steps, DEAD_AT_END)
     if ended or (len(self._window) == WINDOW and done >= DEAD_AFTER):
@@ -73,6 +82,14 @@ class HealthMonitor:
 
   def _mean(self, name: str) -> float:
     return sum(s[name] for s in self._window) / len(self._window)
+
+  def _judged_from(self) -> float:
+    """The first step at which the discriminator is judged; inf without one."""
+    section = self._config.adversarial
+    if section.loss == "none":
+      return math.inf
+    alone = section.disc_start + section.gen_delay
+    return alone + self._config.ramp.adversarial + SETTLING
 
   def _gan(self) -> tuple[str, str]:
     """Checks the discriminator: (status, message), both empty if it is fine."""
