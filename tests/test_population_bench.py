@@ -203,17 +203,20 @@ def test_a_program_trains_as_the_step_does(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(jax, "jit", quick)
     first, second = training.Trainer(specs[0], x, stack=True)(specs, rows)
+    by_steps = training.Trainer(specs[0], x, stack=False, by_steps=True)
+    (third,) = by_steps(specs[1:], rows[1:])
   assert first.sec_per_step == second.sec_per_step > 0
   state = quick(functools.partial(step.init, specs[1]))()
   one_step = quick(functools.partial(step.train_step, specs[1]))
   for r in rows[1]:
     state, metrics = one_step(state, {IMAGE: x[r]})
   assert second.skipped == metrics["nonfinite/total"] == 0
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    second.params,
-    jax.device_get(state.ema),
-  )
+  for found in (second, third):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      found.params,
+      jax.device_get(state.ema),
+    )
   apart = jax.tree.map(
     lambda a, b: np.abs(a - b).max(),
     *(v.params["encoder"] for v in (first, second)),

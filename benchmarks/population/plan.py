@@ -312,7 +312,11 @@ class Bench:
   def _trainer(self, run: Run, spec) -> Trainer:
     key = run.method, run.batch, run.epochs
     if key not in self._trainers:
-      self._trainers[key] = Trainer(spec, self._on_device, self._stack)
+      on_cpu = jax.default_backend() == "cpu" and not self._stack
+      by_steps = on_cpu and self._settings.network != "mlp"
+      self._trainers[key] = Trainer(
+        spec, self._on_device, self._stack, by_steps
+      )
     return self._trainers[key]
 
   def _keep(self, run: Run, config: ConfigDict, spec, trained: Trained) -> None:

@@ -54,7 +54,13 @@ def order(images: int, batch: int, steps: int, seed: int) -> np.ndarray:
 class Trainer:
   """The program of a method: from weights, seeds and batches to parameters."""
 
-  def __init__(self, spec: TrainSpec, images: ArrayLike, stack: bool):
+  def __init__(
+    self,
+    spec: TrainSpec,
+    images: ArrayLike,
+    stack: bool,
+    by_steps: bool = False,
+  ):
     """Compiles nothing yet.
 
     Args:
@@ -62,8 +68,10 @@ class Trainer:
       images: uint8 [n, h, w, c].
       stack: whether runs are trained side by side, as one program; faster on a
         GPU that one run does not fill.
+      by_steps: whether each step is a call. Convolutions are a hundred times
+        as slow in XLA's loops on a CPU; small networks are slower by steps.
     """
-    self._spec, self._stack = spec, stack
+    self._spec, self._stack, self._by_steps = spec, stack, by_steps
     self._images = jax.device_put(images)
     self._compiled: dict[Any, Any] = {}
 
@@ -87,10 +95,7 @@ class Trainer:
     return _result(jax.lax.scan(body, start, rows)[0])
 
   def _step_by_step(self, images, rows, seed, weights):
-    """The same, with a compiled step.
-
-    XLA's loops run convolutions on a CPU a hundred times as slowly.
-    """
+    """The same, with a compiled step instead of a loop."""
     start, one = self._programs(images, rows, seed, weights)
     state = start(seed, weights)
     for r in np.asarray(rows):
@@ -109,7 +114,7 @@ class Trainer:
     return self._compiled["step"]
 
   def _program(self, *args):
-    if jax.default_backend() == "cpu" and not self._stack:
+    if self._by_steps:
       self._programs(*args)
       return self._step_by_step
     shapes = jax.tree.map(lambda v: (v.shape, v.dtype.name), args)
