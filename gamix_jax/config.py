@@ -150,7 +150,7 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   # swae, sigreg, vicreg, dip1, dip2, tcvae, aae; of several modalities also
   # mmvm, mmvm_population, masked, mixture_bound, tc
   c.objective.name = "gamix"
-  c.objective.population = "means"  # full, debiased, quadratic
+  c.objective.population = "means"  # full, debiased, quadratic, kernel
   c.objective.reconstruction = "l1"  # l2, bernoulli
   c.objective.num_samples = 1  # of z per image, and per component of a mixture
 
