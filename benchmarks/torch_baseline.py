@@ -23,7 +23,11 @@ from benchmarks.torch_networks import VAE, PatchDiscriminator
 from gamix_jax import build, step
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
-from gamix_jax.objectives.population import MIN_VARIANCE
+from gamix_jax.objectives.population import (
+  KERNEL_WIDTH,
+  MIN_VARIANCE,
+  NODES,
+)
 
 # {key: the supported values}
 SUPPORTED = {
@@ -145,11 +149,35 @@ def _quadratic(weights: Tensor, mu: Tensor, var: Tensor) -> Tensor:
   return 0.5 * of_first + 0.25 * (of_second - 2 * trace + d)
 
 
+def _kernel(weights: Tensor, mu: Tensor, var: Tensor) -> Tensor:
+  """The discrepancy of pairs of different images, of each of the Gaussians."""
+  n, k, d = mu.shape
+  mu, var, weights = mu.reshape(-1, d), var.reshape(-1, d), weights.reshape(-1)
+  image = torch.arange(n * k, device=mu.device) // k
+  pairs = weights[:, None] * weights * (image[:, None] != image)
+  square, spread = (mu[:, None] - mu).square(), var[:, None] + var
+  total, slope = 0.0, 0.0
+
+  def expected(square, spread, t):
+    a = 1 + 2 * t * spread
+    return torch.exp(-(t * square / a + 0.5 * a.log()).sum(-1))
+
+  for s in NODES.tolist():
+    t, share = s / (KERNEL_WIDTH * d), math.sqrt(s) * math.exp(-s)
+    own = (pairs * expected(square, spread, t)).sum() / (n * (n - 1))
+    crossed = (weights * expected(mu.square(), var + 1, t)).sum() / n
+    prior = (1 + 4 * t) ** (-d / 2)
+    total = total + share * (own - 2 * crossed + prior)
+    slope += share * 2 * t * prior / (1 + 4 * t)
+  return total / (2 * slope)
+
+
 POPULATION = {
   "means": functools.partial(_published, False),
   "full": functools.partial(_published, True),
   "debiased": _debiased,
   "quadratic": _quadratic,
+  "kernel": _kernel,
 }
 
 

@@ -28,6 +28,9 @@ def get_config(variant: str = ""):
   config.data.cache = "memory"
   # With fewer latents reconstructions are worse and samples no better.
   config.model.latent = 10
-  config.preset_weights.population_kl = 10.0
-  config.preset_weights.collapse_penalty = 1.5
+  # With `debiased` and its best weights the error was 0.090 and the distance of
+  # samples from N(0, I) 0.56 to 0.71.
+  config.objective.population = "kernel"
+  config.preset_weights.population_kl = 30.0
+  config.preset_weights.collapse_penalty = 0.03
   return presets.variant(config, variant)

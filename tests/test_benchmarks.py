@@ -33,7 +33,7 @@ VARIANTS = {
     model__norm="batch",
     posterior__name="mixture",
     posterior__components=2,
-    objective__population="debiased",
+    objective__population="kernel",
     objective__num_samples=2,
     objective__reconstruction="l2",
     adversarial__loss="hinge",
@@ -44,6 +44,11 @@ VARIANTS = {
   ),
   "none": dict(model__norm="none", objective__population="quadratic"),
   "group": dict(model__norm="group", objective__population="full"),
+  "debiased": dict(
+    posterior__name="mixture",
+    posterior__components=2,
+    objective__population="debiased",
+  ),
 }
 
 

@@ -125,6 +125,13 @@ def test_without_a_discriminator_no_verdict_on_it():
   assert "variances" in line[1]
 
 
+@pytest.mark.parametrize("form", ["quadratic", "kernel"])
+def test_points_are_fine_if_all_moments_match(form):
+  c = small(objective__population=form)
+  lines = lines_of(c, *[COLLAPSED] * 5)
+  assert len(lines) == (0 if form == "kernel" else 1)
+
+
 def test_both_at_once():
   both = BLIND | {"posterior/collapsed_fraction": 0.9}
   assert len(lines_by_report(*[both] * 5)) == 2

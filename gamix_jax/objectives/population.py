@@ -331,11 +331,14 @@ class Form(NamedTuple):
     function: posterior of the batch -> term (nats), mean [d], variance [d].
     images: the smallest batch size.
     unbiased: whether it is, for any batch size.
+    all_moments: whether it is 0 for no population but N(0, I). Then points as
+      codes do no harm to samples.
   """
 
   function: Callable[[Posterior], Estimate]
   images: int
   unbiased: bool = False
+  all_moments: bool = False
 
 
 FORMS = {
@@ -343,7 +346,7 @@ FORMS = {
   "full": Form(full, 2),
   "debiased": Form(debiased, 4),
   "quadratic": Form(quadratic, 2, unbiased=True),
-  "kernel": Form(kernel, 2, unbiased=True),
+  "kernel": Form(kernel, 2, unbiased=True, all_moments=True),
 }
 
 

@@ -111,9 +111,13 @@ class HealthMonitor:
 
   def _variance(self) -> tuple[str, str]:
     """Checks the posterior's variances: (status, message)."""
-    terms = objectives.OBJECTIVES[self._config.objective.name].terms
+    objective = self._config.objective
+    terms = objectives.OBJECTIVES[objective.name].terms
     widening = [t for t in WIDENING if t in terms]
-    if not widening:  # it matches the population alone, and points may do that
+    of_population = "population_kl" in terms
+    form = objectives.population.FORMS[objective.population]
+    # Points may match the population as well.
+    if not widening or (of_population and form.all_moments):
       return "", ""
     fraction = self._mean("posterior/collapsed_fraction")
     if fraction > COLLAPSED_FRACTION:
