@@ -32,5 +32,5 @@ def get_config(variant: str = ""):
   # samples from N(0, I) 0.56 to 0.71.
   config.objective.population = "kernel"
   config.preset_weights.population_kl = 30.0
-  config.preset_weights.collapse_penalty = 0.03
+  config.preset_weights.collapse_penalty = 0.3
   return presets.variant(config, variant)
