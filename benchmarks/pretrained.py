@@ -43,9 +43,8 @@ them are held out.
 
 ## Machine
 
-One of two cores of a shared cloud CPU, 96 seconds of its time (7 minutes on the
-clock, beside other programs):
-`python -m gamix_jax.main --config=configs/digits.py`.
+One of two cores of a shared cloud CPU, two minutes on the clock, beside other
+programs: `python -m gamix_jax.main --config=configs/digits.py`.
 """,
   ),
   "polydigits": export.Facts(
