@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.population import plan
 from benchmarks.population.methods import METHODS
@@ -176,10 +177,10 @@ def _batch_table(batches: Results) -> str:
 def _figure(batches: Results, path: Path) -> None:
   """Distances against the batch size, with standard errors."""
   with plots.literal():
-    fig = Figure(figsize=(9, 3.8), layout="constrained")
+    fig = Figure(figsize=(9, 4.4), layout="constrained")
     FigureCanvasAgg(fig)
     axes = fig.subplots(1, len(FIGURE_PANELS))
-    markers = itertools.cycle("os^Dv")
+    markers = itertools.cycle("os^DvP")
     for m, marker in zip(METHODS, markers, strict=False):
       runs = [r for r in batches if r["method"] == m]
       sizes = sorted({r["batch"] for r in runs})
@@ -200,10 +201,14 @@ def _figure(batches: Results, path: Path) -> None:
       ax.set_yscale("log")
       ticks = sorted({r["batch"] for r in batches})
       ax.set_xticks(ticks, list(map(str, ticks)))
-      ax.set_xlabel("batch size; equally many images seen")
+      ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      ax.yaxis.set_major_formatter("{x:g}")
+      ax.yaxis.set_minor_formatter(NullFormatter())
+      ax.set_xlabel("batch size")
       ax.set_ylabel(DISTANCES[name][0])
       ax.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize="small")
+    lines = axes[0].get_legend_handles_labels()
+    fig.legend(*lines, fontsize="small", loc="outside upper center", ncols=3)
     plots.save(fig, path)
 
 
