@@ -55,7 +55,7 @@ def given(c):
 @pytest.mark.parametrize(
   ("spec", "weights", "rest"),
   [
-    ("gaussian/elbo", {"kl": 1}, ("gaussian", 1, "debiased", "normal")),
+    ("gaussian/elbo", {"kl": 1}, ("gaussian", 1, "kernel", "normal")),
     (
       "gaussian/gamix:means",
       {"population_kl": 10, "collapse_penalty": 1},
@@ -64,24 +64,24 @@ def given(c):
     (
       "gaussian/gamix",
       {"population_kl": 10, "collapse_penalty": 1},
-      ("gaussian", 1, "debiased", "normal"),
+      ("gaussian", 1, "kernel", "normal"),
     ),
     (
       "mixture:4/gamix:quadratic",
       {"population_kl": 10, "collapse_penalty": 1},
       ("mixture", 4, "quadratic", "normal"),
     ),
-    ("mixture:4/selbo", {"kl": 1}, ("mixture", 4, "debiased", "normal")),
-    ("mixture:2/siwae", {"kl": 1}, ("mixture", 2, "debiased", "normal")),
+    ("mixture:4/selbo", {"kl": 1}, ("mixture", 4, "kernel", "normal")),
+    ("mixture:2/siwae", {"kl": 1}, ("mixture", 2, "kernel", "normal")),
     (
       "epanechnikov/evae",
       {"kernel": 1},
-      ("epanechnikov", 1, "debiased", "uniform"),
+      ("epanechnikov", 1, "kernel", "uniform"),
     ),
     (
       "epanechnikov/elbo",
       {"kl": 1},
-      ("epanechnikov", 1, "debiased", "normal"),
+      ("epanechnikov", 1, "kernel", "normal"),
     ),
   ],
 )
@@ -236,9 +236,9 @@ def test_weights_of_a_spec(make):
   for spec, weights in {
     "gaussian/elbo@kl=0.5": {"kl": 0.5},
     "gaussian/elbo@recon=1e2@kl=0": {"recon": 100, "kl": 0},
-    "gaussian/gamix:debiased@population_kl=30@collapse_penalty=.3": {
-      "population_kl": 30,
-      "collapse_penalty": 0.3,
+    "gaussian/gamix:debiased@population_kl=20@collapse_penalty=.2": {
+      "population_kl": 20,
+      "collapse_penalty": 0.2,
     },
     "mixture:4/gamix:full@collapse_penalty=2.5e-3": {
       "collapse_penalty": 0.0025
@@ -501,8 +501,8 @@ def test_front_of_one_posterior():
     ("elbo, weights of kl", "2"),
     ("elbo, weights of kl", "0.5"),
     ("gamix:means, weights of population_kl, collapse_penalty", "10, 3"),
-    ("gamix:debiased, weights of adversarial", "2"),
-    ("gamix:debiased, weights of adversarial", "4"),
+    ("gamix:kernel, weights of adversarial", "2"),
+    ("gamix:kernel, weights of adversarial", "4"),
   ]
   assert points[1].x == [1.1, 1.12] and points[1].y == [10, 20]
 
@@ -671,7 +671,7 @@ def test_markdown(folder):
     "seeds 0, 1",
     "8 held-out images",
     "`mixture:2/gamix:means@collapse_penalty=0.5`: weights recon 32, "
-    "population_kl 10, collapse_penalty 0.5; population means",
+    "population_kl 30, collapse_penalty 0.5; population means",
     "`epanechnikov/evae`: weights recon 32, kernel 1;",
     "features random_conv_f224_s0, which",
     "![](front.png)",

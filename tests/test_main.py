@@ -38,7 +38,8 @@ from gamix_jax import config, data, presets
 from gamix_jax.checkpoint import Checkpoints
 
 TINY = "--config=configs/digits.py:tiny"
-WITH_ALL = "--config.adversarial.loss=bce"  # terms that a preset weights
+# Terms that a preset weights, from the first step on.
+WITH_ALL = "--config.adversarial.loss=bce", "--config.adversarial.disc_start=0"
 # The metrics that `tiny` digits must log.
 TRAINING = {
   *(
@@ -80,7 +81,11 @@ def odd(folder):
 
 
 RUNS = {
-  "digits": lambda folder: [TINY, WITH_ALL, f"--workdir={folder}/run"],
+  "digits": lambda folder: [
+    TINY,
+    *WITH_ALL,
+    f"--workdir={folder}/run",
+  ],
   "one broken": one_broken,
   "odd": odd,
   "keys": lambda folder: [
@@ -131,7 +136,7 @@ def test_run_ends_well(job):
     assert checkpoints.steps() == [1, 2, 3]
     metadata = checkpoints.metadata(3)
   c = complete_config_of("digits", "tiny")
-  c.adversarial.loss = "bce"
+  c.adversarial.loss, c.adversarial.disc_start = "bce", 0
   splits = [data.open_dataset(c.data, split) for split in ("train", "test")]
   c.data.fingerprint = data.fingerprint(*splits)
   wanted = config.flat(presets.complete(c))
@@ -245,7 +250,7 @@ def test_again(jobs, program, tmp_path):
   _, folder = jobs["digits"]
   run = shutil.copytree(folder / "run", tmp_path / "run")
   before = numbers(run)
-  out = program.done(TINY, WITH_ALL, f"--workdir={run}")
+  out = program.done(TINY, *WITH_ALL, f"--workdir={run}")
   assert "Continuing at step 3." in out
   assert "Done: step 3 of 3" in out
   after = numbers(run)

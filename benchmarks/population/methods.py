@@ -12,13 +12,13 @@ from gamix_jax import config as configs
 from gamix_jax import presets
 from gamix_jax.config import ConfigDict
 from gamix_jax.likelihood import LIKELIHOODS
+from gamix_jax.objectives import ADVERSARIAL
 from gamix_jax.registry import check_choice
 
 # The preset of each kind of network.
 NETWORKS = {"mlp": "small", "conv": "small", "resnet": "base"}
 # The network of the Cramer-Wold paper's experiments (arXiv:1805.09235).
 MLP_WIDTHS, MLP_LATENT = (200, 200, 200), 8
-ADVERSARIES = ("none", "hinge", "bce")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Problem:
       UserError: if one is unknown.
     """
     check_choice("--network", self.network, NETWORKS)
-    check_choice("--adversarial", self.adversarial, ADVERSARIES)
+    check_choice("--adversarial", self.adversarial, ADVERSARIAL)
     check_choice("--reconstruction", self.reconstruction, LIKELIHOODS)
 
 
