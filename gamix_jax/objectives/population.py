@@ -278,15 +278,13 @@ def kernel(q: Posterior) -> Estimate:
   def crossed(t):
     return jnp.sum(weights * _expected(jnp.square(points), var + 1, t)) / n
 
-  def distance(carry, node):
-    # Computed again for the gradient, since [(n k)^2, d] is large.
-    t, share = node
-    return carry + share * jax.checkpoint(own)(t) - 2 * share * crossed(t), None
-
   t = NODES / (KERNEL_WIDTH * d)
   share = np.sqrt(NODES) * np.exp(-NODES)
-  nodes = (jnp.asarray(v, mu.dtype) for v in (t, share))
-  found, _ = jax.lax.scan(distance, jnp.zeros((), mu.dtype), tuple(nodes))
+  found = jnp.zeros((), mu.dtype)
+  # Not a loop on the device, which would send sums over devices in each turn.
+  for at, by in zip(t.tolist(), share.tolist(), strict=True):
+    # Computed again for the gradient, since [(n k)^2, d] is large.
+    found += by * (jax.checkpoint(own)(at) - 2 * crossed(at))
   found = found + float(np.sum(share * (1 + 4 * t) ** (-d / 2)))
   slope = np.sum(share * 2 * t * (1 + 4 * t) ** (-d / 2 - 1))
   mean, within = _moments(q)
