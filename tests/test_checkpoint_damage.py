@@ -163,7 +163,10 @@ def test_no_checksums_for_a_step_that_lacks_its_arrays(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize("summed", [True, False], ids=["summed", ""])
+@pytest.mark.parametrize(
+  "summed",
+  [pytest.param(True, id="summed", marks=pytest.mark.slow), False],
+)
 def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
   """Damages every file of the newest step in turn, 500 times."""
   step, changed = copy / "2", 0

@@ -196,8 +196,18 @@ def test_gradient_does_not_reward_information(kind, form):
 # ------------------------------------------------- parts of a batch
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+  ("form", "kind"),
+  [
+    pytest.param(
+      *(form, kind),
+      # 2,500 pairs of components a batch, of 20,000 batches.
+      marks=pytest.mark.slow if (form, kind) == ("kernel", "mixture") else (),
+    )
+    for form in FORMS
+    for kind in KINDS
+  ],
+)
 def test_mean_over_parts_equals_the_full_batch_in_expectation(kind, form):
   """32 images and four times 8, of a population far from N(0, I).
 

@@ -253,7 +253,7 @@ def test_a_discriminator_of_codes_is_in_every_step():
   assert spec.code_disc is not None and spec.at(0) is spec
 
 
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("stop", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_starts_its_discriminator_late(
   stop, quick, tmp_path, capsys, monkeypatch
 ):
