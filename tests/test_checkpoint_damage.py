@@ -97,11 +97,15 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize(
+# With checksums of the damaged files, and without.
+SUMS = pytest.mark.parametrize(
   "summed",
   [pytest.param(True, marks=pytest.mark.slow), False],
   ids=["summed", ""],
 )
+
+
+@SUMS
 @pytest.mark.parametrize("what", LOST)
 def test_a_step_that_lacks_something_is_set_aside(copy, caplog, what, summed):
   """With checksums that match the remaining files; the step before is used."""
@@ -163,10 +167,7 @@ def test_no_checksums_for_a_step_that_lacks_its_arrays(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize(
-  "summed",
-  [pytest.param(True, id="summed", marks=pytest.mark.slow), False],
-)
+@SUMS
 def test_any_damage_ends_in_a_state_or_a_message(copy, summed):
   """Damages every file of the newest step in turn, 500 times."""
   step, changed = copy / "2", 0

@@ -35,6 +35,7 @@ reconstructions and of samples. The test split judges the final runs only.
 Several processes with the same command and folder share the work.
 """
 
+import dataclasses
 import sys
 
 from absl import flags
@@ -130,23 +131,23 @@ def _settings(plan):
       "--source is missing, such as --source=idx:/data/mnist; --tiny needs "
       "none."
     )
-  numbers = ("size", "channels", "seeds", "batch", "sweep_epochs", "epochs")
-  numbers = (*numbers, "judged")
-  for key in numbers:
+  for key in (
+    *("size", "channels", "seeds", "batch"),
+    *("sweep_epochs", "epochs", "judged"),
+  ):
     if given[key].value < 1:
       raise UserError(f"--{key}={given[key].value} must be 1 or more.")
   for source in given.sources:
     check_choice("--sources", source, ("gmm", "two_stage"))
   from gamix_jax import data  # noqa: PLC0415
 
+  names = [f.name for f in dataclasses.fields(plan.Settings)]
   return plan.Settings(
-    source=data.resolve_source(given.source),
-    sources=tuple(given.sources),
-    network=given.network,
-    latent=given.latent,
-    reconstruction=given.reconstruction,
-    adversarial=given.adversarial,
-    **{k: given[k].value for k in numbers if k != "seeds"},
+    **{name: given[name].value for name in names}
+    | {
+      "source": data.resolve_source(given.source),
+      "sources": tuple(given.sources),
+    }
   )
 
 

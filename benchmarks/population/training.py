@@ -94,36 +94,35 @@ class Trainer:
     start = step.init(self._of(seed, weights))
     return _result(jax.lax.scan(body, start, rows)[0])
 
-  def _step_by_step(self, images, rows, seed, weights):
-    """The same, with a compiled step instead of a loop."""
-    start, one = self._programs(images, rows, seed, weights)
-    state = start(seed, weights)
-    for r in np.asarray(rows):
-      state = one(state, images, r, seed, weights)
-    return _result(state)
+  def _as_loop(self, *args):
+    """Compiles `_run`."""
+    function = self._run
+    if self._stack:
+      function = jax.vmap(function, in_axes=(None, 0, 0, 0))
+    return jax.jit(function).lower(*args).compile()
 
-  def _programs(self, images, rows, seed, weights):
-    if "step" not in self._compiled:
-      start = jax.jit(lambda *args: step.init(self._of(*args)))
-      state = jax.eval_shape(start, seed, weights)
-      one = jax.jit(self._step, donate_argnums=0)
-      self._compiled["step"] = (
-        start.lower(seed, weights).compile(),
-        one.lower(state, images, rows[0], seed, weights).compile(),
-      )
-    return self._compiled["step"]
+  def _as_steps(self, images, rows, seed, weights):
+    """Compiles a step, which the returned function calls for each batch."""
+    start = jax.jit(lambda *args: step.init(self._of(*args)))
+    state = jax.eval_shape(start, seed, weights)
+    one = jax.jit(self._step, donate_argnums=0)
+    start = start.lower(seed, weights).compile()
+    one = one.lower(state, images, rows[0], seed, weights).compile()
+
+    def train(images, rows, seed, weights):
+      state = start(seed, weights)
+      for r in np.asarray(rows):
+        state = one(state, images, r, seed, weights)
+      return _result(state)
+
+    return train
 
   def _program(self, *args):
-    if self._by_steps:
-      self._programs(*args)
-      return self._step_by_step
-    shapes = jax.tree.map(lambda v: (v.shape, v.dtype.name), args)
-    key = str(shapes)
+    """The compiled training for arguments of these shapes."""
+    key = str(jax.tree.map(lambda v: (v.shape, v.dtype.name), args))
     if key not in self._compiled:
-      function = self._run
-      if self._stack:
-        function = jax.vmap(function, in_axes=(None, 0, 0, 0))
-      self._compiled[key] = jax.jit(function).lower(*args).compile()
+      compiled = self._as_steps if self._by_steps else self._as_loop
+      self._compiled[key] = compiled(*args)
     return self._compiled[key]
 
   def __call__(
