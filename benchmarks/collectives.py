@@ -62,7 +62,7 @@ class Collective:
   def what(self) -> str:
     """What a training step sends by it, by the names of what is sent."""
     if self.kind == "all-gather":
-      return "parameters"
+      return "parameters, codes"
     if self.kind == "reduce-scatter":
       return "gradients"
     backward = {"transpose(" in source for source in self.sources if source}

@@ -15,7 +15,9 @@ shards over F devices, on N devices:
             reduce-scatter S over F, then all-reduce S / F over N / F
             all-reduce G - S over N
 
-plus the moments and statistics (`beside`). On the CPU, XLA compiles a
+plus the moments and statistics (`beside`), and with the population form
+`kernel`, which compares every pair of images, an all-gather of their codes and
+an all-reduce of the gradient with respect to them. On the CPU, XLA compiles a
 reduce-scatter to an all-reduce followed by slices: the same bytes, but a ring
 would send twice as many. A CPU's program also computes in float32 and sends
 float32 where a TPU's sends bfloat16; `benchmarks.compile` prints this table for
@@ -48,17 +50,24 @@ class CommCost(NamedTuple):
     spread: S; 0 if F = 1.
     parts: S / F, all-reduced over the replicas if there are several.
     beside: of moments and statistics.
+    codes: of `kernel`, gathered, and as much back.
   """
 
   gradient: int
   spread: int
   parts: int
   beside: int
+  codes: int
 
   @property
   def reduced(self) -> int:
     """Bytes that are summed over devices."""
-    return self.gradient + self.parts + self.beside
+    return self.gradient + self.parts + self.beside + self.codes
+
+  @property
+  def gathered(self) -> int:
+    """Bytes that every device gets."""
+    return self.spread + self.codes
 
 
 def beside(c: ConfigDict, state: Any) -> int:
@@ -90,6 +99,18 @@ def beside(c: ConfigDict, state: Any) -> int:
   return total
 
 
+def codes(c: ConfigDict) -> int:
+  """Returns the bytes of the codes that every device needs.
+
+  Means and variances of the global batch, [n k, d] each; of a mixture also the
+  weights, once for the term and once for its gradient.
+  """
+  if c.objective.population != "kernel":
+    return 0
+  numbers = 2 * c.model.latent + (2 if c.posterior.components > 1 else 0)
+  return 4 * c.data.batch_size * c.posterior.components * numbers
+
+
 def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
   """Returns what a config's step needs to send under a sharding plan."""
   import jax  # noqa: PLC0415
@@ -106,7 +127,7 @@ def law(c: ConfigDict, layout: Any, state: Any) -> CommCost:
     if not sharding.is_fully_replicated:
       spread += leaf.size * leaf.dtype.itemsize
   parts = spread // fsdp if layout.mesh.size > fsdp else 0
-  return CommCost(gradient, spread, parts, beside(c, state))
+  return CommCost(gradient, spread, parts, beside(c, state), codes(c))
 
 
 def lower(c: ConfigDict, grid: Any, **options: Any) -> tuple[Any, CommCost]:
@@ -257,9 +278,10 @@ def summary(found: list[Row], expected: CommCost) -> Iterator[str]:
       else ""
     )
     + f" + moments and statistics {expected.beside:,}"
+    + (f" + gradient of codes {expected.codes:,}" if expected.codes else "")
     + f" (off by {reduced - expected.reduced:+,})."
   )
-  yield f"Gathered: {gathered:,} bytes; expected: {expected.spread:,}."
+  yield f"Gathered: {gathered:,} bytes; expected: {expected.gathered:,}."
 
 
 def define() -> None:

@@ -122,6 +122,7 @@ def _table(
 
   state = jax.eval_shape(partial(step.init, build.train_spec(c)))
   sent = estimate.gradient + communication.beside(c, state)
+  sent += communication.codes(c) * 1.5  # a gather is half of a sum
   exchange = 2 * (chips - 1) / chips * sent / LINK_BANDWIDTH
   yield "|| images/chip || global batch | memory, GB | compute, ms | "
   yield "kept, ms | exchange, ms | images/s | |images/s/host ||\n"

@@ -19,7 +19,7 @@ DEVICES, STEPS = 8, 4
 FSDP = (1, 2, 8)
 MIN_SIZE = 64
 # (mesh.fsdp, objective.population) of each run.
-RUNS = (*((fsdp, "debiased") for fsdp in FSDP), (1, "quadratic"))
+RUNS = (*((fsdp, "debiased") for fsdp in FSDP), (1, "quadratic"), (1, "kernel"))
 
 
 def config(form):
@@ -42,6 +42,9 @@ def config(form):
     optim__vae__eps=1e-1,
     optim__disc__eps=1e-1,
     mesh__fsdp_min_size=MIN_SIZE,
+    # The gradient of `kernel` does not grow with the distance. With the whole
+    # weight of `recon` the codes would run away, and rounding errors with them.
+    **({"weights__recon": 100.0} if form == "kernel" else {}),
   )
 
 

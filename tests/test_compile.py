@@ -152,7 +152,7 @@ def results(**changes):
       {"what": "product", "operands": "f32", "output": "f32", "count": 3}
     ],
     "collectives": [row._asdict()],
-    "law": communication.CommCost(900_000, 0, 0, 50_000)._asdict(),
+    "law": communication.CommCost(900_000, 0, 0, 50_000, 0)._asdict(),
   } | changes
 
 

@@ -74,7 +74,7 @@ def test_one_device_equals_eight(ran, fsdp, form):
 
 @pytest.mark.parametrize(("fsdp", "form"), eight_devices.RUNS)
 def test_a_step_sends_one_gradient(ran, fsdp, form):
-  """Plus moments and statistics; no activation, nothing twice."""
+  """Plus moments, statistics and codes; no activation, nothing twice."""
   _, eight = ran
   text = str(eight[f"text {fsdp} {form}"])
   law = communication.CommCost(*map(int, eight[f"law {fsdp} {form}"]))
@@ -84,7 +84,8 @@ def test_a_step_sends_one_gradient(ran, fsdp, form):
   sums += communication.total(found, "reduce-scatter")
   assert sums <= law.reduced + communication.METRIC_BYTES, (sums, law)
   assert sums > law.gradient + law.parts
-  assert communication.total(found, "all-gather") == law.spread
+  assert communication.total(found, "all-gather") == law.gathered
+  assert (law.codes > 0) == (form == "kernel")
   assert {o.kind for o in found} <= {
     *("all-reduce", "reduce-scatter", "all-gather")
   }
@@ -208,9 +209,9 @@ ENTRY %main (p: bf16[2,8], q: f32[8,8]) -> bf16[8,8] {
 def test_collectives_that_overlap_are_counted_once():
   found = collectives.read(ASYNCHRONOUS, 4)
   assert [(o.kind, o.dtype, o.bytes, o.group, o.what) for o in found] == [
-    ("all-gather", "bf16", 128, 4, "parameters"),
+    ("all-gather", "bf16", 128, 4, "parameters, codes"),
     ("reduce-scatter", "f32", 256, 4, "gradients"),
-    ("all-gather", "f32", 32, 4, "parameters"),
+    ("all-gather", "f32", 32, 4, "parameters, codes"),
     ("all-reduce", "f32", 32, 4, "gradients"),
     ("all-reduce", "f32", 44, 4, "gradients, moments, statistics, metrics"),
   ]

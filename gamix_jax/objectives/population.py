@@ -266,9 +266,9 @@ def kernel(q: Posterior) -> Estimate:
   n, k, d = mu.shape
   points, var = mu.reshape(n * k, d), sigma2.reshape(n * k, d)
   weights = weights.reshape(n * k)
-  image = jnp.arange(n * k) // k
-  pairs = weights[:, None] * weights[None] * (image[:, None] != image[None])
-  pairs = pairs / (float(n) * (n - 1))
+  # Not from indices, which devices would send each other.
+  other = jnp.repeat(jnp.repeat(1 - jnp.eye(n, dtype=mu.dtype), k, 0), k, 1)
+  pairs = weights[:, None] * weights[None] * other / (float(n) * (n - 1))
   square = jnp.square(points[:, None] - points[None])
   spread = var[:, None] + var[None]
 
@@ -283,8 +283,7 @@ def kernel(q: Posterior) -> Estimate:
   found = jnp.zeros((), mu.dtype)
   # Not a loop on the device, which would send sums over devices in each turn.
   for at, by in zip(t.tolist(), share.tolist(), strict=True):
-    # Computed again for the gradient, since [(n k)^2, d] is large.
-    found += by * (jax.checkpoint(own)(at) - 2 * crossed(at))
+    found += by * (own(at) - 2 * crossed(at))
   found = found + float(np.sum(share * (1 + 4 * t) ** (-d / 2)))
   slope = np.sum(share * 2 * t * (1 + 4 * t) ** (-d / 2 - 1))
   mean, within = _moments(q)
@@ -296,8 +295,16 @@ def _expected(
   square: Float[Array, "... d"], var: Float[Array, "... d"], t: jax.Array
 ) -> Float[Array, "..."]:
   """E exp(-t |x|^2) for x of N(m, diag var), given m^2."""
+  return jnp.exp(-_exponent(square, var, t))
+
+
+# Not kept for the gradient, since [(n k)^2, d] is large. It needs no logarithm.
+@jax.checkpoint
+def _exponent(
+  square: Float[Array, "... d"], var: Float[Array, "... d"], t: jax.Array
+) -> Float[Array, "..."]:
   a = 1 + 2 * t * var
-  return jnp.exp(-jnp.sum(t * square / a + 0.5 * jnp.log(a), axis=-1))
+  return jnp.sum(t * square / a + 0.5 * jnp.log(a), axis=-1)
 
 
 def _pairs(of_sum: jax.Array, own: jax.Array, n: float) -> jax.Array:
