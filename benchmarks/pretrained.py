@@ -75,10 +75,8 @@ MNIST (Y. LeCun, C. Cortes and C. J. C. Burges), 60,000 images for training and
 
 ## Machine
 
-One NVIDIA H200 that trained several models at once, 4:01 minutes, with
-`JAX_DEFAULT_MATMUL_PRECISION=float32` and JAX 0.11.2:
-`python -m gamix_jax.main --config=configs/mnist.py`. On one CPU core it takes
-about 20 minutes. The numbers below were computed on a CPU.
+One core of a shared cloud CPU, 20:58 CPU-minutes:
+`python -m gamix_jax.main --config=configs/mnist.py`.
 """,
   ),
   "fashion_mnist": export.Facts(
