@@ -91,10 +91,8 @@ licence), 60,000 images for training and 10,000 held out.
 
 ## Machine
 
-One NVIDIA H200 that trained several models at once, 5:32 minutes, with
-`JAX_DEFAULT_MATMUL_PRECISION=float32` and JAX 0.11.2:
-`python -m gamix_jax.main --config=configs/fashion_mnist.py`. On one CPU core it
-takes about 30 minutes. The numbers below were computed on a CPU.
+One core of a shared cloud CPU, 32:34 CPU-minutes:
+`python -m gamix_jax.main --config=configs/fashion_mnist.py`.
 """,
   ),
 }
