@@ -5,11 +5,11 @@
 
 The folder holds the four original files of MNIST (train-images-idx3-ubyte and
 so on), gzip-compressed or not; other sources are npz:mnist.npz and tfds:mnist.
-The run takes 21 minutes of one CPU core. Results of three seeds on 10,000
-held-out images (python -m gamix_jax.evaluate): mean absolute error 0.051;
-Frechet distance on the classifier's features 0.034 for reconstructions, and
-0.58, 0.63 and 0.66 for samples from N(0, I), about 60 % of which are legible
-digits.
+The run takes 21 minutes of one CPU core, and 13 at the rate of two quiet ones
+(4,280 images/s). Results of three seeds on 10,000 held-out images (python -m
+gamix_jax.evaluate): mean absolute error 0.051; Frechet distance on the
+classifier's features 0.034 for reconstructions, and 0.58, 0.63 and 0.66 for
+samples from N(0, I), about 60 % of which are legible digits.
 """
 
 from gamix_jax import config as gamix
