@@ -105,7 +105,10 @@ def codes(c: ConfigDict) -> int:
   Means and variances of the global batch, [n k, d] each; of a mixture also the
   weights, once for the term and once for its gradient.
   """
-  if c.objective.population != "kernel":
+  from gamix_jax.objectives import OBJECTIVES  # noqa: PLC0415
+
+  reads = hasattr(OBJECTIVES.choose(c.objective.name), "population")
+  if not reads or c.objective.population != "kernel":
     return 0
   numbers = 2 * c.model.latent + (2 if c.posterior.components > 1 else 0)
   return 4 * c.data.batch_size * c.posterior.components * numbers

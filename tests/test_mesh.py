@@ -94,6 +94,13 @@ def test_a_step_sends_one_gradient(ran, fsdp, form):
   assert (law.parts > 0) == (1 < fsdp < eight_devices.DEVICES)
 
 
+def test_codes_are_gathered_only_for_an_objective_that_compares_them():
+  c = flat(objective__population="kernel")
+  assert communication.codes(c) == 4 * c.data.batch_size * 2 * c.model.latent
+  c.objective.name = "elbo"
+  assert communication.codes(c) == 0
+
+
 # ---------------------------------------------------------- a program's text
 
 
