@@ -112,9 +112,11 @@ class MixtureHead(base.Head):
     logvar = base.dense_components(
       self, features, "logvar", self.initial_logvar
     )
-    # For spatial features the weights depend on their mean over positions.
-    pooled = jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
-    logits = base.dense(self, pooled, "logits", k) / self.temperature
+    # For spatial features the weights depend on their mean over positions. A
+    # mean over no axes would be one over all axes in ONNX.
+    if positions := tuple(range(1, features.ndim - 1)):
+      features = jnp.mean(features, axis=positions)
+    logits = base.dense(self, features, "logits", k) / self.temperature
     if self.min_weight and k > 1:
       pi = (1 - self.min_weight) * jax.nn.softmax(
         logits, axis=-1
