@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.networks import ResNetDecoder, ResNetEncoder
-from gamix_jax.networks.parts import EPSILON, MOMENTUM, groups
+from gamix_jax.networks.norms import EPSILON, MOMENTUM, groups
 from gamix_jax.networks.patchgan import LEAKY_SLOPE
 from gamix_jax.networks.resnet import POINTWISE_NORMS, bottleneck_channels
 from gamix_jax.posterior.base import LOGVAR_RANGE

@@ -40,13 +40,8 @@ from gamix_jax.networks import (
   MLPEncoder,
   PatchDiscriminator,
 )
-from gamix_jax.networks.parts import (
-  Affine,
-  Norm,
-  depth_to_space,
-  groups,
-  space_to_depth,
-)
+from gamix_jax.networks.norms import Affine, GroupNorm, Norm, groups
+from gamix_jax.networks.parts import depth_to_space, space_to_depth
 from gamix_jax.networks.resnet import (
   POINTWISE_NORMS,
   ResidualBlock,
@@ -598,6 +593,40 @@ def test_groups_have_enough_elements(shape, wanted):
   expected = ((parts - mean) / np.sqrt(var + 1e-3)).reshape(shape)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
   assert np.std(np.asarray(got)[0]) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 64), (3, 4, 4, 6), (3, 96)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_that_of_flax(shape, dtype):
+  """Parameters, values, and gradients to the input and the parameters."""
+  rng = np.random.default_rng(1)
+  x = jnp.asarray(rng.normal(1, 2, size=shape), dtype)
+  g = jnp.asarray(rng.normal(size=shape), dtype)
+  ours = GroupNorm(dtype, jnp.float32)
+  flax = nn.GroupNorm(groups(shape), epsilon=1e-3, dtype=dtype)
+  params = flax.init(jax.random.key(0), x)["params"]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    ours.init(jax.random.key(0), x)["params"],
+    params,
+  )
+  params = {k: v + rng.normal(size=v.shape) for k, v in params.items()}
+
+  def with_gradients(module):
+    y, pullback = jax.vjp(
+      lambda p, x: module.apply({"params": p}, x), params, x
+    )
+    return y, pullback(g)
+
+  got, wanted = with_gradients(ours), with_gradients(flax)
+  tol = 1e-5 if dtype == jnp.float32 else 2e-2
+
+  def close(a, b):
+    assert a.dtype == b.dtype
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    np.testing.assert_allclose(a, b, rtol=tol, atol=tol * np.abs(b).max())
+
+  jax.tree.map(close, got, wanted)
 
 
 @pytest.mark.parametrize(

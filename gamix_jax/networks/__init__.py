@@ -9,9 +9,9 @@ from gamix_jax.data.modalities import parse
 from gamix_jax.networks.conv import ConvDecoder, ConvEncoder
 from gamix_jax.networks.linear import LinearDecoder, LinearEncoder
 from gamix_jax.networks.mlp import CodeDiscriminator, MLPDecoder, MLPEncoder
+from gamix_jax.networks.norms import NORMS
 from gamix_jax.networks.parts import (
   INPUT_NORMS,
-  NORMS,
   Decoder,
   Encoder,
   Network,

@@ -16,84 +16,10 @@ from jaxtyping import Array, Float
 from gamix_jax.config import ConfigDict
 from gamix_jax.errors import UserError
 from gamix_jax.layers import Conv, ConvTranspose, Dense
-from gamix_jax.parallel import float32_sums
+from gamix_jax.networks.norms import EPSILON, Norm
 from gamix_jax.posterior.base import promote_f32
 
-EPSILON = 1e-3  # of every normalisation, Keras' default
-MOMENTUM = 0.99  # of the moving statistics, Keras' default
 INPUT_NORMS = ("layer", "none")
-NORMS = ("affine", "batch", "group", "none")
-
-
-class Norm(nn.Module):
-  """The normalisation of a block, over the channels, the last axis.
-
-  `affine` is batch normalisation with its stored statistics, which training
-  never updates, as in the published code. `batch` uses the statistics of the
-  global batch in training. `group` is group normalisation, see `groups`.
-  """
-
-  kind: str
-  dtype: jnp.dtype
-  param_dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    if self.kind == "none":
-      return x
-    if self.kind == "group":
-      return nn.GroupNorm(
-        num_groups=groups(x.shape),
-        epsilon=EPSILON,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name="norm",
-      )(x)
-    if self.kind == "batch":
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=MOMENTUM,
-        epsilon=EPSILON,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name="norm",
-      )(x)
-    return Affine(self.dtype, self.param_dtype, name="norm")(x)
-
-
-def groups(shape: Sequence[int]) -> int:
-  """The number of groups of `group`, at most 32.
-
-  Each group has at least 4 numbers per image. With one number its difference
-  from the mean is always 0, and with two only a sign remains.
-
-  Args:
-    shape: [b, ..., c] of the normalised array.
-  """
-  *axes, channels = shape[1:]
-  found = math.gcd(32, channels)
-  while found > 1 and math.prod(axes) * channels < 4 * found:
-    found //= 2
-  return found
-
-
-class Affine(nn.Module):
-  """(x - mean) / sqrt(var + 1e-3) * scale + bias; mean and var are constant."""
-
-  dtype: jnp.dtype
-  param_dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (x.shape[-1],)
-    kind = self.param_dtype
-    scale = self.param("scale", nn.initializers.ones, shape, kind)
-    bias = self.param("bias", nn.initializers.zeros, shape, kind)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kind)
-    var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
-    gain = scale * jax.lax.rsqrt(var.value + EPSILON)
-    shift = bias - mean.value * gain
-    return float32_sums.affine(x.astype(self.dtype), gain, shift)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
