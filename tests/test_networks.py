@@ -844,6 +844,25 @@ def test_conv3x3_stride2(dtype, before, wide):
   assert_same_operation((ours, plain), x, kernel, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1))])
+def test_conv3x3_with_few_outputs(dtype, padding):
+  """Against XLA's convolution; the kernel's gradient is another."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 4, 7, 20)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 20, 3)), dtype)
+  forms = [
+    lambda x, k, conv=conv: conv(x, k, 1, padding)
+    for conv in (our_conv, plain_conv)
+  ]
+  assert_same_operation(forms, x, kernel, dtype)
+  ours, plain = (
+    jit(partial(both_of, form)).lower(x, kernel).as_text() for form in forms
+  )
+  assert plain.count("stablehlo.convolution") == 3
+  assert ours.count("stablehlo.convolution") == 2
+
+
 @pytest.mark.parametrize(
   "dtype, tolerance", [("float32", 5e-6), ("float64", 1e-14)]
 )

@@ -25,6 +25,8 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Number of channels from which the faster matrix products outweigh the cost of
 # rearranging the arrays for them.
 MIN_CHANNELS = 64
+# Number of output channels up to which nine copies of them are small.
+MAX_NARROW = 16
 
 # ---------------------------------------------------------- platforms
 
@@ -144,18 +146,20 @@ def _cpu_form(others, x, kernel, strides, padding) -> Form | None:
     before = _stride2_padding(x.shape, padding)
     if before is not None:
       return _stride2_form(others, kernel, before)
-  if strides == (1, 1) and _use_winograd(x, kernel, padding):
-    return _winograd_form(others, x, kernel)
+  keeps_size = padding == "SAME" or tuple(padding) == ((1, 1), (1, 1))
+  if size == (3, 3) and strides == (1, 1) and keeps_size:
+    if _use_winograd(x, kernel):
+      return _winograd_form(others, x, kernel)
+    if kernel.shape[3] <= MAX_NARROW < kernel.shape[2]:
+      return Form(others.forward, others.to_x, _narrow_to_kernel)
   return None
 
 
-def _use_winograd(x, kernel, padding) -> bool:
-  """Whether `winograd` is applicable, accurate and faster."""
+def _use_winograd(x, kernel) -> bool:
+  """Whether `winograd` is accurate and faster."""
   _, h, w, _ = x.shape
   return (
-    kernel.shape[:2] == (3, 3)
-    and (padding == "SAME" or tuple(padding) == ((1, 1), (1, 1)))
-    and h % 4 == w % 4 == 0
+    h % 4 == w % 4 == 0
     # In narrower layers and smaller images the transforms cost what they save.
     and min(kernel.shape[2:]) >= MIN_CHANNELS
     and min(h, w) >= 8
@@ -180,6 +184,40 @@ def _winograd_form(others: Form, x: jax.Array, kernel: jax.Array) -> Form:
   return Form(
     winograd.conv, to_x, others.to_kernel if devices > 1 else to_kernel
   )
+
+
+def _narrow_to_kernel(x, kernel, g):
+  del kernel
+  return narrow_to_kernel_by_columns(x, g)
+
+
+def narrow_to_kernel_by_columns(x: jax.Array, g: jax.Array) -> jax.Array:
+  """The kernel gradient of a 3x3 convolution, as one product (im2col).
+
+  The columns are of g, which has fewer channels, as the output convolution of a
+  decoder has.
+
+  Args:
+    x: [b, h, w, c_in].
+    g: [b, h, w, c_out], the gradient with respect to the output.
+
+  Returns:
+    [3, 3, c_in, c_out].
+  """
+  _, h, w, c = x.shape
+  # Output p sees input p + (i, j) - 1, so input p is seen by p + 1 - (i, j).
+  # The sum is over pixels. It is faster with them as the left operand's last
+  # axis.
+  g = jnp.pad(jnp.moveaxis(g, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
+  columns = jnp.stack(
+    [
+      g[:, :, 2 - i : 2 - i + h, 2 - j : 2 - j + w]
+      for i in range(3)
+      for j in range(3)
+    ]
+  )
+  kernel = columns.reshape(9 * len(g), -1) @ x.reshape(-1, c)
+  return jnp.swapaxes(kernel.reshape(3, 3, len(g), c), 2, 3)
 
 
 def _stride2_padding(shape, padding) -> int | None:
