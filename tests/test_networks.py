@@ -47,6 +47,7 @@ from gamix_jax.networks.resnet import (
   ResidualBlock,
   ResNetEncoder,
 )
+from gamix_jax.posterior import MixtureHead
 
 
 def count(tree):
@@ -593,6 +594,20 @@ def test_groups_have_enough_elements(shape, wanted):
   expected = ((parts - mean) / np.sqrt(var + 1e-3)).reshape(shape)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
   assert np.std(np.asarray(got)[0]) > 0.9
+
+
+@pytest.mark.parametrize(
+  "module",
+  [
+    GroupNorm(jnp.float32, jnp.float32),
+    MixtureHead(latent=2, components=3),
+  ],
+)
+def test_nothing_is_summed_over_no_axes(module):
+  """Features without positions; ONNX takes no axes for all axes."""
+  x = jnp.ones((3, 96))
+  program = jax.make_jaxpr(lambda x: module.init(jax.random.key(0), x))(x)
+  assert "axes=()" not in str(program)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 64), (3, 4, 4, 6), (3, 96)])

@@ -151,7 +151,7 @@ def _cpu_form(others, x, kernel, strides, padding) -> Form | None:
     if _use_winograd(x, kernel):
       return _winograd_form(others, x, kernel)
     if kernel.shape[3] <= MAX_NARROW < kernel.shape[2]:
-      return Form(others.forward, others.to_x, _narrow_to_kernel)
+      return Form(others.forward, others.to_x, narrow_to_kernel_by_columns)
   return None
 
 
@@ -186,12 +186,9 @@ def _winograd_form(others: Form, x: jax.Array, kernel: jax.Array) -> Form:
   )
 
 
-def _narrow_to_kernel(x, kernel, g):
-  del kernel
-  return narrow_to_kernel_by_columns(x, g)
-
-
-def narrow_to_kernel_by_columns(x: jax.Array, g: jax.Array) -> jax.Array:
+def narrow_to_kernel_by_columns(
+  x: jax.Array, kernel: jax.Array, g: jax.Array
+) -> jax.Array:
   """The kernel gradient of a 3x3 convolution, as one product (im2col).
 
   The columns are of g, which has fewer channels, as the output convolution of a
@@ -199,11 +196,13 @@ def narrow_to_kernel_by_columns(x: jax.Array, g: jax.Array) -> jax.Array:
 
   Args:
     x: [b, h, w, c_in].
+    kernel: not read.
     g: [b, h, w, c_out], the gradient with respect to the output.
 
   Returns:
     [3, 3, c_in, c_out].
   """
+  del kernel
   _, h, w, c = x.shape
   # Output p sees input p + (i, j) - 1, so input p is seen by p + 1 - (i, j).
   # The sum is over pixels. It is faster with them as the left operand's last
@@ -216,8 +215,8 @@ def narrow_to_kernel_by_columns(x: jax.Array, g: jax.Array) -> jax.Array:
       for j in range(3)
     ]
   )
-  kernel = columns.reshape(9 * len(g), -1) @ x.reshape(-1, c)
-  return jnp.swapaxes(kernel.reshape(3, 3, len(g), c), 2, 3)
+  found = columns.reshape(9 * len(g), -1) @ x.reshape(-1, c)
+  return jnp.swapaxes(found.reshape(3, 3, len(g), c), 2, 3)
 
 
 def _stride2_padding(shape, padding) -> int | None:

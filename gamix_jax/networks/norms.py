@@ -86,7 +86,8 @@ class GroupNorm(nn.Module):
     positions = tuple(range(1, x.ndim - 1))
 
     def mean_of_groups(values):  # [b, ..., c] -> [b, n]
-      sums = jnp.sum(values, positions)
+      # einops sums over no axes by doing nothing; ONNX would sum over all.
+      sums = einops.reduce(values, "b ... c -> b c", "sum")
       sums = einops.reduce(sums, "b (n c) -> b n", "sum", n=n)
       return sums * (n / math.prod(x.shape[1:]))
 

@@ -8,6 +8,7 @@ Gaussian, to the bit.
 
 from typing import ClassVar
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -112,11 +113,10 @@ class MixtureHead(base.Head):
     logvar = base.dense_components(
       self, features, "logvar", self.initial_logvar
     )
-    # For spatial features the weights depend on their mean over positions. A
-    # mean over no axes would be one over all axes in ONNX.
-    if positions := tuple(range(1, features.ndim - 1)):
-      features = jnp.mean(features, axis=positions)
-    logits = base.dense(self, features, "logits", k) / self.temperature
+    # For spatial features the weights depend on their mean over positions.
+    # einops does nothing if there are none; ONNX would average all axes.
+    pooled = einops.reduce(features, "b ... c -> b c", "mean")
+    logits = base.dense(self, pooled, "logits", k) / self.temperature
     if self.min_weight and k > 1:
       pi = (1 - self.min_weight) * jax.nn.softmax(
         logits, axis=-1
