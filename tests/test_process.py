@@ -48,3 +48,40 @@ def test_importing_training_and_loading_change_nothing(program, tmp_path):
   ran = program.script(CODE, tmp_path / "run", input=given)
   assert ran.returncode == 0, ran.stderr
   assert json.loads(ran.stdout.splitlines()[-1]) == [True] * 8
+
+
+IMPORTS = """
+import contextlib, sys, threading, time
+from etils import epy
+from gamix_jax import config
+from gamix_jax.training import loop
+
+compiling = threading.Event()
+compile_step, lazy_imports = loop._compile, epy.lazy_imports
+
+
+def compile_slowly(*args):
+  compiling.set()
+  time.sleep(4)  # until other threads have imported what they need
+  return compile_step(*args)
+
+
+@contextlib.contextmanager
+def note_imports(**kwargs):
+  with lazy_imports(**kwargs):
+    yield
+  print("replaced", "late" if compiling.is_set() else "early")
+
+
+loop._compile, epy.lazy_imports = compile_slowly, note_imports
+loop.train(config.from_json(sys.stdin.read()), sys.argv[1])
+"""
+
+
+def test_imports_are_not_replaced_while_a_thread_compiles(program, tmp_path):
+  """A library that replaces `builtins.__import__` makes JAX's imports fail."""
+  given = config.to_json(complete_config_of("digits", "tiny"))
+  ran = program.script(IMPORTS, tmp_path / "run", input=given)
+  assert ran.returncode == 0, ran.stderr
+  assert "replaced early" in ran.stdout  # Grain still does it
+  assert "replaced late" not in ran.stdout

@@ -238,8 +238,11 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
 
     # Compilation takes longest, so it runs in parallel with the other setup.
     def compile_for(done):
-      needed = spec.at(done)
-      return executor.submit(_compile, needed, config, abstract, layout)
+      # Grain replaces Python's import function, for every thread, while it is
+      # imported itself. JAX's imports in the compiling thread would then fail.
+      import grain  # noqa: F401, PLC0415
+
+      return executor.submit(_compile, spec.at(done), config, abstract, layout)
 
     newest, compiling = checkpoints.latest() or 0, None
     if newest < config.steps:
