@@ -93,8 +93,10 @@ def measure(
   """
   import jax  # noqa: PLC0415
 
-  from benchmarks import jax_step  # noqa: PLC0415
   from gamix_jax.parallel import mesh  # noqa: PLC0415
+  from gamix_jax.training.compiled_steps import (  # noqa: PLC0415
+    program_memory,
+  )
 
   jax.config.update("jax_platforms", "cpu")
   # A program that is loaded from the cache has no text.
@@ -134,7 +136,7 @@ def measure(
     * (c.data.batch_size // target.chips),
     "bytes": traffic.read(hlo) if moved is None else moved,
     "bytes_by": "kernels" if moved is None else "compiler",
-    "memory": jax_step.program_memory(compiled)
+    "memory": program_memory(compiled)
     | {"peak": compiled.memory_analysis().peak_memory_in_bytes},
     "products": [
       kind._asdict() | {"count": n} for kind, n in products.read(hlo).items()

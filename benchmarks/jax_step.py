@@ -14,26 +14,6 @@ from gamix_jax.config import ConfigDict
 from gamix_jax.parallel import mesh
 
 
-def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """Returns the bytes that a compiled program needs on a device, by kind.
-
-  Returns:
-    `program`, the sum of `arguments`, `temporary` and those of `outputs` that
-    do not reuse the memory of arguments (`reused`).
-  """
-  stats = compiled.memory_analysis()
-  found = {
-    "arguments": stats.argument_size_in_bytes,
-    "outputs": stats.output_size_in_bytes,
-    "reused": stats.alias_size_in_bytes,
-    "temporary": stats.temp_size_in_bytes,
-  }
-  found["program"] = (
-    found["arguments"] + found["outputs"] - found["reused"] + found["temporary"]
-  )
-  return found
-
-
 class JaxStep:
   """A run's step, its state and one batch.
 

@@ -13,6 +13,7 @@ from gamix_jax import cli
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.cpu import malloc
 from gamix_jax.networks import layer_bytes
+from gamix_jax.training.compiled_steps import program_memory
 
 MATMUL_SIDE = {"cpu": 2048}  # for the matmul ceiling
 COPY_MEGABYTES = {"cpu": 128}  # for the copy ceiling
@@ -98,7 +99,7 @@ def measure(
     }
   if only != "torch":
     results["compile"] = ours.seconds | {"cached": ours.from_cache}
-    results["memory"] = jax_step.program_memory(ours.compiled)
+    results["memory"] = program_memory(ours.compiled)
     peak = ours.device_peak()
     # It does not rise if the comparison with PyTorch used more.
     if peak > before:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from gamix_jax import step
 from gamix_jax.checkpoint import integrity
 from gamix_jax.parallel import mesh
-from gamix_jax.training import loop, validation
+from gamix_jax.training import compiled_steps, validation
 
 
 def die():
@@ -63,13 +63,13 @@ def looking(count):
 
 def compiling():
   """SIGTERM while the step is compiled."""
-  original = loop._compile
+  original = compiled_steps.compile_step
 
   def compile_(*args):
     ask()
     return original(*args)
 
-  loop._compile = compile_
+  compiled_steps.compile_step = compile_
 
 
 def batch(*at):
@@ -121,12 +121,12 @@ def weights(at):
 
 def _around_the_step(wrap):
   """Makes the loop run `wrap` of the compiled step."""
-  original = loop._compile
+  original = compiled_steps.compile_step
 
   def compile_(spec, config, abstract, layout):
     return wrap(original(spec, config, abstract, layout), spec, layout)
 
-  loop._compile = compile_
+  compiled_steps.compile_step = compile_
 
 
 def _with_nan(net):

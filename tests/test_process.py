@@ -54,10 +54,10 @@ IMPORTS = """
 import contextlib, sys, threading, time
 from etils import epy
 from gamix_jax import config
-from gamix_jax.training import loop
+from gamix_jax.training import compiled_steps, loop
 
 compiling = threading.Event()
-compile_step, lazy_imports = loop._compile, epy.lazy_imports
+compile_step, lazy_imports = compiled_steps.compile_step, epy.lazy_imports
 
 
 def compile_slowly(*args):
@@ -73,7 +73,7 @@ def note_imports(**kwargs):
   print("replaced", "late" if compiling.is_set() else "early")
 
 
-loop._compile, epy.lazy_imports = compile_slowly, note_imports
+compiled_steps.compile_step, epy.lazy_imports = compile_slowly, note_imports
 loop.train(config.from_json(sys.stdin.read()), sys.argv[1])
 """
 

@@ -32,7 +32,7 @@ from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import UserError
 from gamix_jax.modality import to_float
 from gamix_jax.networks import PatchDiscriminator
-from gamix_jax.training import loop
+from gamix_jax.training import compiled_steps, loop
 
 BATCH_OF_NAN = {"image": jnp.full((8, 4, 4, 1), jnp.nan)}
 
@@ -264,13 +264,13 @@ def test_a_run_starts_its_discriminator_late(
     **{"adversarial__disc_start": 2, "adversarial__gen_delay": 1},
     data__source="synthetic",
   )
-  compiled, original = [], loop._compile
+  compiled, original = [], compiled_steps.compile_step
 
   def compile_(spec, *args):
     compiled.append(spec.started)
     return original(spec, *args)
 
-  monkeypatch.setattr(loop, "_compile", compile_)
+  monkeypatch.setattr(compiled_steps, "compile_step", compile_)
   straight, halves = tmp_path / "straight", tmp_path / "halves"
   loop.train(c.copy_and_resolve_references(), str(straight))
   assert compiled == [False, True]

@@ -1,7 +1,6 @@
 """The training loop: steps, logging, validation and checkpoints."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from gamix_jax.errors import UserError
 from gamix_jax.files import Lock
 from gamix_jax.parallel import distributed, mesh
 from gamix_jax.training import trackers, workdir
+from gamix_jax.training.compiled_steps import CompiledSteps
 from gamix_jax.training.monitor import HealthMonitor
 from gamix_jax.training.profiling import Profile
 from gamix_jax.training.progress import HELD_OUT, Progress
@@ -38,6 +38,7 @@ class Trainer:
   config: ConfigDict
   spec: step.TrainSpec
   layout: mesh.ShardingPlan
+  compiled: CompiledSteps
   checkpoints: Checkpoints
   preemption: Preemption
   writer: Writer
@@ -105,29 +106,19 @@ class Trainer:
       _check_weights(done, state)
     self.checkpoints.save(done, state, eval_metrics)
 
-  def start_discriminator(
-    self, train_step: Callable, state: step.TrainState, begin: int
-  ) -> Callable:
-    """Says that the discriminator starts to learn, if the run has one.
-
-    Returns:
-      The step from here on, which is `train_step` if that of `begin` has it.
-    """
+  def step_after(self, done: int) -> Callable:
+    """Returns the compiled step, and says if the discriminator starts."""
     spec, first = self.spec, self.spec.disc_start
-    if not first or not spec.has_discriminator:
-      return train_step
-    text = f"{first}: the discriminator starts to learn"
-    if (late := spec.weights.adversarial_start) > first:
-      text += f", and the VAE to learn from it at {late}"
-    self.progress.say(f"{text}.")
-    if spec.at(begin).started:
-      return train_step
+    if 0 < first == done and spec.has_discriminator:
+      text = f"{first}: the discriminator starts to learn"
+      if (late := spec.weights.adversarial_start) > first:
+        text += f", and the VAE to learn from it at {late}"
+      self.progress.say(f"{text}.")
     with self.progress.paused():
-      return _compile(spec, self.config, state, self.layout)
+      return self.compiled.at(done)
 
   def run(
     self,
-    train_step: Callable,
     state: step.TrainState,
     begin: int,
     batches: Iterator[dict[str, np.ndarray]],
@@ -135,7 +126,6 @@ class Trainer:
     """Runs the steps after `begin`.
 
     Args:
-      train_step: compiled for `begin`.
       state: of step `begin`.
       begin: the number of steps done.
       batches: from that step on.
@@ -146,14 +136,18 @@ class Trainer:
     config = self.config
     in_flight: collections.deque = collections.deque()
     eval_metrics: dict[str, float] = {}
+    with self.progress.paused():
+      first = next(batches)  # starts the readers
+      self.compiled.at(begin)
+    batches = itertools.chain([first], batches)
     for done in range(begin + 1, config.steps + 1):
       with self.profile.around(done):
         with self.progress.waiting():
           batch = next(batches)
         batch = {name: batch[name] for name in self.spec.batch_shapes(1)}
         batch = mesh.global_batch(self.layout.mesh, batch)
-        if done - 1 == self.spec.disc_start:
-          train_step = self.start_discriminator(train_step, state, begin)
+        if done - 1 in (begin, self.spec.disc_start):
+          train_step = self.step_after(done - 1)
         state, metrics = train_step(state, batch)
       if self.profile.after(done, state):
         self.progress.say(f"The trace of steps {config.profile} is written.")
@@ -164,6 +158,7 @@ class Trainer:
 
       stop = self.preemption.reached(done)
       if self.is_due(config.log_every, done):
+        self.compiled.check()
         self.report(done, metrics)
       save = self.is_due(config.checkpoint.every, done) or stop
       eval_metrics = {}
@@ -219,43 +214,31 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
   if spec.multimodal:
     _note_observed(config, spec, train_set)
   fingerprint = data.fingerprint(train_set, test_set)
+  abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
 
   with (
     lock,
+    CompiledSteps(spec, config, abstract, layout) as compiled,
     Checkpoints(
       path / "checkpoints",
       keep=config.checkpoint.keep,
       keep_best=config.checkpoint.keep_best,
     ) as checkpoints,
-    concurrent.futures.ThreadPoolExecutor(1) as executor,
     Preemption() as preemption,
   ):
     distributed.run_on_main(
       partial(workdir.prepare, path, config, lock, fingerprint)
     )
-    abstract = layout.with_shardings(jax.eval_shape(partial(step.init, spec)))
     _log_setup(path, config, spec, abstract, devices, train_set, test_set)
 
-    # Compilation takes longest, so it runs in parallel with the other setup.
-    def compile_for(done):
-      # Grain replaces Python's import function, for every thread, while it is
-      # imported itself. JAX's imports in the compiling thread would then fail.
-      import grain  # noqa: F401, PLC0415
-
-      return executor.submit(_compile, spec.at(done), config, abstract, layout)
-
-    newest, compiling = checkpoints.latest() or 0, None
-    if newest < config.steps:
-      compiling = compile_for(newest)
+    compiled.start(checkpoints.latest() or 0)
     begin, state = _restore_or_init(spec, checkpoints, abstract, layout)
-    # If the newest is damaged, the run may need another step.
-    other = spec.at(begin).started != spec.at(newest).started
-    if begin < config.steps and (compiling is None or other):
-      compiling = compile_for(begin)
+    compiled.start(begin)  # if the newest is damaged
     trainer = Trainer(
       config,
       spec,
       layout,
+      compiled,
       checkpoints,
       preemption,
       trackers.open_writer(path, begin, config)
@@ -284,15 +267,10 @@ def train(config: ConfigDict, folder: str) -> dict[str, float]:
       process_count=jax.process_count(),
     )
     try:
-      if compiling is None:  # an earlier start finished and logged these
+      if begin < config.steps:
+        eval_metrics = trainer.run(state, begin, batches)
+      else:  # an earlier start finished and logged these
         eval_metrics = trainer.validator.numbers(state)
-      else:
-        with trainer.progress.paused():
-          first = next(batches)  # starts the readers
-          train_step = compiling.result()
-        eval_metrics = trainer.run(
-          train_step, state, begin, itertools.chain([first], batches)
-        )
     finally:
       batches.close()
       trainer.profile.close()
@@ -340,17 +318,6 @@ def _make_absolute(section: ConfigDict) -> None:
 def _of_a_discriminator(name: str) -> bool:
   """Whether a metric is computed with a discriminator."""
   return name.startswith(("disc/", "code/")) or name.endswith("adversarial")
-
-
-def _compile(spec, config, abstract, layout):
-  """Compiles the training step for the shapes of this run."""
-  sharding = mesh.batch_sharding(layout.mesh)
-  batch = {
-    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
-    for k, v in spec.batch_shapes(config.data.batch_size).items()
-  }
-  train_step = step.jit_train_step(spec, layout)
-  return train_step.lower(abstract, batch).compile()
 
 
 def _restore_or_init(spec, checkpoints, abstract, layout):
