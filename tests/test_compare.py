@@ -389,6 +389,22 @@ def test_table_of_made_up_results():
   )
 
 
+def test_noise_is_not_taken_for_sharpness():
+  done = {
+    ("a/x", 0): result(sharpness_images=0.02, sharpness_prior=0.01),
+    ("a/x", 1): result(sharpness_images=0.02, sharpness_prior=0.06),
+    ("b/y", 0): result(sharpness_images=0.02, sharpness_prior=0.021),
+    ("b/y", 1): result(sharpness_images=0.02, sharpness_gmm=0.06),
+    ("c/z", 0): None,
+  }
+  lines = list(report.noisy_families(["a/x", "b/y", "c/z"], done))
+  assert [line.split(" vary")[0] for line in lines] == [
+    "Warning: `a/x`: Samples (prior)",
+    "Warning: `b/y`: Samples (gmm)",
+  ]
+  assert "sharpness 0.035 against 0.02" in lines[0]
+
+
 def test_seconds_per_step(tmp_path):
   """The first row includes compiling; the median is that of the others.
 

@@ -100,6 +100,14 @@ def test_few_images(all_metrics, tmp_path, n):
     assert kl["value"] > 0
 
 
+def test_samples_that_are_noise(tmp_path):
+  """An untrained model's samples are more than flat images have of it."""
+  for same in (False, True):
+    images = noise(8, same=same), noise(40, same=same)
+    _, report_text = judged(make(tmp_path / str(same), *images))
+    assert ("Samples (prior) vary more from pixel" in report_text) == same
+
+
 @pytest.mark.parametrize("train", [1, 9])
 def test_few_training_images(all_metrics, tmp_path, train):
   """With one image no sampler is fitted; with few, a single Gaussian."""

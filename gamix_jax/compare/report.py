@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from gamix_jax.compare.evaluate_run import ORIGINALS, STRIP
 from gamix_jax.config import ConfigDict, image_shape
 from gamix_jax.evaluate import settings
 from gamix_jax.evaluate.report import markdown_table
-from gamix_jax.evaluate.run_metrics import few_images
+from gamix_jax.evaluate.run_metrics import few_images, noisy_samples
+from gamix_jax.inference.fitting import FITTED
 from gamix_jax.metrics.distances import NEIGHBOURS
 from gamix_jax.metrics.specs import MetricSpec, by_spec, find
 
@@ -186,6 +188,7 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
   if used < 2:
     yield "Not defined: the Frechet distances need at least 2 images."
   yield from (f"Warning: {line}" for line in few_images(used))
+  yield from noisy_families(families, done)
   objective_names = {c.objective.name for _, c in runs.values()}
   if "evae" in objective_names:
     yield (
@@ -200,6 +203,19 @@ def _warnings(config, families, runs, done) -> Iterator[str]:
       "same command again to evaluate all."
     )
   yield from not_finished(done)
+
+
+def noisy_families(
+  families: Sequence[str], done: Mapping[Key, Any]
+) -> Iterator[str]:
+  """Yields a warning for each family and source whose samples seem noise."""
+  for family, source in itertools.product(families, ("prior", *FITTED)):
+    images = values_of(done, family, IMAGE_SHARPNESS)
+    samples = values_of(done, family, f"sharpness_{source}")
+    if images and samples:
+      means = statistics.fmean(samples), statistics.fmean(images)
+      for line in noisy_samples(source, *means):
+        yield f"Warning: `{family}`: {line}"
 
 
 def not_finished(done: Mapping[Key, Any]) -> Iterator[str]:

@@ -20,6 +20,8 @@ from gamix_jax.metrics.distances import NEIGHBOURS
 PIXELS = "8 bits a channel"
 # For the pieces of the KL every draw is compared with every posterior.
 SURGERY_IMAGES = 2_000
+# Samples whose mean sharpness is so many times that of images have noise.
+NOISY = 1.25
 # Keys of the random draws; the sources of samples have 0, 1, ...
 BOUNDS_KEY, SURGERY_KEY, COMPLETIONS_KEY = 10, 11, 12
 
@@ -94,6 +96,8 @@ class EvalRun:
       (len(z), lambda rows: self.inputs.model.decode(z[rows]))
     )
     self._sharpness(source, made)
+    sharpness = made.sharpness.mean(), self._real.sharpness.mean()
+    self.warnings += noisy_samples(source, *sharpness)
     self.shown[source] = made.first
     self._distances(source, made, pixels=PIXELS, **own)
 
@@ -394,6 +398,23 @@ def few_images(n: int) -> list[str]:
     f"The Frechet distances are of {n:,} images, under "
     f"{metrics.ENOUGH_IMAGES:,}: they are biased upwards and comparable only "
     "with others of the same count."
+  ]
+
+
+def noisy_samples(source: str, samples: float, images: float) -> list[str]:
+  """A warning about samples that are noise, if they seem to be.
+
+  Args:
+    source: of the samples' latents.
+    samples: their mean sharpness.
+    images: that of held-out images; NaN where it is not defined.
+  """
+  if not samples > NOISY * images:
+    return []
+  return [
+    f"Samples ({source}) vary more from pixel to pixel than images do: "
+    f"sharpness {samples:.2g} against {images:.2g}. They may be noise, which "
+    "distances and shares of a classifier's features can miss: look at them."
   ]
 
 
