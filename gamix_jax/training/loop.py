@@ -138,15 +138,15 @@ class Trainer:
     eval_metrics: dict[str, float] = {}
     with self.progress.paused():
       first = next(batches)  # starts the readers
-      self.compiled.at(begin)
     batches = itertools.chain([first], batches)
+    train_step = self.step_after(begin)
     for done in range(begin + 1, config.steps + 1):
       with self.profile.around(done):
         with self.progress.waiting():
           batch = next(batches)
         batch = {name: batch[name] for name in self.spec.batch_shapes(1)}
         batch = mesh.global_batch(self.layout.mesh, batch)
-        if done - 1 in (begin, self.spec.disc_start):
+        if begin < done - 1 == self.spec.disc_start:
           train_step = self.step_after(done - 1)
         state, metrics = train_step(state, batch)
       if self.profile.after(done, state):
