@@ -165,7 +165,7 @@ def test_all_methods_once_before_any_twice(bench, monkeypatch, stack):
   done = []
   monkeypatch.setattr(bench, "_stack", stack)
   monkeypatch.setattr(bench, "_sweep", lambda name: name == "wae_mmd")
-  monkeypatch.setattr(bench, "_wait_for_choice", lambda name: 3.0)
+  monkeypatch.setattr(bench, "_weight", lambda name: 3.0)
   monkeypatch.setattr(bench, "_do", done.append)
   bench.methods(["vae", "wae_mmd"], 2)
   found = [[(r.method, r.seed) for r in runs] for runs in done]
@@ -174,6 +174,17 @@ def test_all_methods_once_before_any_twice(bench, monkeypatch, stack):
     assert found == [[first, ("wae_mmd", 1)], [second, ("vae", 1)]]
   else:
     assert found == [[first], [second], [("wae_mmd", 1)], [("vae", 1)]]
+
+
+def test_given_weights_are_not_swept(bench, monkeypatch):
+  done = []
+  monkeypatch.setattr(bench, "_weights", {"wae_mmd": 7.0})
+  monkeypatch.setattr(bench, "_do", done.extend)
+  bench.methods(["wae_mmd"], 2)
+  bench.batches(["wae_mmd"], [8], 1)
+  found = [(r.phase, r.weight, r.seed, r.batch) for r in done]
+  final = [("final", 7.0, seed, DIGITS.batch) for seed in (0, 1)]
+  assert found == [*final, ("batch", 7.0, 0, 8)]
 
 
 # ---------------------------------------------------------------- training
@@ -437,6 +448,15 @@ def test_another_process_is_left_alone(bench):
     (("--source=digits", "--batches=1"), ("--batches=1", "2 or more")),
     (("--source=digits", "--epochs=0"), ("--epochs=0",)),
     (("--source=digits", "--sources=vamp"), ("--sources", "gmm")),
+    (
+      ("--methods=vae,ae", "--weights=1", "--tiny"),
+      ("--weights=1", "2 methods vae,ae"),
+    ),
+    (
+      ("--tiny", "--methods=vae", "--weights=-1"),
+      ("--weights=-1", "0 or more"),
+    ),
+    (("--tiny", "--methods=vae", "--weights=x"), ("--weights=x", "a number")),
   ],
 )
 def test_wrong_flags(program, flags, words):

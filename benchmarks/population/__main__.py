@@ -12,6 +12,8 @@
                               second half of the steps
 --methods=vae,wae_mmd         default: all, or those of the figure over batch
                               sizes; see benchmarks/population/methods.py
+--weights=1,30                one of each method, in the order of --methods,
+                              instead of a sweep that chooses it
 --seeds=5                     final runs of each method
 --batch=128                   images of a step
 --sweep_epochs=5 --epochs=20  passes over the training images of the runs that
@@ -36,7 +38,9 @@ Several processes with the same command and folder share the work.
 """
 
 import dataclasses
+import math
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -66,6 +70,7 @@ def define() -> None:
   text("reconstruction", "bernoulli", "")
   text("adversarial", "none", "")
   flags.DEFINE_list("methods", None, "")
+  flags.DEFINE_list("weights", None, "")
   number("seeds", 5, "")
   number("batch", 128, "")
   number("sweep_epochs", 5, "")
@@ -106,17 +111,42 @@ def main() -> None:
   names = given.methods or list(all_methods)
   for name in names:
     check_choice("--methods", name, METHODS)
+  weights = _weights(names)
   if not all(v.isdecimal() and int(v) >= 2 for v in given.batches):
     raise UserError(
       f"--batches={','.join(given.batches)} must be numbers of 2 or more."
     )
   cli.use_compilation_cache()
-  bench = plan.Bench(settings, out, given.stack, _say, given.inception_weights)
+  bench = plan.Bench(
+    settings, out, given.stack, _say, given.inception_weights, weights
+  )
   if given.batches:
     bench.batches(names, list(map(int, given.batches)), given.seeds)
   else:
     bench.methods(names, given.seeds)
   print(report.write(out), flush=True)
+
+
+def _weights(names: Sequence[str]) -> dict[str, float]:
+  """Returns the weights that --weights gives, {method: weight}.
+
+  Raises:
+    UserError: if there is not one number for each method.
+  """
+  given = flags.FLAGS.weights
+  if given is None:
+    return {}
+  try:
+    found = [float(v) for v in given]
+  except ValueError:
+    found = []
+  good = all(math.isfinite(v) and v >= 0 for v in found)
+  if not good or len(found) != len(names):
+    raise UserError(
+      f"--weights={','.join(given)} must be a number of 0 or more for each of "
+      f"the {len(names)} methods {','.join(names)}."
+    )
+  return dict(zip(names, found, strict=True))
 
 
 def _settings(plan):

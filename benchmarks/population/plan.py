@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ class Bench:
     stack: bool,
     say: Callable[[str], None],
     inception: str = "",
+    weights: Mapping[str, float] | None = None,
   ):
     """Reads the training images and trains or reads the classifier.
 
@@ -168,6 +169,7 @@ class Bench:
       say: called with a line for each run.
       inception: a file of Inception's weights, for a FID of final runs that
         are not finished yet; "": there is none.
+      weights: {method: weight} of those whose weight is not swept.
 
     Raises:
       UserError: if the data or the weights cannot be read, or as
@@ -178,6 +180,7 @@ class Bench:
       self._inception = metrics.inception_features(inception)
     settings.check(out)
     self._settings, self.out, self._stack = settings, out, stack
+    self._weights = weights or {}
     self._say = say
     self._train, self._validation = training_parts(self._config("ae", 0.0))
     self._features = features(self._train, out)
@@ -212,7 +215,7 @@ class Bench:
     every = range(seeds)
     for group in [every] if self._stack else [[seed] for seed in every]:
       for name in ordered:
-        weight, s = self._wait_for_choice(name), self._settings
+        weight, s = self._weight(name), self._settings
         self._do(
           [
             Run(name, "final", weight, seed, s.batch, s.epochs)
@@ -226,7 +229,7 @@ class Bench:
     """Does the runs of other batch sizes, with the weights chosen by sweeps."""
     epochs = self._settings.epochs
     for name in names:
-      weight = self._wait_for_choice(name)
+      weight = self._weight(name)
       for size in sizes:
         self._do(
           [
@@ -235,8 +238,10 @@ class Bench:
           ]
         )
 
-  def _wait_for_choice(self, name: str) -> float:
-    """Returns the chosen weight, after a sweep here or by another process."""
+  def _weight(self, name: str) -> float:
+    """The given weight, or that of a sweep here or by another process."""
+    if name in self._weights:
+      return self._weights[name]
     while (weight := choose(self.out, name)) is None:
       if not self._sweep(name):
         time.sleep(WAIT)
@@ -247,6 +252,8 @@ class Bench:
 
     One process does all of it, since the runs share a program.
     """
+    if name in self._weights:
+      return False
     s = self._settings
     with _claim(self.out / name) as mine:
       return mine and self._do(
