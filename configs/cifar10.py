@@ -8,7 +8,7 @@ folder of images can be used instead: --config.data.source=folder:data/cifar10.
 10,000 images of the JPEG subset (5 to 25 minutes of one CPU core), three seeds:
 mean absolute error 0.149; Frechet distance on the classifier's features 1.0 for
 reconstructions and 2.7 for samples from N(0, I), which are blurred patches of
-colour. The ELBO has 0.158, 2.2 and 1.7; see docs/results.md.
+colour. The ELBO has 0.158, 2.0 and 2.3; see docs/results.md.
 """
 
 from gamix_jax import config as gamix

@@ -7,10 +7,10 @@
 Debian's package dataset-fashion-mnist installs the four idx files in that
 folder; tfds:fashion_mnist is another source. The run takes 32 minutes of one
 CPU core, and 20 at the rate of two quiet ones (4,300 images/s). Results on
-10,000 held-out images (python -m gamix_jax.evaluate, two seeds): mean absolute
-error 0.101; Frechet distance on the classifier's features 0.031 and 0.032 for
-reconstructions, 0.65 and 0.59 for samples from N(0, I), about three quarters of
-which are recognisable garments. The ELBO has 0.104, 0.050 and 0.78.
+10,000 held-out images (python -m gamix_jax.evaluate), means of three seeds:
+mean absolute error 0.102; Frechet distance on the classifier's features 0.031
+for reconstructions and 0.60 for samples from N(0, I), about three quarters of
+which are recognisable garments. The ELBO has 0.104, 0.050 and 0.72.
 """
 
 from gamix_jax import config as gamix

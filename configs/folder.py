@@ -9,13 +9,14 @@ by a hash of the names. Networks and weights adapt to --config.data.image_size
 (32, 64, 128, 256, or a pair), --config.data.channels=1 (grey) and
 --config.preset: small for a CPU, base and large for a GPU.
 
-Results for 11,864 grey faces of 64x64 after 557 CPU-seconds of one core (11,407
-of the 20,000 steps; benchmarks.quality, one seed): held-out mean absolute error
-0.078; samples from N(0, I) are blurred faces of different people. After 1,786
-CPU-seconds and 36,588 steps: 0.075. With --config.preset=base, whose
-discriminator starts after half of the steps, in 9 minutes of a GPU: 0.079, and
-sharp faces, some with speckles around the eyes. No complete run with large
-exists yet.
+Results for 11,864 grey faces of 64x64 after all 20,000 steps, three seeds:
+held-out mean absolute error 0.076; samples from N(0, I) are blurred faces of
+different people, about one in six distorted. They took 3:20 minutes of an H200
+that trained other models beside it; one CPU core needs 557 CPU-seconds for the
+first 11,407 (0.078; benchmarks.quality, one seed). With
+--config.preset=base, whose discriminator starts after half of the steps, in 9
+minutes of a GPU: 0.079, and sharp faces, some with speckles around the eyes. No
+complete run with large exists yet.
 """
 
 from gamix_jax import config as gamix
