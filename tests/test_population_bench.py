@@ -334,6 +334,17 @@ def test_the_rule_of_choice(tmp_path):
   assert plan.choose(tmp_path, "rae_l2") == methods.METHODS["rae_l2"].weights[0]
 
 
+def test_another_weight_is_refused(tmp_path):
+  """Tables average all final runs of a method; a sweep has several weights."""
+  DIGITS.check(tmp_path)
+  for phase, weight in (("sweep", 7.0), ("final", 1.0)):
+    write(tmp_path, result("vae", phase, weight))
+  for weights in ({"vae": 3.0}, {"ae": 0.0, "vae": 7.0}):
+    with pytest.raises(UserError, match="vae with the weight 1, not"):
+      plan.Bench(DIGITS, tmp_path, False, print, weights=weights)
+  plan.Bench(DIGITS, tmp_path, False, print, weights={"vae": 1.0})
+
+
 def test_ties_are_within_two_standard_errors():
   rng = np.random.default_rng(0)
   base = rng.normal(size=5)

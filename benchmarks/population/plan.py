@@ -172,8 +172,8 @@ class Bench:
       weights: {method: weight} of those whose weight is not swept.
 
     Raises:
-      UserError: if the data or the weights cannot be read, or as
-        `Settings.check`.
+      UserError: if the data or the weights cannot be read, or the folder has
+        runs of a method with another weight, or as `Settings.check`.
     """
     self._inception = None
     if inception:
@@ -181,12 +181,23 @@ class Bench:
     settings.check(out)
     self._settings, self.out, self._stack = settings, out, stack
     self._weights = weights or {}
+    self._check_weights()
     self._say = say
     self._train, self._validation = training_parts(self._config("ae", 0.0))
     self._features = features(self._train, out)
     self._on_device = jax.device_put(self._train.x)
     self._trainers: dict[Any, Trainer] = {}
     self._judges: dict[str, Judge] = {}
+
+  def _check_weights(self) -> None:
+    """Tables average the runs of a method, so all must have one weight."""
+    for name, weight in self._weights.items():
+      for r in results(self.out, name):
+        if r["phase"] != "sweep" and r["weight"] != weight:
+          raise UserError(
+            f"{self.out} has runs of {name} with the weight {r['weight']:g}, "
+            f"not {weight:g}. Use it, or another --out."
+          )
 
   def _judge(self, phase: str) -> Judge:
     """The judge of a phase; the test split is read for final runs only."""
