@@ -6,6 +6,8 @@ import os
 import sys
 import warnings
 
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
+
 _REASONS = {
   number: os.strerror(number)
   for number in (
@@ -69,9 +71,15 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_failed_write(record: logging.LogRecord) -> bool:
-  """Returns False for the error of a cancelled write."""
+  """Returns False for the error of a cancelled write.
+
+  It has the reason of the failed save, or it found that its folder had been
+  deleted after that.
+  """
   error = record.exc_info[1] if record.exc_info else None
-  return error is None or reason(error) is None
+  if error is None:
+    return True
+  return reason(error) is None and UNFINISHED not in str(error)
 
 
 class _UnraisableHook:

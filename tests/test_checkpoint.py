@@ -4,6 +4,9 @@ The checksums are verified independently with coreutils' sha256sum; after a
 kill, with digests that the process printed before it was killed.
 """
 
+import asyncio
+import errno
+import gc
 import json
 import logging
 import os
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from gamix_jax.checkpoint import (
   Checkpoints,
@@ -401,6 +405,53 @@ def test_the_old_go_only_when_the_new_is_complete(tmp_path, monkeypatch):
     store.save(2, make(2))  # fixed
     store.wait()
     assert os.listdir(tmp_path) == ["2"]
+
+
+def test_writes_that_outlive_a_failed_save(tmp_path, monkeypatch):
+  """Orbax does not wait for them; their files are deleted nevertheless."""
+  kind = type(epath.Path(tmp_path))
+  rmtree, calls = kind.rmtree, []
+
+  def full(directory):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def with_late_writes(path, *args):
+    rmtree(path, *args)
+    calls.append(path)
+    if len(calls) < 3:
+      path.mkdir()
+      (path / "late").write_bytes(b"1")
+    if len(calls) == 1:  # as `os.rmdir` reports the new file
+      raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+  monkeypatch.setattr(integrity, "write_checksums", full)
+  monkeypatch.setattr(kind, "rmtree", with_late_writes)
+  store = Checkpoints(tmp_path, keep=1)
+  store.save(1, make(1))
+  with pytest.raises(UserError, match="No space left"):
+    store.close()
+  assert [p.name for p in calls] == ["1.orbax-checkpoint-tmp"] * 3
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+  ("message", "shown"),
+  [
+    ('NOT_FOUND: Error writing "w" in "/run/1.orbax-checkpoint-tmp/state/"', 0),
+    ("Error writing: No space left on device", 0),
+    ("another error", 1),
+  ],
+)
+def test_messages_of_writes_that_outlive_a_failed_save(caplog, message, shown):
+  async def unheard():
+    asyncio.get_running_loop().create_future().set_exception(
+      ValueError(message)
+    )
+
+  with caplog.at_level("ERROR", "asyncio"):
+    asyncio.run(unheard())
+    gc.collect()
+  assert len(caplog.records) == shown
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ Reading changes nothing in the directory. The first `save` deletes what
 interrupted saves left behind.
 """
 
+import errno
 import importlib.metadata
 import logging
 import math
@@ -41,8 +42,8 @@ _TOO_FAST = -1
 _SHOWN = 3  # damaged steps or differing arrays named in a message
 _DAMAGED = "damaged"
 _PATTERN = "[]*?"
-_TEMPORARY = ".orbax-checkpoint-tmp"
 _PACKAGES = ("gamix_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+_LAST_WRITES = 10.0  # seconds that writes may go on after a save has failed
 _LONG_WAIT = 1.0  # seconds; longer waits are logged
 _log = logging.getLogger(__name__)
 
@@ -608,8 +609,29 @@ class Checkpoints:
     return [
       path
       for path in self.directory.iterdir()
-      if path.name.startswith(prefix) and _TEMPORARY in path.name
+      if path.name.startswith(prefix) and save_errors.UNFINISHED in path.name
     ]
+
+  def _delete_unfinished(self) -> None:
+    """Deletes what a failed save left, until its last writes have ended.
+
+    Orbax does not wait for the writes that run while another one fails. They
+    rename and create files in the folder that is being deleted, and may create
+    the folder again.
+
+    Raises:
+      OSError: the files cannot be deleted.
+    """
+    last_try = time.monotonic() + _LAST_WRITES
+    while unfinished := self._unfinished():
+      try:
+        for folder in unfinished:
+          folder.rmtree()
+      except OSError as error:
+        changing = error.errno in (errno.ENOENT, errno.ENOTEMPTY)
+        if not changing or time.monotonic() > last_try:
+          raise
+      time.sleep(DELETION_SECONDS)
 
   def _fail(self, error: Exception) -> None:
     """Cleans up after a failed save and raises its error for the user."""
@@ -622,8 +644,7 @@ class Checkpoints:
         _log.debug("closing after a failed save: %r", again)
     if jax.process_index() == 0:
       try:
-        for folder in self._unfinished():
-          folder.rmtree()
+        self._delete_unfinished()
       except OSError as again:
         # For instance in a directory made read-only. It does not count as a
         # checkpoint, and the next run's first save deletes it.
