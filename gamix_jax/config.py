@@ -94,11 +94,12 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.model.encoder = _open("resnet")  # conv, mlp; linear: only the head
   c.model.decoder = _open("resnet")  # conv, mlp; linear: x_hat = Phi z
   c.model.discriminator = "patchgan"
-  c.model.input_norm = "layer"  # none: brightness and contrast are encoded
+  # none: brightness and contrast are encoded
+  c.model.input_norm = _open("layer")
   # side of the pixel blocks that resnet and conv move into channels
   c.model.patch = _open(1)
   # initial scale of transposed convolutions; 2: keeps the signal's scale
-  c.model.upsample_gain = 1.0
+  c.model.upsample_gain = _open(1.0)
   c.model.norm = _open("affine")  # as published; batch, group, none
   # channels of the encoder's output; 0: latent // 8
   c.model.bottleneck_channels = _open(0)

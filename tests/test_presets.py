@@ -2,9 +2,12 @@
 
 import functools
 import itertools
+import sys
 
+import absl.flags
 import jax
 import pytest
+from ml_collections import config_flags
 from program import config_of
 
 from gamix_jax import build, config, preset_values, presets, step
@@ -150,6 +153,20 @@ def test_one_given_network_decides_the_other(kind):
     c = completed(**{f"model__{name}": kind})
     assert c.model[other] == kind
     build.train_spec(c)
+
+
+def test_every_open_key_can_be_given_by_a_flag(monkeypatch):
+  """A key at None needs a field type, by which the flag is read."""
+  c, default = config_of("mnist"), config.base()
+  keys = [k for k in presets.OPEN_KEYS if config.get(c, k) is None]
+  assert keys
+  argv = ["", *(f"--c.{key}={config.get(default, key)}" for key in keys)]
+  monkeypatch.setattr(sys, "argv", argv)  # where ml_collections finds them
+  values = absl.flags.FlagValues()
+  flag = config_flags.DEFINE_config_dict("c", c, flag_values=values)
+  values(argv)
+  for key in keys:
+    assert config.get(flag.value, key) == config.get(default, key), key
 
 
 def test_mistakes():
