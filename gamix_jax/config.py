@@ -77,6 +77,8 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.data.exclude_labels = ()  # classes to leave out of training: "(3,)", names
   # half, box: the encoder sees a part of the image, see occlusion.py; or none
   c.data.occlude = "none"
+  # fixed, dynamic: pixels become black or white by their level; or none
+  c.data.binarize = "none"
   c.data.range = _any("auto")  # (black, white) of npz and idx; auto: detected
   c.data.max_pixels = 1 << 28  # larger image files are left out
   # one entry a modality, as "m0 28x28x3 l1"; see data/modalities.py; (): images

@@ -25,6 +25,7 @@ Read in this order; each module imports only earlier ones:
   npz_multimodal      the same with several modalities
   decode              one image: decode, crop, convert, resize
   dataset             images by index; broken files
+  binary              images whose pixels are black or white
   prepare, missing    arrays of modalities, and which of them are missing
   multimodal_dataset  observations of several modalities by index
   cache               decode once

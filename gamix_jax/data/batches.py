@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gamix_jax.data.binary import BinaryDataset, binarize
 from gamix_jax.data.dataset import Broken, SplitDataset
 from gamix_jax.data.index_sampler import IndexSampler, local_rows
 from gamix_jax.errors import UserError
@@ -39,9 +40,12 @@ class _Steps:
     sampler: IndexSampler,
     rows: slice,
     pool: concurrent.futures.Executor | None,
+    *,
+    redraw: bool,
   ):
+    """With `redraw`, the images of `dataset` become binary, anew each step."""
     self._dataset, self._sampler, self._rows = dataset, sampler, rows
-    self._pool = pool
+    self._pool, self._redraw = pool, redraw
 
   def __len__(self) -> int:
     return _MAX_STEPS
@@ -55,6 +59,9 @@ class _Steps:
     index = self._sampler.rows(t)[self._rows]
     flips = self._sampler.flips(t)[self._rows]
     batch = self._dataset.load_batch(index, self._pool, report)
+    if self._redraw:
+      levels = self._sampler.levels(t, batch["image"].shape[1:])[self._rows]
+      batch["image"] = binarize(batch["image"], levels)
     if flips.any():
       batch["image"][flips] = flip_horizontally(batch["image"][flips])
     return batch
@@ -161,9 +168,10 @@ def batches(  # noqa: PLR0913
   Args:
     dataset: from `open_dataset`.
     batch_size: of the global batch.
-    seed: of the order and of mirroring.
+    seed: of the order, of mirroring and of binary pixels.
     start: the first step.
-    train: whether to shuffle; otherwise images are in order and not mirrored.
+    train: whether to shuffle; otherwise images are in order, not mirrored, and
+      binary ones the fixed draws.
     flip: whether to mirror half of the rows left-right; of images only.
     workers: processes that decode; 0: threads of this one. A cached data set
       needs none, and none are started.
@@ -174,6 +182,9 @@ def batches(  # noqa: PLR0913
     UserError: the batch does not divide by the hosts.
   """
   rows = local_rows(batch_size, process_index, process_count)
+  redraw = train and isinstance(dataset, BinaryDataset) and dataset.dynamic
+  if redraw:
+    dataset = dataset.grey
   if batch_size > len(dataset):
     log.warning(
       "A batch of %d from %d images: each comes several times in every batch.",
@@ -187,7 +198,8 @@ def batches(  # noqa: PLR0913
   pool = None if workers else _threads(dataset)
   in_workers = workers > 0 and not dataset.in_memory
   steps = _WorkerSteps if in_workers else _Steps
-  stream = grain.MapDataset.source(steps(dataset, sampler, rows, pool))[start:]
+  steps = steps(dataset, sampler, rows, pool, redraw=redraw)
+  stream = grain.MapDataset.source(steps)[start:]
   stream = stream.to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
   )

@@ -4,7 +4,7 @@ Row r of step t has position p = t B + r, counted over all epochs. Position p is
 image perm_e[p mod n] of epoch e = p div n, where perm_e is a permutation drawn
 from (seed, e). So an epoch has every image once, a batch may have images of two
 epochs, and a data set smaller than a batch repeats in it. Whether row r of step
-t is mirrored is drawn from (seed, t).
+t is mirrored is drawn from (seed, t), and so are the levels of binary pixels.
 
 Every host computes the same global rows and uses its own. Starting at any step
 costs nothing.
@@ -14,9 +14,10 @@ These draws decide which batches a resumed run sees: they must not change.
 
 import numpy as np
 
+from gamix_jax.data.binary import draw_levels
 from gamix_jax.errors import UserError
 
-_ORDER, _FLIP = 0, 1  # what a draw decides
+_ORDER, _FLIP, _LEVELS = 0, 1, 2  # what a draw decides
 
 
 def _rng(seed: int, what: int, t: int) -> np.random.Generator:
@@ -49,6 +50,10 @@ class IndexSampler:
     if not self._flip:
       return np.zeros(self._b, bool)
     return _rng(self._seed, _FLIP, t).random(self._b) < 0.5
+
+  def levels(self, t: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Levels for `binarize` of all rows of step t: uint8 [b, *shape]."""
+    return draw_levels(_rng(self._seed, _LEVELS, t), (self._b, *shape))
 
   def _permutation(self, epoch: int) -> np.ndarray:
     found = self._epochs.get(epoch)

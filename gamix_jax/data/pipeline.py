@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gamix_jax.data.binary import BinaryDataset
 from gamix_jax.data.builtin import Digits, Synthetic
 from gamix_jax.data.cache import cached
 from gamix_jax.data.dataset import Dataset, SplitDataset
@@ -176,7 +177,9 @@ def open_dataset(
   prepared = MultimodalDataset if source.multimodal else Dataset
   dataset = prepared(source, settings, split)
   _check_fingerprint(dataset)
-  return dataset if settings.cache == "none" else cached(dataset)
+  if settings.cache != "none":
+    dataset = cached(dataset)
+  return dataset if settings.binarize == "none" else BinaryDataset(dataset)
 
 
 def fingerprint(train: SplitDataset, test: SplitDataset) -> str:

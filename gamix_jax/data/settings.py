@@ -11,6 +11,7 @@ from gamix_jax.errors import UserError
 RESIZES = ("area", "linear", "cubic", "nearest")
 MISSING_BY = ("random", "value")
 OCCLUDE = ("none", "half", "box")
+BINARIZE = ("none", "fixed", "dynamic")
 # Typed by users who mean to turn data.cache off or on. A folder with such a
 # name can be given as ./None.
 NOT_FOLDERS = (
@@ -54,6 +55,8 @@ class Settings:
       training split; the test split has them.
     occlude: the part of an image that the encoder does not see: "none", "half"
       or "box"; see `occlusion`. Prepared images are whole.
+    binarize: whether pixels become black or white at random, by their grey
+      level: "none", "fixed" or "dynamic"; see `binary`.
     range: (black, white) of the numbers in `npz:` and `idx:`. "auto": judged
       by the numbers, which must leave no doubt; see `levels`.
     max_pixels: largest height times width of an image file. A larger one counts
@@ -82,6 +85,7 @@ class Settings:
   max_corrupt_fraction: float = 0.01
   exclude_labels: tuple[int | str, ...] = ()
   occlude: str = "none"
+  binarize: str = "none"
   range: str | tuple[float, float] = "auto"
   max_pixels: int = 1 << 28
   modalities: tuple[str, ...] = ()
@@ -165,6 +169,9 @@ class Settings:
     )
     check("occlude", self.occlude in OCCLUDE, "one of " + ", ".join(OCCLUDE))
     check(
+      "binarize", self.binarize in BINARIZE, "one of " + ", ".join(BINARIZE)
+    )
+    check(
       "range",
       self.range == "auto" or _is_range(self.range),
       '"auto" or (black, white), two numbers such as (0, 255)',
@@ -196,6 +203,11 @@ class Settings:
           f"data.occlude={self.occlude!r} is for images; of several modalities"
           " whole ones can be missing, see data.missing. Remove it:"
           " --config.data.occlude=none"
+        )
+      if self.binarize != "none":
+        raise UserError(
+          f"data.binarize={self.binarize!r} is for images, not for several"
+          " modalities. Remove it: --config.data.binarize=none"
         )
       if self.flip:
         raise UserError(
