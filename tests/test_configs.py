@@ -10,6 +10,7 @@ import pytest
 from program import QUICK, ROOT, complete_config_of
 
 from gamix_jax import build, config, step
+from gamix_jax.evaluate import settings
 from gamix_jax.training import loop
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
@@ -31,7 +32,7 @@ def test_headed_by_its_command(name):
   assert command, head
   assert f"--config=configs/{name}.py" in command[0]
   assert "--workdir=" in command[0]
-  keys = config.flat(config.base())
+  keys = config.flat(config.base()) | config.flat(settings.base())
   for key in re.findall(r"--config\.([\w.]+)=", head):
     assert key in keys, key
 

@@ -28,10 +28,10 @@ GRID = np.linspace(-12, 12, 3001, dtype="f4")[:, None]
 COUNTS = np.arange(80, dtype="f4")[:, None]
 
 
-def make(batch_size=1024, **changes):
+def make(batch_size=1024, recon=12.0, **changes):
   """Returns an untrained model with one latent."""
   config = alone(partial(elbo, flat), **{"model__latent": 1, **changes})
-  config.weights.recon = 12.0
+  config.weights.recon = recon
   spec = build.train_spec(config)
   state = conftest.state_of(spec)
   params = dict(state.ema)
@@ -86,6 +86,19 @@ def test_bounds_against_sums(case, images):
   np.testing.assert_allclose(found["elbo"], bound, atol=0.3)
   gap = log_p - bound
   assert (gap > -1e-3).all() and gap.max() > 0.3  # the two differ clearly
+
+
+def test_probabilities_of_all_binary_images_sum_to_one():
+  """With the weight of the ELBO, the number of pixels, and no other."""
+  size = dict(data__image_size=(2, 3), objective__reconstruction="bernoulli")
+  bits = np.stack(np.meshgrid(*[[-1, 1]] * 6), -1).reshape(-1, 2, 3, 1)
+  total = {}
+  for recon in (6.0, 3.0):
+    model = make(recon=recon, **size)
+    found = model.bounds(bits.astype("f4"), 2_000)["iwae"]
+    total[recon] = np.exp(found).sum()
+  assert abs(total[6.0] - 1) < 0.01, total
+  assert total[3.0] > 2
 
 
 def test_chunks_change_rounding_only(images):

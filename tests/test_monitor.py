@@ -249,6 +249,24 @@ def test_the_advice_is_a_valid_config(name):
   assert flags(line).keys() == {"weights.recon"}
 
 
+@pytest.mark.parametrize(
+  ("reconstruction", "weight", "advised"),
+  [
+    ("bernoulli", 1, 64),  # 8x8 pixels
+    ("bernoulli", 10, 20),
+    ("l1", 0.5, 32),
+    ("l1", 5, 10),
+  ],
+)
+def test_a_weight_that_forgets_the_number_of_pixels(
+  reconstruction, weight, advised
+):
+  """The error is a mean over pixels, the ELBO has their sum."""
+  c = small(objective__reconstruction=reconstruction, weights__recon=weight)
+  (line,) = lines_of(c, *[DEAD] * 9)
+  assert float(flags(line)["weights.recon"]) == advised
+
+
 def test_a_better_start_than_ours_is_kept():
   c = small(
     posterior__initial_logvar=-6.0,

@@ -34,6 +34,7 @@ DEAD_EXPLAINED = 0.05  # fraction of the variance over images that is explained
 # Settings that prevent collapse, together with the initial variance and the
 # ramp of `preset_values`. None is enough alone. Found on MNIST at 16x16.
 RESTART_LEARNING_RATE, RESTART_WARMUP = 2e-3, 50
+FAR_BELOW = 20  # times; the published weight is 20 times below our default
 # Fraction of the time spent waiting for data: the warning appears above the
 # first value and is withdrawn below the second.
 WAITING_FRACTION, NOT_WAITING_FRACTION = 0.1, 0.05
@@ -166,7 +167,19 @@ class HealthMonitor:
       yield "optim.vae.learning_rate", f"{RESTART_LEARNING_RATE:g}"
     if c.optim.vae.warmup < RESTART_WARMUP:
       yield "optim.vae.warmup", f"{RESTART_WARMUP}"
-    yield "weights.recon", f"{2 * c.weights.recon:g}"
+    yield "weights.recon", f"{self._restart_weight():g}"
+
+  def _restart_weight(self) -> float:
+    """The weight of `recon` to try: twice as large, or the default.
+
+    The default where the weight is far below it, like 1 in the place of the
+    number of pixels: the error is a mean over pixels.
+    """
+    doubled = 2 * self._config.weights.recon
+    if self._config.data.modalities:
+      return doubled
+    default = preset_values.default_weights(self._config)["recon"]
+    return default if doubled * FAR_BELOW < default else doubled
 
   def _data(self) -> tuple[str, str]:
     """Checks the input pipeline: (status, message)."""
