@@ -318,7 +318,7 @@ def test_the_rule_of_choice(tmp_path):
   """The lowest sum, with the source of samples that a method is meant for."""
   fd = {10.0: (1, 3), 30.0: (2, 1.5), 100.0: (0.5, 3.2), 300.0: (3, 1)}
   for weight, (a, b) in fd.items():
-    assert plan.choose(tmp_path, "wae_mmd") is None
+    assert plan.choose(tmp_path, "wae_mmd", 1) is None
     numbers = dict(fd_reconstructions=a, fd_prior=b)
     write(tmp_path, result("wae_mmd", "sweep", weight, **numbers))
   last = dict(fd_reconstructions=4, fd_prior=4)
@@ -327,11 +327,42 @@ def test_the_rule_of_choice(tmp_path):
   best = dict(fd_reconstructions=0, fd_prior=0)
   write(tmp_path, result("wae_mmd", "sweep", 7.0, **best))
   write(tmp_path, result("wae_mmd", "final", 10.0, **best))
-  assert plan.choose(tmp_path, "wae_mmd") == 30
+  assert plan.choose(tmp_path, "wae_mmd", 1) == 30
   for i, weight in enumerate(methods.METHODS["rae_l2"].weights):
     own = dict(fd_reconstructions=1, fd_prior=5 - i, fd_gmm=i + 1)
     write(tmp_path, result("rae_l2", "sweep", weight, **own))
-  assert plan.choose(tmp_path, "rae_l2") == methods.METHODS["rae_l2"].weights[0]
+  assert (
+    plan.choose(tmp_path, "rae_l2", 1) == methods.METHODS["rae_l2"].weights[0]
+  )
+
+
+def test_the_choice_of_several_seeds(tmp_path):
+  """The lowest mean sum; a sweep with a run missing chooses nothing."""
+  tried = methods.METHODS["wae_mmd"].weights
+  sums = {10.0: (1, 9), 30.0: (4, 5), 100.0: (8, 1.5), 300.0: (6, 6)}
+  for weight in tried[::-1]:
+    for seed, total in enumerate(sums.get(weight, (7, 7))):
+      assert plan.choose(tmp_path, "wae_mmd", 2) is None
+      numbers = dict(fd_reconstructions=0.5, fd_prior=total - 0.5)
+      found = result("wae_mmd", "sweep", weight, seed=seed, **numbers)
+      write(tmp_path, found)
+  assert plan.choose(tmp_path, "wae_mmd", 1) == 10
+  assert plan.choose(tmp_path, "wae_mmd", 2) == 30
+  assert plan.choose(tmp_path, "wae_mmd", 3) is None
+  table = report._sweep_table(list(plan.results(tmp_path)))
+  assert "30: 0.500 ± 0.000 + 4.000 ± 0.500" in table
+
+
+def test_a_sweep_of_several_seeds(bench, monkeypatch):
+  """Every weight with every seed; final runs have the chosen weight."""
+  done = []
+  settings = dataclasses.replace(DIGITS, sweep_seeds=2)
+  monkeypatch.setattr(bench, "_settings", settings)
+  monkeypatch.setattr(bench, "_do", lambda runs: done.extend(runs) or True)
+  assert bench._sweep("rae_l2")
+  assert {(r.weight, r.seed) for r in done} == {
+    (w, seed) for w in methods.METHODS["rae_l2"].weights for seed in (0, 1)
+  }
 
 
 def test_another_weight_is_refused(tmp_path):
@@ -422,7 +453,7 @@ def test_the_command(program, tmp_path):
     assert r["weights"]["decoder_norm"] == pytest.approx(r["weight"] / 1000)
     assert np.isfinite(list(r["numbers"].values())).all()
     assert ("coverage_prior" in r["numbers"]) == (r["phase"] == "final")
-  chosen = plan.choose(tmp_path, "rae_l2")
+  chosen = plan.choose(tmp_path, "rae_l2", 1)
   assert {r["weight"] for r in found if r["phase"] == "final"} == {chosen}
   assert (tmp_path / "table.md").read_text() in ran.stdout
   for again in (flags, ("--report", f"--out={tmp_path}")):

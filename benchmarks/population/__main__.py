@@ -15,6 +15,7 @@
 --weights=1,30                one of each method, in the order of --methods,
                               instead of a sweep that chooses it
 --seeds=5                     final runs of each method
+--sweep_seeds=1               runs of the sweep with each weight
 --batch=128                   images of a step
 --sweep_epochs=5 --epochs=20  passes over the training images of the runs that
                               choose a weight, and of all others
@@ -72,6 +73,7 @@ def define() -> None:
   flags.DEFINE_list("methods", None, "")
   flags.DEFINE_list("weights", None, "")
   number("seeds", 5, "")
+  number("sweep_seeds", 1, "")
   number("batch", 128, "")
   number("sweep_epochs", 5, "")
   number("epochs", 20, "")
@@ -163,7 +165,7 @@ def _settings(plan):
     )
   for key in (
     *("size", "channels", "seeds", "batch"),
-    *("sweep_epochs", "epochs", "judged"),
+    *("sweep_seeds", "sweep_epochs", "epochs", "judged"),
   ):
     if given[key].value < 1:
       raise UserError(f"--{key}={given[key].value} must be 1 or more.")

@@ -1,12 +1,13 @@
 """Which runs there are, who does them, and which weight is chosen.
 
-    sweep   a run for each tried weight, seed 0, judged on validation images
+    sweep   runs of a few seeds with each tried weight, judged on validation
+            images
     final   runs of several seeds with the chosen weight, judged on test images
     batch   the same with other batch sizes and as many images seen
 
 The chosen weight has the lowest sum of two Frechet distances on the validation
-images: of reconstructions, and of samples from the source that the method is
-meant for (`Method.sampler`).
+images, in the mean over seeds: of reconstructions, and of samples from the
+source that the method is meant for (`Method.sampler`).
 
 A finished run is a file. Several processes can share an output folder: each
 takes a method that no other one has locked.
@@ -50,6 +51,7 @@ class Settings(Problem):
     batch: images of a step, but for the runs of other batch sizes.
     sweep_epochs: passes over the training images of a run of the sweep.
     epochs: the same of all other runs.
+    sweep_seeds: runs of the sweep with each weight.
     judged: held-out images, and samples, that a run is judged on.
     sources: latent sources of the final runs beside the prior.
   """
@@ -59,6 +61,7 @@ class Settings(Problem):
   epochs: int
   judged: int
   sources: tuple[str, ...]
+  sweep_seeds: int = 1
 
   def check(self, out: Path) -> None:
     """Writes the settings to the output folder, or compares them.
@@ -131,17 +134,25 @@ def results(out: Path, method: str = "*") -> Iterator[dict[str, Any]]:
       yield found
 
 
-def choose(out: Path, method: str) -> float | None:
-  """Returns the chosen weight of a method; None before its sweep is done."""
-  found = {
-    r["weight"]: r["numbers"]
-    for r in results(out, method)
-    if r["phase"] == "sweep" and r["weight"] in METHODS[method].weights
-  }
-  if set(METHODS[method].weights) - found.keys():
-    return None
+def choose(out: Path, method: str, seeds: int) -> float | None:
+  """Returns the chosen weight of a method; None before its sweep is done.
+
+  Args:
+    out: the output folder.
+    method: its name.
+    seeds: see `Settings.sweep_seeds`.
+  """
   fd = f"fd_{METHODS[method].sampler}"
-  return min(found, key=lambda w: found[w]["fd_reconstructions"] + found[w][fd])
+  sums = {
+    (r["weight"], r["seed"]): r["numbers"]["fd_reconstructions"]
+    + r["numbers"][fd]
+    for r in results(out, method)
+    if r["phase"] == "sweep"
+  }
+  tried = METHODS[method].weights
+  if not all((w, seed) in sums for w in tried for seed in range(seeds)):
+    return None
+  return min(tried, key=lambda w: sum(sums[w, seed] for seed in range(seeds)))
 
 
 class Bench:
@@ -253,7 +264,8 @@ class Bench:
     """The given weight, or that of a sweep here or by another process."""
     if name in self._weights:
       return self._weights[name]
-    while (weight := choose(self.out, name)) is None:
+    seeds = self._settings.sweep_seeds
+    while (weight := choose(self.out, name, seeds)) is None:
       if not self._sweep(name):
         time.sleep(WAIT)
     return weight
@@ -269,8 +281,9 @@ class Bench:
     with _claim(self.out / name) as mine:
       return mine and self._do(
         [
-          Run(name, "sweep", weight, 0, s.batch, s.sweep_epochs)
+          Run(name, "sweep", weight, seed, s.batch, s.sweep_epochs)
           for weight in METHODS[name].weights
+          for seed in range(s.sweep_seeds)
         ]
       )
 

@@ -143,12 +143,12 @@ def _sweep_table(sweeps: Results) -> str:
   """The sums that weights are chosen by, on validation images."""
   rows = []
   for m in METHODS:
-    found = {r["weight"]: r["numbers"] for r in sweeps if r["method"] == m}
-    fd = f"fd_{METHODS[m].sampler}"
-    cells = [
-      f"{w:g}: {n['fd_reconstructions']:.3f} + {n[fd]:.3f}"
-      for w, n in sorted(found.items())
-    ]
+    fds = "fd_reconstructions", f"fd_{METHODS[m].sampler}"
+    cells = []
+    for w in sorted({r["weight"] for r in sweeps if r["method"] == m}):
+      runs = [r for r in sweeps if r["weight"] == w]
+      sums = (_cell(_values(runs, m, fd), 3) for fd in fds)
+      cells.append(f"{w:g}: {' + '.join(sums)}")
     if cells:
       rows.append([f"`{m}`", METHODS[m].sampler, ", ".join(cells)])
   head = [
