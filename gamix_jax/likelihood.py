@@ -99,7 +99,7 @@ class Bernoulli(Likelihood):
 
   def describe(self, n: int, weight: float) -> str:
     tempered = "" if weight == n else f", to the power {weight / n:.6g}"
-    return f"Bernoulli, grey levels as probabilities{tempered}"
+    return f"Bernoulli, binary or grey levels as probabilities{tempered}"
 
 
 class Categorical(Likelihood):

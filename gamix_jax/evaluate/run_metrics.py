@@ -24,6 +24,12 @@ SURGERY_IMAGES = 2_000
 NOISY = 1.25
 # Keys of the random draws; the sources of samples have 0, 1, ...
 BOUNDS_KEY, SURGERY_KEY, COMPLETIONS_KEY = 10, 11, 12
+# Why a Bernoulli likelihood has no bits per dimension.
+GREY = (
+  "a Bernoulli likelihood is no density of grey levels, so that there are no "
+  "bits of them; the nats are of its cross-entropy"
+)
+BINARY = "of binary pixels nats are compared; these are of discrete data"
 
 
 class EvalRun:
@@ -217,12 +223,8 @@ class EvalRun:
           value = metrics.mean_and_error(metrics.bits_per_dim(each, dims))
           self.numbers.add(f"{name}_bits_per_dim", value, **own)
       if not continuous:
-        self.numbers.missing(
-          bits,
-          "a Bernoulli likelihood is no density of grey levels, so that there "
-          "are no bits of them; the nats are of its cross-entropy",
-          **own,
-        )
+        binary = inputs.model.config.data.binarize != "none"
+        self.numbers.missing(bits, BINARY if binary else GREY, **own)
 
     self.numbers.attempt(["elbo", "iwae", *bits], measure, **own)
 

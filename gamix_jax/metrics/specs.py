@@ -260,7 +260,8 @@ METRICS = (
     "(elbo|iwae)_bits_per_dim",
     "Likelihood",
     r"\1, bits per dimension",
-    "the same, bits for each number of an image at 256 levels",
+    "the same, bits for each number of an image at 256 levels; not of a "
+    "Bernoulli likelihood",
     unit="bits",
     better="lower",
   ),
