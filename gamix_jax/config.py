@@ -149,9 +149,9 @@ def base() -> ConfigDict:  # noqa: PLR0915 (a list, not a procedure)
   c.prior.components = 1  # of a mixture; pseudo-inputs of vamp
 
   c.objective = ConfigDict()
-  # gamix_mixture, elbo, exact, selbo, siwae, evae; ae, rae_l2, wae_mmd, cwae,
-  # swae, sigreg, vicreg, dip1, dip2, tcvae, aae; of several modalities also
-  # mmvm, mmvm_population, masked, mixture_bound, tc
+  # gamix_mixture, gamix_aae, elbo, exact, selbo, siwae, evae; ae, rae_l2,
+  # wae_mmd, cwae, swae, sigreg, vicreg, dip1, dip2, tcvae, aae; of several
+  # modalities also mmvm, mmvm_population, masked, mixture_bound, tc
   c.objective.name = "gamix"
   c.objective.population = "means"  # full, debiased, quadratic, kernel
   c.objective.reconstruction = "l1"  # l2, bernoulli

@@ -101,6 +101,15 @@ METHODS = {
   "gamix_quadratic": _gamix("quadratic"),
   # 0.03 of 0.3, 0.03 and 0.01, by the sums on MNIST's validation images.
   "gamix_kernel": _gamix("kernel", 0.03),
+  # The weights of gamix_kernel's sweeps on MNIST, and a discriminator.
+  "gamix_aae": Method(
+    "gamix_aae",
+    (0.1, 0.3, 1.0, 3.0, 10.0),
+    {"code_adversarial": 1.0},
+    {"population_kl": 10.0, "collapse_penalty": 0.03},
+    posterior="gaussian",
+    population="kernel",
+  ),
   "wae_mmd": Method(
     "wae_mmd", (10.0, 30.0, 100.0, 300.0, 1000.0), {"mmd": 1.0}
   ),

@@ -27,6 +27,7 @@ from gamix_jax.objectives.draws import CWAE, SWAE, WAEMMD, SIGReg
 from gamix_jax.objectives.elbo import ELBO, AnalyticELBO
 from gamix_jax.objectives.evae import EVAE
 from gamix_jax.objectives.gamix import Gamix, GamixMixture, collapse_penalty
+from gamix_jax.objectives.gamix_aae import GamixAAE
 from gamix_jax.objectives.mmvm import MMVM, MMVMPopulation
 from gamix_jax.objectives.siwae import SIWAE
 from gamix_jax.objectives.subsets import TC, Masked, MixtureBound
@@ -54,6 +55,7 @@ OBJECTIVES.register("exact", AnalyticELBO)
 OBJECTIVES.register("siwae", SIWAE)
 OBJECTIVES.register("evae", EVAE)
 OBJECTIVES.register("gamix_mixture", GamixMixture)
+OBJECTIVES.register("gamix_aae", GamixAAE)
 OBJECTIVES.register("ae", AE)
 OBJECTIVES.register("rae_l2", RAEL2)
 OBJECTIVES.register("wae_mmd", WAEMMD)
@@ -157,6 +159,7 @@ __all__ = [
   "AdversarialLoss",
   "AnalyticELBO",
   "Gamix",
+  "GamixAAE",
   "GamixMixture",
   "MMVMPopulation",
   "Masked",

@@ -11,7 +11,7 @@ optimiser `optim.disc`.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 from flax import linen as nn
@@ -40,7 +40,6 @@ class AAE(Objective):
   terms = ("recon", "code_adversarial")
   of_discriminator = ("code_real", "code_fake")
   additive = True
-  settings: ClassVar[dict[str, Any]] = {"width": 512, "layers": 2}
 
   @classmethod
   def from_config(cls, config: ConfigDict, modalities: Modalities) -> Self:
@@ -50,7 +49,8 @@ class AAE(Objective):
         f"objective.aae.width={section.width} and objective.aae.layers="
         f"{section.layers} must be 1 or more."
       )
-    return super().from_config(config, modalities)
+    made = super().from_config(config, modalities)
+    return dataclasses.replace(made, width=section.width, layers=section.layers)
 
   @classmethod
   def accepts(cls, family: type[Posterior]) -> bool:
@@ -69,13 +69,18 @@ class AAE(Objective):
   ) -> tuple[Terms, dict[str, jax.Array], State]:
     terms = {
       "recon": self.recon(output),
-      "code_adversarial": _losses(output)["adversarial"],
+      "code_adversarial": code_adversarial(output),
     }
     return terms, {}, state
 
   def discriminator_terms(self, output: VAEOutput) -> Terms:
     each = _losses(output)
     return {"code_real": each["real"], "code_fake": each["fake"]}
+
+
+def code_adversarial(output: VAEOutput) -> jax.Array:
+  """The term `code_adversarial`, from `output.code_logits`."""
+  return _losses(output)["adversarial"]
 
 
 def _losses(output: VAEOutput) -> Terms:
