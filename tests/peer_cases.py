@@ -13,6 +13,11 @@ RUNS = {
   "sigreg": (),
   "vicreg": (),
   "aae": ("--config.objective.aae.width=8",),
+  "gamix_aae": (
+    "--config.posterior.name=gaussian",
+    "--config.objective.population=kernel",
+    "--config.objective.aae.width=8",
+  ),
   "dip1": ("--config.posterior.name=gaussian",),
   "dip2": (
     "--config.posterior.name=mixture",

@@ -13,6 +13,7 @@ import scipy.special
 import scipy.stats
 from conftest import (
   alone,
+  assert_close,
   assert_same,
   elbo,
   images,
@@ -325,6 +326,8 @@ def test_tcvae_needs_the_number_of_images():
     ("swae", dict(objective__swae__directions=0), "swae.directions=0"),
     ("sigreg", dict(objective__sigreg__directions=0), "sigreg.directions=0"),
     ("aae", dict(objective__aae__layers=0), "aae.layers=0"),
+    ("gamix_aae", dict(objective__aae__width=0), "aae.width=0"),
+    ("gamix_aae", dict(posterior__name="delta"), "not defined for"),
     ("swae", dict(posterior__name="mixture"), "not defined for"),
     ("dip1", dict(posterior__name="delta"), "not defined for"),
   ],
@@ -435,7 +438,9 @@ def test_a_run_continues_and_is_evaluated(program, tmp_path, name):
   for term in terms:
     assert all(np.isfinite(r[f"vae/{term}"]) for r in log)
   assert log[-1]["nonfinite/total"] == 0
-  if name == "aae":  # its discriminator continues, too
+  if objectives.OBJECTIVES[
+    name
+  ].of_discriminator:  # its discriminator continues, too
     done(*flags[:-1], f"--workdir={tmp_path / 'whole'}", "--config.steps=3")
     whole = [r for r in numbers(tmp_path / "whole") if "vae/loss" in r]
     assert whole == [r for r in numbers(run) if "vae/loss" in r]
@@ -473,6 +478,42 @@ def test_aae_by_hand():
   }
   for name, value in wanted.items():
     np.testing.assert_allclose(terms[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture"])
+def test_gamix_aae_has_the_terms_of_both(family):
+  """Those of GAMIX with its form of the population, and those of the AAE."""
+  rng = np.random.default_rng(1)
+  q, z, w = sampled(family)
+  of = output(X, q, z, w, jnp.zeros((len(z), *X.shape)))
+  logits = [rng.normal(size=B), rng.normal(size=z.shape[:2])]
+  of = of.replace(code_logits=tuple(jnp.asarray(v, "f4") for v in logits))
+  both = made(objectives.GamixAAE, population="kernel")
+  gamix, aae = made(objectives.Gamix, population="kernel"), made(objectives.AAE)
+  wanted = gamix(of, {})[0] | {
+    "code_adversarial": aae(of, {})[0]["code_adversarial"]
+  }
+  terms = both(of, {})[0]
+  assert terms.keys() == wanted.keys() == set(both.terms)
+  assert_close(terms, wanted, rtol=1e-6)
+  assert both.discriminator_terms(of) == aae.discriminator_terms(of)
+  assert both.additive
+  assert not made(objectives.GamixAAE, population="debiased").additive
+
+
+def test_gamix_aae_reads_the_keys_of_both():
+  c = alone(
+    flat_config,
+    **peer_cases.changes("gamix_aae"),
+    objective__population="quadratic",
+    objective__aae__width=5,
+    objective__aae__layers=3,
+  )
+  objective = build.train_spec(c).objective
+  assert objective.population == "quadratic"
+  assert (objective.width, objective.layers) == (5, 3)
+  defaults = objectives.GamixAAE.default_weights(1.0)
+  assert set(defaults) == {*objective.terms[1:], *objective.of_discriminator}
 
 
 def aae(**changes):

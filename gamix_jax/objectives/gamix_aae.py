@@ -4,14 +4,15 @@
     collapse_penalty  as in `gamix`
     code_adversarial  as in `aae`, from draws of the posteriors
 
-A fixed distance such as `kernel` is steady from the first step on, but sees some
-differences between q(z) and N(0, I) hardly at all. A discriminator finds those
-that are left, but alone it is unsteady: codes that it pushes apart may never
-come together. Unlike `aae` it has posteriors with a density, and so bounds of
-ln p(x). This combination is not from a paper.
+A fixed distance such as `kernel` is steady from the first step on, but hardly
+sees some differences between q(z) and N(0, I). The discriminator finds those
+that are left; alone, as in `aae`, it is unsteady with few latents. Posteriors
+have a density here, other than there, so that there are bounds of ln p(x). The
+combination is not from a paper; docs/results.md compares it.
 """
 
 import dataclasses
+
 import jax
 
 from gamix_jax.networks import VAEOutput
