@@ -5,12 +5,13 @@
 
 Pixels are black or white at random, by their grey level, anew in each step. The
 networks are those of Burda et al., arXiv:1509.00519, section 5 (784-200-200-50,
-with ReLU in place of tanh). XXX
-
-ln p(x) of all test images, from 5,000 draws of each:
+with ReLU in place of tanh). 100 epochs, 10 minutes of two CPU cores, reach an
+ELBO of -95.7 nats and an importance-weighted bound of 1,000 draws of -90.7
+(10,000 test images, seed 0). Burda et al. train for 3,280 epochs (-86.8, 5,000
+draws). The bounds of all test images:
 
   python -m gamix_jax.evaluate --workdir=runs/mnist_binary \
-      --config.eval.bound_images=10000 --config.eval.draws=5000
+      --config.eval.bound_images=10000 --config.eval.draws=1000
 
 The importance-weighted bound with five draws is trained with
 --config.objective.name=siwae --config.objective.num_samples=5, and a VampPrior
