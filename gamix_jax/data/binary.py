@@ -52,8 +52,7 @@ class BinaryDataset(Dataset):
 
   def __init__(self, grey: Dataset):
     """Takes over everything but the images from `grey`."""
-    # Not Dataset's own __init__, which would log the broken files again.
-    vars(self).update(vars(grey))
+    self._take_over(grey)
     self.grey = grey
     self.dynamic = grey.settings.binarize == "dynamic"
     self.in_memory = grey.in_memory

@@ -44,8 +44,7 @@ class CachedDataset(Dataset):
 
   def __init__(self, dataset: Dataset, images: np.ndarray, labels: np.ndarray):
     """`images` uint8 [n, h, w, c] and `labels` int32 [n] of `dataset`."""
-    # Not Dataset's own __init__, which would log the broken files again.
-    vars(self).update(vars(dataset))
+    self._take_over(dataset)
     # A memmap's own indexing returns views of what it has copied.
     self._images, self._labels = np.asarray(images), labels
 

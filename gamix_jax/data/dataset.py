@@ -49,6 +49,13 @@ class SplitDataset(abc.ABC):
     self._logged = 0  # number of broken files in the last warning
     self.report_broken(source.broken)
 
+  def _take_over(self, dataset: "SplitDataset") -> None:
+    """Has all that `dataset` has; for the `__init__` of one made of another.
+
+    In place of `__init__` here, which would log the broken files again.
+    """
+    vars(self).update(vars(dataset))
+
   @property
   def excluded(self) -> tuple[int, ...]:
     """Labels of the classes that training leaves out (tests have them)."""

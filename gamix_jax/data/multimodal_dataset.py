@@ -174,8 +174,7 @@ class CachedMultimodal(MultimodalDataset):
     self, dataset: MultimodalDataset, batch: Mapping[str, np.ndarray]
   ):
     """`batch` has all observations of `dataset`, in order."""
-    # Not the own __init__, which would log the broken files again.
-    vars(self).update(vars(dataset))
+    self._take_over(dataset)
     self._held = {name: batch[name] for name in dataset.names}
     self.mask, self._label = batch["mask"], batch["label"]
     self.in_memory = True
